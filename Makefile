@@ -1,0 +1,72 @@
+# Every target makes what it needs first: `make demo` and `make test` work straight after `git clone`.
+#   CONFIG=configs/demo.yaml   RUN=runs/name   DATA="train.csv more.csv"   TEST=test.csv   ARGS="stack.trials=5"
+CONFIG ?= configs/demo.yaml
+PYTHON ?= python3
+VENV   ?= .venv
+EXTRAS ?= dev
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready-$(EXTRAS)
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+as_list = [$(subst $(space),$(comma),$(strip $(1)))]
+OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(DATA))') \
+            $(if $(TEST),'data.test=$(call as_list,$(TEST))') $(ARGS)
+
+.PHONY: help setup oof stack distill predict table demo test test-slow lint format bases check audit clean-demo
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo; echo 'variables: CONFIG (default configs/demo.yaml), RUN (default runs/<config name>), DATA, TEST, ARGS="key.sub=value …"'
+
+setup: $(READY)  ## create .venv with the pinned versions (EXTRAS=dev,gpu,cluster,track)
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(PY) || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@if command -v uv >/dev/null 2>&1 && [ -n "$(USE_UV)" ]; then \
+	  VIRTUAL_ENV=$(VENV) uv pip install -q -c constraints.txt -e '.[$(EXTRAS)]'; \
+	else \
+	  $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'; \
+	fi
+	@touch $@
+
+oof: $(READY)  ## stage one: fold jobs -> out-of-fold logits
+	@$(PY) -m oof oof $(CONFIG) $(OVERRIDES)
+
+stack: $(READY)  ## stage two: stack and calibrate them, cross-fitted
+	@$(PY) -m ensemble stack $(CONFIG) $(OVERRIDES)
+
+distill: $(READY)  ## stage three: one student, saved as a Hugging Face folder
+	@$(PY) -m ensemble distill $(CONFIG) $(OVERRIDES)
+
+predict: $(READY)  ## write RUN/submission.csv for TEST (ARGS="predict.model=ensemble" for the ensemble)
+	@$(PY) -m ensemble predict $(CONFIG) $(OVERRIDES)
+
+table: $(READY)  ## print what each stage was worth and write RUN/metrics.json
+	@$(PY) -m ensemble table $(CONFIG) $(OVERRIDES)
+
+demo: $(READY)  ## all of it on the embedded synthetic arena, on a CPU
+	@$(MAKE) --no-print-directory oof stack distill predict table CONFIG=configs/demo.yaml
+
+test: $(READY)  ## the tests (slow ones: make test-slow)
+	@$(PY) -m pytest
+
+test-slow: $(READY)  ## every test, the slow ones too
+	@$(PY) -m pytest -m 'slow or not slow'
+
+lint: $(READY)  ## ruff, mypy --strict, import contracts
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
+
+format: $(READY)  ## let ruff format and mend
+	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
+
+bases: $(READY)  ## rebuild the demo's base checkpoints (about 20 minutes)
+	@$(PY) -m oof bases configs/bases
+
+check: $(READY)  ## profile battle files and list every problem: make check DATA="a.csv b.jsonl"
+	@$(PY) -m oof check $(DATA)
+
+audit: $(READY)  ## prove a finished run's invariants: make audit RUN=runs/demo
+	@$(PY) -m oof audit $(or $(RUN),runs/$(basename $(notdir $(CONFIG))))

@@ -1,0 +1,161 @@
+"""OOF logits + battle features -> the stacker's design matrix, for each battle and for its mirror image.
+
+The mirror is the same battle with A and B exchanged. A model that is trained on both and averages both cannot
+favour a side. Logits are joined by id, never by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble.features import FAMILIES
+from oof.errors import UserError
+from oof.metrics import log_softmax, softmax
+from oof.store import LOGIT_COLUMNS
+
+SWAP = [1, 0, 2]  # classes of a battle whose sides are exchanged
+
+
+@dataclass(frozen=True)
+class Design:
+    """Rows of battles.
+
+    Attributes:
+        x: (n, d) float32 features as given.
+        x_swapped: (n, d) the same for the mirrored battles.
+        pool: (n, m, 3) float64 centred mean-of-orders log-probabilities of each member.
+        names: the d columns.
+        families: column -> family.
+        members: the m members.
+        ids: the n battles.
+    """
+
+    x: NDArray[np.float32]
+    x_swapped: NDArray[np.float32]
+    pool: NDArray[np.float64]
+    names: list[str]
+    families: dict[str, str]
+    members: list[str]
+    ids: list[str]
+
+    def take(self, rows: NDArray[np.integer]) -> Design:
+        ids = [self.ids[i] for i in rows]
+        return Design(
+            self.x[rows], self.x_swapped[rows], self.pool[rows], self.names, self.families, self.members, ids
+        )
+
+    def columns(self, family: str) -> list[int]:
+        """Return the positions of a family's columns."""
+        return [i for i, name in enumerate(self.names) if self.families[name] == family]
+
+
+def join_logits(ids: Sequence[str], frame: pl.DataFrame) -> NDArray[np.float32]:
+    """Return (n, 2, 3) logits in the order of ``ids`` from a frame in the open logits format.
+
+    Raises:
+        UserError: an id is missing, extra or repeated, or a logit is not finite (with counts).
+    """
+    absent = [name for name in ("id", *LOGIT_COLUMNS) if name not in frame.columns]
+    if absent:
+        raise UserError(f"logits file: missing column {absent[0]!r}; expected id and {', '.join(LOGIT_COLUMNS)}")
+    theirs = frame["id"].cast(pl.String)
+    repeated = len(theirs) - theirs.n_unique()
+    missing, extra = set(ids) - set(theirs), set(theirs) - set(ids)
+    if repeated or missing or extra:
+        raise UserError(
+            f"logits file: {len(missing)} battles missing, {len(extra)} unknown, {repeated} repeated; "
+            "it must hold each scored battle once"
+        )
+    rows = pl.DataFrame({"id": list(ids)}).join(frame.with_columns(theirs), on="id", how="left", maintain_order="left")
+    logits = rows.select(LOGIT_COLUMNS).to_numpy().astype(np.float32)
+    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    if broken:
+        raise UserError(f"logits file: {broken} battles have logits that are not finite; score them again")
+    return logits.reshape(-1, 2, 3)
+
+
+def mirror_logits(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the (n, 2, 3) logits of the mirrored battles: its order ab is the other's ba, with a and b exchanged."""
+    return logits[:, ::-1][:, :, SWAP]
+
+
+def mirror_table(table: pl.DataFrame) -> pl.DataFrame:
+    return table.with_columns(pl.col("response_b").alias("response_a"), pl.col("response_a").alias("response_b"))
+
+
+def build_design(table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -> Design:
+    """Return the design matrix of battles with each member's logits.
+
+    Args:
+        table: (n) canonical battles.
+        logits: member -> (n, 2, 3) logits in the table's order.
+
+    Raises:
+        UserError: there is no member, or a logit is not finite.
+    """
+    if not logits:
+        raise UserError("no member's logits to stack")
+    for name, values in logits.items():
+        if values.shape != (table.height, 2, 3) or not np.isfinite(values).all():
+            raise UserError(f"logits of {name}: expected finite numbers of shape ({table.height}, 2, 3)")
+    x, families = _features(table, logits)
+    mirrored = {name: mirror_logits(values) for name, values in logits.items()}
+    x_swapped, _ = _features(mirror_table(table), mirrored)
+    pool = np.stack([_centred(values.astype(np.float64).mean(axis=1)) for values in logits.values()], axis=1)
+    return Design(x, x_swapped, pool, list(families), families, list(logits), table["id"].to_list())
+
+
+def _centred(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    logp = log_softmax(logits)
+    return logp - logp.mean(axis=-1, keepdims=True)
+
+
+def _features(
+    table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]
+) -> tuple[NDArray[np.float32], dict[str, str]]:
+    columns: dict[str, NDArray[np.floating]] = {}
+    families: dict[str, str] = {}
+    for family, function in FAMILIES.items():
+        for series in function(table):
+            columns[series.name], families[series.name] = series.cast(pl.Float32).to_numpy(), family
+    for family, values in (*((name, _member(name, z)) for name, z in logits.items()), ("between", _between(logits))):
+        columns |= values
+        families |= dict.fromkeys(values, family if family == "between" else f"member:{family}")
+    return np.column_stack(list(columns.values())).astype(np.float32), families
+
+
+def _member(name: str, logits: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
+    """One member's opinion: margin of a over b and pull to a tie, per order and in the mean; entropy; disagreement."""
+    mean = _centred(logits.astype(np.float64).mean(axis=1))
+    probs = softmax(mean)
+    ab, ba = (_centred(logits[:, order].astype(np.float64)) for order in (0, 1))
+    return {
+        f"{name}_margin": mean[:, 0] - mean[:, 1],
+        f"{name}_tie": mean[:, 2],
+        f"{name}_margin_ab": ab[:, 0] - ab[:, 1],
+        f"{name}_margin_ba": ba[:, 0] - ba[:, 1],
+        f"{name}_entropy": -(probs * np.log(probs)).sum(axis=1),
+        f"{name}_disagreement": np.abs(ab - ba).max(axis=1),
+    }
+
+
+def _between(logits: dict[str, NDArray[np.floating]]) -> dict[str, NDArray[np.float64]]:
+    """Agreement of the members: the mean and spread of their margins, and the pairs' divergence (Jensen-Shannon)."""
+    means = [_centred(values.astype(np.float64).mean(axis=1)) for values in logits.values()]
+    margins = np.stack([mean[:, 0] - mean[:, 1] for mean in means])
+    columns = {"mean_margin": margins.mean(axis=0), "spread_margin": margins.std(axis=0)}
+    columns["mean_tie"] = np.mean([mean[:, 2] for mean in means], axis=0)
+    for (i, first), (j, second) in combinations(enumerate(means), 2):
+        columns[f"divergence_{i}_{j}"] = _jensen_shannon(softmax(first), softmax(second))
+    return columns
+
+
+def _jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    m = (p + q) / 2
+    return np.asarray((p * np.log(p / m) + q * np.log(q / m)).sum(axis=1) / 2)

@@ -1,0 +1,89 @@
+"""Probabilities for new battles, from the student or the whole ensemble, as a competition submission."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from oof import store
+from oof.config import Config, Member
+from oof.dataset import load_battles, read_test
+from oof.errors import UserError
+
+SUBMISSION = ["id", "winner_model_a", "winner_model_b", "winner_tie"]
+
+
+def run_predict(config: Config) -> Path:
+    """Predict the test battles with ``predict.model`` and write ``RUN/submission.csv``.
+
+    Raises:
+        UserError: no test battles, or the stage that makes the model is missing.
+    """
+    test = read_test(config)
+    if not test.height:
+        raise UserError("no battles to predict: set data.test (make predict TEST=test.csv)")
+    run = Path(config.run)
+    probs = student_probabilities(config, test) if config.predict.model == "student" else _ensemble(config, test)
+    path = run / "submission.csv"
+    write_submission(path, test["id"], probs)
+    return path
+
+
+def student_probabilities(config: Config, test: pl.DataFrame) -> NDArray[np.float64]:
+    """Return (n, 3) probabilities by the exported student: softmax of the mean of both orders' logits."""
+    folder = Path(config.run) / "distill" / "student"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no student here yet; run 'make distill' with this RUN first")
+    from dataclasses import replace
+
+    from oof.models import device, load_tokenizer, load_trained
+    from oof.predict import predict_logits
+    from oof.prompts import encode_battles
+    from ensemble.stack import softmax_mean
+
+    recipe = config.distill.student
+    member: Member = replace(recipe, checkpoint=str(folder))
+    tokenizer = load_tokenizer(str(folder))
+    facts = store.read_json(folder / "prompts.json")
+    prompts = replace(config.prompts, layout=facts["layout"])
+    encoded = encode_battles(test, tokenizer, prompts, facts["max_tokens"])
+    model = load_trained(member, tokenizer).to(device()).eval()
+    return softmax_mean(predict_logits(model, member, encoded, tokenizer.pad_token_id, "student: predict"))
+
+
+def _ensemble(config: Config, test: pl.DataFrame) -> NDArray[np.float64]:
+    from ensemble import stack
+    from oof import fold_jobs
+
+    _, result = stack.load_ensemble(config)
+    jobs = fold_jobs.fold_jobs(config, load_battles(Path(config.run)))
+    logits = fold_jobs.test_logits(jobs, test)
+    if logits is None:
+        from oof.jobs import score_test
+
+        score_test(config, jobs, test)
+        logits = fold_jobs.test_logits(jobs, test)
+    if logits is None:
+        raise UserError(f"{config.run}: the members' test logits cannot be read back; check the disk and run again")
+    return result.predict(stack.design_of(test, logits))
+
+
+def write_submission(path: Path, ids: pl.Series, probs: NDArray[np.floating]) -> None:
+    """Check and write a submission; an older one is replaced only by a whole, valid one.
+
+    Raises:
+        UserError: ids repeat, or a row is not a probability distribution.
+    """
+    if ids.n_unique() != len(ids):
+        raise UserError("the test file has repeated ids; a submission needs each once")
+    probs = np.asarray(probs, dtype=np.float64)
+    probs = probs / probs.sum(axis=1, keepdims=True)
+    if probs.shape != (len(ids), 3) or not np.isfinite(probs).all() or (probs < 0).any():
+        raise UserError("the model gave probabilities that are not finite; nothing was written")
+    frame = pl.DataFrame({"id": ids} | {name: probs[:, i] for i, name in enumerate(SUBMISSION[1:])})
+    with store.replacing(path) as temporary:
+        frame.write_csv(temporary)
+

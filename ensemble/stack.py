@@ -1,0 +1,154 @@
+"""Stage two over a run folder: OOF logits in, calibrated cross-fitted probabilities and the final stack out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble.crossfit import StackResult, cross_fit
+from ensemble.design import Design, build_design, join_logits
+from oof import store
+from oof.config import Config, to_dict
+from oof.dataset import FORMAT, load_battles
+from oof.errors import UserError
+from oof.metrics import log_loss
+
+logger = logging.getLogger(__name__)
+
+CLASSES = ("a", "b", "tie")
+STAGE_ONE = ("seed", "members", "prompts", "folds", "groups")  # settings that OOF logits depend on
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What stage one left: the scored battles and each member's logits in their order."""
+
+    table: pl.DataFrame
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    folds: NDArray[np.int64]
+    logits: dict[str, NDArray[np.float32]]  # member -> (n, 2, 3)
+
+
+def load_inputs(config: Config) -> Inputs:
+    """Return the run's scored battles and OOF logits.
+
+    Raises:
+        UserError: stage one has not finished here, or was made with other settings.
+    """
+    run = Path(config.run)
+    table = load_battles(run).filter(pl.col("role") == "train")
+    if not (run / "run.json").is_file():
+        raise UserError(f"{run}: no finished stage one here; run 'make oof' with this RUN first")
+    _refuse_other_settings(run, config)
+    logits = {}
+    for name in config.members:
+        path = run / "oof" / name / "logits.parquet"
+        if not path.is_file():
+            raise UserError(f"{path}: missing; run 'make oof' with this RUN first")
+        logits[name] = join_logits(table["id"].to_list(), store.read_parquet(path))
+    labels, groups, folds = (table[name].to_numpy().astype(np.int64) for name in ("label", "group", "fold"))
+    return Inputs(table, labels, groups, folds, logits)
+
+
+def _refuse_other_settings(run: Path, config: Config) -> None:
+    made, now = store.read_json(run / "run.json")["config"], to_dict(config)
+    for section in STAGE_ONE:
+        for name, (before, after) in _differences(section, made.get(section), now[section]).items():
+            if not name.endswith("score_tokens_per_batch"):
+                raise UserError(f"{run}: stage one was made with {name}={before}, now it is {after}; run 'make oof' again")
+
+
+def _differences(name: str, before: object, after: object) -> dict[str, tuple[object, object]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        found: dict[str, tuple[object, object]] = {}
+        for key in sorted({*before, *after}):
+            found |= _differences(f"{name}.{key}", before.get(key), after.get(key))
+        return found
+    return {} if before == after else {name: (before, after)}
+
+
+def _step(config: Config, inputs: Inputs) -> store.Step:
+    logits = [store.digest(inputs.logits[name]) for name in sorted(inputs.logits)]
+    battles = [inputs.table["id"].to_list(), store.digest(inputs.labels, inputs.groups, inputs.folds)]
+    key = store.digest("stack", FORMAT, config.stack, config.seed, list(config.members), logits, battles)
+    return store.Step(Path(config.run) / "stack", key)
+
+
+def run_stack(config: Config) -> bool:
+    """Cross-fit, calibrate and save the stack unless it is up to date; return whether anything ran."""
+    inputs = load_inputs(config)
+    step = _step(config, inputs)
+    if step.done:
+        return False
+    step.begin()
+    design = build_design(inputs.table, inputs.logits)
+    result = cross_fit(
+        design, inputs.labels, inputs.folds, inputs.groups, config.stack, config.seed, step.folder / "studies"
+    )
+    result.save(step.folder / "model")
+    members = {f"member:{name}": softmax_mean(logits) for name, logits in inputs.logits.items()}
+    frame = predictions_frame(inputs.table["id"], {**result.predictions, **members})
+    store.write_parquet(step.folder / "predictions.parquet", frame)
+    losses = {name: log_loss(probs, inputs.labels) for name, probs in result.predictions.items()}
+    step.finish({"log_loss": losses, "features": design.names, **result.facts()})
+    logger.info("stack: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+    return True
+
+
+def softmax_mean(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return (n, 3) probabilities of (n, 2, 3) logits: softmax of the mean over both orders."""
+    from oof.metrics import softmax
+
+    return softmax(logits.astype(np.float64).mean(axis=1))
+
+
+def load_teacher(config: Config, inputs: Inputs) -> NDArray[np.float64]:
+    """Return the (n, 3) calibrated out-of-fold probabilities that the student learns from.
+
+    A modelled first-shown term is left out: the student is trained on both orders of every battle, in which
+    it would contradict itself.
+
+    Raises:
+        UserError: stage two is missing or out of date.
+    """
+    step = _step(config, inputs)
+    if not step.done:
+        raise UserError(f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first")
+    return read_predictions(step.folder / "predictions.parquet", inputs.table["id"])["teacher"]
+
+
+def load_ensemble(config: Config) -> tuple[Inputs, StackResult]:
+    """Return the inputs and the final stack, for battles that were never in the run."""
+    inputs = load_inputs(config)
+    step = _step(config, inputs)
+    if not step.done:
+        raise UserError(f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first")
+    return inputs, StackResult.load(step.folder / "model")
+
+
+def design_of(table: pl.DataFrame, logits: dict[str, Any]) -> Design:
+    return build_design(table, logits)
+
+
+def predictions_frame(ids: pl.Series, predictions: dict[str, NDArray[np.floating]]) -> pl.DataFrame:
+    """Return one row per battle: id and, for each predictor, its three probabilities (``name|a`` …)."""
+    columns = {f"{name}|{c}": probs[:, i] for name, probs in predictions.items() for i, c in enumerate(CLASSES)}
+    return pl.DataFrame({"id": ids, **columns})
+
+
+def read_predictions(path: Path, ids: pl.Series) -> dict[str, NDArray[np.float64]]:
+    """Return each predictor's (n, 3) probabilities, joined by id."""
+    frame = store.read_parquet(path)
+    joined = pl.DataFrame({"id": ids}).join(frame, on="id", how="left", validate="1:1", maintain_order="left")
+    names = list(dict.fromkeys(column.split("|")[0] for column in frame.columns if column != "id"))
+    predictions = {name: joined.select(f"{name}|{c}" for c in CLASSES).to_numpy() for name in names}
+    if not all(np.isfinite(probs).all() for probs in predictions.values()):
+        raise UserError(f"{path}: does not cover the run's battles; delete {path.parent} and run the stage again")
+    return predictions

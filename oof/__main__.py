@@ -1,0 +1,111 @@
+"""``python -m oof VERB …``: stage one and its tools. Torch is imported only by the verbs that need it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from oof import config as configuration
+from oof import store
+from oof.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit status (0 done, 1 a check failed, 2 a user's error)."""
+    return run_verb(_parser(), argv)
+
+
+def run_verb(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Parse, run the chosen verb and turn a :class:`UserError` into one sentence and status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "transformers", "peft", "accelerate", "optuna"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    arguments = parser.parse_args(argv)
+    verb: Callable[[argparse.Namespace], int | None] = arguments.verb
+    try:
+        return verb(arguments) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file, for example configs/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="laid over the file")
+
+
+def load_config(arguments: argparse.Namespace) -> configuration.Config:
+    return configuration.load(arguments.config, arguments.overrides)
+
+
+def _oof(arguments: argparse.Namespace) -> None:
+    from oof import dataset, fold_jobs
+
+    config = load_config(arguments)
+    run = Path(config.run)
+    with store.locked(run):
+        table = dataset.prepare(config)
+        test = dataset.read_test(config)
+        jobs = fold_jobs.fold_jobs(config, table)
+        todo = [job for job in jobs if not job.step.done]
+        if todo:
+            from oof.jobs import run_jobs
+
+            run_jobs(config, todo)
+        for folds in fold_jobs.by_member(jobs).values():
+            fold_jobs.join_folds(folds, table)
+        if test.height and fold_jobs.test_logits(jobs, test) is None:
+            from oof.jobs import score_test
+
+            score_test(config, jobs, test)
+        dataset.write_run(config)
+    done = f"{len(todo)} fold jobs run" if todo else "up to date, nothing to do"
+    print(f"oof: {done} ({len(config.members)} members x {config.folds.k} folds in {run / 'oof'})")
+
+
+def _synth(arguments: argparse.Namespace) -> None:
+    from oof import synth
+
+    paths = synth.write_arena(Path(arguments.out), arguments.battles, arguments.seed, arguments.test_battles)
+    print(f"synth: {', '.join(str(path) for path in paths.values())}")
+
+
+def _bases(arguments: argparse.Namespace) -> None:
+    from oof import bases
+
+    bases.build_bases(Path(arguments.out), arguments.seed, arguments.battles, arguments.epochs, arguments.only)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m oof", description="Stage one: out-of-fold logits.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    oof = verbs.add_parser("oof", help="train the fold jobs and write out-of-fold logits")
+    add_config_arguments(oof)
+    oof.set_defaults(verb=_oof)
+    synth = verbs.add_parser("synth", help="write a synthetic arena with known class probabilities")
+    synth.add_argument("out")
+    synth.add_argument("--battles", type=int, default=3000)
+    synth.add_argument("--test-battles", type=int, default=300)
+    synth.add_argument("--seed", type=int, default=0)
+    synth.set_defaults(verb=_synth)
+    bases = verbs.add_parser("bases", help="pre-train the demo's tiny base checkpoints")
+    bases.add_argument("out")
+    bases.add_argument("--seed", type=int, default=1_000_003)
+    bases.add_argument("--battles", type=int, default=40_000)
+    bases.add_argument("--epochs", type=int, default=2)
+    bases.add_argument("--only", nargs="*", default=[], choices=["tiny-gemma2", "tiny-llama"])
+    bases.set_defaults(verb=_bases)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

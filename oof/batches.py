@@ -1,0 +1,164 @@
+"""Token-budget batches: which sequences go through the model together, in training and in scoring.
+
+Training. One optimizer step is always ``batch_battles`` battles (with both orders of a battle in it when
+``swap=paired``), so that the optimisation does not depend on how the memory is cut. A window of steps is
+sorted by length and cut into runs of similar lengths; each step draws its runs at random from its window;
+inside a step the sequences are cut into micro-batches under ``tokens_per_batch`` padded tokens. The whole
+plan is a function of lengths and seed, so resuming means starting at a step number.
+
+Scoring. Sequences sorted by length and cut under the same kind of budget.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from oof.config import Train
+from oof.prompts import Encoded
+
+WINDOW_STEPS = 16  # steps per length-sorted window: wide enough for equal lengths, narrow enough to stay mixed
+MULTIPLE = 8  # sequences are padded to multiples of this many tokens, which kernels like
+
+
+def cut(lengths: NDArray[np.integer], budget: int) -> list[NDArray[np.int64]]:
+    """Cut sequences into batches whose padded size (count x longest) stays within ``budget`` tokens.
+
+    Args:
+        lengths: (n,) tokens of each sequence.
+        budget: padded tokens of one batch; a sequence longer than this gets a batch of its own.
+
+    Returns:
+        Index arrays into ``lengths``, longest first: an out-of-memory shows up at once, not after hours.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    padded = _padded(lengths[order])
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, budget // int(padded[start]))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def _padded(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    return -(-lengths.astype(np.int64) // MULTIPLE) * MULTIPLE
+
+
+@dataclass(frozen=True)
+class Step:
+    """The sequences of one optimizer step: battle positions and their order (0 = ab, 1 = ba)."""
+
+    battles: NDArray[np.int64]
+    orders: NDArray[np.int64]
+
+
+def plan_steps(lengths: NDArray[np.integer], recipe: Train, seed: int) -> list[Step]:
+    """Return every optimizer step of a training run.
+
+    Args:
+        lengths: (n,) tokens of each battle's longest order.
+        recipe: epochs, batch_battles, tokens_per_batch and swap are read.
+        seed: the plan depends on it and on the lengths only.
+
+    Returns:
+        ``ceil(n / batch_battles)`` steps an epoch; each whole epoch visits each battle once (``swap=paired``:
+        each order of it once); a fractional last epoch stops early.
+    """
+    rng = np.random.default_rng([seed, 7])
+    steps: list[Step] = []
+    per_epoch = math.ceil(len(lengths) / recipe.batch_battles)
+    total = max(1, math.ceil(recipe.epochs * per_epoch))
+    while len(steps) < total:
+        flips = rng.permutation(len(lengths)) % 2  # half of the battles swapped, exactly
+        for battles in _epoch(lengths, recipe, rng):
+            steps.append(_with_orders(battles, flips, recipe.swap))
+    return steps[:total]
+
+
+def _with_orders(battles: NDArray[np.int64], flips: NDArray[np.int64], swap: str) -> Step:
+    if swap == "paired":
+        return Step(np.repeat(battles, 2), np.tile(np.array([0, 1]), len(battles)))
+    return Step(battles, flips[battles] if swap == "random" else np.zeros_like(battles))
+
+
+def _epoch(lengths: NDArray[np.integer], recipe: Train, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Return the battles of each step of one epoch: windows sorted by length, dealt out in runs."""
+    size = recipe.batch_battles
+    per_battle = 2 if recipe.swap == "paired" else 1
+    parts = math.ceil(float(np.mean(lengths)) * per_battle * size / recipe.tokens_per_batch)
+    run = max(1, size // parts)
+    shuffled = rng.permutation(len(lengths))
+    steps: list[NDArray[np.int64]] = []
+    for start in range(0, len(shuffled), size * WINDOW_STEPS):
+        window = shuffled[start : start + size * WINDOW_STEPS]
+        if parts > 1:  # with one micro-batch a step, sorting would only make the steps less alike
+            window = window[np.argsort(lengths[window], kind="stable")]
+            runs = [window[i : i + run] for i in range(0, len(window), run)]
+            window = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+        steps += [window[i : i + size] for i in range(0, len(window), size)]
+    return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def collate(sequences: list[NDArray[np.int32]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-pad sequences to one tensor: ``input_ids`` and ``attention_mask``, (b, t) int64.
+
+    Raises:
+        ValueError: a sequence ends in the pad token, so that pooling by pad id would read the wrong position.
+    """
+    longest = int(_padded(np.array([max(len(s) for s in sequences)]))[0])
+    ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        if sequence[-1] == pad_id:
+            raise ValueError("a sequence ends in the pad token; the tokenizer was not prepared")
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
+class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
+    """Item i = the micro-batches of optimizer step i: ids, mask, soft ``targets`` (b, 3) and ``weights`` (b,).
+
+    The weights of a step's micro-batches sum to 1, so the sum of their losses is the mean over the step's
+    sequences, however they were cut.
+    """
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        targets: NDArray[np.floating],
+        weights: NDArray[np.floating],
+        recipe: Train,
+        pad_id: int,
+        seed: int,
+    ) -> None:
+        """``targets`` (n, 2, 3): probabilities per battle and order, as presented. ``weights`` (n,)."""
+        self.encoded, self.pad_id, self.budget = encoded, pad_id, recipe.tokens_per_batch
+        self.targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32))
+        self.weights = np.asarray(weights, dtype=np.float64)
+        self.steps = plan_steps(encoded.lengths.max(axis=1), recipe, seed)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> list[dict[str, torch.Tensor]]:
+        step = self.steps[index]
+        lengths = self.encoded.lengths[step.battles, step.orders]
+        weights = self.weights[step.battles]
+        weights = weights / max(weights.sum(), 1e-12)
+        return [self._micro_batch(step, rows, weights) for rows in cut(lengths, self.budget)]
+
+    def _micro_batch(
+        self, step: Step, rows: NDArray[np.int64], weights: NDArray[np.float64]
+    ) -> dict[str, torch.Tensor]:
+        battles, orders = step.battles[rows], step.orders[rows]
+        batch = collate([self.encoded.sequence(b, o) for b, o in zip(battles, orders, strict=True)], self.pad_id)
+        batch["targets"] = self.targets[torch.from_numpy(battles), torch.from_numpy(orders)]
+        batch["weights"] = torch.from_numpy(weights[rows].astype(np.float32))
+        return batch

@@ -1,0 +1,134 @@
+"""The run's battles: read, grouped and put into folds once, then read back by every later stage.
+
+``prepare`` writes ``battles.parquet`` (the canonical table with ``group`` and ``fold``), ``folds.parquet`` and,
+where rows were dropped, ``dropped.csv``. Later stages call ``load_battles`` and see exactly what stage one saw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from oof import store, synth
+from oof.battles import content_fingerprint, read_battles, write_dropped
+from oof.config import Config, Data, to_dict
+from oof.errors import UserError
+from oof.folds import assign_folds
+from oof.groups import group_battles
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raise when what the stages write changes its meaning
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "lightgbm", "optuna", "scikit-learn", "numpy", "polars")
+
+
+def resolve_data(config: Config) -> Data:
+    """Return the data section with real files: without ``data.train``, the synthetic arena in ``RUN/synth``."""
+    data = config.data
+    if data.train or data.synth.battles == 0:
+        if not data.train:
+            raise UserError("no training battles: set data.train (make … DATA=train.csv) or data.synth.battles")
+        return data
+    step = store.Step(Path(config.run) / "synth", store.digest("synth", FORMAT, data.synth, synth.RECIPE))
+    if not step.done:
+        step.clear()
+        synth.write_arena(step.folder, data.synth.battles, data.synth.seed, data.synth.test_battles)
+        step.finish()
+        logger.info("synthetic arena: %d battles written to %s", data.synth.battles, step.folder)
+    paths = {name: str(step.folder / f"{name}.csv") for name in ("train", "test", "truth")}
+    return dataclasses.replace(
+        data, train=[paths["train"]], test=data.test or [paths["test"]], truth=data.truth or paths["truth"]
+    )
+
+
+def prepare(config: Config) -> pl.DataFrame:
+    """Read, group and fold the training battles into the run, unless that is done; return the table.
+
+    Rows are sorted by id within their role, so that nothing downstream depends on the order of files or rows.
+
+    Raises:
+        UserError: as :func:`oof.battles.read_battles` and :func:`oof.folds.assign_folds`.
+    """
+    run, data = Path(config.run), resolve_data(config)
+    sources = {role: [(p, store.file_digest(Path(p))) for p in _existing(getattr(data, role))] for role in _ROLES}
+    settings = [data.columns, data.on_bad_row, data.extra_weight, config.groups, config.folds, config.seed]
+    step = store.Step(run, store.digest("battles", FORMAT, sources, *settings), manifest="battles.json")
+    if step.done:
+        return load_battles(run)
+    battles = read_battles(data, seed=config.seed, roles=_ROLES)
+    for problem in battles.problems:
+        logger.warning("%s", problem)
+    table = battles.table.sort("role", "id")
+    groups = group_battles(table, config.groups)
+    folds = assign_folds(table, groups, config.folds.k, config.seed)
+    table = table.with_columns(pl.Series("group", groups), pl.Series("fold", folds.astype(np.int32)))
+    store.write_parquet(run / "battles.parquet", table)
+    store.write_parquet(run / "folds.parquet", table.select("id", "role", "group", "fold"))
+    files = ["battles.parquet", "folds.parquet"]
+    if battles.dropped.height:
+        write_dropped(battles.dropped, run / "dropped.csv")
+        files.append("dropped.csv")
+    facts = {"counts": battles.counts, "schemas": battles.schemas, "truth": data.truth}
+    step.finish({**facts, "fingerprint": content_fingerprint(table)}, files=files)
+    scored = table.filter(pl.col("role") == "train")
+    logger.info(
+        "battles: %d scored in %d groups and %d folds (%s)",
+        scored.height,
+        scored["group"].n_unique(),
+        config.folds.k,
+        ", ".join(f"{name}: {schema}" for name, schema in battles.schemas.items()),
+    )
+    return table
+
+
+_ROLES = ("train", "extra", "unlabelled")
+
+
+def _existing(patterns: list[str]) -> list[str]:
+    """Expand globs in a fixed order; missing files are left for the reader to name."""
+    paths: list[str] = []
+    for pattern in patterns:
+        found = sorted(str(path) for path in Path().glob(pattern)) if not Path(pattern).is_absolute() else []
+        paths += found or [pattern]
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing:
+        raise UserError(f"{missing[0]}: no such file; check DATA= / data.train and the working folder")
+    return paths
+
+
+def load_battles(run: Path) -> pl.DataFrame:
+    """Return the run's battles as stage one wrote them.
+
+    Raises:
+        UserError: stage one has not run here, or its table is damaged.
+    """
+    manifest = run / "battles.json"
+    if not manifest.is_file() or not (run / "battles.parquet").is_file():
+        raise UserError(f"{run}: no battles here yet; run 'make oof' with this RUN first")
+    if store.file_digest(run / "battles.parquet") != store.read_json(manifest)["files"]["battles.parquet"]:
+        raise UserError(f"{run / 'battles.parquet'}: damaged (checksum differs); run 'make oof' again")
+    return store.read_parquet(run / "battles.parquet")
+
+
+def read_test(config: Config) -> pl.DataFrame:
+    """Return the battles to predict in their files' order; an empty table when none are configured."""
+    data = resolve_data(config) if config.data.synth.battles and not config.data.train else config.data
+    if not data.test:
+        return pl.DataFrame()
+    return read_battles(data, seed=config.seed, roles=("test",)).table
+
+
+def write_run(config: Config) -> None:
+    """Write ``run.json``: configuration, versions, hardware and data of the finished stage one."""
+    run = Path(config.run)
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    hardware = {"machine": platform.machine(), "python": platform.python_version(), "system": platform.system()}
+    fingerprint = store.read_json(run / "battles.json")["fingerprint"]
+    facts = {"config": to_dict(config), "versions": versions, "hardware": hardware, "data": fingerprint}
+    store.write_json(run / "run.json", facts)

@@ -1,0 +1,166 @@
+"""Run stage one's fold jobs: each trains on K-1 folds and predicts the one it did not see.
+
+A failed job fails the run by name; the finished ones stay.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from torch import nn
+
+from oof import store
+from oof.batches import TrainingSteps
+from oof.config import Config, Member
+from oof.dataset import load_battles
+from oof.fold_jobs import FoldJob, battles_key, by_member, test_step
+from oof.losses import cross_entropy
+from oof.metrics import log_loss, softmax
+from oof.models import add_adapters, describe, device, load_base, load_classifier, load_tokenizer, save_classifier
+from oof.predict import SWAPPED_CLASSES, predict_logits
+from oof.prompts import Encoded, encode_battles
+from oof.train import RowLoss, train_classifier
+from oof.workers import run_all
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A table's token ids for one member, encoded when first asked for."""
+
+    member: Member
+    table: pl.DataFrame
+    config: Config
+
+    @cached_property
+    def tokenizer(self):  # type: ignore[no-untyped-def]  # transformers has no public type for "any fast tokenizer"
+        return load_tokenizer(self.member.checkpoint)
+
+    @cached_property
+    def training(self) -> Encoded:
+        return encode_battles(self.table, self.tokenizer, self.config.prompts, self.config.prompts.max_tokens)
+
+    @cached_property
+    def scoring(self) -> Encoded:
+        prompts = self.config.prompts
+        if prompts.score_max_tokens in (None, prompts.max_tokens):
+            return self.training
+        return encode_battles(self.table, self.tokenizer, prompts, prompts.score_max_tokens or prompts.max_tokens)
+
+
+def both_orders(targets: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return (n, 2, 3m) targets as presented in the orders ab and ba from (n, 3m) canonical ones (m blocks)."""
+    swapped = targets.reshape(len(targets), -1, 3)[:, :, SWAPPED_CLASSES].reshape(targets.shape)
+    return np.stack([targets, swapped], axis=1).astype(np.float32)
+
+
+def job_seed(*parts: object) -> int:
+    return int(store.digest(*parts)[:8], 16) % 2**31
+
+
+def fit_classifier(
+    texts: Texts,
+    rows: NDArray[np.integer],
+    targets: NDArray[np.floating],
+    weights: NDArray[np.floating],
+    row_loss: RowLoss,
+    folder: Path,
+    seed: int,
+    label: str,
+) -> tuple[nn.Module, dict[str, object]]:
+    """Train a fresh classifier on ``rows`` of the table and save it as ``folder/adapter``.
+
+    Args:
+        texts: the member and its encoded battles.
+        rows: (m,) positions in the table.
+        targets: (m, 3) probabilities per row in canonical order (one-hot for hard labels), or several such
+            blocks side by side, as ``row_loss`` expects.
+        weights: (m,) loss weights.
+        row_loss: see :mod:`oof.losses`.
+        folder: the job's folder; its checkpoints live in ``folder/checkpoints`` until the job is done.
+        seed: of head, adapters, plan and dropout.
+        label: name in progress bars.
+
+    Returns:
+        The trained model and facts for the job's manifest.
+    """
+    member, tokenizer, started = texts.member, texts.tokenizer, time.monotonic()
+    model = add_adapters(load_base(member, tokenizer, seed), member.lora, seed).to(device())
+    encoded = texts.training.take(rows)
+    steps = TrainingSteps(encoded, both_orders(targets), weights, member.train, tokenizer.pad_token_id, seed)
+    history = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label)
+    save_classifier(model, folder / "adapter")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    facts: dict[str, object] = {**describe(model), "steps": len(steps), "seed": seed, "history": history}
+    return model, {**facts, "seconds": round(time.monotonic() - started, 1)}
+
+
+def run_job(job: FoldJob, texts: Texts) -> float:
+    """Train, predict and store one fold job; return the held-out log loss of the mean of both orders."""
+    table = texts.table
+    job.step.begin()
+    roles, folds, labels = (table[name].to_numpy() for name in ("role", "fold", "label"))
+    trained = np.flatnonzero((folds != job.fold) & (roles != "unlabelled"))
+    held_out = np.flatnonzero((folds == job.fold) & (roles == "train"))
+    one_hot = np.eye(3, dtype=np.float32)[labels[trained].astype(int)]
+    weights = table["weight"].to_numpy()[trained]
+    seed = job_seed(job.config.seed, job.name, job.fold)
+    model, facts = fit_classifier(texts, trained, one_hot, weights, cross_entropy, job.folder, seed, job.label)
+    encoded, pad = texts.scoring.take(held_out), texts.tokenizer.pad_token_id
+    logits = predict_logits(model, job.member, encoded, pad, f"{job.label}: predict")
+    store.write_parquet(job.folder / "logits.parquet", store.logits_frame(table["id"][held_out], logits, job.fold))
+    store.write_parquet(job.folder / "trained.parquet", table[trained].select("id"))
+    loss = log_loss(softmax(logits.mean(axis=1)), labels[held_out].astype(int))
+    named = {"member": job.name, "fold": job.fold, "held_out": job.fold}
+    job.step.finish({**facts, **named, "log_loss": loss, "n_trained": len(trained)})
+    logger.info("%s: log loss %.4f on %d held-out battles, %.0f s", job.label, loss, len(held_out), facts["seconds"])
+    return loss
+
+
+def run_jobs(config: Config, todo: list[FoldJob]) -> None:
+    """Run the fold jobs in ``todo``, ``jobs.workers`` at a time.
+
+    Raises:
+        UserError: a checkpoint cannot be opened; a job failed (by name).
+    """
+    run_all(_run_stored, todo, [job.label for job in todo], config.jobs.workers)
+
+
+_TEXTS: dict[tuple[str, str], Texts] = {}  # one process runs several jobs of a member on the same texts
+
+
+def _run_stored(job: FoldJob) -> float:
+    key = (job.battles, job.name)
+    if key not in _TEXTS:
+        _TEXTS.clear()
+        _TEXTS[key] = Texts(job.member, load_battles(Path(job.config.run)), job.config)
+    return run_job(job, _TEXTS[key])
+
+
+def score_test(config: Config, jobs: list[FoldJob], test: pl.DataFrame) -> None:
+    """Score new battles with every fold job of every member and keep each member's average in the run."""
+    test_key = battles_key(test)
+    for name, folds in by_member(jobs).items():
+        step = test_step(folds, test_key)
+        if step.done:
+            continue
+        step.clear()
+        texts = Texts(config.members[name], test, config)
+        mean = np.mean([_score(job, texts) for job in folds], axis=0, dtype=np.float64)
+        store.write_parquet(step.folder / "logits.parquet", store.logits_frame(test["id"], mean, -1))
+        step.finish({"member": name, "n": test.height})
+        logger.info("%s: %d test battles scored by %d folds", name, test.height, len(folds))
+
+
+def _score(job: FoldJob, texts: Texts) -> NDArray[np.float32]:
+    model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
+    return predict_logits(model, job.member, texts.scoring, texts.tokenizer.pad_token_id, f"{job.label}: test")

@@ -1,0 +1,242 @@
+"""Distinct normalised texts -> near-duplicate components, by MinHash LSH with exact verification.
+
+Two texts are near-duplicates when the Jaccard similarity of their sets of character 5-grams reaches the
+threshold, except under the *template rule*: a long shared beginning is not enough by itself.
+
+* A beginning of at least ``TEMPLATE`` characters (whole words) that at least ``BUCKET`` texts share is a **known
+  template**. Its 5-grams are left out wherever one of a pair's texts begins with it: what else they say must reach
+  the threshold too. So neither the template nor a slightly edited copy of it makes one giant group, and dozens of
+  texts that differ in a word at the end of one long beginning count as its slots, not as near-duplicates.
+* Two texts without a known template that share such a beginning are joined if what differs, a shared end left out
+  too, is at most ``TINY`` characters in each (a small edit), if one is nothing but the beginning of the other, or if
+  the rests after the shared beginning reach half the threshold.
+
+MinHash only proposes pairs; each is then measured exactly. Texts come sorted and distinct, so results cannot depend
+on the order of a table's rows.
+
+Bounds, all documented so that they can be argued with:
+
+* a text longer than ``CAP`` characters is represented by its first and last halves of that;
+* the LSH bands find a pair at the threshold with probability >= 0.999, more similar ones practically always;
+* in an LSH bucket of more than ``BUCKET`` texts, each is compared only with its ``CROWDED`` successors in
+  alphabetical order and in that of the reversed texts, and with one at random: work grows with n, not with the
+  square of the bucket;
+* texts with the same known template are all alike as wholes, so LSH compares what follows it.
+
+Source: Broder, On the resemblance and containment of documents, 1997; Leskovec et al., Mining of Massive
+Datasets, chapter 3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from oof.shingles import PERMUTATIONS, SEED, chunks, jaccard, minhash, row_sums, shared_prefix, shingle_matrix
+
+TEMPLATE = 48  # characters: a shared beginning of at least this length may be a template
+TINY = 12  # characters: what two texts of one template may differ by and still be the same prompt
+BUCKET = 32  # texts: the largest LSH bucket of which all pairs are compared, the smallest family of a known template
+CROWDED = 4  # neighbours that a text is compared with inside a larger bucket
+# A pair whose MinHash estimate lies this far under the threshold (five standard errors) is not measured exactly.
+MARGIN = 0.22
+
+Pairs = NDArray[np.int64]  # (m, 2), first < second
+
+
+def components(texts: pl.Series, threshold: float) -> NDArray[np.int64]:
+    """Return (n,) component numbers of (n,) distinct, sorted, non-empty texts: equal = near-duplicates, transitively.
+
+    Args:
+        texts: String series, normalised (see ``oof.groups.normalise``) and capped (``oof.shingles.cap``).
+        threshold: Jaccard similarity in (0, 1].
+    """
+    n = len(texts)
+    if n < 2:
+        return np.zeros(n, dtype=np.int64)
+    templates = _templates(texts)
+    _, family = np.unique(texts.str.head(pl.Series(templates)).to_numpy(), return_inverse=True)
+    members = np.flatnonzero(templates)
+    codes = _candidates(texts, threshold, np.where(templates > 0, family, -1))
+    if len(members) > 1:
+        rests = texts.gather(members).str.slice(pl.Series(templates[members] + 1), None)
+        local = _candidates(rests, threshold, np.full(len(members), -1))
+        codes = _union(codes, members[local // len(members)] * n + members[local % len(members)])
+    return _verify(texts, templates, np.stack([codes // n, codes % n], axis=1), threshold)
+
+
+def connected(n: int, pairs: Pairs) -> NDArray[np.int64]:
+    """Return (n,) component numbers of the undirected graph with ``n`` nodes and (m, 2) edges."""
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    return np.asarray(connected_components(graph.tocsr(), directed=False)[1], dtype=np.int64)
+
+
+def _templates(texts: pl.Series) -> NDArray[np.int64]:
+    """Return (n,) lengths of the longest beginning, whole words, that ``BUCKET`` texts share; 0 below ``TEMPLATE``."""
+    n = len(texts)
+    if n < BUCKET:
+        return np.zeros(n, dtype=np.int64)
+    overlap = np.zeros(n + BUCKET - 2, dtype=np.int64)  # [i + BUCKET - 1]: characters that texts i and i + 1 share
+    last = ""
+    for start in range(0, n, 8192):
+        for i, text in enumerate(texts[start : start + 8192].to_list(), start):
+            overlap[max(i + BUCKET - 2, 0)] = shared_prefix(last, text) if i else 0
+            last = text
+    windows = np.lib.stride_tricks.sliding_window_view
+    shared = windows(np.append(overlap, np.zeros(BUCKET - 1, np.int64)), BUCKET - 1).min(axis=1)  # by BUCKET neighbours
+    longest = windows(shared, BUCKET)[:n].max(axis=1)
+    found = np.flatnonzero(longest >= TEMPLATE)
+    lengths = np.zeros(n, dtype=np.int64)
+    for i, text in zip(found.tolist(), texts.gather(found).to_list(), strict=True):
+        end = int(longest[i])
+        lengths[i] = end if text[end : end + 1] in ("", " ") else max(text.rfind(" ", 0, end), 0)
+    lengths[lengths < TEMPLATE] = 0
+    return lengths
+
+
+def _candidates(texts: pl.Series, threshold: float, family: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return candidate pairs as sorted distinct codes ``first * n + second``.
+
+    Args:
+        texts: n distinct texts, in an order that depends on content only.
+        threshold: Jaccard similarity from which a pair should be found.
+        family: (n,) numbers; pairs within one family are not returned; -1 = in no family.
+    """
+    n = len(texts)
+    signatures, rows = minhash(texts), _bands(threshold)
+    rng = np.random.default_rng(SEED)
+    ranks: list[NDArray[np.int64]] = []  # made only when a bucket is large
+    examined = kept = np.empty(0, dtype=np.int64)
+    for column in range(0, PERMUTATIONS, rows):
+        keys = np.zeros(n, dtype=np.uint64)
+        for k in range(column, column + rows):
+            keys = (keys ^ signatures[:, k]) * np.uint64(0x9E3779B97F4A7C15)
+            keys ^= keys >> np.uint64(29)
+        _, bucket, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+        size = sizes[bucket]
+        some, many = np.flatnonzero((size > 1) & (size <= BUCKET)), np.flatnonzero(size > BUCKET)
+        found = [_window_pairs(some, bucket[some], some, BUCKET)]
+        if len(many):
+            ranks = ranks or [_rank(texts), _rank(texts.str.reverse())]
+            found += [_window_pairs(many, bucket[many], rank[many], CROWDED) for rank in ranks]
+            found.append(_window_pairs(many, bucket[many], rng.permutation(len(many)), 1))
+        pairs = np.concatenate(found)
+        left, right = pairs.min(axis=1), pairs.max(axis=1)
+        apart = (family[left] < 0) | (family[left] != family[right])
+        new = _union(left[apart] * n + right[apart])
+        if len(examined):
+            new = new[examined[np.minimum(np.searchsorted(examined, new), len(examined) - 1)] != new]
+        examined = _union(examined, new)
+        likely = _estimates(signatures, np.stack([new // n, new % n], axis=1)) >= threshold - MARGIN
+        kept = _union(kept, new[likely])
+    return kept
+
+
+def _union(*codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sorted distinct values (numpy 2.4's hashing ``unique`` is 100 times slower on such codes)."""
+    values = np.sort(np.concatenate(codes), kind="stable")  # quick on sorted runs
+    return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
+
+
+def _window_pairs(rows: NDArray[np.int64], bucket: NDArray[np.int64], rank: NDArray[np.int64], window: int) -> Pairs:
+    """Return the pairs of ``rows`` in one bucket that are at most ``window`` places apart in rank."""
+    order = np.lexsort((rank, bucket))
+    rows, bucket = rows[order], bucket[order]
+    found = [np.empty((0, 2), np.int64)]
+    for distance in range(1, window + 1):
+        starts = np.flatnonzero(bucket[distance:] == bucket[:-distance])
+        if len(starts) == 0:
+            break
+        found.append(np.stack([rows[starts], rows[starts + distance]], axis=1))
+    return np.concatenate(found)
+
+
+def _rank(texts: pl.Series) -> NDArray[np.int64]:
+    ranks = np.empty(len(texts), dtype=np.int64)
+    ranks[texts.arg_sort().to_numpy()] = np.arange(len(texts))
+    return ranks
+
+
+def _bands(threshold: float) -> int:
+    """Return the most rows a band (a power of two) with which a pair at the threshold is found with P >= 0.999."""
+    rows = 1
+    while rows < 16 and (1 - threshold ** (2 * rows)) ** (PERMUTATIONS // (2 * rows)) <= 1e-3:
+        rows *= 2
+    return rows
+
+
+def _estimates(signatures: NDArray[np.uint32], pairs: Pairs) -> NDArray[np.float64]:
+    """Return (m,) MinHash estimates of the pairs' Jaccard similarities."""
+    estimates = np.empty(len(pairs))
+    for start in range(0, len(pairs), 65536):
+        left, right = pairs[start : start + 65536].T
+        estimates[start : start + 65536] = (signatures[left] == signatures[right]).mean(axis=1)
+    return estimates
+
+
+def _verify(texts: pl.Series, templates: NDArray[np.int64], pairs: Pairs, threshold: float) -> NDArray[np.int64]:
+    """Measure candidate pairs exactly and return (n,) component numbers; pairs already connected are skipped."""
+    n, sizes = len(texts), texts.str.len_chars().to_numpy()
+    joined = np.empty((0, 2), np.int64)
+    labels = np.arange(n)
+    for start, stop in chunks(sizes[pairs].sum(axis=1)):
+        some = pairs[start:stop]
+        some = some[labels[some[:, 0]] != labels[some[:, 1]]]
+        if len(some) == 0:
+            continue
+        used, local = np.unique(some, return_inverse=True)
+        alike = _alike(texts.gather(used).to_list(), templates[used], local.reshape(-1, 2), threshold)
+        if alike.any():
+            joined = np.concatenate([joined, some[alike]])
+            labels = connected(n, joined)
+    return labels
+
+
+def _alike(texts: list[str], templates: NDArray[np.int64], pairs: Pairs, threshold: float) -> NDArray[np.bool_]:
+    """Return (m,) flags: are the texts of a pair near-duplicates? The rule is at the head of this file."""
+    matrix = shingle_matrix(texts)
+    sizes = row_sums(matrix)
+    left, right = pairs.T
+    shared = row_sums(matrix[left].multiply(matrix[right]))
+    alike = shared >= threshold * (sizes[left] + sizes[right] - shared)
+    known = templates[pairs].any(axis=1)
+    rows = np.flatnonzero(alike & known)
+    if len(rows):
+        beginnings = sorted({text[:length] for text, length in zip(texts, templates.tolist(), strict=True)})
+        place = {beginning: i for i, beginning in enumerate(beginnings)}
+        own = np.array([place[text[:length]] for text, length in zip(texts, templates.tolist(), strict=True)])
+        left, right = pairs[rows].T
+        common = shingle_matrix(beginnings)
+        common = common[own[left]].maximum(common[own[right]])
+        one, two = matrix[left], matrix[right]
+        both = one.multiply(two)
+        beyond = row_sums(both) - row_sums(both.multiply(common))
+        either = (
+            row_sums(one) - row_sums(one.multiply(common)) + row_sums(two) - row_sums(two.multiply(common)) - beyond
+        )
+        alike[rows] = beyond >= threshold * either
+    for row in np.flatnonzero(alike & ~known).tolist():
+        one_text, two_text = (texts[i] for i in pairs[row])
+        alike[row] = _more_than_a_beginning(one_text, two_text, threshold)
+    return alike
+
+
+def _more_than_a_beginning(one: str, two: str, threshold: float) -> bool:
+    same = _shared_words(one, two)
+    if same < TEMPLATE:
+        return True
+    one, two = one[same:].lstrip(), two[same:].lstrip()
+    if not one or not two or max(len(one), len(two)) - shared_prefix(one[::-1], two[::-1]) <= TINY:
+        return True
+    return bool(jaccard([one], [two])[0] >= threshold / 2)
+
+
+def _shared_words(one: str, two: str) -> int:
+    """Return the length of the longest common beginning that ends between words in both texts."""
+    same = shared_prefix(one, two)
+    if all(same == len(text) or text[same] == " " for text in (one, two)):
+        return same
+    return max(one.rfind(" ", 0, same), 0)

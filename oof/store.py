@@ -1,0 +1,214 @@
+"""The run folder: content keys, atomic writes, manifests and the lock.
+
+A *step* is a folder of the run with a manifest that is written last: ``{"key", "files": {name: sha256}, …}``.
+A step is done when its manifest carries the key that today's inputs and configuration give, and its files
+are intact. The key is a digest of everything that the step depends on, so a change re-runs exactly what
+depends on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from oof.errors import UserError
+
+LOCK_NAME = ".lock"
+WHOLE_FILE = 64 << 20  # bytes up to which a checkpoint file is hashed whole
+UNFINISHED = ".unfinished"  # holds the key of the step that was begun
+LOGIT_COLUMNS = [f"{order}_{name}" for order in ("ab", "ba") for name in ("a", "b", "tie")]
+
+
+def digest(*parts: object) -> str:
+    """Return the sha256 of ``parts``: dataclasses, arrays, frames' fingerprints, anything JSON holds."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
+            sha.update(json.dumps(plain, sort_keys=True, default=str).encode())
+        sha.update(b"\0")
+    return sha.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def checkpoint_digest(checkpoint: str) -> str:
+    """Fingerprint of a base checkpoint: a local folder's files, or the name of a hub model.
+
+    Weight files are gigabytes, and one run asks for each checkpoint many times: of a file over 64 MB the size,
+    the first and the last megabyte count (a safetensors file begins with the names and shapes of its tensors).
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return digest(checkpoint)
+    return digest({path.name: _fingerprint(path) for path in sorted(folder.iterdir()) if path.is_file()})
+
+
+def _fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= WHOLE_FILE:
+        return file_digest(path)
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+        file.seek(-(1 << 20), os.SEEK_END)
+        return hashlib.sha256(head + file.read() + str(size).encode()).hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is flushed to disk and replaces ``path``.
+
+    Whatever happens, ``path`` is the old file or the whole new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide a shared run from colleagues
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the rename itself; a folder cannot be opened for this on every system."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: object) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); delete it and run the stage again") from error
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> None:
+    with replacing(path) as temporary:
+        frame.write_parquet(temporary)
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({error}); delete it and run the stage again") from error
+
+
+def logits_frame(ids: pl.Series, logits: NDArray[np.floating], fold: NDArray[np.integer] | int) -> pl.DataFrame:
+    """Return the open logits format: id, fold and the (n, 2, 3) logits as six Float32 columns."""
+    flat = logits.reshape(len(ids), 6).astype(np.float32)
+    columns = {name: flat[:, i] for i, name in enumerate(LOGIT_COLUMNS)}
+    folds = pl.Series("fold", np.broadcast_to(np.asarray(fold, dtype=np.int32), len(ids)))
+    return pl.DataFrame({"id": ids, "fold": folds, **columns})
+
+
+class Step:
+    """One folder of a run whose manifest, written last, says with which key its files were made."""
+
+    def __init__(self, folder: Path, key: str, manifest: str = "manifest.json") -> None:
+        self.folder, self.key, self.manifest_path = folder, key, folder / manifest
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Return the manifest if the step is done with this key and its files are intact, else None."""
+        if not self.manifest_path.is_file():
+            return None
+        try:
+            manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            intact = manifest["key"] == self.key and all(
+                (self.folder / name).is_file() and file_digest(self.folder / name) == sha
+                for name, sha in manifest["files"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return manifest if intact else None
+
+    @property
+    def done(self) -> bool:
+        return self.manifest() is not None
+
+    def begin(self) -> None:
+        """Start the step: keep what an interrupted attempt with the same key left, clear anything else."""
+        mark = self.folder / UNFINISHED
+        if not (mark.is_file() and mark.read_text(encoding="utf-8") == self.key):
+            self.clear()
+            mark.write_text(self.key, encoding="utf-8")
+
+    def clear(self) -> None:
+        """Empty the folder, the manifest first, so that no half-deleted step looks done."""
+        self.manifest_path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def finish(self, facts: Mapping[str, object] | None = None, files: Sequence[str] | None = None) -> None:
+        """Write the manifest over ``files`` (names in the folder; by default every file in it)."""
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        paths = [path for path in self.folder.rglob("*") if path.is_file() and path != self.manifest_path]
+        names = sorted(str(path.relative_to(self.folder)) for path in paths) if files is None else files
+        sums = {name: file_digest(self.folder / name) for name in names}
+        write_json(self.manifest_path, {**(facts or {}), "key": self.key, "files": sums})
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run for writing; a second process is refused with the holder's name.
+
+    The operating system drops the lock with its process, so a killed holder leaves none behind.
+
+    Raises:
+        UserError: the run is held by another process, or its folder cannot be written.
+    """
+    holder = run / f"{LOCK_NAME}.holder"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run / LOCK_NAME, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"
+        raise UserError(f"{run}: the run is in use by {who}; wait for it, or choose another RUN") from error
+    except OSError as error:
+        raise UserError(f"{run}: cannot write the run folder ({error.strerror}); choose another RUN") from error
+    try:
+        holder.write_text(f"process {os.getpid()} on {os.uname().nodename}\n", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

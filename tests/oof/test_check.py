@@ -1,0 +1,176 @@
+"""check: the counts of the file's own README, every problem with its place and remedy, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oof.check import check_files
+from oof.errors import UserError
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+HEADER = "id,prompt,response_a,response_b,winner\n"
+
+
+def run(capsys: pytest.CaptureFixture[str], *paths: str | Path, **options: str) -> tuple[int, str]:
+    status = check_files([str(path) for path in paths], **options)  # type: ignore[arg-type]
+    return status, capsys.readouterr().out
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the development data is not here")
+@pytest.mark.parametrize(
+    ("file", "lines"),
+    [
+        (
+            "pandalm_testset.csv",
+            [
+                "999 read",
+                "a 422 (42.2 %), b 472 (47.2 %), tie 105 (10.5 %)",
+                "54 battles with an empty response",
+                "99 rows repeat an earlier row's prompt, A and B",
+                "170 distinct",
+                "to 10 battles",
+            ],
+        ),
+        (
+            "tulu_human_eval.csv",
+            [
+                "1,150 read",
+                "a 423 (36.8 %), b 351 (30.5 %), tie 376 (32.7 %)",
+                "40 battles with identical responses",
+                "127 pairs of responses are judged more than once, in either order, 60 with conflicting",
+                "(52.8 % agree)",
+                "332 distinct",
+                "to 6 battles",
+            ],
+        ),
+        ("ukpconvarg1_dev.csv", ["6,000 read", "16 distinct", "16 groups"]),
+        ("lmsys_test_3rows.csv", ["3 read", "Kaggle LMSYS without winners", "verdicts    none"]),
+    ],
+)
+def test_real_files_have_the_counts_of_their_readme(
+    file: str, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out = run(capsys, DATA / file)
+    assert status == 0
+    assert "can be used as it is" in out
+    for line in lines:
+        assert line in out
+
+
+def test_every_problem_has_file_row_column_and_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["1,p,a,b,tie", "2,p,a,b,nobody", "3,p,a,b", "1,p,a,c,tie", ",p,a,b,tie"]
+    (tmp_path / "a.csv").write_text(HEADER + "\n".join(rows) + "\n")
+    status, out = run(capsys, tmp_path / "a.csv")
+    file = f"{tmp_path}/a.csv"
+    assert status == 1
+    assert f"{file}, row 2, column winner: 'nobody' is not a verdict" in out
+    assert f"{file}, row 3: 4 fields where the header has 5 (line 4)" in out
+    assert f"{file}, row 1, column id: the id also stands on row 4 with another battle" in out
+    assert f"{file}, row 4, column id: the id also stands on row 1 with another battle" in out
+    assert f"{file}, row 5, column id: the id is missing" in out
+    for remedy in ("write model_a, model_b or tie", "quote each text", "give each battle an id of its own"):
+        assert remedy in out
+    assert "cannot be used as it is" in out
+
+
+def test_many_bad_rows_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = HEADER + "".join(f"{i},p,a,b,{'tie' if i == 700 else 'x'}\n" for i in range(1, 901))
+    (tmp_path / "b.csv").write_text(bad)
+    status, out = run(capsys, tmp_path / "b.csv")
+    assert status == 1
+    assert "row 100, column winner" in out
+    assert "row 101, column" not in out
+    assert "and rows 101-699, 701-900" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (HEADER, "no rows"),
+        ("", "is empty"),
+        ("x,y\n1,2\n", "missing columns prompt, response_a, response_b"),
+        ("id,prompt,response_a,response_b,winner_model_a,winner_tie\n1,p,a,b,1,0\n", "missing columns winner_model_b"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_why(
+    tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    status, out = run(capsys, tmp_path / "a.csv")
+    assert status == 1
+    assert words in out
+
+
+def test_a_column_that_is_nearly_known_is_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text("id,prompt,response_a,response_b,winer\n1,p,a,b,tie\n")
+    status, out = run(capsys, tmp_path / "a.csv")
+    assert status == 0  # it can be predicted; only its author knows that there are verdicts
+    assert "column 'winer' is not read; did you mean 'winner'?; rename it, or set data.columns.winner=winer" in out
+
+
+def test_a_wrong_call_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(HEADER + "1,p,a,b,tie\n")
+    for paths, options in (
+        ([], {}),
+        (["nothing.csv"], {}),
+        ([str(tmp_path)], {}),
+        ([str(tmp_path / "a.csv")], {"tokenizer": str(tmp_path)}),
+    ):
+        with pytest.raises(UserError):
+            check_files(paths, **options)  # type: ignore[arg-type]
+
+
+def test_the_profile_counts_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long: Any = ["x" * 5000, "y"]
+    battles: list[tuple[Any, ...]] = [
+        (["What is 2+2?"], "4", "5", "model_a"),
+        (["what is 2+2"], "5", "4", "model_b"),
+        (["What is 2+2?"], "5", "4", "tie"),
+        (["Name a tree", None], long, long, "tie"),
+    ]
+    names = ("prompt", "response_a", "response_b", "winner")
+    rows = [{"id": i, **dict(zip(names, battle, strict=True))} for i, battle in enumerate(battles)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    status, out = run(capsys, tmp_path / "a.jsonl")
+    assert status == 0
+    assert "a 1 (25.0 %), b 1 (25.0 %), tie 2 (50.0 %)" in out
+    assert f"{1.5 * math.log(2):.3f}" in out
+    assert "1: 75.0 %, 2: 25.0 %; most 2" in out
+    assert "1 null turns; 1 battles with identical responses" in out
+    assert "0 rows repeat" in out
+    assert "1 pairs of responses are judged more than once, in either order, 1 with conflicting verdicts" in out
+    assert "3 distinct" in out
+    assert "2 groups" in out
+    assert "characters" in out
+    assert "25.0 % over 1,024, 25.0 % over 2,048 tokens if a token has 4 characters" in out
+
+
+def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))  # noqa: S106
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.csv").write_text(HEADER + "1,one two,a b c d,a b c,tie\n2,one,a,,tie\n")
+    _, out = run(capsys, tmp_path / "a.csv", tokenizer=str(tmp_path))
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert lines["tokens"] == ["mean", "median", "p90", "p99", "most"]
+    assert (lines["together"][-1], lines["response_a"][-1], lines["prompt"][0]) == ("9", "4", "2")
+
+
+def test_several_files_are_also_looked_at_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text(HEADER + "1,p,a,b,tie\n")
+    (tmp_path / "b.csv").write_text(HEADER + "1,p,a,c,model_a\n")
+    (tmp_path / "c.csv").write_text(HEADER + "1,p,a,b,model_b\n")
+    status, out = run(capsys, tmp_path / "a.csv", tmp_path / "b.csv")
+    assert status == 0
+    assert "all 2 files together" in out
+    assert "2 ids also stand in another file or role" in out
+    status, out = run(capsys, tmp_path / "a.csv", tmp_path / "c.csv")
+    assert status == 1
+    assert "with another verdict" in out
