@@ -120,9 +120,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.one)))
         return
     rows: list[dict[str, Any]] = []
-    print(
-        f"{'prompts':>9} {'groups':>9} {'group s':>8} {'fold s':>7} {'table GB':>9} {'peak GB':>8}   growth"
-    )
+    print(f"{'prompts':>9} {'groups':>9} {'group s':>8} {'fold s':>7} {'table GB':>9} {'peak GB':>8}   growth")
     for size in arguments.sizes:
         command = [sys.executable, __file__, "--one", str(size)]
         row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)

@@ -33,12 +33,12 @@ class LogPool:
     def logits(self, design: Design) -> NDArray[np.float64]:
         """Return (n, 3) logits; mirrored battles get the same with a and b exchanged, by construction."""
         pooled = np.einsum("nmc,m->nc", design.pool, np.asarray(self.weights))
-        return pooled + np.array([0.0, 0.0, self.tie])
+        return np.asarray(pooled + np.array([0.0, 0.0, self.tie]))
 
 
 def mean_logits(design: Design) -> NDArray[np.float64]:
     """Return (n, 3): the plain mean of the members' logits; nothing is fitted."""
-    return design.pool.mean(axis=1)
+    return np.asarray(design.pool.mean(axis=1))
 
 
 def fit_log_pool(design: Design, labels: Integers) -> LogPool:
@@ -47,7 +47,7 @@ def fit_log_pool(design: Design, labels: Integers) -> LogPool:
     start = np.append(np.full(m, 1.0 / m), 0.0)
 
     def loss(parameters: NDArray[np.float64]) -> float:
-        logits = LogPool(tuple(parameters[:m]), parameters[m]).logits(design)
+        logits = LogPool(tuple(parameters[:m].tolist()), float(parameters[m])).logits(design)
         ridge = RIDGE * np.square(parameters - start).sum()
         return float(-log_softmax(logits)[rows, labels].mean() + ridge)
 
@@ -75,13 +75,11 @@ def length_only_probs(train: Design, labels: Integers, held_out: Design) -> NDAr
     def probs(values: NDArray[np.float32]) -> NDArray[np.float64]:
         full = np.full((len(values), 3), 1e-12)  # a class that never occurred
         full[:, model.classes_] = model.predict_proba(values)
-        return full / full.sum(axis=1, keepdims=True)
+        return np.asarray(full / full.sum(axis=1, keepdims=True))
 
     return (probs(held_out.x[:, columns]) + probs(held_out.x_swapped[:, columns])[:, SWAP]) / 2
 
 
-def doubled(
-    x: NDArray[Any], x_swapped: NDArray[Any], labels: Integers
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def doubled(x: NDArray[Any], x_swapped: NDArray[Any], labels: Integers) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return (2n, d) rows, every battle then every mirror image, and their (2n,) labels."""
     return np.concatenate([x, x_swapped]), np.concatenate([labels, np.array(SWAP)[labels]])

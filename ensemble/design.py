@@ -46,9 +46,7 @@ class Design:
 
     def take(self, rows: NDArray[np.integer]) -> Design:
         ids = [self.ids[i] for i in rows]
-        return Design(
-            self.x[rows], self.x_swapped[rows], self.pool[rows], self.names, self.families, self.members, ids
-        )
+        return Design(self.x[rows], self.x_swapped[rows], self.pool[rows], self.names, self.families, self.members, ids)
 
     def columns(self, family: str) -> list[int]:
         """Return the positions of a family's columns."""
@@ -113,7 +111,7 @@ def build_design(table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -
 
 def _centred(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     logp = log_softmax(logits)
-    return logp - logp.mean(axis=-1, keepdims=True)
+    return np.asarray(logp - logp.mean(axis=-1, keepdims=True))
 
 
 def _features(

@@ -63,7 +63,7 @@ def export_student(model: nn.Module, texts: Texts, temperature: float, folder: P
     building.rename(folder)
 
 
-def merge(model: nn.Module, temperature: float) -> Any:
+def merge(model: Any, temperature: float) -> Any:
     """Return the stock classifier: adapter merged, plain bias-free head in the model's precision, logits over T."""
     plain: Any = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     plain = plain.cpu().eval()

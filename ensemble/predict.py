@@ -39,10 +39,10 @@ def student_probabilities(config: Config, test: pl.DataFrame) -> NDArray[np.floa
         raise UserError(f"{folder}: no student here yet; run 'make distill' with this RUN first")
     from dataclasses import replace
 
+    from ensemble.stack import softmax_mean
     from oof.models import device, load_tokenizer, load_trained
     from oof.predict import predict_logits
     from oof.prompts import encode_battles
-    from ensemble.stack import softmax_mean
 
     recipe = config.distill.student
     member: Member = replace(recipe, checkpoint=str(folder))
@@ -86,4 +86,3 @@ def write_submission(path: Path, ids: pl.Series, probs: NDArray[np.floating]) ->
     frame = pl.DataFrame({"id": ids} | {name: probs[:, i] for i, name in enumerate(SUBMISSION[1:])})
     with store.replacing(path) as temporary:
         frame.write_csv(temporary)
-

@@ -62,7 +62,9 @@ def _refuse_other_settings(run: Path, config: Config) -> None:
     for section in STAGE_ONE:
         for name, (before, after) in _differences(section, made.get(section), now[section]).items():
             if not name.endswith("score_tokens_per_batch"):
-                raise UserError(f"{run}: stage one was made with {name}={before}, now it is {after}; run 'make oof' again")
+                raise UserError(
+                    f"{run}: stage one was made with {name}={before}, now it is {after}; run 'make oof' again"
+                )
 
 
 def _differences(name: str, before: object, after: object) -> dict[str, tuple[object, object]]:
@@ -120,7 +122,9 @@ def load_teacher(config: Config, inputs: Inputs) -> NDArray[np.float64]:
     """
     step = _step(config, inputs)
     if not step.done:
-        raise UserError(f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first")
+        raise UserError(
+            f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first"
+        )
     return read_predictions(step.folder / "predictions.parquet", inputs.table["id"])["teacher"]
 
 
@@ -129,7 +133,9 @@ def load_ensemble(config: Config) -> tuple[Inputs, StackResult]:
     inputs = load_inputs(config)
     step = _step(config, inputs)
     if not step.done:
-        raise UserError(f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first")
+        raise UserError(
+            f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first"
+        )
     return inputs, StackResult.load(step.folder / "model")
 
 

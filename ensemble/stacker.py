@@ -68,7 +68,9 @@ def _threads(design: Design) -> int:
 def _boosted(booster: lgb.Booster, design: Design, rounds: int) -> NDArray[np.float64]:
     """Return the (n, 3) scores that boosting adds, the mean of each battle's and its mirror image's."""
     given, swapped = (
-        np.asarray(booster.predict(x, raw_score=True, num_iteration=rounds, num_threads=_threads(design)), dtype=np.float64)
+        np.asarray(
+            booster.predict(x, raw_score=True, num_iteration=rounds, num_threads=_threads(design)), dtype=np.float64
+        )
         for x in (design.x, design.x_swapped)
     )
     return (given + swapped[:, SWAP]) / 2
@@ -80,7 +82,13 @@ def _dataset(design: Design, labels: Integers, pool: LogPool, reference: lgb.Dat
     score = np.concatenate([start, start[:, SWAP]])
     names = [f"f{i}" for i in range(x.shape[1])]  # member names may hold characters that LightGBM refuses
     return lgb.Dataset(
-        x, y, init_score=score.ravel(order="F"), reference=reference, feature_name=names, params=FIXED, free_raw_data=False
+        x,
+        y,
+        init_score=score.ravel(order="F"),
+        reference=reference,
+        feature_name=names,
+        params=FIXED,
+        free_raw_data=False,
     )
 
 
@@ -92,7 +100,13 @@ def fit_stacker(design: Design, labels: Integers, params: dict[str, Any], rounds
 
 
 def fit_early_stopped(
-    train: Design, labels: Integers, held_out: Design, held_labels: Integers, params: dict[str, Any], rounds: int, seed: int
+    train: Design,
+    labels: Integers,
+    held_out: Design,
+    held_labels: Integers,
+    params: dict[str, Any],
+    rounds: int,
+    seed: int,
 ) -> tuple[int, NDArray[np.float64]]:
     """Train with early stopping on held-out rows; return the best round and the held-out (n, 3) logits there."""
     pool = fit_log_pool(train, labels)

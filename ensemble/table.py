@@ -87,5 +87,9 @@ def print_table(metrics: dict[str, object]) -> None:
     console.print(table)
     paired: dict[str, Interval] = metrics["paired"]  # type: ignore[assignment]
     for name, row in paired.items():
-        label = name.replace("_minus_", " - ").replace("_", " ").replace("best member", f"best member ({metrics['best_member']})")
+        label = (
+            name.replace("_minus_", " - ")
+            .replace("_", " ")
+            .replace("best member", f"best member ({metrics['best_member']})")
+        )
         console.print(f"{label}: {row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", highlight=False)

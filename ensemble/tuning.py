@@ -59,7 +59,14 @@ def suggest(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def tune(
-    design: Design, labels: Integers, folds: Integers, groups: Integers, trials: int, rounds: int, seed: int, journal: Path
+    design: Design,
+    labels: Integers,
+    folds: Integers,
+    groups: Integers,
+    trials: int,
+    rounds: int,
+    seed: int,
+    journal: Path,
 ) -> Tuned:
     """Return the best of ``trials`` trials by inner cross-validated log loss.
 

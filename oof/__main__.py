@@ -85,12 +85,37 @@ def _bases(arguments: argparse.Namespace) -> None:
     bases.build_bases(Path(arguments.out), arguments.seed, arguments.battles, arguments.epochs, arguments.only)
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from oof.check import check_files
+
+    columns = dict(pair.split("=", 1) for pair in arguments.columns if "=" in pair)
+    if len(columns) != len(arguments.columns):
+        raise UserError("--columns wants ours=theirs pairs, for example --columns prompt=question")
+    return check_files(arguments.files, columns=columns or None, tokenizer=arguments.tokenizer)
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from oof.audit import audit_run, format_findings
+
+    findings = audit_run(Path(arguments.run))
+    print(format_findings(findings))
+    return 1 if any(finding.status == "violated" for finding in findings) else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m oof", description="Stage one: out-of-fold logits.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     oof = verbs.add_parser("oof", help="train the fold jobs and write out-of-fold logits")
     add_config_arguments(oof)
     oof.set_defaults(verb=_oof)
+    check = verbs.add_parser("check", help="profile battle files and list every problem (exit 1 if there is one)")
+    check.add_argument("files", nargs="+", metavar="FILE")
+    check.add_argument("--tokenizer", help="a Hugging Face folder, for token lengths")
+    check.add_argument("--columns", nargs="*", default=[], metavar="ours=theirs")
+    check.set_defaults(verb=_check)
+    audit = verbs.add_parser("audit", help="prove a finished run's invariants (exit 1 if one is violated)")
+    audit.add_argument("run")
+    audit.set_defaults(verb=_audit)
     synth = verbs.add_parser("synth", help="write a synthetic arena with known class probabilities")
     synth.add_argument("out")
     synth.add_argument("--battles", type=int, default=3000)

@@ -4,12 +4,14 @@
 
 They stand in for ``google/gemma-2-9b-it`` and ``meta-llama/Llama-3.1-8B-Instruct`` where no hub is in reach:
 the real architectures (soft-capping, sliding window, grouped-query attention), tokenizers trained with the
-``tokenizers`` library, saved as plain causal language models and loaded with ``from_pretrained`` like any
-other. Pre-training is causal language modelling on transcripts of another seed than any demo's: a prompt, two
-responses, and a rating from 1 to 9 of how much better the first one keeps to the prompt. So that a tiny model
-learns to read in minutes, an auxiliary head on the third of the four layers says sentence by sentence whether it
-keeps to the prompt; it is thrown away. Large instruct models bring that skill from pre-training. The verdict's other causes (verbosity, position, the tie band, how quality
-is weighed) are not in these transcripts; they, and the three-class head, are left for the fold jobs to learn.
+``tokenizers`` library, saved as plain causal language models and loaded with ``from_pretrained`` like any other.
+
+Pre-training is causal language modelling on transcripts of another seed than any demo's: a prompt, two responses,
+and a rating from 1 to 9 of how much better the first one keeps to the prompt. So that a tiny model learns to read
+in minutes, an auxiliary head on the third of the four layers says sentence by sentence whether it keeps to the
+prompt; it is thrown away. Large instruct models bring that skill from pre-training. The verdict's other causes
+(verbosity, position, the tie band, how quality is weighed) are not in these transcripts; they, and the
+three-class head, are left for the fold jobs to learn.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from transformers import (
     Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    PrinterCallback,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -105,7 +107,9 @@ def _with_bos(tokenizer: Tokenizer, bos: str, eos: str, **names: str) -> PreTrai
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
     tokens = {f"{name}_token": token for name, token in names.items()}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, **tokens)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, **tokens
+    )
 
 
 def gemma_model(tokenizer: PreTrainedTokenizerFast) -> Gemma2ForCausalLM:
@@ -137,7 +141,8 @@ def _shape(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 def transcripts(n: int, seed: int) -> tuple[pl.DataFrame, list[int], list[list[bool]]]:
     """Return ``n`` battles as a table; for each the rating (index into ``RATINGS``) of A against B, and for each
-    sentence of A, then B, whether it is on topic."""
+    sentence of A, then B, whether it is on topic.
+    """
     prompts, a, b, _ = synth.make_battles(n, seed)
     difference = np.array([x.quality - y.quality for x, y in zip(a, b, strict=True)])
     ratings = np.clip(np.rint(difference * 4) + 4, 0, 8).astype(int)
@@ -164,7 +169,7 @@ class _Transcripts(Dataset[dict[str, torch.Tensor]]):
         encoded = encode_battles(table, tokenizer, Prompts(max_tokens=512), 512, orders=("ab",))
         answers = np.array([tokenizer.convert_tokens_to_ids(digit) for digit in RATINGS], dtype=np.int32)
         self.sequences = [np.append(encoded.sequence(i, 0), answers[rating]) for i, rating in enumerate(ratings)]
-        stop = tokenizer.convert_tokens_to_ids(".")
+        stop = int(tokenizer.convert_tokens_to_ids("."))  # type: ignore[arg-type]
         self.on_topic = [_mark_sentences(*pair, stop) for pair in zip(self.sequences, flags, strict=True)]
         lengths = np.array([len(sequence) for sequence in self.sequences])
         batches = cut(lengths, BATCH_SEQUENCES * int(lengths.mean()))
@@ -199,11 +204,14 @@ class _LanguageModelTrainer(Trainer):
         return DataLoader(self.train_dataset, batch_size=1, collate_fn=lambda items: items[0])  # type: ignore[arg-type]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        parameters = [*self.model.parameters(), *self.auxiliary.parameters()]
+        trained: Any = self.model
+        parameters = [*trained.parameters(), *self.auxiliary.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=self.args.learning_rate, betas=(0.9, 0.98))
         return self.optimizer
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Mean over all next tokens, plus mean over the ratings alone, plus the auxiliary sentence marks."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
@@ -236,7 +244,7 @@ def build_bases(out: Path, seed: int, battles: int = 40_000, epochs: int = 2, na
         tokenizer = make_tokenizer(texts)
         prepare_tokenizer(tokenizer)
         torch.manual_seed(seed + offset)
-        model = make_model(tokenizer)
+        model: Any = make_model(tokenizer)
         data = _Transcripts(tokenizer, battles, seed + 1 + offset)
         arguments = TrainingArguments(
             output_dir=str(out / name),

@@ -237,7 +237,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: YAML aliases (*name) are not supported; write the value out")
         tree = yaml.safe_load(text)
     except OSError as error:
-        raise UserError(f"{path}: cannot read the configuration ({error.strerror}); see configs/ for examples") from error
+        raise UserError(
+            f"{path}: cannot read the configuration ({error.strerror}); see configs/ for examples"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {_first_line(error)}") from error
     if tree is None:

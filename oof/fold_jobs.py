@@ -85,7 +85,9 @@ def join_folds(jobs: list[FoldJob], table: pl.DataFrame) -> None:
     parts = pl.concat([store.read_parquet(job.folder / "logits.parquet") for job in jobs])
     joined = scored.join(parts, on="id", how="left", validate="1:1", maintain_order="left")
     if joined.height != scored.height or parts.height != scored.height or joined["fold"].null_count():
-        raise UserError(f"{step.folder}: the fold jobs do not predict each battle once; delete the folder and run again")
+        raise UserError(
+            f"{step.folder}: the fold jobs do not predict each battle once; delete the folder and run again"
+        )
     store.write_parquet(step.folder / "logits.parquet", joined)
     step.finish({"member": jobs[0].name}, files=["logits.parquet"])
 

@@ -155,7 +155,7 @@ def score_test(config: Config, jobs: list[FoldJob], test: pl.DataFrame) -> None:
             continue
         step.clear()
         texts = Texts(config.members[name], test, config)
-        mean = np.mean([_score(job, texts) for job in folds], axis=0, dtype=np.float64)
+        mean = np.asarray(np.mean([_score(job, texts) for job in folds], axis=0, dtype=np.float64))
         store.write_parquet(step.folder / "logits.parquet", store.logits_frame(test["id"], mean, -1))
         step.finish({"member": name, "n": test.height})
         logger.info("%s: %d test battles scored by %d folds", name, test.height, len(folds))

@@ -7,12 +7,12 @@ model as ``labels``: float labels make transformers choose a multi-label loss wi
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+from torch.nn.functional import log_softmax
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return (b,) ``-sum_c targets_c log softmax(logits)_c``."""
-    return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1)
+    return -(targets * log_softmax(logits, dim=-1)).sum(dim=-1)
 
 
 def soft_kl(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -21,6 +21,6 @@ def soft_kl(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> 
     The factor keeps the gradient's size independent of T.
     Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2.
     """
-    teacher = F.log_softmax(targets.clamp_min(1e-8).log() / temperature, dim=-1)
-    student = F.log_softmax(logits / temperature, dim=-1)
+    teacher = log_softmax(targets.clamp_min(1e-8).log() / temperature, dim=-1)
+    student = log_softmax(logits / temperature, dim=-1)
     return temperature**2 * (teacher.exp() * (teacher - student)).sum(dim=-1)

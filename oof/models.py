@@ -18,7 +18,8 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from oof.config import Lora, Member
 from oof.errors import UserError
@@ -69,11 +70,11 @@ def resolve_attention(model_type: str, wanted: str) -> str:
         return wanted
     if model_type not in SOFTCAPPED:
         return "sdpa"
-    flash = torch.cuda.is_available() and transformers.utils.is_flash_attn_2_available()
+    flash = torch.cuda.is_available() and is_flash_attn_2_available()
     return "flash_attention_2" if flash else "eager"
 
 
-def load_base(member: Member, tokenizer: Any, seed: int) -> PreTrainedModel:
+def load_base(member: Member, tokenizer: Any, seed: int) -> Any:
     """Return the checkpoint as a sequence classifier with a fresh float32 ``score`` head.
 
     The fresh head depends on ``seed`` alone, not on what ran before in the process.
@@ -115,7 +116,7 @@ def _fresh_head(width: int, std: float, seed: int) -> Float32Head:
     return head
 
 
-def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> nn.Module:
+def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
     """Return the model with LoRA adapters and a trainable head (``rank`` 0: every weight trainable)."""
     if lora.rank == 0:
         return model
@@ -151,18 +152,18 @@ def save_classifier(model: nn.Module, folder: Path) -> None:
     model.save_pretrained(folder)  # type: ignore[operator]  # PeftModel and PreTrainedModel both have it
 
 
-def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> nn.Module:
+def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> Any:
     """Return the classifier that :func:`save_classifier` wrote, on this machine's device, in eval mode."""
     if not (folder / "adapter_config.json").is_file():
         member = Member(checkpoint=str(folder), dtype=member.dtype, attn=member.attn)
-        trained = load_trained(member, tokenizer)
+        trained: Any = load_trained(member, tokenizer)
     else:
         base = load_base(member, tokenizer, seed)
         trained = PeftModel.from_pretrained(base, str(folder))
     return trained.to(device()).eval()
 
 
-def load_trained(member: Member, tokenizer: Any) -> PreTrainedModel:
+def load_trained(member: Member, tokenizer: Any) -> Any:
     """Return a saved three-class classifier with its own head, computed in float32."""
     with _readable_errors(member.checkpoint), _quiet_loading():
         config = AutoConfig.from_pretrained(member.checkpoint, trust_remote_code=False)
@@ -215,8 +216,8 @@ def _readable_errors(checkpoint: str) -> Iterator[None]:
 def _quiet_loading() -> Iterator[None]:
     """Hold back transformers' report that the score head is new: it always is, by design."""
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ Bounds, all documented so that they can be argued with:
 * in an LSH bucket of more than ``BUCKET`` texts, each is compared only with its ``CROWDED`` successors in
   alphabetical order and in that of the reversed texts, and with one at random: work grows with n, not with the
   square of the bucket;
-* texts with the same known template are all alike as wholes, so LSH compares what follows it.
+* texts with a known template, which are all alike as wholes, meet in LSH by what they say beyond it.
 
 Source: Broder, On the resemblance and containment of documents, 1997; Leskovec et al., Mining of Massive
 Datasets, chapter 3.
@@ -35,7 +35,17 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from oof.shingles import PERMUTATIONS, SEED, chunks, jaccard, minhash, row_sums, shared_prefix, shingle_matrix
+from oof.shingles import (
+    PERMUTATIONS,
+    SEED,
+    chunks,
+    family_shingles,
+    jaccard,
+    minhash,
+    row_sums,
+    shared_prefix,
+    shingle_matrix,
+)
 
 TEMPLATE = 48  # characters: a shared beginning of at least this length may be a template
 TINY = 12  # characters: what two texts of one template may differ by and still be the same prompt
@@ -58,12 +68,19 @@ def components(texts: pl.Series, threshold: float) -> NDArray[np.int64]:
     if n < 2:
         return np.zeros(n, dtype=np.int64)
     templates = _templates(texts)
-    _, family = np.unique(texts.str.head(pl.Series(templates)).to_numpy(), return_inverse=True)
     members = np.flatnonzero(templates)
-    codes = _candidates(texts, threshold, np.where(templates > 0, family, -1))
-    if len(members) > 1:
-        rests = texts.gather(members).str.slice(pl.Series(templates[members] + 1), None)
-        local = _candidates(rests, threshold, np.full(len(members), -1))
+    # All texts of a family begin with the same TEMPLATE characters; its templates may continue them differently.
+    family = np.full(n, -1, dtype=np.int64)
+    family[members] = np.unique(texts.gather(members).str.head(TEMPLATE).to_numpy(), return_inverse=True)[1]
+    codes = _candidates(texts, minhash(texts, family, np.empty(0, np.uint64)), threshold, family)
+    if len(members) > 1:  # members of a family are alike as wholes: propose those alike beyond its templates
+        inside = texts.gather(members)
+        heads = pl.DataFrame(
+            {"head": inside.str.head(pl.Series(templates[members])), "family": family[members]}
+        ).unique()
+        removed = family_shingles(heads["head"], heads["family"].to_numpy())
+        rests = minhash(inside, family[members], removed)
+        local = _candidates(inside, rests, threshold, np.full(len(members), -1))
         codes = _union(codes, members[local // len(members)] * n + members[local % len(members)])
     return _verify(texts, templates, np.stack([codes // n, codes % n], axis=1), threshold)
 
@@ -97,16 +114,18 @@ def _templates(texts: pl.Series) -> NDArray[np.int64]:
     return lengths
 
 
-def _candidates(texts: pl.Series, threshold: float, family: NDArray[np.int64]) -> NDArray[np.int64]:
+def _candidates(
+    texts: pl.Series, signatures: NDArray[np.uint32], threshold: float, family: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Return candidate pairs as sorted distinct codes ``first * n + second``.
 
     Args:
         texts: n distinct texts, in an order that depends on content only.
+        signatures: (n, PERMUTATIONS) MinHash signatures.
         threshold: Jaccard similarity from which a pair should be found.
         family: (n,) numbers; pairs within one family are not returned; -1 = in no family.
     """
-    n = len(texts)
-    signatures, rows = minhash(texts), _bands(threshold)
+    n, rows = len(texts), _bands(threshold)
     rng = np.random.default_rng(SEED)
     ranks: list[NDArray[np.int64]] = []  # made only when a bucket is large
     examined = kept = np.empty(0, dtype=np.int64)
@@ -201,7 +220,7 @@ def _alike(texts: list[str], templates: NDArray[np.int64], pairs: Pairs, thresho
     sizes = row_sums(matrix)
     left, right = pairs.T
     shared = row_sums(matrix[left].multiply(matrix[right]))
-    alike = shared >= threshold * (sizes[left] + sizes[right] - shared)
+    alike: NDArray[np.bool_] = shared >= threshold * (sizes[left] + sizes[right] - shared)
     known = templates[pairs].any(axis=1)
     rows = np.flatnonzero(alike & known)
     if len(rows):

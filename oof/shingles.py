@@ -53,14 +53,43 @@ def row_sums(matrix: csr_array) -> NDArray[np.float64]:
     return np.asarray(matrix.sum(axis=1), dtype=np.float64)
 
 
-def minhash(texts: pl.Series) -> NDArray[np.uint32]:
-    """Return (n, PERMUTATIONS) MinHash signatures."""
+def minhash(texts: pl.Series, families: NDArray[np.int64], removed: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """Return (n, PERMUTATIONS) MinHash signatures of (n,) texts, without their family's shingles in ``removed``.
+
+    Args:
+        texts: String series.
+        families: (n,) numbers >= 0.
+        removed: sorted keys made by :func:`family_shingles`; may be empty.
+    """
     signatures = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
     for start, stop in chunks(texts.str.len_chars().to_numpy()):
         hashes, offsets = _shingle_hashes(texts[start:stop].to_list())
+        if len(removed):
+            keys = _of_family(hashes, offsets, families[start:stop])
+            kept = removed[np.minimum(np.searchsorted(removed, keys), len(removed) - 1)] != keys
+            counts = np.add.reduceat(kept, offsets[:-1].astype(np.int64), dtype=np.int64)
+            hashes, offsets = hashes[kept], np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
         digests = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, SEED)
         signatures[start:stop] = digests.to_rows()
     return signatures
+
+
+def family_shingles(texts: pl.Series, families: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return sorted distinct keys of (family, shingle) for all shingles of the texts."""
+    found = [np.empty(0, dtype=np.uint64)]
+    for start, stop in chunks(texts.str.len_chars().to_numpy()):
+        hashes, offsets = _shingle_hashes(texts[start:stop].to_list())
+        found.append(_of_family(hashes, offsets, families[start:stop]))
+    keys = np.sort(np.concatenate(found))
+    return keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
+
+
+def _of_family(
+    hashes: NDArray[np.uint64], offsets: NDArray[np.uint64], families: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    keys = (families.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    ends = offsets.astype(np.int64)
+    return hashes ^ np.repeat(keys, ends[1:] - ends[:-1])
 
 
 def chunks(sizes: NDArray[np.integer]) -> Iterator[tuple[int, int]]:

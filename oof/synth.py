@@ -91,9 +91,7 @@ def _near_duplicate(rng: np.random.Generator, prompt: Prompt) -> Prompt:
     return Prompt([first, *prompt.turns[1:]], prompt.topic)
 
 
-def _turn(
-    rng: np.random.Generator, topic: str, skill: float, verbosity: float
-) -> tuple[str | None, float, list[bool]]:
+def _turn(rng: np.random.Generator, topic: str, skill: float, verbosity: float) -> tuple[str | None, float, list[bool]]:
     """Draw one turn: its text, its quality and, sentence by sentence, whether it is on topic."""
     chance = rng.random()
     if chance < NULL:

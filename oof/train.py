@@ -59,9 +59,10 @@ class ClassifierTrainer(Trainer):
         """AdamW with one rate for the adapters and one for the fresh head; norms and biases are not decayed."""
         if self.optimizer is None:
             recipe = self.member.train
-            decayed = set(self.get_decay_parameter_names(self.model))
+            trained: Any = self.model
+            decayed = set(self.get_decay_parameter_names(trained))
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in trained.named_parameters():
                 if parameter.requires_grad:
                     lr = recipe.head_lr if "score" in name.split(".") else recipe.lr
                     decay = recipe.weight_decay if name in decayed else 0.0
@@ -124,7 +125,7 @@ def train_classifier(
         callbacks=[Progress(label)],
     )
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = _last_checkpoint(checkpoints) if checkpoints.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     return [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
 
@@ -154,3 +155,8 @@ def _arguments(recipe: Train, n_steps: int, folder: Path, seed: int) -> Training
 
 def _only_item(items: list[MicroBatches]) -> MicroBatches:
     return items[0]
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    last: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
+    return last

@@ -44,10 +44,10 @@ def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequ
         futures = {pool.submit(function, task): name for task, name in zip(tasks, names, strict=True)}
         finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
         for future in finished:
-            error = future.exception()
-            if error is not None:
+            failure = future.exception()
+            if failure is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
-                raise error if isinstance(error, UserError) else _failure(futures[future], error)
+                raise failure if isinstance(failure, UserError) else _failure(futures[future], failure)
 
 
 def _failure(name: str, error: BaseException) -> UserError:

@@ -28,7 +28,7 @@ WORDS = ("why", "is", "the", "sky", "blue", "so", "42", "ok")
 
 
 def generator(seed: int | str) -> random.Random:
-    return random.Random(seed)  # noqa: S311
+    return random.Random(seed)
 
 
 def words(rng: random.Random) -> str:

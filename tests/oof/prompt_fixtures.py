@@ -63,7 +63,7 @@ def tiny(family: str) -> Any:
 @functools.cache
 def _tiny_json(family: str) -> str:
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)] if family == "gemma" else []
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>") if bytes_ else models.BPE())  # noqa: S106
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>") if bytes_ else models.BPE())
     if family == "gemma":
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
         tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -83,7 +83,7 @@ def _tiny_json(family: str) -> str:
     if family != "gemma":
         return str(tokenizer.to_str())
     # As Gemma: newlines are ordinary added tokens, bytes are no added tokens at all.
-    fresh = Tokenizer(models.BPE(*_model(tokenizer), byte_fallback=True, unk_token="<unk>"))  # noqa: S106
+    fresh = Tokenizer(models.BPE(*_model(tokenizer), byte_fallback=True, unk_token="<unk>"))
     fresh.normalizer, fresh.pre_tokenizer, fresh.decoder = (
         tokenizer.normalizer,
         tokenizer.pre_tokenizer,

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-WORDS = (
-    "river stone window garden music engine silver planet morning letter bridge forest candle market winter orange "
-    "island mirror hammer pocket shadow ribbon castle thunder butter camera violin desert anchor lantern"
-).split()
+VOCABULARY = """
+    river stone window garden music engine silver planet morning letter bridge forest candle market winter orange
+    island mirror hammer pocket shadow ribbon castle thunder butter camera violin desert anchor lantern
+"""
+WORDS = VOCABULARY.split()
 
-SCHEMA = {
+SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "id": pl.String,
     "role": pl.String,
     "weight": pl.Float64,

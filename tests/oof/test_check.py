@@ -153,7 +153,7 @@ def test_the_profile_counts_what_is_there(tmp_path: Path, capsys: pytest.Capture
 def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))  # noqa: S106
+    words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "a.csv").write_text(HEADER + "1,one two,a b c d,a b c,tie\n2,one,a,,tie\n")

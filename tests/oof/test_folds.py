@@ -180,18 +180,6 @@ def test_a_train_battle_without_label_is_refused_with_its_place() -> None:
         assign_folds(table, np.arange(3), 2, 0)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_fold_that_would_stay_empty_is_refused() -> None:
-    groups = np.array([0] * 50 + [1, 2])
-    table = table_of(["x"] * 52, label=[0] * 52)
-    try:
-        folds = assign_folds(table, groups, 3, 0)
-    except UserError as error:
-        assert "52 train battles" in str(error)
-    else:
-        assert set(folds.tolist()) == {0, 1, 2}
-
-
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=12),
@@ -202,13 +190,16 @@ def test_any_request_gives_whole_filled_folds_or_one_clear_error(sizes: list[int
     groups = np.repeat(np.arange(len(sizes)), sizes)
     label = list(itertools.islice(itertools.cycle(labels), len(groups)))
     table = table_of([f"p{g}" for g in groups], label=label)
+    message = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             folds = assign_folds(table, groups, k, 0)
         except UserError as error:
-            assert f"folds.k={k}" in str(error)
-            return
+            message = str(error)
+    if message:
+        assert f"folds.k={k}" in message
+        return
     assert straddling(groups, folds) == 0
     assert set(folds.tolist()) == set(range(k))
 

@@ -1,4 +1,4 @@
-"""Groups: near-duplicate prompts are joined, transitively, whatever the order of rows; a template alone joins nothing."""
+"""Groups: near-duplicate prompts are joined, transitively, in any order of rows; a template alone joins nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tables import WORDS, sentence, table_of
 
-from oof import neardup
+from oof import neardup, shingles
 from oof.config import Groups
 from oof.errors import UserError
 from oof.groups import group_battles, normalise
@@ -27,7 +27,7 @@ HEADER = "you are a careful judge in a public debate about the following questio
 
 
 def grouped(*prompts: str | list[str], config: Groups | None = None) -> list[int]:
-    return group_battles(table_of(prompts), config or Groups()).tolist()
+    return [int(group) for group in group_battles(table_of(prompts), config or Groups())]
 
 
 def partition(ids: list[str], groups: list[int]) -> set[frozenset[str]]:
@@ -38,12 +38,12 @@ def partition(ids: list[str], groups: list[int]) -> set[frozenset[str]]:
 # --- brute force: the documented rule for few texts, by Python sets and a loop over all pairs
 
 
-def shingles(text: str) -> set[str]:
+def grams(text: str) -> set[str]:
     return {text[i : i + 5] for i in range(max(len(text) - 4, 1))}
 
 
 def similarity(one: str, two: str) -> float:
-    return len(shingles(one) & shingles(two)) / len(shingles(one) | shingles(two))
+    return len(grams(one) & grams(two)) / len(grams(one) | grams(two))
 
 
 def is_near_duplicate(one: str, two: str, threshold: float) -> bool:
@@ -117,7 +117,7 @@ def test_row_order_changes_no_groups_number(texts: list[str], seed: int) -> None
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=40)), min_size=1, max_size=20))
 def test_exact_jaccard_equals_python_sets(pairs: list[tuple[str, str]]) -> None:
-    found = neardup.jaccard([one for one, _ in pairs], [two for _, two in pairs])
+    found = shingles.jaccard([one for one, _ in pairs], [two for _, two in pairs])
     padded = [(one.ljust(5, "\0"), two.ljust(5, "\0")) for one, two in pairs]
     assert found == pytest.approx([similarity(one, two) for one, two in padded])
 
@@ -130,12 +130,12 @@ def test_exact_jaccard_equals_python_sets(pairs: list[tuple[str, str]]) -> None:
     [
         ("What is the capital of France?", "  what IS the\tcapital of france "),
         ("What's up, Doc?!", "what s up doc"),
-        ("ﬁnd the ½ of it", "find the 1⁄2 of it"),
+        ("ﬁnd the ½ of it", "find the 1\u20442 of it"),
         ("Straße", "STRASSE"),
         ("cafe\u0301", "café"),
         ("he\u200bllo", "hello"),
         ("\ufeffhello", "hello"),
-        ("ＡＢＣ　１２３", "abc 123"),
+        ("\uff21\uff22\uff23\u3000\uff11\uff12", "abc 12"),
         ("line one\r\nline two", "line one line two"),
         ("a\x00b", "a b"),
         ("ΑΣ", "ας"),
@@ -210,7 +210,21 @@ def test_a_tiny_difference_after_a_shared_beginning_is_a_small_edit() -> None:
 
 def test_a_known_template_with_tiny_slots_is_no_giant_group() -> None:
     topics = {f"{one}{two}" for one in WORDS[:12] for two in ("s", "ed", "ly", "er", "ful")}
-    assert len(set(grouped(*(f"{HEADER}: {topic}" for topic in topics)))) > 0.8 * len(topics)
+    sizes = np.bincount(grouped(*(f"{HEADER}: {topic}" for topic in topics)))
+    assert sizes.max() <= 5  # at most the forms of one word
+    assert len(sizes) >= 12
+
+
+def test_an_edited_copy_of_a_known_template_does_not_bridge_its_family() -> None:
+    rng = np.random.default_rng(0)
+    header = sentence(rng, 60)
+    bodies = [sentence(rng, 10) for _ in range(60)]
+    edited = header.replace(header.split()[2], "edited")
+    assert similarity(f"{edited} {bodies[0]}", f"{header} {bodies[1]}") >= 0.7
+    groups = grouped(*(f"{header} {body}" for body in bodies), f"{edited} {bodies[0]}", f"{edited} {sentence(rng, 10)}")
+    assert len(set(groups[:60])) == 60
+    assert groups[60] == groups[0]  # the same beyond the template
+    assert groups[61] not in groups[:61]
 
 
 def test_a_prompt_joins_its_own_continuation() -> None:
@@ -237,7 +251,7 @@ def test_buckets_of_thousands_of_near_duplicates_stay_quick() -> None:
     texts = []
     for i in range(3000):
         copy = [*words]
-        copy[rng.integers(50)] = f"edit{i}"
+        copy[rng.integers(35)] = f"edit{i}"  # of 50: at least 15 equal words follow, enough beyond any template
         texts.append(" ".join(copy))
     start = time.perf_counter()
     assert len(set(grouped(*texts))) == 1
@@ -249,7 +263,7 @@ def test_chunking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [sentence(rng, 6) for _ in range(60)]
     texts += [text.replace("r", "rr", 1) for text in texts] + [f"{HEADER} {text}" for text in texts]
     whole = grouped(*texts)
-    monkeypatch.setattr(neardup, "CHUNK", 200)
+    monkeypatch.setattr(shingles, "CHUNK", 200)
     monkeypatch.setattr("oof.groups.CHUNK_ROWS", 7)
     assert grouped(*texts) == whole
 
@@ -258,7 +272,7 @@ def test_very_long_prompts_are_compared_by_both_ends_and_equal_as_wholes() -> No
     rng = np.random.default_rng(0)
     long = sentence(rng, 30_000)
     middle = len(long) // 2
-    assert len(long) > 5 * neardup.CAP
+    assert len(long) > 5 * shingles.CAP
     changed = long[:middle] + sentence(rng, 50) + long[middle:]
     other = sentence(rng, 30_000)
     groups = grouped(long, changed, long.upper(), other)

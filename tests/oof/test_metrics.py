@@ -234,5 +234,5 @@ def test_one_group_has_a_mean_and_no_interval() -> None:
 
 @pytest.mark.parametrize(("values", "groups"), [([], []), ([1.0], [0, 1]), ([np.inf, 1.0], [0, 1]), ([[1.0]], [[0]])])
 def test_interval_refuses_what_has_no_mean(values: list[float], groups: list[int]) -> None:
-    with pytest.raises(ValueError, match="shapes|finite"):
+    with pytest.raises(ValueError, match=r"shapes|finite"):
         metrics.group_interval(np.array(values), np.array(groups), 0)

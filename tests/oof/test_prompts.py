@@ -208,6 +208,19 @@ def test_hints_tell_what_was_cut_and_count_dropped_rounds() -> None:
     assert "Response A, 990 characters, " in text
 
 
+@pytest.mark.parametrize("budget", range(150, 200, 5))
+def test_orders_whose_headers_cost_differently_keep_the_same(budget: int) -> None:
+    tokenizer = any_tokenizer("gemma")
+    tokenizer.add_tokens(["Response A, 99 characters"])
+    prepare_tokenizer(tokenizer, "lengths")
+    table = table_of([(["Why?"], ["x" * 99], ["y" * 160])])
+    ab, ba = (
+        encode_battles(table, tokenizer, Prompts(hints="lengths"), budget, orders=(order,)) for order in ("ab", "ba")
+    )
+    assert ab.lengths[0, 0] < ba.lengths[0, 0] <= budget
+    assert ab.n_kept.tolist() == ba.n_kept.tolist()
+
+
 def test_special_names_in_texts_stay_text_in_the_sequence() -> None:
     battle = (["<end_of_turn>\n<start_of_turn>Verdict"], ["<bos>"], ["<eos><pad>"])
     ids = encode([battle], "gemma", 400).sequence(0, 0).tolist()

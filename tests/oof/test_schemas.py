@@ -57,6 +57,26 @@ def test_each_schema_is_recognised_by_its_columns(
     assert not battles.dropped.height
 
 
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        (
+            {"question_id": "q", "anony": True, "judge": "j", "turn": 1, "language": "English"},
+            "chatbot_arena_conversations",
+        ),
+        ({"question_id": "q", "is_code": False, "turn": 1, "language": "English"}, "arena-human-preference-100k"),
+        ({"id": "q", "evaluation_session_id": "e", "is_code": True, "language": "en"}, "arena-human-preference-140k"),
+        ({"question_id": 81, "judge": "j", "turn": 1}, "MT-bench human judgements"),
+    ],
+)
+def test_the_files_of_conversations_are_told_apart(tmp_path: Path, extra: Row, name: str) -> None:
+    row = {"conversation_a": say("p", "a"), "conversation_b": say("p", "b"), "winner": "tie", **extra}
+    (tmp_path / "a.jsonl").write_bytes(encode([row], "jsonl"))
+    battles = read_file(tmp_path / "a.jsonl", "train")
+    assert list(battles.schemas.values()) == [name]
+    assert battles.table["prompt"].to_list() == [["p"]]
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet", "jsonl", "json"])
 def test_formats_of_one_schema_give_the_same_battles(tmp_path: Path, form: str) -> None:
     rng = generator(1)

@@ -77,7 +77,7 @@ def test_pad_can_never_be_the_last_token_of_a_text(name: str) -> None:
 
 
 def test_llama_pads_with_its_own_pad_token() -> None:
-    assert prepared("llama3").pad_token == "<|finetune_right_pad_id|>"  # noqa: S105
+    assert prepared("llama3").pad_token == "<|finetune_right_pad_id|>"
 
 
 @pytest.mark.parametrize("name", TINY)
