@@ -14,6 +14,7 @@ as_list = [$(subst $(space),$(comma),$(strip $(1)))]
 OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(DATA))') \
             $(if $(TEST),'data.test=$(call as_list,$(TEST))') $(ARGS)
 
+.NOTPARALLEL:
 .PHONY: help setup oof stack distill predict table demo test test-slow lint format bases check audit clean-demo
 
 help:  ## list the targets

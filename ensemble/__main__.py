@@ -39,8 +39,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments)
     with store.locked(Path(config.run)):
-        path = run_predict(config)
-    print(f"predict: {path} by the {config.predict.model}")
+        ran = run_predict(config)
+    said = f"written by the {config.predict.model}" if ran else "up to date, nothing to do"
+    print(f"predict: {said} ({Path(config.run) / 'submission.csv'})")
 
 
 def _table(arguments: argparse.Namespace) -> None:

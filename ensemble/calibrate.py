@@ -6,6 +6,7 @@ shown first. c is the only place where A and B may differ, and it is reported.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from scipy.optimize import minimize, minimize_scalar
 
 from oof.errors import UserError
 from oof.metrics import log_softmax, row_log_loss, softmax
+
+logger = logging.getLogger(__name__)
 
 LOG_T_BOUND = np.log(50.0)
 FIRST_SHOWN = np.array([1.0, -1.0, 0.0])
@@ -51,7 +54,8 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
         labels: (n,) integers in {0, 1, 2}.
 
     Raises:
-        UserError: a logit is not finite, or T lands on a bound (these are not logits).
+        UserError: a logit is not finite, or T lands on its lower bound (these are not held-out logits).
+            At the upper bound the logits are worthless, which is a warning.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
     """
@@ -62,12 +66,14 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
 
     # Over log T: convex in 1/T, and one step means the same ratio everywhere.
     found = minimize_scalar(loss, bounds=(-LOG_T_BOUND, LOG_T_BOUND), method="bounded", options={"xatol": 1e-8})
-    if abs(found.x) > LOG_T_BOUND - 1e-3:
-        if loss(0.0) - found.fun < 1e-3:  # flat: the logits say nothing, and any T is as good
-            return 1.0
+    if found.x < 1e-3 - LOG_T_BOUND:
         raise UserError(
-            f"the temperature runs to its bound ({np.exp(found.x):.3g}): these do not look like held-out logits; "
-            "were probabilities or in-sample predictions given?"
+            f"the temperature runs to its lower bound ({np.exp(found.x):.2g}): these do not look like held-out "
+            "logits; were in-sample predictions given?"
+        )
+    if found.x > LOG_T_BOUND - 1e-3:
+        logger.warning(
+            "the logits say nothing about the labels of %d held-out battles (temperature at its bound)", len(z)
         )
     return float(np.exp(found.x))
 

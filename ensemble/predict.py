@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from oof import store
+from ensemble import stack
+from ensemble.stack import softmax_mean
+from oof import fold_jobs, store
 from oof.config import Config, Member
-from oof.dataset import load_battles, read_test
+from oof.dataset import FORMAT, load_battles, read_test
 from oof.errors import UserError
 
-SUBMISSION = ["id", "winner_model_a", "winner_model_b", "winner_tie"]
+SUBMISSION = "submission.csv"
+WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
-def run_predict(config: Config) -> Path:
-    """Predict the test battles with ``predict.model`` and write ``RUN/submission.csv``.
+def run_predict(config: Config) -> bool:
+    """Predict the test battles with ``predict.model`` and write ``RUN/submission.csv``; return whether it was stale.
 
     Raises:
         UserError: no test battles, or the stage that makes the model is missing.
@@ -26,20 +30,24 @@ def run_predict(config: Config) -> Path:
     if not test.height:
         raise UserError("no battles to predict: set data.test (make predict TEST=test.csv)")
     run = Path(config.run)
+    stage = {"student": ("distill", "make distill"), "ensemble": ("stack", "make stack")}[config.predict.model]
+    manifest = run / stage[0] / "manifest.json"
+    if not manifest.is_file():
+        raise UserError(f"{manifest}: no {config.predict.model} here yet; run '{stage[1]}' with this RUN first")
+    made = store.read_json(manifest)["key"]
+    key = store.digest("submission", FORMAT, config.predict, made, config.prompts, fold_jobs.battles_key(test))
+    step = store.Step(run, key, manifest="submission.json")
+    if step.done:
+        return False
     probs = student_probabilities(config, test) if config.predict.model == "student" else _ensemble(config, test)
-    path = run / "submission.csv"
-    write_submission(path, test["id"], probs)
-    return path
+    write_submission(run / SUBMISSION, test["id"], probs)
+    step.finish({"model": config.predict.model, "n": test.height}, files=[SUBMISSION])
+    return True
 
 
 def student_probabilities(config: Config, test: pl.DataFrame) -> NDArray[np.float64]:
     """Return (n, 3) probabilities by the exported student: softmax of the mean of both orders' logits."""
     folder = Path(config.run) / "distill" / "student"
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no student here yet; run 'make distill' with this RUN first")
-    from dataclasses import replace
-
-    from ensemble.stack import softmax_mean
     from oof.models import device, load_tokenizer, load_trained
     from oof.predict import predict_logits
     from oof.prompts import encode_battles
@@ -55,9 +63,6 @@ def student_probabilities(config: Config, test: pl.DataFrame) -> NDArray[np.floa
 
 
 def _ensemble(config: Config, test: pl.DataFrame) -> NDArray[np.float64]:
-    from ensemble import stack
-    from oof import fold_jobs
-
     _, result = stack.load_ensemble(config)
     jobs = fold_jobs.fold_jobs(config, load_battles(Path(config.run)))
     logits = fold_jobs.test_logits(jobs, test)
@@ -83,6 +88,6 @@ def write_submission(path: Path, ids: pl.Series, probs: NDArray[np.floating]) ->
     probs = probs / probs.sum(axis=1, keepdims=True)
     if probs.shape != (len(ids), 3) or not np.isfinite(probs).all() or (probs < 0).any():
         raise UserError("the model gave probabilities that are not finite; nothing was written")
-    frame = pl.DataFrame({"id": ids} | {name: probs[:, i] for i, name in enumerate(SUBMISSION[1:])})
+    frame = pl.DataFrame({"id": ids} | {name: probs[:, i] for i, name in enumerate(WINNERS)})
     with store.replacing(path) as temporary:
         frame.write_csv(temporary)

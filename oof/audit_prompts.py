@@ -8,7 +8,7 @@ independently and leniently: what is reported here is alike beyond doubt, ``MARG
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -59,9 +59,10 @@ def near_duplicates(table: pl.DataFrame, threshold: float, sample: int) -> tuple
     pairs = _alike(texts, chosen, threshold)
     pairs = pairs[np.minimum(low[pairs[:, 0]], low[pairs[:, 1]]) != np.maximum(high[pairs[:, 0]], high[pairs[:, 1]])]
     pairs = pairs[np.sort(rng.permutation(len(pairs))[:MAX_PAIRS])]
+    templates = _Templates(texts, threshold)
     for one, two in pairs.tolist():
         similarity = _jaccard(texts[one], texts[two])
-        if similarity >= min(threshold + MARGIN, 1.0) and _more_than_template(texts, one, two, threshold):
+        if similarity >= min(threshold + MARGIN, 1.0) and not templates.explain(one, two):
             torn.append(TornPair(ids[one], ids[two], similarity))
     return len(chosen), torn
 
@@ -107,35 +108,52 @@ def _shingles(text: str) -> set[str]:
     return {text[i : i + SHINGLE] for i in range(max(len(text) - SHINGLE + 1, 1))}
 
 
-def _jaccard(one: str, two: str, without: str = "") -> float:
-    """Return the Jaccard similarity of two texts' 5-grams, those of a third text left out."""
-    left, right = _shingles(one) - _shingles(without), _shingles(two) - _shingles(without)
+def _jaccard(one: str, two: str, without: Set[str] = frozenset()) -> float:
+    """Return the Jaccard similarity of two texts' 5-grams, some left out."""
+    left, right = _shingles(one) - without, _shingles(two) - without
     return len(left & right) / max(len(left | right), 1)
 
 
-def _more_than_template(texts: Sequence[str], one: int, two: int, threshold: float) -> bool:
-    """Is the likeness of two of the sorted texts more than a template? Doubtful cases answer no."""
-    templates = _known_template(texts, one), _known_template(texts, two)
-    if any(templates):
-        beyond = (_jaccard(texts[one], texts[two], template) for template in templates)
-        return min(beyond) >= min(threshold + MARGIN, 1.0)
-    left, right = texts[one].split(" "), texts[two].split(" ")
-    words = [word for word, _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))]
-    if len(" ".join(words)) < TEMPLATE:
-        return True
-    rests = " ".join(left[len(words) :]), " ".join(right[len(words) :])
-    return not all(rests) or max(map(len, rests)) <= TINY or _jaccard(*rests) >= threshold / 2 + MARGIN
+class _Templates:
+    """The known templates among sorted texts, and the rule for what is alike beyond them; doubts are resolved as no.
 
+    Half as many texts as make a known template for the grouping make one here.
+    """
 
-def _known_template(texts: Sequence[str], one: int) -> str:
-    """Return the longest beginning that half as many of the sorted texts share as make a known template, or ""."""
-    words = texts[one].split(" ")
-    n = bisect_left(range(len(words)), True, key=lambda n: _sharing(texts, words[: n + 1]) < BUCKET // 2)
-    template = " ".join(words[:n])
-    return template if len(template) >= TEMPLATE else ""
+    def __init__(self, texts: Sequence[str], threshold: float) -> None:
+        self.texts, self.threshold = texts, threshold
+        self.families: dict[str, frozenset[str]] = {}  # first characters -> 5-grams of all templates that begin so
 
+    def explain(self, one: int, two: int) -> bool:
+        """Is the likeness of two texts only that of a template?"""
+        texts = self.texts[one], self.texts[two]
+        families = [self.family(text[:TEMPLATE]) for text in texts if self.known(text)]
+        if families:
+            return min(_jaccard(*texts, family) for family in families) < min(self.threshold + MARGIN, 1.0)
+        left, right = (text.split(" ") for text in texts)
+        words = [word for word, _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))]
+        rests = " ".join(left[len(words) :]), " ".join(right[len(words) :])
+        if len(" ".join(words)) < TEMPLATE or not all(rests) or max(map(len, rests)) <= TINY:
+            return False
+        return _jaccard(*rests) < self.threshold / 2 + MARGIN
 
-def _sharing(texts: Sequence[str], words: Sequence[str]) -> int:
-    """Return how many of the sorted texts begin with these words."""
-    beginning = " ".join(words)
-    return bisect_left(texts, beginning + "\U0010ffff") - bisect_left(texts, beginning)
+    def family(self, beginning: str) -> frozenset[str]:
+        if beginning not in self.families:
+            start, stop = self._range(beginning)
+            known = {self.known(text) for text in self.texts[start:stop]}
+            self.families[beginning] = frozenset().union(*map(_shingles, known - {""}))
+        return self.families[beginning]
+
+    def known(self, text: str) -> str:
+        """Return the longest known template that the text begins with, or an empty string."""
+        words = text.split(" ")
+        n = bisect_left(range(len(words)), True, key=lambda n: self._sharing(words[: n + 1]) < BUCKET // 2)
+        template = " ".join(words[:n])
+        return template if len(template) >= TEMPLATE else ""
+
+    def _sharing(self, words: Sequence[str]) -> int:
+        start, stop = self._range(" ".join(words))
+        return stop - start
+
+    def _range(self, beginning: str) -> tuple[int, int]:
+        return bisect_left(self.texts, beginning), bisect_left(self.texts, beginning + "\U0010ffff")

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from oof.config import Train
 from oof.prompts import Encoded
 
+RUNS = 4  # runs of similar lengths in one step; not a function of the memory, so that a step stays the same step
 WINDOW_STEPS = 16  # steps per length-sorted window: wide enough for equal lengths, narrow enough to stay mixed
 MULTIPLE = 8  # sequences are padded to multiples of this many tokens, which kernels like
 
@@ -63,7 +64,7 @@ def plan_steps(lengths: NDArray[np.integer], recipe: Train, seed: int) -> list[S
 
     Args:
         lengths: (n,) tokens of each battle's longest order.
-        recipe: epochs, batch_battles, tokens_per_batch and swap are read.
+        recipe: epochs, batch_battles and swap are read; how the memory is cut changes no step.
         seed: the plan depends on it and on the lengths only.
 
     Returns:
@@ -90,17 +91,14 @@ def _with_orders(battles: NDArray[np.int64], flips: NDArray[np.int64], swap: str
 def _epoch(lengths: NDArray[np.integer], recipe: Train, rng: np.random.Generator) -> list[NDArray[np.int64]]:
     """Return the battles of each step of one epoch: windows sorted by length, dealt out in runs."""
     size = recipe.batch_battles
-    per_battle = 2 if recipe.swap == "paired" else 1
-    parts = math.ceil(float(np.mean(lengths)) * per_battle * size / recipe.tokens_per_batch)
-    run = max(1, size // parts)
+    run = max(1, size // RUNS)
     shuffled = rng.permutation(len(lengths))
     steps: list[NDArray[np.int64]] = []
     for start in range(0, len(shuffled), size * WINDOW_STEPS):
         window = shuffled[start : start + size * WINDOW_STEPS]
-        if parts > 1:  # with one micro-batch a step, sorting would only make the steps less alike
-            window = window[np.argsort(lengths[window], kind="stable")]
-            runs = [window[i : i + run] for i in range(0, len(window), run)]
-            window = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+        window = window[np.argsort(lengths[window], kind="stable")]
+        runs = [window[i : i + run] for i in range(0, len(window), run)]
+        window = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
         steps += [window[i : i + size] for i in range(0, len(window), size)]
     return [steps[i] for i in rng.permutation(len(steps))]
 

@@ -256,7 +256,7 @@ def _first_line(error: BaseException) -> str:
 def _refuse_unknown(origin: str, tree: object, schema: Any, prefix: str = "") -> None:
     """Walk ``tree`` beside the dataclass ``schema``; free-form mappings (members, columns) keep their own names."""
     if not isinstance(tree, dict):
-        return
+        raise UserError(f"{origin}: {prefix[:-1]}: expected settings below it ('key: value'), not {tree!r:.60}")
     fields = {f.name: f.type for f in dataclasses.fields(schema)}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -267,7 +267,9 @@ def _refuse_unknown(origin: str, tree: object, schema: Any, prefix: str = "") ->
         inner = globals().get(str(fields[key]))
         if dataclasses.is_dataclass(inner):
             _refuse_unknown(origin, value, inner, f"{name}.")
-        elif name == "members" and isinstance(value, dict):
+        elif name == "members":
+            if not isinstance(value, dict):
+                raise UserError(f"{origin}: members: expected a recipe under each member's name, not {value!r:.60}")
             for member, recipe in value.items():
                 if not NAME.fullmatch(str(member)):
                     raise UserError(f"{origin}: member name {str(member)!r}: use letters, digits, '_', '-' and '.'")

@@ -4,12 +4,12 @@ Two texts are near-duplicates when the Jaccard similarity of their sets of chara
 threshold, except under the *template rule*: a long shared beginning is not enough by itself.
 
 * A beginning of at least ``TEMPLATE`` characters (whole words) that at least ``BUCKET`` texts share is a **known
-  template**. Its 5-grams are left out wherever one of a pair's texts begins with it: what else they say must reach
-  the threshold too. So neither the template nor a slightly edited copy of it makes one giant group, and dozens of
-  texts that differ in a word at the end of one long beginning count as its slots, not as near-duplicates.
-* Two texts without a known template that share such a beginning are joined if what differs, a shared end left out
-  too, is at most ``TINY`` characters in each (a small edit), if one is nothing but the beginning of the other, or if
-  the rests after the shared beginning reach half the threshold.
+  template**. If one of two texts begins with one, its 5-grams are left out, and what else the texts say must reach
+  the threshold too. So neither a template nor edited copies of it make one giant group.
+* Two texts without a known template that share such a beginning must also be alike after it: the rests must reach
+  half the threshold, or one text must be nothing but the beginning of the other.
+* In both cases a small edit is no difference: the texts are joined if what lies between their shared beginning and
+  their shared end has at most ``TINY`` characters in each.
 
 MinHash only proposes pairs; each is then measured exactly. Texts come sorted and distinct, so results cannot depend
 on the order of a table's rows.
@@ -32,14 +32,15 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from oof.shingles import (
     PERMUTATIONS,
     SEED,
     chunks,
-    family_shingles,
+    distinct,
+    family_keys,
     jaccard,
     minhash,
     row_sums,
@@ -48,7 +49,7 @@ from oof.shingles import (
 )
 
 TEMPLATE = 48  # characters: a shared beginning of at least this length may be a template
-TINY = 12  # characters: what two texts of one template may differ by and still be the same prompt
+TINY = 10  # characters: what two texts of one template may differ by and still be the same prompt (a word)
 BUCKET = 32  # texts: the largest LSH bucket of which all pairs are compared, the smallest family of a known template
 CROWDED = 4  # neighbours that a text is compared with inside a larger bucket
 # A pair whose MinHash estimate lies this far under the threshold (five standard errors) is not measured exactly.
@@ -67,22 +68,24 @@ def components(texts: pl.Series, threshold: float) -> NDArray[np.int64]:
     n = len(texts)
     if n < 2:
         return np.zeros(n, dtype=np.int64)
-    templates = _templates(texts)
-    members = np.flatnonzero(templates)
-    # All texts of a family begin with the same TEMPLATE characters; its templates may continue them differently.
-    family = np.full(n, -1, dtype=np.int64)
-    family[members] = np.unique(texts.gather(members).str.head(TEMPLATE).to_numpy(), return_inverse=True)[1]
-    codes = _candidates(texts, minhash(texts, family, np.empty(0, np.uint64)), threshold, family)
-    if len(members) > 1:  # members of a family are alike as wholes: propose those alike beyond its templates
-        inside = texts.gather(members)
-        heads = pl.DataFrame(
-            {"head": inside.str.head(pl.Series(templates[members])), "family": family[members]}
-        ).unique()
-        removed = family_shingles(heads["head"], heads["family"].to_numpy())
-        rests = minhash(inside, family[members], removed)
+    lengths = _templates(texts)
+    members = np.flatnonzero(lengths)
+    inside = texts.gather(members)
+    frame = pl.DataFrame({"template": inside.str.head(pl.Series(lengths[members])), "start": inside.str.head(TEMPLATE)})
+    frame = frame.with_columns(pl.all().rank("dense").cast(pl.Int64).name.suffix("_number"))
+    same = np.full(n, -1, dtype=np.int64)
+    same[members] = frame["template_number"]
+    codes = _candidates(texts, minhash(texts), threshold, same)
+    if len(members):  # texts of one template are alike as wholes: propose those alike beyond all that begin like it
+        templates = frame.unique("template", maintain_order=True)
+        known = family_keys(templates["template"], templates["start_number"].to_numpy())
+        rests = minhash(inside, frame["start_number"].to_numpy(), known)
         local = _candidates(inside, rests, threshold, np.full(len(members), -1))
-        codes = _union(codes, members[local // len(members)] * n + members[local % len(members)])
-    return _verify(texts, templates, np.stack([codes // n, codes % n], axis=1), threshold)
+        neighbours = np.flatnonzero((same[1:] == same[:-1]) & (same[1:] >= 0))  # small edits at the end
+        codes = distinct(
+            codes, neighbours * (n + 1) + 1, members[local // len(members)] * n + members[local % len(members)]
+        )
+    return _verify(texts, lengths, np.stack([codes // n, codes % n], axis=1), threshold)
 
 
 def connected(n: int, pairs: Pairs) -> NDArray[np.int64]:
@@ -145,19 +148,13 @@ def _candidates(
         pairs = np.concatenate(found)
         left, right = pairs.min(axis=1), pairs.max(axis=1)
         apart = (family[left] < 0) | (family[left] != family[right])
-        new = _union(left[apart] * n + right[apart])
+        new = distinct(left[apart] * n + right[apart])
         if len(examined):
             new = new[examined[np.minimum(np.searchsorted(examined, new), len(examined) - 1)] != new]
-        examined = _union(examined, new)
+        examined = distinct(examined, new)
         likely = _estimates(signatures, np.stack([new // n, new % n], axis=1)) >= threshold - MARGIN
-        kept = _union(kept, new[likely])
+        kept = distinct(kept, new[likely])
     return kept
-
-
-def _union(*codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sorted distinct values (numpy 2.4's hashing ``unique`` is 100 times slower on such codes)."""
-    values = np.sort(np.concatenate(codes), kind="stable")  # quick on sorted runs
-    return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
 
 
 def _window_pairs(rows: NDArray[np.int64], bucket: NDArray[np.int64], rank: NDArray[np.int64], window: int) -> Pairs:
@@ -196,7 +193,7 @@ def _estimates(signatures: NDArray[np.uint32], pairs: Pairs) -> NDArray[np.float
     return estimates
 
 
-def _verify(texts: pl.Series, templates: NDArray[np.int64], pairs: Pairs, threshold: float) -> NDArray[np.int64]:
+def _verify(texts: pl.Series, lengths: NDArray[np.int64], pairs: Pairs, threshold: float) -> NDArray[np.int64]:
     """Measure candidate pairs exactly and return (n,) component numbers; pairs already connected are skipped."""
     n, sizes = len(texts), texts.str.len_chars().to_numpy()
     joined = np.empty((0, 2), np.int64)
@@ -207,50 +204,49 @@ def _verify(texts: pl.Series, templates: NDArray[np.int64], pairs: Pairs, thresh
         if len(some) == 0:
             continue
         used, local = np.unique(some, return_inverse=True)
-        alike = _alike(texts.gather(used).to_list(), templates[used], local.reshape(-1, 2), threshold)
+        alike = _alike(texts.gather(used).to_list(), lengths[used], local.reshape(-1, 2), threshold)
         if alike.any():
             joined = np.concatenate([joined, some[alike]])
             labels = connected(n, joined)
     return labels
 
 
-def _alike(texts: list[str], templates: NDArray[np.int64], pairs: Pairs, threshold: float) -> NDArray[np.bool_]:
+def _alike(texts: list[str], lengths: NDArray[np.int64], pairs: Pairs, threshold: float) -> NDArray[np.bool_]:
     """Return (m,) flags: are the texts of a pair near-duplicates? The rule is at the head of this file."""
     matrix = shingle_matrix(texts)
-    sizes = row_sums(matrix)
     left, right = pairs.T
-    shared = row_sums(matrix[left].multiply(matrix[right]))
-    alike: NDArray[np.bool_] = shared >= threshold * (sizes[left] + sizes[right] - shared)
-    known = templates[pairs].any(axis=1)
+    alike = _reach(matrix[left], matrix[right], threshold)
+    known = lengths[pairs].any(axis=1)
     rows = np.flatnonzero(alike & known)
     if len(rows):
-        beginnings = sorted({text[:length] for text, length in zip(texts, templates.tolist(), strict=True)})
-        place = {beginning: i for i, beginning in enumerate(beginnings)}
-        own = np.array([place[text[:length]] for text, length in zip(texts, templates.tolist(), strict=True)])
-        left, right = pairs[rows].T
-        common = shingle_matrix(beginnings)
-        common = common[own[left]].maximum(common[own[right]])
-        one, two = matrix[left], matrix[right]
-        both = one.multiply(two)
-        beyond = row_sums(both) - row_sums(both.multiply(common))
-        either = (
-            row_sums(one) - row_sums(one.multiply(common)) + row_sums(two) - row_sums(two.multiply(common)) - beyond
-        )
-        alike[rows] = beyond >= threshold * either
+        templates = shingle_matrix([text[:length] for text, length in zip(texts, lengths.tolist(), strict=True)])
+        both = templates[left[rows]].maximum(templates[right[rows]])
+        one, two = (side - side.multiply(both) for side in (matrix[left[rows]], matrix[right[rows]]))
+        alike[rows] = _reach(one, two, threshold)
+        for row in rows[~alike[rows]].tolist():
+            alike[row] = _core(texts[left[row]], texts[right[row]]) <= TINY
     for row in np.flatnonzero(alike & ~known).tolist():
-        one_text, two_text = (texts[i] for i in pairs[row])
-        alike[row] = _more_than_a_beginning(one_text, two_text, threshold)
+        alike[row] = _more_than_a_beginning(texts[left[row]], texts[right[row]], threshold)
     return alike
+
+
+def _reach(one: csr_array, two: csr_array, threshold: float) -> NDArray[np.bool_]:
+    shared = row_sums(one.multiply(two))
+    return np.asarray(shared >= threshold * (row_sums(one) + row_sums(two) - shared))
 
 
 def _more_than_a_beginning(one: str, two: str, threshold: float) -> bool:
     same = _shared_words(one, two)
-    if same < TEMPLATE:
+    if same < TEMPLATE or same in (len(one), len(two)) or _core(one, two) <= TINY:
         return True
+    return bool(jaccard([one[same:].lstrip()], [two[same:].lstrip()])[0] >= threshold / 2)
+
+
+def _core(one: str, two: str) -> int:
+    """Return how many characters of the longer text lie between the shared beginning (whole words) and shared end."""
+    same = _shared_words(one, two)
     one, two = one[same:].lstrip(), two[same:].lstrip()
-    if not one or not two or max(len(one), len(two)) - shared_prefix(one[::-1], two[::-1]) <= TINY:
-        return True
-    return bool(jaccard([one], [two])[0] >= threshold / 2)
+    return max(len(one), len(two)) - shared_prefix(one[::-1], two[::-1])
 
 
 def _shared_words(one: str, two: str) -> int:

@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 
 SHINGLE = 5  # characters
 CAP = 20_000  # characters of one text that are compared
+COLUMNS = 2**62  # a shingle's column is its hash; two of a pair's collide with probability about 1e-12
 PERMUTATIONS = 128
 SEED = 1
 CHUNK = 2_000_000  # characters whose shingles are in memory at a time (about 50 bytes each)
@@ -41,8 +42,7 @@ def jaccard(left: Sequence[str], right: Sequence[str]) -> NDArray[np.float64]:
 def shingle_matrix(texts: Sequence[str]) -> csr_array:
     """Return the (n, 2**62) 0/1 matrix of shingle sets; a column is a 62-bit hash (collisions: about 1e-12 a pair)."""
     hashes, offsets = _shingle_hashes(texts)
-    columns = (hashes >> np.uint64(2)).astype(np.int64)
-    matrix = csr_array((np.ones(len(columns), np.int32), columns, offsets.astype(np.int64)), shape=(len(texts), 2**62))
+    matrix = csr_array((np.ones(len(hashes), np.int32), _columns(hashes), offsets), shape=(len(texts), COLUMNS))
     matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix
@@ -53,43 +53,54 @@ def row_sums(matrix: csr_array) -> NDArray[np.float64]:
     return np.asarray(matrix.sum(axis=1), dtype=np.float64)
 
 
-def minhash(texts: pl.Series, families: NDArray[np.int64], removed: NDArray[np.uint64]) -> NDArray[np.uint32]:
-    """Return (n, PERMUTATIONS) MinHash signatures of (n,) texts, without their family's shingles in ``removed``.
+def minhash(
+    texts: pl.Series, families: NDArray[np.int64] | None = None, known: NDArray[np.int64] | None = None
+) -> NDArray[np.uint32]:
+    """Return (n, PERMUTATIONS) MinHash signatures of (n,) texts, if asked without the shingles of their families.
 
     Args:
         texts: String series.
         families: (n,) numbers >= 0.
-        removed: sorted keys made by :func:`family_shingles`; may be empty.
+        known: made by :func:`family_keys`.
     """
     signatures = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
     for start, stop in chunks(texts.str.len_chars().to_numpy()):
         hashes, offsets = _shingle_hashes(texts[start:stop].to_list())
-        if len(removed):
-            keys = _of_family(hashes, offsets, families[start:stop])
-            kept = removed[np.minimum(np.searchsorted(removed, keys), len(removed) - 1)] != keys
-            counts = np.add.reduceat(kept, offsets[:-1].astype(np.int64), dtype=np.int64)
-            hashes, offsets = hashes[kept], np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
+        if families is not None and known is not None:
+            kept = ~_is_known(_columns(hashes), offsets, families[start:stop], known)
+            hashes = hashes[kept]
+            offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(kept, offsets[:-1], dtype=np.int64))])
+        offsets = offsets.astype(np.uint64)
         digests = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, SEED)
         signatures[start:stop] = digests.to_rows()
     return signatures
 
 
-def family_shingles(texts: pl.Series, families: NDArray[np.int64]) -> NDArray[np.uint64]:
+def family_keys(texts: pl.Series, families: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return sorted distinct keys of (family, shingle) for all shingles of the texts."""
-    found = [np.empty(0, dtype=np.uint64)]
+    keys = np.empty(0, np.int64)
     for start, stop in chunks(texts.str.len_chars().to_numpy()):
         hashes, offsets = _shingle_hashes(texts[start:stop].to_list())
-        found.append(_of_family(hashes, offsets, families[start:stop]))
-    keys = np.sort(np.concatenate(found))
-    return keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
+        keys = distinct(keys, _keys(_columns(hashes), offsets, families[start:stop]))
+    return keys
 
 
-def _of_family(
-    hashes: NDArray[np.uint64], offsets: NDArray[np.uint64], families: NDArray[np.int64]
-) -> NDArray[np.uint64]:
-    keys = (families.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    ends = offsets.astype(np.int64)
-    return hashes ^ np.repeat(keys, ends[1:] - ends[:-1])
+def _is_known(
+    columns: NDArray[np.integer], offsets: NDArray[np.integer], families: NDArray[np.int64], known: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    keys = _keys(columns, offsets, families)
+    return np.equal(known[np.minimum(np.searchsorted(known, keys), len(known) - 1)], keys)
+
+
+def _keys(columns: NDArray[np.integer], offsets: NDArray[np.integer], families: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return one number for each (family, column) of rows that begin at ``offsets``."""
+    return columns ^ np.repeat(families * 0x1E3779B97F4A7C15, offsets[1:] - offsets[:-1])  # wraps around, mixing
+
+
+def distinct(*codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sorted distinct values (numpy 2.4's hashing ``unique`` is 100 times slower on such codes)."""
+    values = np.sort(np.concatenate(codes), kind="stable")  # quick on sorted runs
+    return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
 
 
 def chunks(sizes: NDArray[np.integer]) -> Iterator[tuple[int, int]]:
@@ -116,7 +127,7 @@ def shared_prefix(one: str, two: str) -> int:
     return low
 
 
-def _shingle_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def _shingle_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Return 64-bit hashes of all character 5-grams, repeats included, and (n + 1,) row offsets.
 
     A text of fewer than five characters is padded to one shingle.
@@ -134,4 +145,8 @@ def _shingle_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[n
     ends = np.cumsum(lengths)[:-1]
     for k in range(1, SHINGLE):
         inside[ends - k] = False
-    return hashes[inside], np.concatenate([[0], np.cumsum(lengths - SHINGLE + 1)]).astype(np.uint64)
+    return hashes[inside], np.concatenate([[0], np.cumsum(lengths - SHINGLE + 1)])
+
+
+def _columns(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return (hashes >> np.uint64(2)).astype(np.int64)

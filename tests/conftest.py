@@ -1,0 +1,49 @@
+"""One small real run that many tests look at: all three stages through the verbs, on 120 synthetic battles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "data.synth.battles=120",
+    "data.synth.test_battles=12",
+    "jobs.workers=1",
+    "stack.trials=2",
+    "stack.rounds=20",
+    *(f"members.{name}.train.epochs=0.3" for name in ("gemma2", "llama3_1")),
+    "distill.student.train.epochs=0.3",
+]
+
+
+def small_arguments(run: Path, *more: str) -> list[str]:
+    return [str(ROOT / "configs" / "demo.yaml"), f"run={run}", *SMALL, *more]
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths in the shipped configurations start at the repository."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run (do not write to it)."""
+    from ensemble.__main__ import main as ensemble_main
+    from oof.__main__ import main as oof_main
+
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        run = tmp_path_factory.mktemp("runs") / "small"
+        arguments = small_arguments(run)
+        assert oof_main(["oof", *arguments]) == 0
+        for verb in ("stack", "distill", "predict", "table"):
+            assert ensemble_main([verb, *arguments]) == 0
+    finally:
+        os.chdir(before)
+    return run

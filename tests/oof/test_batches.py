@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oof.batches import Step, TrainingSteps, collate, cut, plan_steps
+from oof.config import Train
+from oof.prompts import Encoded
+
+LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=120).map(np.array)
+
+
+def encoded(lengths: np.ndarray) -> Encoded:
+    """Two equal orders per battle; the ids of battle i are all i + 1."""
+    each = np.repeat(lengths, 2)
+    ids = np.repeat(np.repeat(np.arange(len(lengths)) + 1, 2), each).astype(np.int32)
+    counts = np.zeros((len(lengths), 3), dtype=np.int32)
+    return Encoded(ids, np.concatenate([[0], np.cumsum(each)]), 2, counts, counts)
+
+
+@given(LENGTHS, st.integers(8, 2000))
+def test_cut_holds_every_sequence_once_within_the_budget(lengths: np.ndarray, budget: int) -> None:
+    batches = cut(lengths, budget)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for rows in batches:
+        padded = -(-lengths[rows].max() // 8) * 8
+        assert len(rows) == 1 or len(rows) * padded <= budget
+
+
+@settings(max_examples=60)
+@given(LENGTHS, st.integers(1, 20), st.sampled_from(["none", "random", "paired"]), st.integers(0, 9))
+def test_an_epoch_visits_each_battle_once(lengths: np.ndarray, size: int, swap: str, seed: int) -> None:
+    recipe = Train(epochs=2, batch_battles=size, swap=swap)
+    steps = plan_steps(lengths, recipe, seed)
+    per_epoch = -(-len(lengths) // size)
+    assert len(steps) == 2 * per_epoch
+    for epoch in (steps[:per_epoch], steps[per_epoch:]):
+        seen = [(int(b), int(o)) for step in epoch for b, o in zip(step.battles, step.orders, strict=True)]
+        if swap == "paired":
+            assert sorted(seen) == [(b, o) for b in range(len(lengths)) for o in (0, 1)]
+        else:
+            assert sorted(b for b, _ in seen) == list(range(len(lengths)))
+        assert all(len(np.unique(step.battles)) <= size for step in epoch)
+    again = plan_steps(lengths, replace(recipe, tokens_per_batch=9), seed)
+    for one, other in zip(steps, again, strict=True):
+        assert (one.battles == other.battles).all()
+        assert (one.orders == other.orders).all()
+
+
+def test_random_swap_swaps_half_and_another_half_in_the_next_epoch() -> None:
+    steps = plan_steps(np.full(200, 10), Train(epochs=2, batch_battles=200, swap="random"), 0)
+    first, second = (dict(zip(s.battles.tolist(), s.orders.tolist(), strict=True)) for s in steps)
+    assert sum(first.values()) == sum(second.values()) == 100
+    assert first != second
+
+
+@settings(max_examples=40, deadline=None)
+@given(LENGTHS, st.integers(1, 8), st.integers(8, 3000))
+def test_a_steps_weights_add_up_to_one_however_it_is_cut(lengths: np.ndarray, size: int, budget: int) -> None:
+    n = len(lengths)
+    targets = np.random.default_rng(0).dirichlet(np.ones(3), size=(n, 2))
+    weights = np.arange(1, n + 1, dtype=float)
+    recipe = Train(batch_battles=size, tokens_per_batch=budget)
+    data = TrainingSteps(encoded(lengths), targets, weights, recipe, pad_id=0, seed=1)
+    for i in range(len(data)):
+        micro = data[i]
+        assert sum(float(m["weights"].sum()) for m in micro) == pytest.approx(1, abs=1e-5)
+        for batch in micro:
+            battles = batch["input_ids"].max(dim=1).values.numpy() - 1
+            share = weights[battles] / (2 * weights[np.unique(data.steps[i].battles)].sum())
+            np.testing.assert_allclose(batch["weights"].numpy(), share, rtol=1e-5)
+            assert (batch["attention_mask"].sum(dim=1).numpy() == lengths[battles]).all()
+
+
+def test_sorting_saves_padding_on_arena_lengths() -> None:
+    """With many micro-batches a step, runs of similar lengths pad less than random ones (DESIGN: 2.2x to 1.03x)."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(6.3, 0.8, 2000), 60, 3000).astype(int)
+    recipe = Train(batch_battles=16, tokens_per_batch=8192)
+
+    def padded(steps: list) -> float:
+        total = 0
+        for step in steps:
+            each = lengths[step.battles]
+            total += sum(len(rows) * int(each[rows].max()) for rows in cut(each, recipe.tokens_per_batch))
+        return total / (2 * lengths.sum())
+
+    planned = padded(plan_steps(lengths, recipe, 0))
+    random = rng.permutation(len(lengths)).reshape(-1, 16)
+    assert planned < 1.16 < padded([Step(np.repeat(battles, 2), battles * 0) for battles in random])
+
+
+def test_collate_refuses_a_sequence_that_ends_in_the_pad_token() -> None:
+    with pytest.raises(ValueError, match="pad"):
+        collate([np.array([5, 0], dtype=np.int32)], pad_id=0)
+    batch = collate([np.array([5, 0, 7], dtype=np.int32), np.array([4], dtype=np.int32)], pad_id=0)
+    assert batch["input_ids"].shape == (2, 8)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [3, 1]
