@@ -99,7 +99,8 @@ def self_check(plain: Any, texts: Texts, folder: Path, n: int = 8) -> float:
 
 def _prompt_facts(texts: Texts) -> dict[str, object]:
     prompts = texts.config.prompts
-    return {"layout": prompts.layout, "max_tokens": prompts.score_max_tokens or prompts.max_tokens}
+    facts: dict[str, object] = {name: getattr(prompts, name) for name in ("layout", "prompt_share", "hints")}
+    return {**facts, "max_tokens": prompts.score_max_tokens or prompts.max_tokens}
 
 
 def _card(texts: Texts, loss: float, temperature: float) -> ModelCard:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ensemble import stack
 from ensemble.stack import softmax_mean
 from oof import fold_jobs, store
-from oof.config import Config, Member
+from oof.config import Config, Member, Prompts
 from oof.dataset import FORMAT, load_battles, read_test
 from oof.errors import UserError
 
@@ -54,10 +54,9 @@ def student_probabilities(config: Config, test: pl.DataFrame) -> NDArray[np.floa
 
     recipe = config.distill.student
     member: Member = replace(recipe, checkpoint=str(folder))
-    tokenizer = load_tokenizer(str(folder))
-    facts = store.read_json(folder / "prompts.json")
-    prompts = replace(config.prompts, layout=facts["layout"])
-    encoded = encode_battles(test, tokenizer, prompts, facts["max_tokens"])
+    prompts = Prompts(**store.read_json(folder / "prompts.json"))  # as the student was trained, whatever today's config
+    tokenizer = load_tokenizer(str(folder), prompts.hints)
+    encoded = encode_battles(test, tokenizer, prompts, prompts.max_tokens)
     model = load_trained(member, tokenizer).to(device()).eval()
     return softmax_mean(predict_logits(model, member, encoded, tokenizer.pad_token_id, "student: predict"))
 

@@ -43,18 +43,22 @@ class Texts:
 
     @cached_property
     def tokenizer(self):  # type: ignore[no-untyped-def]  # transformers has no public type for "any fast tokenizer"
-        return load_tokenizer(self.member.checkpoint)
+        return load_tokenizer(self.member.checkpoint, self.config.prompts.hints)
 
     @cached_property
     def training(self) -> Encoded:
-        return encode_battles(self.table, self.tokenizer, self.config.prompts, self.config.prompts.max_tokens)
+        return self._encode(self.config.prompts.max_tokens)
 
     @cached_property
     def scoring(self) -> Encoded:
         prompts = self.config.prompts
         if prompts.score_max_tokens in (None, prompts.max_tokens):
             return self.training
-        return encode_battles(self.table, self.tokenizer, prompts, prompts.score_max_tokens or prompts.max_tokens)
+        return self._encode(prompts.score_max_tokens or prompts.max_tokens)
+
+    def _encode(self, max_tokens: int) -> Encoded:
+        cache = Path(self.config.run) / "tokens"  # texts are tokenised once per tokenizer, not once per job
+        return encode_battles(self.table, self.tokenizer, self.config.prompts, max_tokens, cache=cache)
 
 
 def both_orders(targets: NDArray[np.floating]) -> NDArray[np.float32]:

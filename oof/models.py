@@ -50,15 +50,17 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_tokenizer(checkpoint: str) -> Any:
+def load_tokenizer(checkpoint: str, hints: str = "none") -> Any:
     """Return the checkpoint's fast tokenizer with our chat template and a safe pad token.
+
+    ``hints`` is ``prompts.hints``: it is part of the template.
 
     Raises:
         UserError: the folder or hub model cannot be opened.
     """
     with _readable_errors(checkpoint):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    prepare_tokenizer(tokenizer)
+    prepare_tokenizer(tokenizer, hints)
     return tokenizer
 
 
