@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from oof import config as configuration
 from oof import store
 from oof.errors import UserError
+from oof.log import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,9 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_verb(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parse, run the chosen verb and turn a :class:`UserError` into one sentence and status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "transformers", "peft", "accelerate", "optuna"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quiet_libraries()
     arguments = parser.parse_args(argv)
     verb: Callable[[argparse.Namespace], int | None] = arguments.verb
     try:

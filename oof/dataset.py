@@ -19,7 +19,7 @@ from oof import store, synth
 from oof.battles import content_fingerprint, read_battles, write_dropped
 from oof.config import Config, Data, to_dict
 from oof.errors import UserError
-from oof.folds import assign_folds
+from oof.folds import assign_folds, fold_report
 from oof.groups import group_battles
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,13 @@ def prepare(config: Config) -> pl.DataFrame:
     if battles.dropped.height:
         write_dropped(battles.dropped, run / "dropped.csv")
         files.append("dropped.csv")
-    facts = {"counts": battles.counts, "schemas": battles.schemas, "truth": data.truth}
+    balance = fold_report(table, groups, folds, config.folds.k)
+    facts = {"balance": balance, "counts": battles.counts, "schemas": battles.schemas, "truth": data.truth}
     step.finish({**facts, "fingerprint": content_fingerprint(table)}, files=files)
+    for role in ("extra", "unlabelled"):
+        held, free = balance[role]["held_out"], balance[role]["free"]
+        if held or free:
+            logger.info("%s: %d battles, %d of them held out with the fold of their prompt", role, held + free, held)
     scored = table.filter(pl.col("role") == "train")
     logger.info(
         "battles: %d scored in %d groups and %d folds (%s)",

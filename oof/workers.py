@@ -5,7 +5,6 @@ Small models gain more from two processes with one thread each than from one pro
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from oof.errors import UserError
+from oof.log import quiet_libraries
 
 
 def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequence[str], workers: int) -> None:
@@ -55,7 +55,5 @@ def _failure(name: str, error: BaseException) -> UserError:
 
 
 def _start_worker(workers: int) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("transformers", "peft", "accelerate"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quiet_libraries()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
