@@ -13,6 +13,7 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.special import entr, rel_entr
 
 from ensemble.features import FAMILIES
 from oof.errors import UserError
@@ -129,17 +130,20 @@ def _features(
 
 
 def _member(name: str, logits: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
-    """One member's opinion: margin of a over b and pull to a tie, per order and in the mean; entropy; disagreement."""
+    """One member's opinion: margin of a over b and pull to a tie, per order and in the mean; entropy; disagreement.
+
+    A name cannot hold a colon, so no column of a member meets another.
+    """
     mean = _centred(logits.astype(np.float64).mean(axis=1))
     probs = softmax(mean)
     ab, ba = (_centred(logits[:, order].astype(np.float64)) for order in (0, 1))
     return {
-        f"{name}_margin": mean[:, 0] - mean[:, 1],
-        f"{name}_tie": mean[:, 2],
-        f"{name}_margin_ab": ab[:, 0] - ab[:, 1],
-        f"{name}_margin_ba": ba[:, 0] - ba[:, 1],
-        f"{name}_entropy": -(probs * np.log(probs)).sum(axis=1),
-        f"{name}_disagreement": np.abs(ab - ba).max(axis=1),
+        f"{name}:margin": mean[:, 0] - mean[:, 1],
+        f"{name}:tie": mean[:, 2],
+        f"{name}:margin_ab": ab[:, 0] - ab[:, 1],
+        f"{name}:margin_ba": ba[:, 0] - ba[:, 1],
+        f"{name}:entropy": entr(probs).sum(axis=1),
+        f"{name}:disagreement": np.abs(ab - ba).max(axis=1),
     }
 
 
@@ -147,13 +151,13 @@ def _between(logits: dict[str, NDArray[np.floating]]) -> dict[str, NDArray[np.fl
     """Agreement of the members: the mean and spread of their margins, and the pairs' divergence (Jensen-Shannon)."""
     means = [_centred(values.astype(np.float64).mean(axis=1)) for values in logits.values()]
     margins = np.stack([mean[:, 0] - mean[:, 1] for mean in means])
-    columns = {"mean_margin": margins.mean(axis=0), "spread_margin": margins.std(axis=0)}
-    columns["mean_tie"] = np.mean([mean[:, 2] for mean in means], axis=0)
+    columns = {"between::margin": margins.mean(axis=0), "between::spread": margins.std(axis=0)}
+    columns["between::tie"] = np.mean([mean[:, 2] for mean in means], axis=0)
     for (i, first), (j, second) in combinations(enumerate(means), 2):
-        columns[f"divergence_{i}_{j}"] = _jensen_shannon(softmax(first), softmax(second))
+        columns[f"between::divergence_{i}_{j}"] = _jensen_shannon(softmax(first), softmax(second))
     return columns
 
 
 def _jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
     m = (p + q) / 2
-    return np.asarray((p * np.log(p / m) + q * np.log(q / m)).sum(axis=1) / 2)
+    return np.asarray((rel_entr(p, m) + rel_entr(q, m)).sum(axis=1) / 2)

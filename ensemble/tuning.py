@@ -1,11 +1,15 @@
 """One Optuna study for one training set of the stacker: inner cross-validation that sees only these rows.
 
-The study lives in a journal file, so a killed run continues with the trials it has. TPE's defaults changed
-between Optuna versions; sampler and version are recorded with the result.
+The study lives in a journal file under a name that digests everything it depends on, so a killed run goes on with
+the trials it has and never with those of other data. Each trial draws from a sampler seeded by the study's seed and
+the number of trials before it: a study that was interrupted ends exactly as one that was not, and one with more
+trials begins with the same ones. TPE's defaults changed between Optuna versions; sampler and version are recorded
+with the result.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +18,16 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import TrialState
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ensemble.design import Design
-from ensemble.stacker import fit_early_stopped
+from ensemble.stacker import FIXED, fit_early_stopped
+from oof import store
 from oof.metrics import log_loss, softmax
+
+logger = logging.getLogger(__name__)
 
 Integers = NDArray[np.integer[Any]]
 
@@ -96,20 +104,44 @@ def tune(
         kept[trial.number] = evaluate(suggest(trial))
         return log_loss(softmax(kept[trial.number][1]), labels)
 
-    study = _study(journal, seed)
-    done = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-    study.optimize(objective, n_trials=max(0, trials - done))
-    best = study.best_trial
+    depends = design.x, design.x_swapped, design.pool, labels, inner
+    study = _study(journal, store.digest(*depends, rounds, seed, FIXED, optuna.__version__)[:16])
+    done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    for n in range(done, trials):
+        study.sampler = optuna.samplers.TPESampler(seed=_trial_seed(seed, n), multivariate=True)
+        study.optimize(objective, n_trials=1)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))[:trials]
+    best = min(complete, key=lambda trial: (trial.values[0], trial.number))
     n, logits = kept[best.number] if best.number in kept else evaluate(dict(best.params))
-    return Tuned(dict(best.params), n, logits, float(best.value or 0.0))
+    return Tuned(dict(best.params), n, logits, float(best.values[0]))
 
 
-def _study(journal: Path, seed: int) -> optuna.Study:
+def _trial_seed(seed: int, n: int) -> int:
+    return int(np.random.SeedSequence([seed, n]).generate_state(1)[0])
+
+
+def _study(journal: Path, name: str) -> optuna.Study:
+    """Open or begin the study ``name``; a journal that a kill tore is cut back to its last whole line."""
     journal.parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    existing = {summary.study_name: summary for summary in optuna.get_all_study_summaries(storage)}
-    n_done = existing["stack"].n_trials if "stack" in existing else 0
-    # A resumed sampler must not draw the first trials' numbers again.
-    sampler = optuna.samplers.TPESampler(seed=seed + n_done, multivariate=True)
-    return optuna.create_study(study_name="stack", storage=storage, sampler=sampler, load_if_exists=True)
+    try:
+        return _open(journal, name)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        logger.warning("%s: damaged (%s); its study begins again", journal, error)
+        journal.unlink()
+        return _open(journal, name)
+
+
+def _open(journal: Path, name: str) -> optuna.Study:
+    if journal.is_file():
+        written = journal.read_bytes()
+        whole = written.rfind(b"\n") + 1
+        if whole < len(written):
+            with journal.open("rb+") as file:
+                file.truncate(whole)
+    Path(f"{journal}.lock").unlink(missing_ok=True)  # the run is locked: whoever held this is dead
+    storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+    study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # killed in the middle: it is run again
+    return study

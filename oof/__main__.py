@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from oof.log import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; return the exit status (0 done, 1 a check failed, 2 a user's error)."""
+    """Run one verb; return the exit status (0 done, 1 a check failed, 2 a user's error, 3 a bug of ours)."""
     return run_verb(_parser(), argv)
 
 
@@ -34,6 +36,12 @@ def run_verb(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
+    except Exception as error:  # ours to mend, yet a user should read a sentence; the details go to a file
+        with tempfile.NamedTemporaryFile("w", prefix="arena-distill-", suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        print(f"error: {said}; this is a bug: please report it with {file.name}", file=sys.stderr)
+        return 3
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from oof.batches import collate, cut
 from oof.config import Member
+from oof.errors import UserError
 from oof.models import device, precision_context
 from oof.prompts import Encoded
 
@@ -23,7 +24,7 @@ def predict_logits(model: nn.Module, member: Member, encoded: Encoded, pad_id: i
     """Return (n, 2, 3) logits: battle x order (ab, ba) x canonical class (a, b, tie).
 
     Raises:
-        FloatingPointError: a logit is not finite (the weights or the precision are broken).
+        UserError: a logit is not finite (the weights or the precision are broken).
     """
     model.eval()
     lengths = encoded.lengths
@@ -38,7 +39,8 @@ def predict_logits(model: nn.Module, member: Member, encoded: Encoded, pad_id: i
         bar.update(len(rows))
     bar.close()
     if not np.isfinite(flat).all():
-        raise FloatingPointError(f"{label}: {int((~np.isfinite(flat)).any(axis=1).sum())} rows have non-finite logits")
+        broken = int((~np.isfinite(flat)).any(axis=1).sum())
+        raise UserError(f"{label}: {broken} rows have non-finite logits; lower train.lr, or set dtype=float32")
     logits = flat.reshape(n, n_orders, 3)
     logits[:, 1] = logits[:, 1][:, SWAPPED_CLASSES]
     return logits

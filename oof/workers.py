@@ -36,7 +36,9 @@ def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequ
         for task, name in zip(tasks, names, strict=True):
             try:
                 function(task)
-            except (RuntimeError, ArithmeticError, ValueError) as error:
+            except (UserError, OSError):
+                raise
+            except Exception as error:
                 raise _failure(name, error) from error
         return
     spawn = multiprocessing.get_context("spawn")  # a forked torch hangs in its thread pools

@@ -64,3 +64,19 @@ def test_length_features_are_what_they_say() -> None:
     assert (row["refusal_a"], row["refusal_b"]) == (0, 1)
     assert row["bold_diff"] == pytest.approx(-np.log(3))
     assert row["list_diff"] == pytest.approx(-np.log(2))
+
+
+def test_no_name_of_a_member_can_shadow_another_column() -> None:
+    table = make_arena(20).table
+    logits = np.random.default_rng(0).normal(size=(20, 2, 3))
+    plain = build_design(table, {"m": logits})
+    for name in ("mean", "log_words", "log_chars", "between", "turns", "code", "empty"):
+        assert len(set(build_design(table, {name: logits}).names)) == len(plain.names)
+
+
+def test_certain_members_give_finite_features() -> None:
+    logits = np.zeros((20, 2, 3))
+    logits[:, :, 0] = 5000.0
+    design = build_design(make_arena(20).table, {"sure": logits, "surer": -logits})
+    assert np.isfinite(design.x).all()
+    assert np.isfinite(design.pool).all()

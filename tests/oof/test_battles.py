@@ -49,6 +49,9 @@ def text_of(turn: str | None) -> str:
     return whole.replace("\0", "")
 
 
+# Unicode's White_Space property; Python's str.strip() also takes the four ASCII information separators.
+WHITE_SPACE = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\x1c\x1d\x1e\x1f")
+
 hostile = st.one_of(st.none(), st.text(max_size=12), st.text('",\n\r\0\\[]{}\ud83d\ude00\ufeffé', max_size=6))
 rounds = st.integers(1, 3).flatmap(lambda n: st.tuples(*[st.lists(hostile, min_size=n, max_size=n)] * 3))
 
@@ -71,7 +74,7 @@ def test_every_text_arrives_as_the_rule_says(
     assert battles.counts["null_turns"] == turns.count(None)
     assert battles.counts["nul_characters"] == sum("\0" in (turn or "") for turn in turns)
     assert battles.counts["empty_responses"] == sum(
-        not "".join(map(text_of, a)).strip() or not "".join(map(text_of, b)).strip() for (_, a, b), _ in rows
+        any(not "".join(map(text_of, side)).strip(WHITE_SPACE) for side in (a, b)) for (_, a, b), _ in rows
     )
 
 
