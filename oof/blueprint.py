@@ -28,7 +28,7 @@ from oof.config import Lora, Member
 from oof.models import LABELS, readable_errors, resolve_dtype
 from oof.shortcuts import LastTokens, checkpoint_trainable_layers
 
-DEPTHS = (4, 8)  # even, for families whose layers alternate, and for adapters in the upper half
+DEPTHS = (2, 4)  # even, for families whose layers alternate, and for adapters in the upper half
 BYTES_PER_WEIGHT = {"nf4": 0.516, "int8": 1.0}  # nf4 with double quantisation: 4 bits and 8.1 / 512 of a constant
 ADAM_BYTES = 12  # per trainable weight beside itself: gradient and two moments in float32
 
@@ -104,15 +104,30 @@ def trace(member: Member, batch: int, tokens: int, training: bool, checkpointing
         checkpointing: activation checkpointing of the layers with trainable weights.
         attention: "eager" or "sdpa"; FlashAttention and flex attention use as much memory as sdpa.
     """
-    depth = int(base_config(member.checkpoint).get_text_config().num_hidden_layers)
-    recipe = replace(member, train=type(member.train)(), score_tokens_per_batch=1)  # they change nothing here
-    settings = (batch, tokens, training, checkpointing, attention)
-    if depth <= DEPTHS[1]:
-        return _trace(recipe, depth, *settings)
-    few, more = (_trace(recipe, n, *settings) for n in DEPTHS)
-    share = (depth - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
-    values = {name: getattr(few, name) + share * (getattr(more, name) - getattr(few, name)) for name in vars(few)}
-    return Cost(**values | {"parameters": round(values["parameters"]), "trainable": round(values["trainable"])})
+    config = base_config(member.checkpoint).get_text_config()
+    depth, recipe = int(config.num_hidden_layers), Member(member.checkpoint, dtype=member.dtype, lora=member.lora)
+    softcap = replace(recipe, attn_softcap=member.attn_softcap)
+
+    def at(layers: int, sequences: int) -> Cost:
+        return _trace(softcap, layers, sequences, tokens, training, checkpointing, attention)
+
+    def deep(sequences: int) -> Cost:
+        if depth <= DEPTHS[1]:
+            return at(depth, sequences)
+        few, more = at(DEPTHS[0], sequences), at(DEPTHS[1], sequences)
+        return _line(few, more, (depth - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0]))
+
+    cost = deep(batch) if batch <= 2 else _line(deep(1), deep(2), batch - 1)
+    if member.quantise == "none":
+        return cost
+    saved = _frozen_weights(softcap, depth) * (resolve_dtype(member.dtype).itemsize - BYTES_PER_WEIGHT[member.quantise])
+    return replace(cost, weight_bytes=cost.weight_bytes - saved, peak_bytes=cost.peak_bytes - saved)
+
+
+def _line(first: Cost, second: Cost, at: float) -> Cost:
+    """Return what lies on the line through two costs, at 0 and at 1."""
+    values = {name: getattr(first, name) + at * (getattr(second, name) - getattr(first, name)) for name in vars(first)}
+    return Cost(**values | {name: round(values[name]) for name in ("parameters", "trainable")})
 
 
 @cache
@@ -123,8 +138,7 @@ def _trace(
     model = _build(member, depth, dtype, attention)
     sizes = {name: (p.numel(), p.requires_grad) for name, p in model.named_parameters()}
     trainable = sum(n for n, trained in sizes.values() if trained)
-    saved = _saved_by_quantisation(member, model, dtype)
-    peak = PeakMemory()
+    peak, flops = PeakMemory(), FlopCounterMode(display=False)
     with _fake(model):
         if checkpointing:
             checkpoint_trainable_layers(model)
@@ -134,20 +148,41 @@ def _trace(
             peak.add(tensor)
         weights = peak.now
         ids = torch.ones(batch, tokens, dtype=torch.long)
-        autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
-        with peak, FlopCounterMode(display=False) as flops, torch.set_grad_enabled(training), autocast:
-            logits = model(input_ids=ids).logits
-            if training:
-                logits.float().sum().backward()
+        for counter in (peak, flops):  # one after the other: the second keeps tensors alive that the first would count
+            with counter, torch.set_grad_enabled(training), _autocast(dtype):
+                logits = model(input_ids=ids).logits
+                if training:
+                    logits.float().sum().backward()
+            model.zero_grad(set_to_none=True)
         shortcut.remove()
-    optimizer = ADAM_BYTES * trainable - 4 * trainable if training else 0  # this pass's gradients are in the peak
+    optimizer = (ADAM_BYTES - 4) * trainable if training else 0  # this pass's gradients are in the peak
     return Cost(
         parameters=sum(n for n, _ in sizes.values()),
         trainable=trainable,
-        weight_bytes=weights - saved,
-        peak_bytes=peak.peak + optimizer - saved,
+        weight_bytes=weights,
+        peak_bytes=peak.peak + optimizer,
         flops=flops.get_total_flops(),
     )
+
+
+def _autocast(dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
+
+
+def frozen_bytes(member: Member) -> float:
+    """Return the bytes of a member's frozen layers: what cannot be cut any smaller."""
+    recipe = Member(member.checkpoint, lora=member.lora)
+    depth = int(base_config(member.checkpoint).get_text_config().num_hidden_layers)
+    width = BYTES_PER_WEIGHT.get(member.quantise, float(resolve_dtype(member.dtype).itemsize))
+    return _frozen_weights(recipe, depth) * width
+
+
+@cache
+def _frozen_weights(member: Member, depth: int) -> int:
+    """Return how many weights of the layers' frozen matrices quantisation would shrink."""
+    model = _build(member, depth, torch.bfloat16, "eager")
+    named = model.named_parameters()
+    return sum(p.numel() for n, p in named if p.ndim == 2 and ".layers." in n and not p.requires_grad)
 
 
 def _build(member: Member, depth: int, dtype: torch.dtype, attention: str) -> Any:
@@ -169,15 +204,6 @@ def _build(member: Member, depth: int, dtype: torch.dtype, attention: str) -> An
     with torch.device("meta"):
         model.score = nn.Linear(text.hidden_size, len(LABELS), bias=False, dtype=torch.float32)
         return add_adapters(model, member.lora if member.lora.rank else Lora(rank=0), 0)
-
-
-def _saved_by_quantisation(member: Member, model: nn.Module, dtype: torch.dtype) -> float:
-    if member.quantise == "none":
-        return 0.0
-    frozen = sum(
-        p.numel() for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n and not p.requires_grad
-    )
-    return frozen * (dtype.itemsize - BYTES_PER_WEIGHT[member.quantise])
 
 
 class _fake:  # noqa: N801  # reads as a verb: with _fake(model)

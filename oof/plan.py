@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oof.attention import resolve_attention
-from oof.blueprint import Cost, base_config, trace
+from oof.blueprint import Cost, base_config, frozen_bytes, trace
 from oof.config import Config, Member
 from oof.dataset import read_sample
 from oof.memory import ROOM
@@ -151,7 +151,8 @@ def _fastest(
         # A card without bf16 computes the base in float32, whose rate is an eighth of the 16-bit one.
         recipe = replace(member, quantise=quantise, dtype=member.dtype if bf16 or quantise != "none" else "float32")
         rate = peak * UTILISATION / SLOWER[quantise] / (1.0 if bf16 else 8.0)
-        for checkpointing in (False, True):
+        weights = frozen_bytes(recipe)
+        for checkpointing in (False, True) if weights < memory else ():
             budget = max(tokens, member.train.tokens_per_batch)
             while budget >= tokens:
                 cost = trace(recipe, max(1, budget // tokens), tokens, True, checkpointing, attention)
