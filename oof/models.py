@@ -120,6 +120,8 @@ def _make_classifier(config: Any, tokenizer: Any, member: Member) -> None:
     # Float targets would otherwise switch the stock loss to BCE and the pipeline to a sigmoid.
     config.problem_type = "single_label_classification"
     config.use_cache = False
+    if tokenizer.pad_token_id >= config.get_text_config().vocab_size:
+        raise UserError(f"{member.checkpoint}: its tokenizer has tokens that the model has no embedding for")
     for part in (config, config.get_text_config()):
         part.pad_token_id = tokenizer.pad_token_id
     if member.attn_softcap == "off" and getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:

@@ -9,6 +9,8 @@ checkpoints and resuming.
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -21,17 +23,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from oof import interrupts
 from oof.batches import TrainingSteps
 from oof.config import Member, Train
 from oof.errors import UserError
 from oof.models import precision_context
-from oof.ranks import any_of, rank, ranks
+from oof.ranks import any_of, rank, ranks, wait
 from oof.shortcuts import LastTokens
 
 logger = logging.getLogger(__name__)
+
+WHOLE = "whole"  # the mark of a checkpoint that can be gone on from
 
 # (logits (b, 3), targets (b, 3)) -> (b,) losses
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -152,6 +155,31 @@ class StopInTime(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+class WholeCheckpoints(TrainerCallback):
+    """Marks a checkpoint once all of its files are on disk: a kill in the middle of one leaves it unmarked."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        wait()  # every process of the job writes a file of its own
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            for path in folder.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            (folder / WHOLE).touch()
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """Return the newest marked checkpoint, and remove what a kill left half-written."""
+    whole: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*") if folder.is_dir() else ():
+        if (path / WHOLE).is_file():
+            whole[int(path.name.rsplit("-", 1)[1])] = path
+        elif rank() == 0:
+            shutil.rmtree(path)
+    wait()
+    return str(whole[max(whole)]) if whole else None
+
+
 def train_classifier(
     model: nn.Module, member: Member, steps: TrainingSteps, row_loss: RowLoss, checkpoints: Path, seed: int, label: str
 ) -> dict[str, object]:
@@ -182,12 +210,11 @@ def train_classifier(
         steps=steps,
         model=model,
         args=_arguments(member.train, len(steps), checkpoints, seed),
-        callbacks=[Progress(label), stop],
+        callbacks=[Progress(label), stop, WholeCheckpoints()],
     )
     trainer.remove_callback(PrinterCallback)
-    last = _last_checkpoint(checkpoints) if checkpoints.is_dir() else None
     with interrupts.deferred():
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
     shortcut.remove()
     if stop.reason:
         raise interrupts.Stopped(stop.reason)
@@ -221,8 +248,3 @@ def _arguments(recipe: Train, n_steps: int, folder: Path, seed: int) -> Training
 
 def _only_item(items: list[MicroBatches]) -> MicroBatches:
     return items[0]
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    last: str | None = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]
-    return last

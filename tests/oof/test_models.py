@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from peft import PeftModel
+from tiny_models import FAMILIES, save_tiny
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from oof.adapters import add_adapters, save_classifier
@@ -169,3 +170,107 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             load_tokenizer(checkpoint)
         assert "\n" not in str(caught.value)
+
+
+def score(member: Member, folder: Path, n: int = 4) -> np.ndarray:
+    tokenizer = load_tokenizer(member.checkpoint)
+    encoded = encode_battles(table(n), tokenizer, Prompts(max_tokens=200), 200)
+    model = load_classifier(member, folder, tokenizer, seed=5)
+    return predict_logits(model, member, encoded, tokenizer.pad_token_id, "test")
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Member, Path]:
+    """A random classifier of each family whose adapter is not the identity."""
+    folder = tmp_path_factory.mktemp(request.param)
+    lora = Lora(rank=4, alpha=8)
+    member = Member(checkpoint=save_tiny(request.param, folder / "base", scale=2.0), dtype="float32", lora=lora)
+    tokenizer = load_tokenizer(member.checkpoint)
+    model = add_adapters(load_base(member, tokenizer, 0), member.lora, 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    save_classifier(model, folder / "adapter", member)
+    return member, folder / "adapter"
+
+
+# flex attention compiles its kernels, for tens of seconds
+@pytest.mark.parametrize("attn", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
+def test_every_family_and_attention_gives_the_reference_s_logits(family: tuple[Member, Path], attn: str) -> None:
+    member, folder = family
+    if attn == "sdpa" and "gemma2" in member.checkpoint:
+        pytest.skip("drops the soft-capping, and is refused")
+    if attn == "flex_attention" and "gemma" not in member.checkpoint:
+        pytest.skip("those families run on sdpa")
+    encoded = encode_battles(table(4), load_tokenizer(member.checkpoint), Prompts(max_tokens=200), 200)
+    pad = load_tokenizer(member.checkpoint).pad_token_id
+    base = AutoModelForSequenceClassification.from_pretrained(
+        member.checkpoint, num_labels=3, dtype=torch.float32, pad_token_id=pad, attn_implementation="eager"
+    )
+    plain = PeftModel.from_pretrained(base, str(folder)).eval()
+    with torch.inference_mode():
+        rows = [
+            [plain(input_ids=torch.tensor(encoded.sequence(i, o)[None].astype(np.int64))).logits[0] for o in (0, 1)]
+            for i in range(4)
+        ]
+    expected = torch.stack([torch.stack(pair) for pair in rows]).numpy()
+    expected[:, 1] = expected[:, 1][:, [1, 0, 2]]
+    np.testing.assert_allclose(score(replace(member, attn=attn), folder), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("auto", 0.1)])
+def test_lower_precision_stays_near(family: tuple[Member, Path], precision: str, tolerance: float) -> None:
+    member, folder = family
+    assert np.abs(score(replace(member, dtype=precision), folder) - score(member, folder)).max() < tolerance
+
+
+def test_soft_capping_is_recorded_and_never_mixed(tmp_path: Path) -> None:
+    checkpoint = save_tiny("gemma2", tmp_path / "base", scale=30.0)
+    uncapped = Member(checkpoint=checkpoint, dtype="float32", attn_softcap="off", lora=Lora(rank=4))
+    tokenizer = load_tokenizer(checkpoint)
+    model = add_adapters(load_base(uncapped, tokenizer, 0), uncapped.lora, 0)
+    assert model.config._attn_implementation == "sdpa"
+    save_classifier(model, tmp_path / "adapter", uncapped)
+    capped = replace(uncapped, attn_softcap="on")
+    with pytest.raises(UserError, match="attn_softcap=off, now it is on"):
+        load_classifier(capped, tmp_path / "adapter", tokenizer, 0)
+    eager = score(replace(uncapped, attn="eager"), tmp_path / "adapter")
+    np.testing.assert_allclose(score(uncapped, tmp_path / "adapter"), eager, atol=1e-4)
+    (tmp_path / "adapter" / "arena.json").unlink()  # an adapter made elsewhere: without its record it would pass
+    assert np.abs(score(capped, tmp_path / "adapter") - eager).max() > 1e-3
+
+
+def test_a_reward_model_s_head_gives_way_and_our_own_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = save_tiny("llama", tmp_path / "base")
+    reward = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1)
+    reward.save_pretrained(tmp_path / "reward")
+    load_tokenizer(checkpoint).save_pretrained(tmp_path / "reward")
+    tokenizer = load_tokenizer(str(tmp_path / "reward"))
+    with caplog.at_level("INFO"):
+        fresh = load_base(Member(checkpoint=str(tmp_path / "reward"), dtype="float32"), tokenizer, 0)
+    assert "1 outputs" in caplog.text
+    assert fresh.score.weight.shape == (3, 32)
+    fresh.score.weight.data.fill_(0.25)
+    fresh.save_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "ours")
+    again = load_base(Member(checkpoint=str(tmp_path / "ours"), dtype="float32"), tokenizer, 1)
+    assert (again.score.weight == 0.25).all()
+
+
+def test_float16_scoring_is_checked_before_it_is_used(family: tuple[Member, Path]) -> None:
+    member, folder = family
+    half = replace(member, score_dtype="float16")
+    np.testing.assert_allclose(score(half, folder), score(member, folder), atol=0.05)
+
+
+def test_float16_that_overflows_is_refused_by_name(tmp_path: Path) -> None:
+    member = Member(checkpoint=save_tiny("llama", tmp_path / "base"), dtype="float32", score_dtype="float16")
+    tokenizer = load_tokenizer(member.checkpoint)
+    encoded = encode_battles(table(4), tokenizer, Prompts(max_tokens=200), 200)
+    model = load_base(member, tokenizer, 0)
+    model.model.layers[1].mlp.up_proj.weight.data.mul_(100)
+    model.model.layers[1].mlp.down_proj.weight.data.mul_(1e6)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj"):
+        predict_logits(model, member, encoded, tokenizer.pad_token_id, "test")

@@ -1,0 +1,131 @@
+"""Fold jobs elsewhere than in this process: stopped, under torchrun, on Ray. Each through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import ROOT, small_arguments
+
+ONE = [
+    "folds.k=2",
+    "data.synth.battles=80",
+    "members.llama3_1.train.checkpoint_steps=1",
+    "members.llama3_1.train.epochs=1",
+    "members.llama3_1.train.batch_battles=8",
+]
+
+
+def only_llama(folder: Path) -> Path:
+    """Write the demo's configuration with one member."""
+    text = (ROOT / "configs" / "demo.yaml").read_text()
+    start, end = text.index("  gemma2:"), text.index("  llama3_1:")
+    path = folder / "one.yaml"
+    path.write_text(text[:start] + text[end:])
+    return path
+
+
+def command(config: Path, run: Path, *more: str) -> list[str]:
+    overrides = [o for o in small_arguments(run)[1:] if "gemma2" not in o and "epochs" not in o]
+    return [sys.executable, "-m", "oof", "oof", str(config), *overrides, *ONE, *more]
+
+
+def call(config: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(  # noqa: S603
+        command(config, run, *more), capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+
+
+def logits(run: Path) -> pl.DataFrame:
+    return pl.read_parquet(run / "oof" / "llama3_1" / "logits.parquet")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return only_llama(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    done = call(config, run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_stopped_in_training_goes_on_to_the_same_bytes(
+    config: Path, whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(config, run), stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)  # noqa: S603
+    checkpoint = run / "oof" / "llama3_1" / "fold-0" / "checkpoints" / "checkpoint-2"
+    deadline = time.monotonic() + 120
+    while not checkpoint.is_dir() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    if number == signal.SIGTERM:
+        assert process.returncode == 75, said
+        assert "run the same command again" in said
+    assert not (run / "oof" / "llama3_1" / "logits.parquet").exists()
+    assert call(config, run).returncode == 0
+    assert logits(run).equals(logits(whole))
+    assert not [p for p in run.rglob("*") if p.suffix in (".pt", ".bin", ".npy") or "checkpoint" in p.name]
+
+
+def test_a_time_limit_stops_between_two_steps_and_the_next_call_goes_on(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert call(config, run, "jobs.time_limit=1").returncode == 75
+    for _ in range(20):
+        done = call(config, run, "jobs.time_limit=14")
+        if done.returncode != 75:
+            break
+    assert done.returncode == 0, done.stderr
+    assert logits(run).equals(logits(whole))
+
+
+def test_two_processes_of_one_job_take_the_same_steps(config: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = call(config, run, "jobs.nproc=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, theirs = (frame.select(pl.exclude("id", "fold")).to_numpy() for frame in (logits(run), logits(whole)))
+    assert abs(ours - theirs).max() < 0.02
+    one, two = (json.loads((r / "oof/llama3_1/fold-1/job.json").read_text()) for r in (whole, run))
+    assert [round(h["loss"], 2) for h in one["history"]] == pytest.approx([h["loss"] for h in two["history"]], abs=0.02)
+
+
+def test_ray_gives_what_this_process_gives(config: Path, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    run = tmp_path / "run"
+    done = call(config, run, "jobs.backend=ray", "jobs.cpus_per_job=1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert logits(run).equals(logits(whole))
+
+
+@pytest.mark.slow
+def test_a_job_by_name_is_what_a_queue_runs(config: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = command(config, run)
+    for fold in ("prepare", "0", "1", "oof"):
+        verb = ["job", "--member", "llama3_1", "--fold", fold] if fold.isdigit() else [fold]
+        line = [*arguments[:3], verb[0], *arguments[4:], *verb[1:]]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)  # noqa: S603
+        assert done.returncode == 0, done.stderr
+    assert "up to date" in done.stdout
+    assert logits(run)["id"].equals(logits(whole)["id"])
+    line = [*arguments[:3], "job", *arguments[4:], "--member", "nobody", "--fold", "0"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)  # noqa: S603
+    assert done.returncode == 2
+    assert "there are members llama3_1" in done.stderr
