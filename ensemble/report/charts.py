@@ -124,7 +124,8 @@ def reliability(name: str, alt: str, diagrams: dict[str, dict[str, list[dict[str
             ax.set(title=title, xlim=(0, 1), ylim=(0, 1), aspect="equal")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        figure.supxlabel("predicted probability", fontsize=9)
+        for ax in axes[1]:
+            ax.set_xlabel("predicted probability")
         figure.supylabel("observed share", fontsize=9)
         return _svg(figure, name, alt)
 
@@ -179,7 +180,8 @@ def length_curves(name: str, alt: str, length: dict[str, Any]) -> Markup:
                     label=_short(predictor, 22))  # fmt: skip
         ax.axhline(0, color=GREY, linewidth=0.8, linestyle="--")
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set_xticks([2.0**k for k in range(-4, 5, 2)], ["1/16", "1/4", "1", "4", "16"])
+        ax.minorticks_off()
         ax.set(xlabel="characters of A / characters of B", ylabel="P(A wins) - P(B wins)")
         figure.legend(loc="outside lower center", ncols=2)
         return _svg(figure, name, alt)

@@ -70,7 +70,8 @@ def comparison_blocks(pair: Report, name: str) -> list[Block]:
         table(f"{first} against {second} by slice", head, rows),
         text(
             "Intervals resample groups of near-duplicate prompts and hold for each slice by itself. The p-values of all"
-            " slices of this table are adjusted together (Holm), so the chance that even one of its findings is false is at most 5 %."
+            " slices of this table are adjusted together (Holm), so the chance that even one of its findings is false "
+            "is at most 5 %."
         ),
         figure(f"Advantage of {first} (right of 0) over {second} by slice.",
                charts.forest(f"{name}-slices", alt, forest, ADVANTAGE)),
@@ -214,7 +215,8 @@ def quality(report: Report) -> Section:
     ]  # fmt: skip
     alt = "Share of prompts by kind of junk; values are in the table."
     bars = [(kind["kind"], 100 * kind["share"]) for kind in found["kinds"]]
-    blocks.append(figure(alt, charts.bars("junk", alt, bars, "% of prompts")))
+    if found["n_junk"]:
+        blocks.append(figure(alt, charts.bars("junk", alt, bars, "% of prompts")))
     shown = [[kind["kind"], example] for kind in found["kinds"] for example in kind["examples"]]
     if shown:
         blocks.append(quotes("Examples of junk", shown))
@@ -264,7 +266,7 @@ def position(report: Report) -> Section:
         "position",
         "Position and length bias",
         [
-            text("In the verdicts, A (shown first) wins {margin} more often than B.",
+            text("A, the response that was shown first, wins {margin} of the battles more than B.",
                  margin=interval(found["verdicts"], share=True)),
             table("Order of the responses", ["model", "most probable class depends on the order",
                   "first-shown advantage", "distance of the two orders"], rows),
