@@ -101,7 +101,9 @@ def _gibberish() -> pl.Expr:
     rare = plain.str.count_matches(_RARE)
     unspoken = plain.str.extract_all(_UNSPOKEN).list.join("").str.len_chars()
     walked = 4 * plain.str.count_matches(_WALKS)
-    odd = (rare >= 0.06 * pairs) & (rare >= 2) | (unspoken >= 0.6 * letters) | (walked >= 0.5 * letters)
+    # Two weak signs add up: 6 % rare pairs alone suffice, or 60 % of the letters in words that cannot be spoken.
+    signs = rare / (0.06 * pairs.clip(lower_bound=1)) + unspoken / (0.6 * letters.clip(lower_bound=1))
+    odd = (signs >= 1) & ((rare >= 2) | (unspoken > 0)) | (walked >= 0.5 * letters)
     # Mostly Latin: a few letters inside another script say nothing about it.
     return (letters >= 6) & (2 * letters >= plain.str.count_matches(r"\p{L}")) & odd
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -49,7 +50,8 @@ def _figure(height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Fi
 
 def _svg(figure: Figure, name: str, alt: str) -> Markup:
     """Return the figure as an ``svg`` element with a title for screen readers; nothing in it points elsewhere."""
-    with io.StringIO() as file:
+    with io.StringIO() as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has fonts of its own
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         text = file.getvalue()
     text = text[text.index("<svg") :]
@@ -102,13 +104,20 @@ def heat(name: str, alt: str, grid: dict[str, Any], labels: tuple[str, str]) -> 
         ax = axes[0, 0]
         edges = np.linspace(0, 1, n + 1)
         top = max(counts.max(), 2)
-        mesh = ax.pcolormesh(edges, edges, np.ma.masked_equal(counts, 0), cmap="viridis", norm=LogNorm(1, top))
+        mesh = ax.pcolormesh(
+            edges,
+            edges,
+            np.ma.masked_equal(counts, 0),
+            cmap=mpl.colormaps["viridis"].resampled(32),
+            norm=LogNorm(1, top),
+        )
         ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
         ax.set_aspect("equal")
         ax.set_xlabel(f"{_short(labels[0])}: P(verdict)")
         ax.set_ylabel(f"{_short(labels[1])}: P(verdict)")
         bar = figure.colorbar(mesh, ax=ax, label="battles", shrink=0.8, format="%g")
         bar.ax.minorticks_off()
+        bar.solids.set_rasterized(False)  # type: ignore[union-attr]  # a picture would be no vector
         bar.solids.set(edgecolor="none")  # type: ignore[union-attr]
         return _svg(figure, name, alt)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ensemble.stack import predictions_frame, softmax_mean
 from oof import store
 
-WORDS = "how do I cook rice and fish with lemon or plan the week for two people who like long walks in old towns".split()
+WORDS = ("how", "do", "cook", "rice", "and", "fish", "with", "lemon", "plan", "week", "people", "walks", "old", "towns")
 
 
 class Arena(NamedTuple):
@@ -44,7 +44,11 @@ def make_arena(n: int = 600, seed: int = 0, seen_gain: float = 0.0, blind: bool 
         noise = np.full(n, 1.0)
         if name == "one":
             noise[seen] = 1.0 - seen_gain
-        z = truth_logits[:, None, :] + noise[:, None, None] * rng.normal(0, 1, (n, 1, 3)) + rng.normal(0, 0.2, (n, 2, 3))
+        z = (
+            truth_logits[:, None, :]
+            + noise[:, None, None] * rng.normal(0, 1, (n, 1, 3))
+            + rng.normal(0, 0.2, (n, 2, 3))
+        )
         if name == "two" and blind:
             z[:, :, 2] = np.log(0.4) + np.logaddexp(z[:, :, 0], z[:, :, 1])  # P(tie) = 0.4 / 1.4 whatever the battle
         logits[name] = z.astype(np.float32)
@@ -75,7 +79,12 @@ def write_run(folder: Path, arena: Arena, stages: bool = True) -> Path:
     files = {name: store.file_digest(folder / name) for name in ("battles.parquet", "folds.parquet")}
     battles = {"key": "k", "files": files, "counts": {"rows_read": arena.table.height}, "schemas": {"f.csv": "ours"}}
     store.write_json(folder / "battles.json", battles)
-    config = {"seed": 0, "folds": {"k": 3}, "groups": {"threshold": 0.7}, "members": dict.fromkeys(arena.logits, {})}
+    config = {
+        "seed": 0,
+        "folds": {"k": 3},
+        "groups": {"threshold": 0.7},
+        "members": {name: {} for name in arena.logits},
+    }
     store.write_json(folder / "run.json", {"config": config, "versions": {"numpy": "2"}, "hardware": {"machine": "m"}})
     ids, fold = arena.table["id"], arena.table["fold"].to_numpy()
     for name, logits in arena.logits.items():
