@@ -87,6 +87,12 @@ class Index:
                     self.similarity[ours_at], self.file[ours_at] = value, file
                     self.row[ours_at] = rows[theirs_at]
 
+    def drop_found(self) -> None:
+        """Take the texts that have a match out of the bands: they need no other, and would crowd large buckets."""
+        for band, order in enumerate(self.order):
+            left = np.isnan(self.similarity[order])
+            self.keys[band], self.order[band] = self.keys[band][left], order[left]
+
     def _candidates(self, signatures: NDArray[np.uint32]) -> NDArray[np.int64]:
         """Return (p, 2) distinct pairs (text of the run without a match, text of the corpus) that share a band."""
         n = len(signatures)
@@ -172,6 +178,7 @@ def _texts_of(table: pl.DataFrame) -> pl.DataFrame:
 def _stream(index: Index, paths: list[Path], column: str | None, folder: Path) -> int:
     """Look the corpus up in the index from where an interrupted attempt stopped; return its number of rows."""
     state = _load_state(index, folder)
+    index.drop_found()
     bar = tqdm(desc="seen", unit=" rows", initial=state["total"], disable=not sys.stderr.isatty(), leave=False)
     for number in range(state["file"], len(paths)):
         done = state["row"] if number == state["file"] else 0
@@ -187,6 +194,7 @@ def _stream(index: Index, paths: list[Path], column: str | None, folder: Path) -
             bar.update(len(prompts))
             if k % SAVE == SAVE - 1:
                 _save_state(index, folder, state)
+                index.drop_found()
         state = {"file": number + 1, "row": 0, "total": state["total"]}
         _save_state(index, folder, state)
     bar.close()
@@ -195,7 +203,7 @@ def _stream(index: Index, paths: list[Path], column: str | None, folder: Path) -
 
 def _save_state(index: Index, folder: Path, state: dict[str, int]) -> None:
     """Write what was found and where the reading stands as one file, so that the two cannot disagree."""
-    found = {name: getattr(index, name) for name in ("similarity", "file", "row")}
+    found = {f"found_{name}": getattr(index, name) for name in ("similarity", "file", "row")}
     with store.replacing(folder / "state.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **found, at=[state["file"], state["row"], state["total"]])
 
@@ -205,7 +213,7 @@ def _load_state(index: Index, folder: Path) -> dict[str, int]:
     if not path.is_file():
         return {"file": 0, "row": 0, "total": 0}
     with np.load(path, allow_pickle=False) as state:
-        index.similarity, index.file, index.row = (state[name] for name in ("similarity", "file", "row"))
+        index.similarity, index.file, index.row = (state[f"found_{name}"] for name in ("similarity", "file", "row"))
         file, row, total = state["at"].tolist()
     logger.info("seen: going on after %d rows", total)
     return {"file": file, "row": row, "total": total}
