@@ -85,8 +85,9 @@ def write_run(folder: Path, n: int, seed: int = 0) -> None:
 
 
 def write_corpus(path: Path, n: int, run: Path) -> None:
-    """Write n conversations as JSONL; one in ten is a prompt of the run."""
+    """Write n conversations as JSONL; one in ten is one of the first third of the run's prompts."""
     known = store.read_parquet(run / "battles.parquet")["prompt"].list.first().to_list()
+    known = known[: len(known) // 3]
     with path.open("w", encoding="utf-8") as file:
         for part in range(0, n, 100_000):
             for i, text in enumerate(prompts(min(100_000, n - part), seed=part + 1)):

@@ -59,6 +59,8 @@ def _svg(figure: Figure, name: str, alt: str) -> Markup:
     box = re.search(r'viewBox="[^"]+"', head)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
     body = body.replace(INK, "currentColor").replace("xlink:href", "href")
+    for i, colour in enumerate(PALETTE):  # lighter on a dark page
+        body = body.replace(f": {colour.lower()}", f": var(--c{i}, {colour.lower()})")
     # Every figure has its own names: two of the same name on one page would share the first one's clip paths.
     body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)

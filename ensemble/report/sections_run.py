@@ -179,7 +179,12 @@ def comparison(found: Report) -> list[Section]:
                 table(f"{second} against {first}, paired", head, cells),
                 figure(alt, charts.forest(f"runs{k}", alt, forest, "difference of log loss (95 % interval)")),
             ]
-        settings = [[s["setting"], s["first"], s["second"]] for s in pair["settings"]]
-        blocks.append(table("Settings that differ", ["setting", first, second], settings))
+        if pair["settings"]:
+            settings = [[s["setting"], s["first"], s["second"]] for s in pair["settings"]]
+            blocks.append(
+                table("Settings that differ", ["setting", first, second], settings, folded=len(settings) > 30)
+            )
+        else:
+            blocks.append(text("No setting differs."))
         sections.append(Section(f"pair-{k}", f"{second} against {first}", blocks))
     return sections
