@@ -55,13 +55,10 @@ def _table(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from ensemble.report.make import write_comparison, write_report
+    from ensemble.report.make import write_reports
 
-    runs = [Path(run) for run in arguments.runs]
-    for run in runs:
-        print(f"report: {write_report(run, arguments.price_per_hour)}")
-    if len(runs) > 1:
-        print(f"report: {write_comparison(runs)}")
+    for page in write_reports([Path(run) for run in arguments.runs], arguments.price_per_hour):
+        print(f"report: {page}")
 
 
 def _seen(arguments: argparse.Namespace) -> None:

@@ -14,21 +14,13 @@ import polars as pl
 from ensemble.report.data import RunData
 from ensemble.report.intervals import holm, p_value
 from ensemble.report.summary import compare_settings, rows_of
-from oof.errors import UserError
 from oof.metrics import group_interval, paired_difference, row_log_loss
 
 TEXTS = ("id", "label", "prompt", "response_a", "response_b")
 
 
 def compare_runs(runs: Sequence[RunData]) -> dict[str, Any]:
-    """Return the comparison of every run with the first.
-
-    Raises:
-        UserError: fewer than two runs, or the same one twice.
-    """
-    folders = [run.folder.resolve() for run in runs]
-    if len(set(folders)) < 2 or len(set(folders)) < len(folders):
-        raise UserError("a comparison needs two or more different run folders: make report RUN='runs/a runs/b'")
+    """Return the comparison of every run with the first."""
     names = _names(runs)
     table = [
         {"run": name, "predictor": predictor, "n": len(run.labels),

@@ -21,6 +21,7 @@ from scipy.stats import bootstrap
 from oof.metrics import BATCH_VALUES, MAX_UNITS, RESAMPLES
 
 Z95 = 1.959963984540054
+LEAST_ROWS = 5  # on either side of a contrast inside a stratum
 LEAST_GROUPS = 10  # fewer groups carry no p-value and no robust interval
 
 Floats = NDArray[np.floating[Any]]
@@ -28,43 +29,70 @@ Integers = NDArray[np.integer[Any]]
 Interval = dict[str, float | None]
 
 
-def contrast(values: Floats, flags: NDArray[np.bool_], groups: Integers, seed: int, level: float = 0.95) -> Interval:
+def contrast(
+    values: Floats,
+    flags: NDArray[np.bool_],
+    groups: Integers,
+    seed: int,
+    strata: Integers | None = None,
+    level: float = 0.95,
+) -> Interval:
     """Return {"value", "low", "high"} of mean(values[flags]) - mean(values[~flags]), whole groups resampled.
 
-    A group may lie on both sides. Above ``MAX_UNITS`` groups, random bundles are drawn, as in
-    :func:`oof.metrics.group_interval`. With an empty side all three are None, with fewer than ``LEAST_GROUPS``
-    groups on a side the bounds are.
+    With ``strata``, the two sides are compared inside each stratum, and the differences are weighted by the flagged
+    rows in it; strata of fewer than ``LEAST_ROWS`` rows on a side are left out. A group may lie on both sides. Above
+    ``MAX_UNITS`` groups, random bundles are drawn, as in :func:`oof.metrics.group_interval`. With an empty side all
+    three are None, with fewer than ``LEAST_GROUPS`` groups on a side the bounds are.
+
+    Args:
+        values: (n,).
+        flags: (n,).
+        groups: (n,).
+        seed: of the resampling.
+        strata: (n,) numbers 0..s-1.
+        level: of the interval.
     """
     values, flags = np.asarray(values, dtype=np.float64), np.asarray(flags, dtype=bool)
+    if strata is not None:
+        counts = [np.bincount(strata[side], minlength=int(strata.max()) + 1) for side in (flags, ~flags)]
+        kept = (np.minimum(*counts) >= LEAST_ROWS)[strata]
+        values, flags, groups, strata = values[kept], flags[kept], groups[kept], strata[kept]
     if not flags.any() or flags.all():
         return {"value": None, "low": None, "high": None}
-    inside, outside = float(values[flags].mean()), float(values[~flags].mean())
-    if min(len(np.unique(groups[flags])), len(np.unique(groups[~flags]))) < LEAST_GROUPS:
-        return {"value": inside - outside, "low": None, "high": None}
+    _, stratum = np.unique(np.zeros(len(values)) if strata is None else strata, return_inverse=True)
     _, unit = np.unique(groups, return_inverse=True)
     rng = np.random.default_rng(seed)
     n_units = int(unit.max()) + 1
     if n_units > MAX_UNITS:
         unit = rng.permutation(n_units)[unit] % MAX_UNITS
         n_units = MAX_UNITS
-    columns = [
-        np.bincount(unit[side], weights, minlength=n_units)
-        for side, mean in ((flags, inside), (~flags, outside))
-        for weights in (values[side] - mean, np.ones(int(side.sum())))
-    ]
-
-    def statistic(a: Floats, b: Floats, c: Floats, d: Floats, axis: int = -1) -> Any:
-        one, other = b.sum(axis=axis), d.sum(axis=axis)
-        return a.sum(axis=axis) / np.maximum(one, 1) - c.sum(axis=axis) / np.maximum(other, 1)
-
-    batch = max(1, BATCH_VALUES // n_units)
-    result = bootstrap(
-        columns, statistic, n_resamples=RESAMPLES, batch=batch, vectorized=True, paired=True,
+    columns: list[Floats] = []
+    for k in range(int(stratum.max()) + 1):
+        for side in (flags & (stratum == k), ~flags & (stratum == k)):
+            for weights in (values[side], np.ones(int(side.sum()))):
+                columns.append(np.bincount(unit[side], weights, minlength=n_units).astype(np.float64))
+    value = float(_difference(*columns))
+    if min(len(np.unique(groups[flags])), len(np.unique(groups[~flags]))) < LEAST_GROUPS:
+        return {"value": value, "low": None, "high": None}
+    batch = max(1, BATCH_VALUES // (n_units * len(columns) // 4))
+    found = bootstrap(
+        columns, _difference, n_resamples=RESAMPLES, batch=batch, vectorized=True, paired=True,
         confidence_level=level, method="percentile", rng=rng,
     )  # fmt: skip
-    bounds = result.confidence_interval
-    value = inside - outside
-    return {"value": value, "low": value + float(bounds.low), "high": value + float(bounds.high)}
+    bounds = found.confidence_interval
+    return {"value": value, "low": float(bounds.low), "high": float(bounds.high)}
+
+
+def _difference(*columns: Floats, axis: int = -1) -> Any:
+    """Return the weighted difference of means; four columns a stratum: sum and count inside, sum and count outside."""
+    total: Any = 0.0
+    weight: Any = 0.0
+    for k in range(0, len(columns), 4):
+        inside, n_inside, outside, n_outside = (column.sum(axis=axis) for column in columns[k : k + 4])
+        both = (n_inside > 0) & (n_outside > 0)  # a resample may leave a small stratum without one side
+        gap = inside / np.maximum(n_inside, 1) - outside / np.maximum(n_outside, 1)
+        total, weight = total + np.where(both, n_inside * gap, 0), weight + np.where(both, n_inside, 0)
+    return total / np.maximum(weight, 1)
 
 
 def robust_error(values: Floats, groups: Integers) -> float | None:

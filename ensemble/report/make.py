@@ -17,6 +17,7 @@ from ensemble.report.reliability import calibration_report
 from ensemble.report.slices import battle_facts, member_pairs, slices_of
 from ensemble.report.summary import summary_report
 from oof import store
+from oof.errors import UserError
 
 FORMAT = 1
 
@@ -33,7 +34,7 @@ def collect(run: RunData, price_per_hour: float = 0.0) -> dict[str, Any]:
     report: dict[str, Any] = {
         "format": FORMAT,
         "run": run.name,
-        "members": member_pairs(run.table, members, labels, groups, slices, run.seen, seed),
+        "members": member_pairs(run.table, facts, members, labels, groups, slices, run.seen, seed),
         "ties": {
             "predictors": {name: found for name, found in tie_reports.items() if found},
             "origins": ties.origin_rows(facts, judged, labels, groups, seed),
@@ -71,6 +72,18 @@ def write_report(folder: Path, price_per_hour: float = 0.0) -> Path:
     """
     report = collect(load_run(folder), price_per_hour)
     return _write(folder / "report", report, render_report(report))
+
+
+def write_reports(folders: Sequence[Path], price_per_hour: float = 0.0) -> list[Path]:
+    """Write each run's report and, of several, their comparison; return the pages' paths.
+
+    Raises:
+        UserError: as :func:`write_report`; a run is named twice.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("a run is named twice; a comparison needs different ones: make report RUN='runs/a runs/b'")
+    pages = [write_report(folder, price_per_hour) for folder in folders]
+    return [*pages, write_comparison(folders)] if len(folders) > 1 else pages
 
 
 def write_comparison(folders: Sequence[Path]) -> Path:

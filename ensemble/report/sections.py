@@ -125,14 +125,18 @@ def seen(report: Report) -> Section:
             ["on seen prompts", count(effect["n_seen"]), interval(effect["seen"], signed=True)],
             ["on unseen prompts", count(effect["n_unseen"]), interval(effect["unseen"], signed=True)],
             ["difference of the two", "", interval(effect["difference"], signed=True)],
+            ["difference between like battles", "", interval(effect["matched"], signed=True)],
         ]
         alt = f"Advantage of {first} over {second} on seen and unseen prompts and the difference, as in the table."
-        drawn = [("seen", effect["seen"]), ("unseen", effect["unseen"]), ("difference", effect["difference"])]
+        drawn = [("seen", effect["seen"]), ("unseen", effect["unseen"]), ("difference", effect["difference"]),
+                 ("difference, like battles", effect["matched"])]  # fmt: skip
         blocks += [
             table(f"Advantage of {first} over {second}: {effect['finding']}", ["", "battles", "advantage"], rows),
             figure(alt, charts.forest(f"seen{k}", alt, drawn, ADVANTAGE)),
         ]
-    return Section("seen", "Seen prompts", [*blocks, text(CAUTION)])
+    like = text("<em>Like battles</em>: seen and unseen ones are compared only inside the same quarter of length, "
+                "number of turns (one or several) and presence of code, weighted by the seen ones.")  # fmt: skip
+    return Section("seen", "Seen prompts", [*blocks, like, text(CAUTION)])
 
 
 def ties(report: Report) -> Section:

@@ -141,12 +141,23 @@ def _finding(value: float, p: float | None, names: tuple[str, str]) -> str:
     return f"{names[0] if value > 0 else names[1]} better"
 
 
-def seen_effect(advantage: Floats, seen: Bools, groups: Integers, seed: int) -> dict[str, Any]:
-    """Return the advantage on seen and on unseen prompts, and the difference of the two, with intervals."""
+def alike(facts: pl.DataFrame) -> NDArray[np.int64]:
+    """Return (n,) numbers of strata: quarter of the total length, one or several turns, with or without code."""
+    total = (facts["prompt_chars"] + facts["chars_a"] + facts["chars_b"]).to_numpy()
+    quarter = np.searchsorted(np.quantile(total, [0.25, 0.5, 0.75]), total, side="left")
+    return np.asarray(quarter * 4 + (facts["turns"].to_numpy() > 1) * 2 + facts["code"].to_numpy(), dtype=np.int64)
+
+
+def seen_effect(advantage: Floats, seen: Bools, groups: Integers, strata: Integers, seed: int) -> dict[str, Any]:
+    """Return the advantage on seen and on unseen prompts, and the difference of the two, with intervals.
+
+    ``matched`` is the difference between seen and unseen battles of the same stratum (see :func:`alike`).
+    """
     parts: dict[str, Any] = {"n_seen": int(seen.sum()), "n_unseen": int((~seen).sum())}
     for name, at in (("seen", seen), ("unseen", ~seen)):
         parts[name] = group_interval(advantage[at], groups[at], seed) if at.any() else None
     parts["difference"] = contrast(advantage, seen, groups, seed)
+    parts["matched"] = contrast(advantage, seen, groups, seed, strata)
     low, high = parts["difference"]["low"], parts["difference"]["high"]
     parts["finding"] = (
         "cannot be said" if low is None or high is None
@@ -207,6 +218,7 @@ def excerpt(text: str) -> str:
 
 def member_pairs(
     table: pl.DataFrame,
+    facts: pl.DataFrame,
     probs: Mapping[str, Floats],
     labels: Integers,
     groups: Integers,
@@ -223,6 +235,6 @@ def member_pairs(
         pair["right_alone"] = right_alone(names, both, labels)
         pair["grid"] = probability_grid(both, labels)
         pair["strongest"] = strongest_cases(table, advantage, labels)
-        pair["seen"] = seen_effect(advantage, seen, groups, seed) if seen is not None else None
+        pair["seen"] = seen_effect(advantage, seen, groups, alike(facts), seed) if seen is not None else None
         pairs.append(pair)
     return pairs

@@ -84,6 +84,25 @@ def test_a_contrast_equals_a_naive_bootstrap() -> None:
     assert found["high"] == pytest.approx(high, abs=0.05 * (high - low) + 0.02)
 
 
+def test_strata_remove_what_they_explain() -> None:
+    """The sides differ only because one has more rows of the high stratum: matched, nothing is left."""
+    rng = np.random.default_rng(6)
+    groups, strata = np.arange(2000), rng.integers(0, 2, 2000)
+    flags = rng.random(2000) < np.where(strata == 1, 0.8, 0.2)
+    values = 5.0 * strata + rng.normal(0, 0.5, 2000)
+    plain, matched = contrast(values, flags, groups, 0), contrast(values, flags, groups, 0, strata)
+    gaps = [values[flags & (strata == k)].mean() - values[~flags & (strata == k)].mean() for k in (0, 1)]
+    weights = [np.sum(flags & (strata == k)) for k in (0, 1)]
+    assert matched["value"] == pytest.approx(np.average(gaps, weights=weights))
+    assert plain["low"] > 2.5
+    assert matched["low"] < 0 < matched["high"] < 0.2
+    few = np.where(np.arange(2000) < 4, 2, strata)  # a stratum too small to be compared in
+    assert (
+        contrast(values, flags, groups, 0, few)["value"]
+        == contrast(values[4:], flags[4:], groups[4:], 0, strata[4:])["value"]
+    )
+
+
 def test_a_contrast_without_enough_groups_gives_no_bounds() -> None:
     flags = np.array([True, False, False, True])
     assert contrast(np.arange(4.0), flags, np.arange(4), 0) == {"value": 0.0, "low": None, "high": None}

@@ -17,6 +17,7 @@ from report_fixtures import make_arena, write_run
 
 from ensemble.__main__ import main
 from ensemble.report.make import plain, write_comparison, write_report
+from ensemble.report.stages import scores_tables
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -37,7 +38,7 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.data: list[tuple[float, str]] = []
         self.value: float | None = None
-        self.outside: list[str] = []  # text of cells outside <data>
+        self.cells: list[str] = []  # text of table cells outside <data>
         self.cell = False
         self.feed(html)
 
@@ -45,7 +46,9 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag == "data":
             self.value = float(str(dict(attrs)["value"]))
-        self.cell = tag == "td" or (self.cell and tag in ("data", "small", "span"))
+        if tag == "td":
+            self.cell = True
+            self.cells.append("")
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "data":
@@ -55,6 +58,8 @@ class Page(HTMLParser):
     def handle_data(self, text: str) -> None:
         if self.value is not None:
             self.data.append((self.value, text))
+        elif self.cell:
+            self.cells[-1] += text
 
 
 def numbers(tree: Any) -> set[float]:
@@ -63,6 +68,14 @@ def numbers(tree: Any) -> set[float]:
     if isinstance(tree, list):
         return set().union(*(numbers(value) for value in tree)) if tree else set()
     return {float(tree)} if isinstance(tree, int | float) and not isinstance(tree, bool) else set()
+
+
+def strings(tree: Any) -> set[str]:
+    if isinstance(tree, dict):
+        return set(tree).union(*(strings(value) for value in tree.values()))
+    if isinstance(tree, list):
+        return set().union(*(strings(value) for value in tree)) if tree else set()
+    return {tree} if isinstance(tree, str) else set()
 
 
 def hostile_run(folder: Path) -> Path:
@@ -89,9 +102,12 @@ def test_every_number_on_the_page_is_in_report_json(small_run: Path, tmp_path: P
     shutil.copytree(small_run, run, ignore=shutil.ignore_patterns("adapter", "student"))
     folder = write_report(run).parent
     page = Page((folder / "index.html").read_text(encoding="utf-8"))
-    known = numbers(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert len(page.data) > 300
-    assert {value for value, _ in page.data} <= known
+    assert {value for value, _ in page.data} <= numbers(report)
+    assert {text.removeprefix("only ") for text in page.cells if re.search(r"\d", text)} <= strings(
+        report
+    )  # names, audit, versions
     for value, text in page.data:
         shown = text.replace(",", "").replace(" %", "")
         assert abs(float(shown) - (100 * value if "%" in text else value)) <= 0.5001 * 10 ** -len(
@@ -142,6 +158,37 @@ def test_the_same_run_gives_the_same_page(hostile: Path) -> None:
     assert {path.name: path.read_bytes() for path in hostile.iterdir()} == before
 
 
+def test_seen_prompts_have_their_section(tmp_path: Path) -> None:
+    from ensemble.seen import run_seen
+
+    arena = make_arena(600, seed=13)
+    prompts = [[" ".join(f"w{7 * i + k * k}" for k in range(9))] for i in range(600)]
+    arena = arena._replace(table=arena.table.with_columns(prompt=pl.Series(prompts)))
+    run = write_run(tmp_path / "run", arena)
+    texts = [prompt[0] for prompt, known in zip(prompts, arena.seen, strict=True) if known]
+    pl.DataFrame({"text": texts}).write_csv(tmp_path / "corpus.csv")
+    run_seen(run, [str(tmp_path / "corpus.csv")], threshold=0.95)
+    page = write_report(run).read_text(encoding="utf-8")
+    report = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
+    assert report["seen"]["n_seen"] == len(texts)
+    effect = report["members"][0]["seen"]
+    assert effect["difference"]["value"] == pytest.approx(effect["seen"]["value"] - effect["unseen"]["value"])
+    assert "What it cannot" in page
+    assert "corpus.csv" in page
+
+
+def test_the_stack_s_scores_are_shown_whatever_they_are_called() -> None:
+    found = scores_tables(
+        {"key": "x", "ablations": {"no lengths": {"log_loss": 1.1, "interval": {"low": 1.0}}, "note": "text"},
+         "learning_curve": [{"share": 0.5, "log_loss": 1.2}], "version": 2, "flat": {"a": 1}}
+    )  # fmt: skip
+    assert found == {
+        "ablations": [{"name": "no lengths", "log_loss": 1.1, "interval low": 1.0}],
+        "learning_curve": [{"share": 0.5, "log_loss": 1.2}],
+        "flat": [{"name": "a", "value": 1}],
+    }
+
+
 def test_a_run_of_stage_one_alone_has_a_report(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", make_arena(120, seed=9), stages=False)
     page = write_report(run).read_text(encoding="utf-8")
@@ -154,6 +201,14 @@ def test_a_run_of_stage_one_alone_has_a_report(tmp_path: Path) -> None:
 def test_a_missing_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "make oof" in capsys.readouterr().err
+
+
+def test_several_runs_give_a_page_each_and_one_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(write_run(tmp_path / name, make_arena(60, seed=14), stages=False)) for name in ("a", "b")]
+    assert main(["report", *runs]) == 0
+    pages = ["a/report/index.html", "b/report/index.html", "a/report/compare/index.html"]
+    assert capsys.readouterr().out.split() == [word for page in pages for word in ("report:", str(tmp_path / page))]
+    assert all((tmp_path / page).is_file() for page in pages)
 
 
 def test_runs_are_paired_on_the_battles_they_share(tmp_path: Path) -> None:
@@ -192,7 +247,7 @@ def test_a_battle_whose_verdict_differs_is_not_shared(tmp_path: Path) -> None:
 def test_the_same_run_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(write_run(tmp_path / "run", make_arena(60, seed=12), stages=False))
     assert main(["report", run, run]) == 2
-    assert "different run folders" in capsys.readouterr().err
+    assert "named twice" in capsys.readouterr().err
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:

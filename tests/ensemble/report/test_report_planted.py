@@ -19,8 +19,9 @@ from oof.quality import JUNK, prompt_flags, prompt_quality
 def pair_of(gain: float, seed: int) -> dict:
     arena = make_arena(3000, seed=seed, seen_gain=gain)
     probs = {name: softmax_mean(z) for name, z in arena.logits.items()}
-    slices = slices_of(battle_facts(arena.table), arena.labels, arena.seen)
-    [pair] = member_pairs(arena.table, probs, arena.labels, arena.groups, slices, arena.seen, seed=0)
+    facts = battle_facts(arena.table)
+    slices = slices_of(facts, arena.labels, arena.seen)
+    [pair] = member_pairs(arena.table, facts, probs, arena.labels, arena.groups, slices, arena.seen, seed=0)
     return pair
 
 
@@ -28,6 +29,7 @@ def test_a_member_that_is_better_on_seen_prompts_only_is_found() -> None:
     pair = pair_of(gain=0.9, seed=1)
     effect = pair["seen"]
     assert effect["difference"]["low"] > 0
+    assert effect["matched"]["low"] > 0
     assert effect["seen"]["low"] > 0
     assert effect["unseen"]["low"] < 0 < effect["unseen"]["high"]
     assert effect["finding"] == "larger on seen prompts"
@@ -40,6 +42,7 @@ def test_a_member_that_is_better_on_seen_prompts_only_is_found() -> None:
 def test_no_effect_of_seen_prompts_is_found_where_there_is_none(seed: int) -> None:
     pair = pair_of(gain=0.0, seed=seed)
     assert pair["seen"]["difference"]["low"] < 0 < pair["seen"]["difference"]["high"]
+    assert pair["seen"]["matched"]["low"] < 0 < pair["seen"]["matched"]["high"]
     assert pair["seen"]["finding"] == "no difference shown"
     assert {row["finding"] for row in pair["slices"]} == {"no difference shown"}
 
