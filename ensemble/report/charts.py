@@ -217,5 +217,11 @@ def histogram(name: str, alt: str, counts: Sequence[int], edges: Sequence[float]
         ax = axes[0, 0]
         ax.stairs(counts, 10 ** np.asarray(edges), fill=True, color=_colour(0))
         ax.set_xscale("log")
+        low, high = 10 ** np.asarray(edges)[[0, -1]]
+        ticks = [base * 10.0**k for k in range(7) for base in (1, 2, 5)]
+        ax.set_xticks([tick for tick in ticks if low <= tick <= high])
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        ax.minorticks_off()
+        ax.tick_params(axis="x", labelrotation=45)
         ax.set(xlabel=label, ylabel="battles")
         return _svg(figure, name, alt)
