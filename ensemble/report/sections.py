@@ -71,8 +71,8 @@ def comparison_blocks(pair: Report, name: str) -> list[Block]:
         text(
             "Intervals resample groups of near-duplicate prompts and hold for each slice by itself. The p-values of all"
             " slices of this table are adjusted together (Holm), so the chance that even one of its findings is false "
-            "is at most 5 %. A predictor that expects more ties is better on ties and worse on decided battles whatever "
-            "it knows: read those two rows together."
+            "is at most 5 %. A predictor that expects more ties is better on ties and worse on decided battles, "
+            "whatever it knows: read those two rows together."
         ),
         figure(f"Advantage of {first} (right of 0) over {second} by slice.",
                charts.forest(f"{name}-slices", alt, forest, ADVANTAGE)),

@@ -61,7 +61,8 @@ def token_report(run: RunData) -> list[dict[str, Any]]:
 
     texts = pl.concat([run.table.select("id", text=pl.col(part)) for part in ("prompt", "response_a", "response_b")])
     turns = texts.explode("text").with_columns(pl.col("text").fill_null(""))
-    turns = turns.with_columns(key=pl.Series(text_hashes(turns["text"].to_list()).tolist(), dtype=pl.Binary))
+    stripped = [text.strip() for text in turns["text"].to_list()]  # as texts are before they are tokenised
+    turns = turns.with_columns(key=pl.Series(text_hashes(stripped).tolist(), dtype=pl.Binary))
     found = []
     for folder in sorted((run.folder / "tokens").glob("*/")):
         known = _token_lengths(folder)

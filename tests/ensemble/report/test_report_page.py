@@ -11,13 +11,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from report_fixtures import make_arena, write_run
 
 from ensemble.__main__ import main
+from ensemble.report.data import load_run
 from ensemble.report.make import plain, write_comparison, write_report
-from ensemble.report.stages import scores_tables
+from ensemble.report.stages import QUANTILES, scores_tables, token_report
+from oof.config import load as load_config
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -116,6 +119,20 @@ def test_every_number_on_the_page_is_in_report_json(small_run: Path, tmp_path: P
     sections = [attrs.get("id") for tag, attrs in page.tags if tag == "section"]
     expected = ["summary", "pair-0", "seen", "ties", "quality", "calibration", "position", "stack", "distillation"]
     assert sections == [*expected, "data"]
+
+
+def test_tokens_are_counted_as_the_tokenizer_counts_them(small_run: Path) -> None:
+    from oof.models import load_tokenizer
+    from oof.prompts import encode_battles
+
+    run = load_run(small_run)
+    config = load_config("configs/demo.yaml")
+    tokenizer = load_tokenizer(config.members["gemma2"].checkpoint)
+    tokens = encode_battles(run.table, tokenizer, config.prompts, 320).n_tokens.sum(axis=1)
+    found = token_report(run)
+    expected = np.quantile(tokens, QUANTILES).tolist()
+    assert any(row["quantiles"] == expected and row["truncated"] == np.mean(tokens > 320) for row in found)
+    assert all(row["budget"] == 320 for row in found)
 
 
 def test_hostile_battles_stay_text(hostile: Path) -> None:
