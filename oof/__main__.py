@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from oof import config as configuration
-from oof import store
+from oof import interrupts, store
 from oof.errors import UserError
 from oof.log import quiet_libraries
 
+logger = logging.getLogger(__name__)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; return the exit status (0 done, 1 a check failed, 2 a user's error, 3 a bug of ours)."""
+    """Run one verb; return the exit status.
+
+    0 done, 1 a check failed, 2 a user's error, 3 a bug of ours, 75 stopped in good order, 130 interrupted.
+    """
     return run_verb(_parser(), argv)
 
 
 def run_verb(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parse, run the chosen verb and turn a :class:`UserError` into one sentence and status 2."""
     quiet_libraries()
+    interrupts.install()
     arguments = parser.parse_args(argv)
     verb: Callable[[argparse.Namespace], int | None] = arguments.verb
     try:
@@ -33,6 +41,9 @@ def run_verb(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
     except OSError as error:
         print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         return 2
+    except interrupts.Stopped as stop:
+        print(f"stopped by {stop}; what is done is kept, run the same command again to go on", file=sys.stderr)
+        return interrupts.EXIT_STATUS
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
@@ -50,7 +61,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(arguments: argparse.Namespace) -> configuration.Config:
-    return configuration.load(arguments.config, arguments.overrides)
+    config = configuration.load(arguments.config, arguments.overrides)
+    interrupts.set_time_limit(config.jobs.time_limit)
+    return config
 
 
 def _oof(arguments: argparse.Namespace) -> None:
@@ -64,8 +77,12 @@ def _oof(arguments: argparse.Namespace) -> None:
         jobs = fold_jobs.fold_jobs(config, table)
         todo = [job for job in jobs if not job.step.done]
         if todo:
-            from oof.jobs import run_jobs
+            from oof.launch import run_jobs
 
+            for job in todo:
+                reason = job.step.stale_because(job.depends)
+                if reason:
+                    logger.info("%s: made again, %s", job.label, reason)
             run_jobs(config, todo)
         for folds in fold_jobs.by_member(jobs).values():
             fold_jobs.join_folds(folds, table)
@@ -76,6 +93,44 @@ def _oof(arguments: argparse.Namespace) -> None:
         dataset.write_run(config)
     done = f"{len(todo)} fold jobs run" if todo else "up to date, nothing to do"
     print(f"oof: {done} ({len(config.members)} members x {config.folds.k} folds in {run / 'oof'})")
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from oof import dataset
+
+    config = load_config(arguments)
+    with store.locked(Path(config.run)):
+        table = dataset.prepare(config)
+    print(f"prepare: {table.height} battles in {config.folds.k} folds ({config.run})")
+
+
+def _job(arguments: argparse.Namespace) -> None:
+    from oof import dataset, fold_jobs, ranks
+
+    config = load_config(arguments)
+    jobs = fold_jobs.fold_jobs(config, dataset.load_battles(Path(config.run)))
+    chosen = [job for job in jobs if (job.name, job.fold) == (arguments.member, arguments.fold)]
+    if not chosen:
+        known = f"members {', '.join(config.members)}, folds 0 to {config.folds.k - 1}"
+        raise UserError(f"no job --member {arguments.member} --fold {arguments.fold}; there are {known}")
+    ranks.start()
+    lock = store.locked(chosen[0].folder.parent, f".{chosen[0].folder.name}.lock")
+    with lock if ranks.rank() == 0 else nullcontext():
+        todo = not chosen[0].step.done
+        ranks.wait()
+        if todo:
+            from oof.jobs import run_stored
+
+            run_stored(chosen[0])
+    if ranks.rank() == 0:
+        print(f"job: {chosen[0].label} {'done' if todo else 'up to date, nothing to do'}")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from oof.plan import format_plan, make_plan
+
+    config = load_config(arguments)
+    print(format_plan(make_plan(config)))
 
 
 def _synth(arguments: argparse.Namespace) -> None:
@@ -114,6 +169,17 @@ def _parser() -> argparse.ArgumentParser:
     oof = verbs.add_parser("oof", help="train the fold jobs and write out-of-fold logits")
     add_config_arguments(oof)
     oof.set_defaults(verb=_oof)
+    prepare = verbs.add_parser("prepare", help="read, group and fold the battles, and no more")
+    add_config_arguments(prepare)
+    prepare.set_defaults(verb=_prepare)
+    job = verbs.add_parser("job", help="run one fold job of a prepared run (for torchrun and queues)")
+    add_config_arguments(job)
+    job.add_argument("--member", required=True)
+    job.add_argument("--fold", required=True, type=int)
+    job.set_defaults(verb=_job)
+    plan = verbs.add_parser("plan", help="parameters, memory, hours and disk before you pay for them")
+    add_config_arguments(plan)
+    plan.set_defaults(verb=_plan)
     check = verbs.add_parser("check", help="profile battle files and list every problem (exit 1 if there is one)")
     check.add_argument("files", nargs="+", metavar="FILE")
     check.add_argument("--tokenizer", help="a Hugging Face folder, for token lengths")

@@ -185,7 +185,8 @@ class _Transcripts(Dataset[dict[str, torch.Tensor]]):
         marks = torch.full_like(batch["input_ids"], -1)
         for i, row in enumerate(rows):
             marks[i, : len(self.on_topic[row])] = torch.from_numpy(self.on_topic[row])
-        return {**batch, "on_topic": marks}
+        mask = (batch["input_ids"] != self.pad_id).long()
+        return {**batch, "attention_mask": mask, "on_topic": marks}
 
 
 def _mark_sentences(sequence: NDArray[np.int32], flags: list[bool], stop: int) -> NDArray[np.int64]:

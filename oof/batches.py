@@ -104,27 +104,32 @@ def _epoch(lengths: NDArray[np.integer], recipe: Train, rng: np.random.Generator
 
 
 def collate(sequences: list[NDArray[np.int32]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-pad sequences to one tensor: ``input_ids`` and ``attention_mask``, (b, t) int64.
+    """Right-pad sequences to one tensor: ``input_ids``, (b, t) int64.
+
+    There is no attention mask: attention is causal, so no real token sees the padding to its right, and without a
+    mask the fast causal kernels run.
 
     Raises:
         ValueError: a sequence ends in the pad token, so that pooling by pad id would read the wrong position.
     """
     longest = int(_padded(np.array([max(len(s) for s in sequences)]))[0])
     ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         if sequence[-1] == pad_id:
             raise ValueError("a sequence ends in the pad token; the tokenizer was not prepared")
         ids[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = 1
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    return {"input_ids": torch.from_numpy(ids)}
 
 
 class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
-    """Item i = the micro-batches of optimizer step i: ids, mask, soft ``targets`` (b, 3) and ``weights`` (b,).
+    """Item i = the micro-batches of optimizer step i: ``input_ids``, soft ``targets`` (b, 3m) and ``weights`` (b,).
 
-    The weights of a step's micro-batches sum to 1, so the sum of their losses is the mean over the step's
-    sequences, however they were cut.
+    The weights of a step sum to 1 over all micro-batches and ranks, so the sum of their losses is the mean over the
+    step's sequences, however they were cut and dealt out.
+
+    Attributes:
+        budget: padded tokens of one micro-batch; may be lowered at any time, which changes no step.
+        rank, ranks: this process's share: every ``ranks``-th sequence in order of length.
     """
 
     def __init__(
@@ -136,8 +141,9 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         pad_id: int,
         seed: int,
     ) -> None:
-        """``targets`` (n, 2, 3): probabilities per battle and order, as presented. ``weights`` (n,)."""
+        """``targets`` (n, 2, 3m): probabilities per battle and order, as presented. ``weights`` (n,)."""
         self.encoded, self.pad_id, self.budget = encoded, pad_id, recipe.tokens_per_batch
+        self.rank, self.ranks = 0, 1
         self.targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32))
         self.weights = np.asarray(weights, dtype=np.float64)
         self.steps = plan_steps(encoded.lengths.max(axis=1), recipe, seed)
@@ -150,7 +156,15 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         lengths = self.encoded.lengths[step.battles, step.orders]
         weights = self.weights[step.battles]
         weights = weights / max(weights.sum(), 1e-12)
-        return [self._micro_batch(step, rows, weights) for rows in cut(lengths, self.budget)]
+        own = np.argsort(-lengths, kind="stable")[self.rank :: self.ranks]
+        if not len(own):  # a rank without a sequence still takes part in the step
+            own, weights = np.array([0]), np.zeros_like(weights)
+        return [self._micro_batch(step, own[rows], weights) for rows in cut(lengths[own], self.budget)]
+
+    def longest(self, index: int) -> int:
+        """Return the padded tokens of a step's longest sequence: no budget below it is any smaller."""
+        step = self.steps[index]
+        return int(_padded(self.encoded.lengths[step.battles, step.orders]).max())
 
     def _micro_batch(
         self, step: Step, rows: NDArray[np.int64], weights: NDArray[np.float64]

@@ -76,6 +76,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"overrides {' '.join(overrides)}: {_first_line(error)}") from error
     for origin, part in ((str(path), tree), ("overrides", changes)):
         _refuse_unknown(origin, part, Config)
+        _spell_switches(part)
     try:
         schema = OmegaConf.structured(Config)
         OmegaConf.set_readonly(schema, None)  # a frozen dataclass makes a read-only node that nothing can be laid over
@@ -89,8 +90,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config if config.run else dataclasses.replace(config, run=str(Path("runs") / path.stem))
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return the resolved configuration as plain JSON values."""
+def to_dict(config: Config | Member) -> dict[str, Any]:
+    """Return a resolved configuration, or a part of it, as plain JSON values."""
     return dataclasses.asdict(config)
 
 
@@ -140,6 +141,14 @@ def _refuse_unknown(origin: str, tree: object, schema: Any, prefix: str = "") ->
                 if not NAME.fullmatch(str(member)):
                     raise UserError(f"{origin}: member name {str(member)!r}: use letters, digits, '_', '-' and '.'")
                 _refuse_unknown(origin, recipe, Member, f"members.{member}.")
+
+
+def _spell_switches(tree: Any) -> None:
+    """YAML reads ``on`` and ``off`` as true and false: give our choices their names back."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, bool) and "off" in CHOICES.get(str(key), ()):
+            tree[key] = "on" if value else "off"
+        _spell_switches(value)
 
 
 def _leaves(value: object, prefix: str = "") -> Iterator[tuple[str, str, object]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from oof import store, synth
 from oof.battles import content_fingerprint, read_battles, write_dropped
@@ -150,6 +151,22 @@ def read_test(config: Config) -> pl.DataFrame:
     if not data.test:
         return pl.DataFrame()
     return read_battles(data, seed=config.seed, roles=("test",)).table
+
+
+def read_sample(config: Config, n: int) -> tuple[int, NDArray[np.float64]]:
+    """Return the number of training battles and the characters of all three texts of ``n`` of them; 0 without data."""
+    if not config.data.train and not config.data.synth.battles:
+        return 0, np.empty(0)
+    if not config.data.train:
+        parts = synth.make_battles(min(n, config.data.synth.battles), config.data.synth.seed)[:3]
+        characters = [
+            sum(len(turn or "") for part in battle for turn in part.turns) for battle in zip(*parts, strict=True)
+        ]
+        return config.data.synth.battles, np.array(characters, dtype=np.float64)
+    table = read_battles(config.data, seed=config.seed, roles=("train",)).table
+    part = table.sample(min(n, table.height), seed=config.seed)
+    texts = [pl.col(name).list.join("\n").str.len_chars() for name in ("prompt", "response_a", "response_b")]
+    return table.height, part.select(pl.sum_horizontal(texts)).to_series().to_numpy().astype(np.float64)
 
 
 def write_run(config: Config) -> None:

@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from oof import store
-from oof.config import Config, Member
+from oof.config import Config, Member, to_dict
 from oof.dataset import FORMAT
 from oof.errors import UserError
 
@@ -43,10 +43,20 @@ class FoldJob:
         return Path(self.config.run) / "oof" / self.name / f"fold-{self.fold}"
 
     @cached_property
+    def depends(self) -> dict[str, str]:
+        """What the job's result depends on, each part's digest: kept in ``job.json`` to say what changed."""
+        # How scoring is cut and what is recomputed changes nothing but speed.
+        train = replace(self.member.train, activation_checkpointing="auto")
+        recipe = to_dict(replace(self.member, score_tokens_per_batch=0, train=train))
+        parts: dict[str, object] = {name: value for name, value in recipe.items() if name not in ("lora", "train")}
+        parts |= {f"{section}.{name}": v for section in ("lora", "train") for name, v in recipe[section].items()}
+        parts["checkpoint"] = store.checkpoint_digest(self.member.checkpoint)
+        parts |= {"prompts": self.config.prompts, "seed": self.config.seed, "battles": self.battles}
+        return {name: store.digest(value)[:16] for name, value in parts.items()}
+
+    @cached_property
     def step(self) -> store.Step:
-        recipe = replace(self.member, score_tokens_per_batch=0)  # how scoring is cut changes nothing but speed
-        parts = [recipe, store.checkpoint_digest(self.member.checkpoint), self.config.prompts, self.config.seed]
-        return store.Step(self.folder, store.digest("job", FORMAT, *parts, self.fold, self.battles), "job.json")
+        return store.Step(self.folder, store.digest("job", FORMAT, self.depends, self.fold), "job.json")
 
 
 def battles_key(table: pl.DataFrame) -> str:

@@ -18,19 +18,24 @@ from numpy.typing import NDArray
 from torch import nn
 
 from oof import store
+from oof.adapters import add_adapters, save_classifier
 from oof.batches import TrainingSteps
 from oof.config import Config, Member
 from oof.dataset import load_battles
 from oof.fold_jobs import FoldJob, battles_key, by_member, test_step
 from oof.losses import cross_entropy
+from oof.memory import needs_checkpointing
 from oof.metrics import log_loss, softmax
-from oof.models import add_adapters, describe, device, load_base, load_classifier, load_tokenizer, save_classifier
+from oof.models import describe, device, load_base, load_classifier, load_tokenizer
 from oof.predict import SWAPPED_CLASSES, predict_logits
 from oof.prompts import Encoded, encode_battles
+from oof.ranks import rank, wait
+from oof.shortcuts import checkpoint_trainable_layers
 from oof.train import RowLoss, train_classifier
-from oof.workers import run_all
 
 logger = logging.getLogger(__name__)
+
+TRAINED = "trained.json"  # there while a job has its adapter and not yet its predictions
 
 
 @dataclass(frozen=True)
@@ -98,20 +103,41 @@ def fit_classifier(
         The trained model and facts for the job's manifest.
     """
     member, tokenizer, started = texts.member, texts.tokenizer, time.monotonic()
+    done = folder / TRAINED
+    if done.is_file():  # killed between training and the end of the job
+        return load_classifier(member, folder / "adapter", tokenizer, seed), store.read_json(done)
     model = add_adapters(load_base(member, tokenizer, seed), member.lora, seed).to(device())
     encoded = texts.training.take(rows)
     steps = TrainingSteps(encoded, both_orders(targets), weights, member.train, tokenizer.pad_token_id, seed)
-    history = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label)
-    save_classifier(model, folder / "adapter")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    facts: dict[str, object] = {**describe(model), "steps": len(steps), "seed": seed, "history": history}
-    return model, {**facts, "seconds": round(time.monotonic() - started, 1)}
+    checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps) else 0
+    facts = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label)
+    facts |= {**describe(model), "steps": len(steps), "seed": seed, "checkpointed_layers": checkpointed}
+    facts["seconds"] = round(time.monotonic() - started, 1)
+    if rank() == 0:
+        save_classifier(model, folder / "adapter", member)
+        store.write_json(done, facts)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    wait()
+    return model, facts
+
+
+def predict_stored(
+    model: nn.Module, texts: Texts, rows: NDArray[np.integer], folder: Path, fold: int, label: str
+) -> NDArray[np.float32]:
+    """Score ``rows`` of the table, write ``folder/logits.parquet`` and return the (m, 2, 3) logits."""
+    encoded, pad = texts.scoring.take(rows), texts.tokenizer.pad_token_id
+    logits = predict_logits(model, texts.member, encoded, pad, f"{label}: predict", folder / "partial")
+    if rank() == 0:
+        store.write_parquet(folder / "logits.parquet", store.logits_frame(texts.table["id"][rows], logits, fold))
+    return logits
 
 
 def run_job(job: FoldJob, texts: Texts) -> float:
     """Train, predict and store one fold job; return the held-out log loss of the mean of both orders."""
     table = texts.table
-    job.step.begin()
+    if rank() == 0:
+        job.step.begin()
+    wait()
     roles, folds, labels = (table[name].to_numpy() for name in ("role", "fold", "label"))
     trained = np.flatnonzero((folds != job.fold) & (roles != "unlabelled"))
     held_out = np.flatnonzero((folds == job.fold) & (roles == "train"))
@@ -119,30 +145,24 @@ def run_job(job: FoldJob, texts: Texts) -> float:
     weights = table["weight"].to_numpy()[trained]
     seed = job_seed(job.config.seed, job.name, job.fold)
     model, facts = fit_classifier(texts, trained, one_hot, weights, cross_entropy, job.folder, seed, job.label)
-    encoded, pad = texts.scoring.take(held_out), texts.tokenizer.pad_token_id
-    logits = predict_logits(model, job.member, encoded, pad, f"{job.label}: predict")
-    store.write_parquet(job.folder / "logits.parquet", store.logits_frame(table["id"][held_out], logits, job.fold))
-    store.write_parquet(job.folder / "trained.parquet", table[trained].select("id"))
+    logits = predict_stored(model, texts, held_out, job.folder, job.fold, job.label)
     loss = log_loss(softmax(logits.mean(axis=1)), labels[held_out].astype(int))
-    named = {"member": job.name, "fold": job.fold, "held_out": job.fold}
-    job.step.finish({**facts, **named, "log_loss": loss, "n_trained": len(trained)})
-    logger.info("%s: log loss %.4f on %d held-out battles, %.0f s", job.label, loss, len(held_out), facts["seconds"])
+    if rank() == 0:
+        store.write_parquet(job.folder / "trained.parquet", table[trained].select("id"))
+        named = {"member": job.name, "fold": job.fold, "held_out": job.fold, "depends": job.depends}
+        (job.folder / TRAINED).unlink(missing_ok=True)  # job.json says the same
+        job.step.finish({**facts, **named, "log_loss": loss, "n_trained": len(trained)})
+        seconds = facts["seconds"]
+        logger.info("%s: log loss %.4f on %d held-out battles, %.0f s", job.label, loss, len(held_out), seconds)
+    wait()
     return loss
-
-
-def run_jobs(config: Config, todo: list[FoldJob]) -> None:
-    """Run the fold jobs in ``todo``, ``jobs.workers`` at a time.
-
-    Raises:
-        UserError: a checkpoint cannot be opened; a job failed (by name).
-    """
-    run_all(_run_stored, todo, [job.label for job in todo], config.jobs.workers)
 
 
 _TEXTS: dict[tuple[str, str], Texts] = {}  # one process runs several jobs of a member on the same texts
 
 
-def _run_stored(job: FoldJob) -> float:
+def run_stored(job: FoldJob) -> float:
+    """Run a job on its run folder's battles."""
     key = (job.battles, job.name)
     if key not in _TEXTS:
         _TEXTS.clear()
@@ -157,14 +177,20 @@ def score_test(config: Config, jobs: list[FoldJob], test: pl.DataFrame) -> None:
         step = test_step(folds, test_key)
         if step.done:
             continue
-        step.clear()
+        step.begin()
         texts = Texts(config.members[name], test, config)
-        mean = np.asarray(np.mean([_score(job, texts) for job in folds], axis=0, dtype=np.float64))
+        mean = np.asarray(np.mean([_score(job, texts, step.folder) for job in folds], axis=0, dtype=np.float64))
         store.write_parquet(step.folder / "logits.parquet", store.logits_frame(test["id"], mean, -1))
         step.finish({"member": name, "n": test.height})
         logger.info("%s: %d test battles scored by %d folds", name, test.height, len(folds))
 
 
-def _score(job: FoldJob, texts: Texts) -> NDArray[np.float32]:
+def _score(job: FoldJob, texts: Texts, folder: Path) -> NDArray[np.float32]:
+    kept = folder / f"fold-{job.fold}.parquet"
+    if kept.is_file():
+        return store.read_parquet(kept).select(store.LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3)
     model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
-    return predict_logits(model, job.member, texts.scoring, texts.tokenizer.pad_token_id, f"{job.label}: test")
+    partial, pad = folder / f"partial-{job.fold}", texts.tokenizer.pad_token_id
+    logits = predict_logits(model, job.member, texts.scoring, pad, f"{job.label}: test", partial)
+    store.write_parquet(kept, store.logits_frame(texts.table["id"], logits, job.fold))
+    return logits

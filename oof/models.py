@@ -11,17 +11,20 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils.import_utils import is_flash_attn_2_available
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils.import_utils import is_bitsandbytes_available
 
-from oof.config import Lora, Member
+from oof.adapters import refuse_another_function
+from oof.attention import resolve_attention, sdpa_allowed
+from oof.config import Member
 from oof.errors import UserError
 from oof.prompts import prepare_tokenizer
 
@@ -32,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SOFTCAPPED = {"gemma2"}  # model types whose attention caps its logits; sdpa has no such term
 
 
 class Float32Head(nn.Linear):
@@ -50,6 +52,17 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def resolve_dtype(name: str) -> torch.dtype:
+    """Return the dtype of a member's setting; "auto" is bfloat16 where the hardware computes in it, else float32."""
+    if name != "auto":
+        return DTYPES[name]
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
 def load_tokenizer(checkpoint: str, hints: str = "none") -> Any:
     """Return the checkpoint's fast tokenizer with our chat template and a safe pad token.
 
@@ -58,22 +71,10 @@ def load_tokenizer(checkpoint: str, hints: str = "none") -> Any:
     Raises:
         UserError: the folder or hub model cannot be opened.
     """
-    with _readable_errors(checkpoint):
+    with readable_errors(checkpoint):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     prepare_tokenizer(tokenizer, hints)
     return tokenizer
-
-
-def resolve_attention(model_type: str, wanted: str) -> str:
-    """Return the attention implementation for a model family, refusing one that drops soft-capping."""
-    if model_type in SOFTCAPPED and wanted == "sdpa":
-        raise UserError(f"attn=sdpa drops the soft-capping of {model_type}; use attn=auto")
-    if wanted != "auto":
-        return wanted
-    if model_type not in SOFTCAPPED:
-        return "sdpa"
-    flash = torch.cuda.is_available() and is_flash_attn_2_available()
-    return "flash_attention_2" if flash else "eager"
 
 
 def load_base(member: Member, tokenizer: Any, seed: int) -> Any:
@@ -84,30 +85,78 @@ def load_base(member: Member, tokenizer: Any, seed: int) -> Any:
     Raises:
         UserError: the checkpoint cannot be opened or brings no sequence classifier.
     """
-    with _readable_errors(member.checkpoint):
+    with readable_errors(member.checkpoint):
         config = AutoConfig.from_pretrained(member.checkpoint, trust_remote_code=False)
-        config.num_labels = len(LABELS)
-        config.id2label = dict(enumerate(LABELS))
-        config.label2id = {name: i for i, name in enumerate(LABELS)}
-        # Float targets would otherwise switch the stock loss to BCE and the pipeline to a sigmoid.
-        config.problem_type = "single_label_classification"
-        config.pad_token_id = tokenizer.pad_token_id
-        config.use_cache = False
-        attention = resolve_attention(config.model_type, member.attn)
-        with _quiet_loading():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                member.checkpoint,
-                config=config,
-                dtype=DTYPES[member.dtype],
-                attn_implementation=attention,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # a reward model's head of another size gives way to a fresh one
-            )
+        own_head = _brings_our_head(member.checkpoint, config)
+        _make_classifier(config, tokenizer, member)
+        model = _from_pretrained(member, config)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise UserError(f"{member.checkpoint}: {type(model).__name__} has no linear 'score' head; use a decoder model")
-    model.score = _fresh_head(model.score.in_features, config.get_text_config().initializer_range, seed)
-    logger.debug("%s: %s, attention %s, %s", member.checkpoint, config.model_type, attention, member.dtype)
+    if own_head:
+        _compute_head_in_float32(model)
+    else:
+        model.score = _fresh_head(model.score.in_features, config.get_text_config().initializer_range, seed)
+    attention = model.config._attn_implementation
+    logger.debug("%s: %s, attention %s, %s", member.checkpoint, config.model_type, attention, model.dtype)
     return model
+
+
+def _brings_our_head(checkpoint: str, config: Any) -> bool:
+    """Return whether the checkpoint is a classifier of our three classes already; say so if it is of others."""
+    name = (config.architectures or [""])[0]
+    if not name.endswith("ForSequenceClassification"):
+        return False
+    ours = tuple(config.id2label.get(i, "") for i in range(config.num_labels)) == LABELS
+    if not ours:
+        logger.info("%s: its head has %d outputs; a fresh one for ours is trained", checkpoint, config.num_labels)
+    return ours
+
+
+def _make_classifier(config: Any, tokenizer: Any, member: Member) -> None:
+    """Set what makes a base model's configuration that of our classifier."""
+    config.num_labels = len(LABELS)
+    config.id2label = dict(enumerate(LABELS))
+    config.label2id = {name: i for i, name in enumerate(LABELS)}
+    # Float targets would otherwise switch the stock loss to BCE and the pipeline to a sigmoid.
+    config.problem_type = "single_label_classification"
+    config.use_cache = False
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = tokenizer.pad_token_id
+    if member.attn_softcap == "off" and getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        config.get_text_config().attn_logit_softcapping = None
+
+
+def _from_pretrained(member: Member, config: Any) -> Any:
+    attention = resolve_attention(config, member.attn, member.attn_softcap)
+    dtype = resolve_dtype(member.dtype)
+    with _quiet_loading(), sdpa_allowed(config, attention):
+        return AutoModelForSequenceClassification.from_pretrained(
+            member.checkpoint,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # a reward model's head of another size gives way to a fresh one
+            **_quantisation(member.quantise, dtype),
+        )
+
+
+def _quantisation(kind: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the loading arguments of a quantised base.
+
+    Nothing is said about modules to skip: a list of ours would replace the one that keeps ``score`` whole.
+    """
+    if kind == "none":
+        return {}
+    if not is_bitsandbytes_available():
+        raise UserError(f"quantise={kind} needs bitsandbytes; run 'make setup EXTRAS=dev,gpu'")
+    if kind == "int8":
+        options: dict[str, Any] = {"load_in_8bit": True}
+    else:
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        options["bnb_4bit_compute_dtype"] = dtype
+    settings = BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]
+    return {"quantization_config": settings, "device_map": {"": device()}}
 
 
 def _fresh_head(width: int, std: float, seed: int) -> Float32Head:
@@ -118,77 +167,46 @@ def _fresh_head(width: int, std: float, seed: int) -> Float32Head:
     return head
 
 
-def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
-    """Return the model with LoRA adapters and a trainable head (``rank`` 0: every weight trainable)."""
-    if lora.rank == 0:
-        return model
-    torch.manual_seed(seed)  # peft draws A from the global generator
-    upper_half = lora.layers == "upper_half"
-    targets: str | list[str] = [name.strip() for name in lora.targets.split(",")]
-    if lora.targets == "all-linear":
-        targets = _linear_names(model) if upper_half else "all-linear"  # peft takes layers with names only
-    n_layers = int(model.config.get_text_config().num_hidden_layers)
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft's annotation says int; it only divides
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        layers_to_transform=list(range(n_layers // 2, n_layers)) if upper_half else None,
-        use_rslora=lora.rslora,
-        use_dora=lora.dora,
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"lora.targets={lora.targets!r} does not fit this model: {error}") from error
-
-
-def _linear_names(model: nn.Module) -> list[str]:
-    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    return sorted({name.rsplit(".", 1)[-1] for name in linear} - {"score"})
-
-
-def save_classifier(model: nn.Module, folder: Path) -> None:
-    """Save the adapter and head (or, for full fine-tuning, the whole model) in the library's own format."""
-    model.save_pretrained(folder)  # type: ignore[operator]  # PeftModel and PreTrainedModel both have it
+def _compute_head_in_float32(model: Any) -> None:
+    head = Float32Head(model.score.in_features, len(LABELS), bias=False)
+    head.weight = nn.Parameter(model.score.weight.detach().float())
+    model.score = head
 
 
 def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> Any:
-    """Return the classifier that :func:`save_classifier` wrote, on this machine's device, in eval mode."""
+    """Return the classifier that :func:`oof.adapters.save_classifier` wrote, on this device, in eval mode.
+
+    Raises:
+        UserError: the adapter was trained on another function (soft-capping, quantisation), or cannot be opened.
+    """
+    refuse_another_function(member, folder)
     if not (folder / "adapter_config.json").is_file():
-        member = Member(checkpoint=str(folder), dtype=member.dtype, attn=member.attn)
-        trained: Any = load_trained(member, tokenizer)
+        trained: Any = load_trained(replace(member, checkpoint=str(folder), quantise="none"), tokenizer)
     else:
         base = load_base(member, tokenizer, seed)
-        trained = PeftModel.from_pretrained(base, str(folder))
+        with readable_errors(str(folder)):
+            trained = PeftModel.from_pretrained(base, str(folder))
     return trained.to(device()).eval()
 
 
 def load_trained(member: Member, tokenizer: Any) -> Any:
     """Return a saved three-class classifier with its own head, computed in float32."""
-    with _readable_errors(member.checkpoint), _quiet_loading():
+    with readable_errors(member.checkpoint):
         config = AutoConfig.from_pretrained(member.checkpoint, trust_remote_code=False)
         if config.num_labels != len(LABELS):
             raise UserError(f"{member.checkpoint}: a classifier of {config.num_labels} classes; expected 3")
-        model = AutoModelForSequenceClassification.from_pretrained(
-            member.checkpoint,
-            dtype=DTYPES[member.dtype],
-            attn_implementation=resolve_attention(config.model_type, member.attn),
-            trust_remote_code=False,
-        )
-    head = Float32Head(model.score.in_features, len(LABELS), bias=False)
-    head.weight = nn.Parameter(model.score.weight.detach().float())
-    model.score = head
+        if getattr(config.get_text_config(), "attn_logit_softcapping", 0) is None:
+            member = replace(member, attn_softcap="off")  # as it was trained
+        model = _from_pretrained(member, config)
+    _compute_head_in_float32(model)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
 def precision_context(member: Member) -> Any:
     """Return the autocast context that training and scoring share."""
-    if member.dtype == "float32":
-        return nullcontext()
-    return torch.autocast(device().type, dtype=DTYPES[member.dtype])
+    dtype = resolve_dtype(member.dtype)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device().type, dtype=dtype)
 
 
 def describe(model: nn.Module) -> dict[str, object]:
@@ -204,7 +222,7 @@ def describe(model: nn.Module) -> dict[str, object]:
 
 
 @contextmanager
-def _readable_errors(checkpoint: str) -> Iterator[None]:
+def readable_errors(checkpoint: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:

@@ -1,8 +1,15 @@
-"""Score battles with a trained classifier: both orders, sorted by length, under a token budget."""
+"""Score battles with a trained classifier: both orders, sorted by length, under a token budget.
+
+Scores are streamed to a file beside the job, so a killed scoring goes on where it was. Several processes of one
+job score every n-th batch each.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,37 +17,104 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from oof import interrupts, ranks
 from oof.batches import collate, cut
 from oof.config import Member
 from oof.errors import UserError
+from oof.half import half_precision
 from oof.models import device, precision_context
 from oof.prompts import Encoded
+from oof.shortcuts import LastTokens, merged_where_exact
+
+logger = logging.getLogger(__name__)
 
 SWAPPED_CLASSES = [1, 0, 2]  # (a, b, tie) as presented in order ba -> canonical order
 
 
-@torch.inference_mode()
-def predict_logits(model: nn.Module, member: Member, encoded: Encoded, pad_id: int, label: str) -> NDArray[np.float32]:
+def predict_logits(
+    model: nn.Module, member: Member, encoded: Encoded, pad_id: int, label: str, partial: Path | None = None
+) -> NDArray[np.float32]:
     """Return (n, 2, 3) logits: battle x order (ab, ba) x canonical class (a, b, tie).
 
+    Args:
+        model: a classifier; its adapter is merged into it where that is exact.
+        member: precision and token budget.
+        encoded: (n) battles in both orders.
+        pad_id: the tokenizer's.
+        label: of the progress bar and of errors.
+        partial: file for the scores so far, continued if it is there and removed at the end.
+
     Raises:
-        UserError: a logit is not finite (the weights or the precision are broken).
+        UserError: a logit is not finite (the weights or the precision are broken), or one sequence does not fit.
+        interrupts.Stopped: asked to stop; ``partial`` holds what is done.
     """
-    model.eval()
-    lengths = encoded.lengths
-    n, n_orders = lengths.shape
-    flat = np.empty((n * n_orders, 3), dtype=np.float32)
-    bar = tqdm(total=n * n_orders, desc=label, disable=not sys.stderr.isatty(), leave=False)
-    for rows in cut(lengths.reshape(-1), member.score_tokens_per_batch):
-        sequences = [encoded.sequence(row // n_orders, row % n_orders) for row in rows]
-        batch = {name: tensor.to(device()) for name, tensor in collate(sequences, pad_id).items()}
-        with precision_context(member):
-            flat[rows] = model(**batch).logits.float().cpu().numpy()
-        bar.update(len(rows))
-    bar.close()
-    if not np.isfinite(flat).all():
-        broken = int((~np.isfinite(flat)).any(axis=1).sum())
+    model = merged_where_exact(model).eval()
+    n, n_orders = encoded.lengths.shape
+    flat = _open(partial, n * n_orders)
+    shortcut = LastTokens(model, pad_id)
+    with torch.inference_mode(), ExitStack() as stack:
+        stack.callback(shortcut.remove)
+        if member.score_dtype == "float16":
+            stack.enter_context(half_precision(model, member, encoded, pad_id, label))
+        else:
+            stack.enter_context(precision_context(member))
+        _score(model, flat, encoded, pad_id, member.score_tokens_per_batch, label)
+    own = np.array(flat)
+    if ranks.ranks() > 1:
+        own = ranks.add_up(np.nan_to_num(own, nan=0.0, posinf=np.inf, neginf=-np.inf), device())
+    if not np.isfinite(own).all():
+        broken = int((~np.isfinite(own)).any(axis=1).sum())
         raise UserError(f"{label}: {broken} rows have non-finite logits; lower train.lr, or set dtype=float32")
-    logits = flat.reshape(n, n_orders, 3)
+    if partial is not None:
+        _of_rank(partial).unlink(missing_ok=True)
+    logits = own.reshape(n, n_orders, 3)
     logits[:, 1] = logits[:, 1][:, SWAPPED_CLASSES]
     return logits
+
+
+def _score(model: nn.Module, flat: NDArray[np.float32], encoded: Encoded, pad_id: int, budget: int, label: str) -> None:
+    """Fill this process's rows of ``flat`` (n * orders, 3) that are still NaN."""
+    lengths = encoded.lengths.reshape(-1)
+    n_orders = encoded.lengths.shape[1]
+    todo = [rows for rows in cut(lengths, budget)[ranks.rank() :: ranks.ranks()] if np.isnan(flat[rows]).any()]
+    bar = tqdm(total=sum(map(len, todo)), desc=label, disable=not sys.stderr.isatty(), leave=False)
+    while todo:
+        interrupts.check()
+        rows = todo.pop(0)
+        sequences = [encoded.sequence(row // n_orders, row % n_orders) for row in rows]
+        try:
+            batch = {name: tensor.to(device()) for name, tensor in collate(sequences, pad_id).items()}
+            scores = model(**batch).logits.float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            scores = None
+        if scores is None:  # outside the handler, whose traceback would keep the tensors alive
+            if len(rows) == 1:
+                raise UserError(f"{label}: one sequence of {lengths[rows[0]]} tokens does not fit; lower max_tokens")
+            torch.cuda.empty_cache()
+            logger.info("%s: out of memory on %d sequences; halved", label, len(rows))
+            todo = [part for batch_rows in (rows, *todo) for part in np.array_split(batch_rows, 2) if len(part)]
+            continue
+        flat[rows] = scores
+        bar.update(len(rows))
+    bar.close()
+
+
+def _of_rank(partial: Path) -> Path:
+    return partial.with_name(f"{partial.stem}-{ranks.rank()}.npy")
+
+
+def _open(partial: Path | None, n: int) -> NDArray[np.float32]:
+    """Return (n, 3) scores, NaN where there are none yet; a mapped file where ``partial`` is given."""
+    if partial is None:
+        return np.full((n, 3), np.nan, dtype=np.float32)
+    path = _of_rank(partial)
+    try:
+        kept = np.lib.format.open_memmap(path, mode="r+")
+        if kept.shape == (n, 3) and kept.dtype == np.float32:
+            return kept
+    except (OSError, ValueError, EOFError):
+        pass  # none yet, or one that a full disk cut short
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, 3))
+    fresh[:] = np.nan
+    return fresh

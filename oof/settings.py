@@ -79,7 +79,8 @@ class Train:
     schedule: str = "cosine"  # a transformers scheduler name
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # 0 = no clipping
-    checkpoint_steps: int = 0  # optimizer steps between checkpoints; 0 = only at each epoch's end
+    checkpoint_steps: int = 0  # optimizer steps between checkpoints; 0 = none (a killed job starts again)
+    activation_checkpointing: str = "auto"  # auto (where the memory plan needs it) | on | off
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,26 @@ class Member:
     """One base model of the ensemble with its recipe."""
 
     checkpoint: str = ""  # a Hugging Face folder or hub name of a decoder
-    dtype: str = "bfloat16"  # float32 | bfloat16: the frozen base; adapters and head are float32
+    dtype: str = "bfloat16"  # float32 | bfloat16 | auto (bfloat16 where the hardware has it): the frozen base
+    score_dtype: str = "same"  # same | float16: scoring on cards without bfloat16, behind a self-check
+    quantise: str = "none"  # none | nf4 | int8: the frozen base in training and scoring (bitsandbytes)
     attn: str = "auto"  # auto | eager | sdpa | flash_attention_2 | flex_attention
-    score_tokens_per_batch: int = 16384
+    attn_softcap: str = "on"  # on | off: Gemma2's soft-capping; recorded in the adapter, never mixed
+    score_tokens_per_batch: int = 16384  # padded tokens per forward pass in scoring
     lora: Lora = field(default_factory=Lora)
     train: Train = field(default_factory=Train)
 
 
 @dataclass(frozen=True)
 class Jobs:
-    workers: int = 1  # fold jobs at a time on this machine, each in a process of its own when more than 1
+    workers: int = 1  # fold jobs at a time on this machine, each in a process (and on a GPU) of its own
+    nproc: int = 1  # processes (GPUs) of one fold job: distributed data parallel through torchrun
+    backend: str = "local"  # local | ray: where fold jobs run
+    address: str = ""  # of a Ray cluster ("auto", "ray://…"); empty = a Ray of our own on this machine
+    gpus_per_job: float = 0.0  # GPUs that Ray reserves for a fold job
+    cpus_per_job: float = 1.0  # CPUs that Ray reserves for a fold job
+    retries: int = 2  # times that Ray tries a job again whose worker died
+    time_limit: float = 0.0  # seconds after which the call stops in good order, to be run again; 0 = none
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "layers": ("all", "upper_half"),
     "layout": ("responses", "rounds"),
     "hints": ("none", "lengths"),
-    "dtype": ("float32", "bfloat16"),
+    "dtype": ("float32", "bfloat16", "auto"),
+    "score_dtype": ("same", "float16"),
+    "quantise": ("none", "nf4", "int8"),
+    "attn_softcap": ("on", "off"),
+    "activation_checkpointing": ("auto", "on", "off"),
+    "backend": ("local", "ray"),
     "attn": ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention"),
     "swap": ("none", "random", "paired"),
     "order": ("symmetric", "position", "auto"),
@@ -170,6 +186,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0.0, 10.0),
     "checkpoint_steps": (0, 10_000_000),
     "workers": (1, 256),
+    "nproc": (1, 1024),
+    "gpus_per_job": (0.0, 1024.0),
+    "cpus_per_job": (0.0, 1024.0),
+    "retries": (0, 100),
+    "time_limit": (0.0, 1e8),
     "trials": (1, 100_000),
     "rounds": (1, 100_000),
     "temperature": (0.01, 100.0),

@@ -161,6 +161,15 @@ class Step:
             return None
         return manifest if intact else None
 
+    def stale_because(self, depends: Mapping[str, str]) -> str:
+        """Return what changed since the step was made ("" if it never was), from what each part digests to now."""
+        try:
+            before = json.loads(self.manifest_path.read_text(encoding="utf-8"))["depends"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        changed = [name for name, now in depends.items() if before.get(name) != now]
+        return f"changed: {', '.join(changed)}" if changed else "its files are damaged"
+
     @property
     def done(self) -> bool:
         return self.manifest() is not None
@@ -188,18 +197,18 @@ class Step:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the run for writing; a second process is refused with the holder's name.
+def locked(run: Path, name: str = LOCK_NAME) -> Iterator[None]:
+    """Hold the run (or, by another name of the lock, one job of it) for writing; a second process is refused.
 
-    The operating system drops the lock with its process, so a killed holder leaves none behind.
+    The holder is named. The operating system drops the lock with its process, so a killed holder leaves none behind.
 
     Raises:
         UserError: the run is held by another process, or its folder cannot be written.
     """
-    holder = run / f"{LOCK_NAME}.holder"
+    holder = run / f"{name}.holder"
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run / LOCK_NAME, timeout=0)
+        lock = FileLock(run / name, timeout=0)
         lock.acquire()
     except Timeout as error:
         who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"

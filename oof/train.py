@@ -8,8 +8,11 @@ checkpoints and resuming.
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,15 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from oof import interrupts
 from oof.batches import TrainingSteps
 from oof.config import Member, Train
+from oof.errors import UserError
 from oof.models import precision_context
+from oof.ranks import any_of, rank, ranks
+from oof.shortcuts import LastTokens
+
+logger = logging.getLogger(__name__)
 
 # (logits (b, 3), targets (b, 3)) -> (b,) losses
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -32,28 +41,56 @@ MicroBatches = list[dict[str, torch.Tensor]]
 class ClassifierTrainer(Trainer):
     """Trainer whose batch is a list of weighted micro-batches (see the module's docstring)."""
 
-    def __init__(self, member: Member, row_loss: RowLoss, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.member, self.row_loss = member, row_loss
+    def __init__(self, member: Member, row_loss: RowLoss, steps: TrainingSteps, **arguments: Any) -> None:
+        super().__init__(train_dataset=steps, **arguments)
+        self.member, self.row_loss, self.steps = member, row_loss, steps
+        self.halvings = 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # The plan is already in order; a sampler must not shuffle it, nor accelerate deal it out.
-        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_only_item)  # type: ignore[arg-type]
+        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only_item)
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         model.train()
+        while True:
+            try:
+                return self._accumulate(model, inputs)
+            except torch.OutOfMemoryError as error:
+                shortage = str(error).splitlines()[0]
+            # Outside the handler, whose traceback would keep the tensors alive.
+            inputs = self._cut_smaller(model, shortage)
+
+    def _accumulate(self, model: Any, inputs: MicroBatches) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
-        for micro in inputs:
-            batch = self._prepare_inputs(micro)
+        for i, micro in enumerate(inputs):
+            batch: Any = self._prepare_inputs(micro)
             targets, weights = batch.pop("targets"), batch.pop("weights")
-            with precision_context(self.member):
-                logits = model(**batch).logits
-            loss = (self.row_loss(logits.float(), targets) * weights).sum()
-            self.accelerator.backward(loss)
+            # Gradients meet in the last backward pass of each process, however many passes each has.
+            quiet = model.no_sync() if self.steps.ranks > 1 and i < len(inputs) - 1 else nullcontext()
+            with quiet:
+                with precision_context(self.member):
+                    logits = model(**batch).logits
+                # Times the number of processes, over which distributed training takes the mean.
+                loss = (self.row_loss(logits.float(), targets) * weights).sum() * self.steps.ranks
+                self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def _cut_smaller(self, model: nn.Module, shortage: str) -> MicroBatches:
+        """Return the same optimizer step in micro-batches of half the tokens."""
+        index, steps = self.state.global_step, self.steps
+        if steps.budget <= steps.longest(index) or steps.ranks > 1:
+            raise UserError(
+                f"out of memory at {steps.budget} tokens per batch ({shortage}); lower prompts.max_tokens or "
+                "train.tokens_per_batch, or set train.activation_checkpointing=on"
+            )
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        steps.budget, self.halvings = max(steps.budget // 2, 1), self.halvings + 1
+        logger.warning("out of memory in step %d; going on with %d tokens per batch", index, steps.budget)
+        return steps[index]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with one rate for the adapters and one for the fresh head; norms and biases are not decayed."""
@@ -98,9 +135,26 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
+class StopInTime(TrainerCallback):
+    """Ends training after the step in which it was asked to stop, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.reason, self.began, self.longest = "", 0.0, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.longest = max(self.longest, time.monotonic() - self.began)
+        reason = interrupts.due(self.longest)
+        if state.global_step < state.max_steps and any_of(bool(reason), args.device):
+            self.reason = reason or "another process of this job"
+            control.should_save = control.should_training_stop = True
+
+
 def train_classifier(
     model: nn.Module, member: Member, steps: TrainingSteps, row_loss: RowLoss, checkpoints: Path, seed: int, label: str
-) -> list[dict[str, float]]:
+) -> dict[str, object]:
     """Train ``model`` in place over every step of the plan, resuming from the last checkpoint if there is one.
 
     Args:
@@ -113,21 +167,32 @@ def train_classifier(
         label: what the progress bar says.
 
     Returns:
-        The logged history: ``{"step", "loss", "learning_rate", …}`` about twenty times.
+        Facts: ``history`` (``{"step", "loss", "learning_rate", …}`` about twenty times), ``tokens_per_batch`` as it
+        ended and ``oom_halvings``.
+
+    Raises:
+        UserError: one sequence does not fit into the memory.
+        interrupts.Stopped: asked to stop; a checkpoint is there.
     """
-    arguments = _arguments(member.train, len(steps), checkpoints, seed)
+    steps.rank, steps.ranks = rank(), ranks()
+    stop, shortcut = StopInTime(), LastTokens(model, steps.pad_id)
     trainer = ClassifierTrainer(
         member=member,
         row_loss=row_loss,
+        steps=steps,
         model=model,
-        args=arguments,
-        train_dataset=steps,
-        callbacks=[Progress(label)],
+        args=_arguments(member.train, len(steps), checkpoints, seed),
+        callbacks=[Progress(label), stop],
     )
     trainer.remove_callback(PrinterCallback)
     last = _last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    return [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
+    with interrupts.deferred():
+        trainer.train(resume_from_checkpoint=last)
+    shortcut.remove()
+    if stop.reason:
+        raise interrupts.Stopped(stop.reason)
+    history = [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
+    return {"history": history, "tokens_per_batch": steps.budget, "oom_halvings": trainer.halvings}
 
 
 def _arguments(recipe: Train, n_steps: int, folder: Path, seed: int) -> TrainingArguments:
@@ -149,6 +214,7 @@ def _arguments(recipe: Train, n_steps: int, folder: Path, seed: int) -> Training
         dataloader_pin_memory=False,
         disable_tqdm=True,
         report_to="none",
+        ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
     )
 

@@ -1,6 +1,7 @@
-"""Independent training jobs on one machine, in this process or several at a time in processes of their own.
+"""Independent jobs on one machine, in this process or several at a time in processes of their own.
 
-Small models gain more from two processes with one thread each than from one process with two threads.
+Small models gain more from two processes with one thread each than from one process with two threads. On a machine
+with several GPUs each process sees one.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from typing import Any
 
 import torch
 
+from oof import interrupts
 from oof.errors import UserError
 from oof.log import quiet_libraries
 
@@ -31,31 +33,65 @@ def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequ
 
     Raises:
         UserError: a job failed; those that had not begun are left for the next call.
+        interrupts.Stopped: asked to stop; running jobs have written their checkpoints.
     """
     if workers == 1:
+        _see_one_gpu(0)
         for task, name in zip(tasks, names, strict=True):
+            interrupts.check()
             try:
                 function(task)
             except (UserError, OSError):
                 raise
             except Exception as error:
-                raise _failure(name, error) from error
+                raise failure(name, error) from error
         return
     spawn = multiprocessing.get_context("spawn")  # a forked torch hangs in its thread pools
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(workers,)) as pool:
-        futures = {pool.submit(function, task): name for task, name in zip(tasks, names, strict=True)}
-        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    turn = spawn.Value("i", 0)
+    arguments = (workers, turn)
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=arguments) as pool:
+        futures = {pool.submit(_unless_due, function, task): name for task, name in zip(tasks, names, strict=True)}
+        try:
+            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        except (interrupts.Stopped, KeyboardInterrupt):
+            for process in multiprocessing.active_children():
+                process.terminate()  # SIGTERM: each writes a checkpoint and ends
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
         for future in finished:
-            failure = future.exception()
-            if failure is not None:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise failure if isinstance(failure, UserError) else _failure(futures[future], failure)
+            _raise_from(future, futures[future], pool)
 
 
-def _failure(name: str, error: BaseException) -> UserError:
+def _raise_from(future: Future[object], name: str, pool: ProcessPoolExecutor) -> None:
+    error = future.exception()
+    if error is None:
+        return
+    pool.shutdown(wait=True, cancel_futures=True)
+    raise error if isinstance(error, UserError | OSError | interrupts.Stopped) else failure(name, error)
+
+
+def failure(name: str, error: BaseException) -> UserError:
+    """Return what a user reads of a job that failed."""
     return UserError(f"{name} failed: {type(error).__name__}: {error}; finished jobs are kept, run again to go on")
 
 
-def _start_worker(workers: int) -> None:
+def _unless_due(function: Callable[[Any], object], task: Any) -> object:
+    interrupts.check()
+    return function(task)
+
+
+def _start_worker(workers: int, turn: Any) -> None:
     quiet_libraries()
+    interrupts.install()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    with turn.get_lock():
+        own, turn.value = turn.value, turn.value + 1
+    _see_one_gpu(own)
+
+
+def _see_one_gpu(turn: int) -> None:
+    """Leave this process one of the visible GPUs; Trainer would spread every batch over all it sees."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    visible = visible or [str(i) for i in range(torch.cuda.device_count())]
+    if len(visible) > 1 and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[turn % len(visible)]

@@ -38,7 +38,7 @@ def summary(report: Report) -> Section:
         table(f"Audit of the run: {_statuses(found['audit'])}", ["status", "check", "finding"],
               [[f["status"], f["check"], f["message"]] for f in found["audit"]], folded=True),
         table("Hardware and versions", ["of", "is"],
-              [[name, str(value)] for name, value in found["hardware"].items()], folded=True),
+              [[name, value] for name, value in found["hardware"].items()], folded=True),
     ]  # fmt: skip
     return Section("summary", "Summary", blocks)
 

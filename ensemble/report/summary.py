@@ -50,7 +50,11 @@ def summary_report(run: RunData, others: dict[str, Any]) -> dict[str, Any]:
         "submit": what_to_submit(losses, run, best),
         "audit": audit,
         "warnings": warnings(run, losses, audit, others),
-        "hardware": {**run.facts.get("hardware", {}), **run.facts.get("versions", {})},
+        "hardware": {
+            name: str(value)
+            for part in ("hardware", "versions")
+            for name, value in _flat(run.facts.get(part, {})).items()
+        },
     }
 
 

@@ -10,12 +10,14 @@ import polars as pl
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from oof.adapters import add_adapters, save_classifier
+from oof.attention import resolve_attention
 from oof.batches import collate
 from oof.config import Lora, Member, Prompts
 from oof.errors import UserError
-from oof.models import add_adapters, load_base, load_classifier, load_tokenizer, resolve_attention, save_classifier
+from oof.models import load_base, load_classifier, load_tokenizer
 from oof.predict import predict_logits
 from oof.prompts import encode_battles
 
@@ -47,7 +49,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
     folder = tmp_path_factory.mktemp("adapter") / request.param
-    save_classifier(model, folder)
+    save_classifier(model, folder, member)
     return member, folder
 
 
@@ -82,16 +84,15 @@ def test_left_and_right_padding_give_the_same_logits(trained: tuple[Member, Path
     encoded = encode_battles(table(), tokenizer, Prompts(max_tokens=200), 200, orders=("ab",))
     model = load_classifier(member, folder, tokenizer, seed=5)
     right = collate([encoded.sequence(i, 0) for i in range(6)], tokenizer.pad_token_id)
+    mask = (right["input_ids"] != tokenizer.pad_token_id).long()
     left = {
-        name: torch.stack([torch.roll(row, int(n)) for row, n in zip(value, shifts(right), strict=True)])
-        for name, value in right.items()
+        name: torch.stack(
+            [torch.roll(row, int(n)) for row, n in zip(value, mask.shape[1] - mask.sum(dim=1), strict=True)]
+        )
+        for name, value in {**right, "attention_mask": mask}.items()
     }
     with torch.inference_mode():
         torch.testing.assert_close(model(**right).logits, model(**left).logits, atol=1e-4, rtol=0)
-
-
-def shifts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return batch["attention_mask"].shape[1] - batch["attention_mask"].sum(dim=1)
 
 
 @pytest.mark.parametrize(("key", "value"), [("attn_logit_softcapping", None), ("sliding_window", 4)])
@@ -127,10 +128,12 @@ def test_a_lost_soft_cap_or_window_would_be_seen(key: str, value: object) -> Non
 
 
 def test_gemma2_never_runs_on_sdpa() -> None:
+    gemma, llama = (AutoConfig.from_pretrained(BASES / name) for name in NAMES)
     with pytest.raises(UserError, match="soft-capping"):
-        resolve_attention("gemma2", "sdpa")
-    assert resolve_attention("gemma2", "auto") in ("eager", "flash_attention_2")
-    assert resolve_attention("llama", "auto") == "sdpa"
+        resolve_attention(gemma, "sdpa")
+    assert resolve_attention(gemma, "auto") in ("eager", "flash_attention_2", "flex_attention")
+    assert resolve_attention(gemma, "auto", softcap="off") == "sdpa"
+    assert resolve_attention(llama, "auto") == "sdpa"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from oof import bases
+from oof.adapters import add_adapters
 from oof.batches import TrainingSteps
 from oof.config import Lora, Member, Prompts, Train
 from oof.jobs import both_orders
 from oof.losses import cross_entropy
-from oof.models import add_adapters, load_base, load_tokenizer
+from oof.models import load_base, load_tokenizer
 from oof.prompts import encode_battles
 from oof.train import train_classifier
 

@@ -1,0 +1,73 @@
+"""LoRA adapters on a classifier: added, saved with the facts that they hold under, and read back.
+
+An adapter is fitted to one function: base weights, soft-capping, quantisation. ``arena.json`` beside it records
+those, and a load under others is refused: mixing them gives wrong numbers without an error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import manual_seed, nn
+
+from oof import store
+from oof.config import Lora, Member
+from oof.errors import UserError
+
+RECORD = "arena.json"
+RECORDED = ("attn_softcap", "quantise")
+
+
+def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
+    """Return the model with LoRA adapters and a trainable head (``rank`` 0: every weight trainable)."""
+    if lora.rank == 0:
+        return model
+    manual_seed(seed)  # peft draws A from the global generator
+    upper_half = lora.layers == "upper_half"
+    targets: str | list[str] = [name.strip() for name in lora.targets.split(",")]
+    if lora.targets == "all-linear":
+        targets = _linear_names(model) if upper_half else "all-linear"  # peft takes layers with names only
+    n_layers = int(model.config.get_text_config().num_hidden_layers)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft's annotation says int; it only divides
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        layers_to_transform=list(range(n_layers // 2, n_layers)) if upper_half else None,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"lora.targets={lora.targets!r} does not fit this model: {error}") from error
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return sorted({name.rsplit(".", 1)[-1] for name in linear} - {"score"})
+
+
+def save_classifier(model: nn.Module, folder: Path, member: Member) -> None:
+    """Save the adapter and head (or, for full fine-tuning, the whole model) in the library's own format."""
+    model.save_pretrained(folder)  # type: ignore[operator]  # PeftModel and PreTrainedModel both have it
+    store.write_json(folder / RECORD, {name: getattr(member, name) for name in RECORDED})
+
+
+def refuse_another_function(member: Member, folder: Path) -> None:
+    """Refuse to load an adapter into a base that computes another function than it was trained with.
+
+    Raises:
+        UserError: soft-capping or quantisation differ from the adapter's record.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return  # an adapter made elsewhere: the caller's settings are all there is
+    record = store.read_json(path)
+    for name in RECORDED:
+        was, now = record.get(name), getattr(member, name)
+        if was != now:
+            raise UserError(f"{folder}: trained with {name}={was}, now it is {now}; score it as it was trained")

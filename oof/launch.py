@@ -1,0 +1,59 @@
+"""Where the fold jobs of a run are run: in this process, in several, under torchrun, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from oof import interrupts, store
+from oof.config import Config, to_dict
+from oof.errors import UserError
+from oof.fold_jobs import FoldJob
+from oof.jobs import run_stored
+from oof.workers import run_all
+
+RESOLVED = "config.json"  # the run's resolved configuration, for processes that are started by name
+
+
+def run_jobs(config: Config, todo: list[FoldJob]) -> None:
+    """Run the fold jobs in ``todo`` where ``config.jobs`` says.
+
+    Raises:
+        UserError: a checkpoint cannot be opened; a job failed (by name).
+        interrupts.Stopped: asked to stop; run again to go on.
+    """
+    names = [job.label for job in todo]
+    if config.jobs.backend == "ray":
+        from oof.cluster import run_on_ray
+
+        run_on_ray(run_stored, todo, names, config.jobs)
+    elif config.jobs.nproc > 1:
+        store.write_json(Path(config.run) / RESOLVED, to_dict(config))
+        run_all(_run_under_torchrun, todo, names, workers=1)
+    else:
+        run_all(run_stored, todo, names, config.jobs.workers)
+
+
+def _run_under_torchrun(job: FoldJob) -> None:
+    """Run one job in ``jobs.nproc`` processes, each calling ``python -m oof job``."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={job.config.jobs.nproc}",
+    ]
+    command += ["-m", "oof", "job", str(Path(job.config.run) / RESOLVED), "--member", job.name, "--fold", str(job.fold)]
+    threads = max(1, (os.cpu_count() or 1) // job.config.jobs.nproc)
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)})  # noqa: S603  # our own interpreter and module
+    try:
+        status = process.wait()
+    except (interrupts.Stopped, KeyboardInterrupt):
+        process.terminate()  # torchrun passes it on; each process writes its checkpoint
+        process.wait()
+        raise
+    interrupts.check()
+    if not job.step.done:
+        raise UserError(f"{job.label} failed (status {status}); its output above says why; finished jobs are kept")

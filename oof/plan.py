@@ -1,0 +1,196 @@
+"""``make plan``: what a configuration costs before anybody pays for it.
+
+Parameters, memory and arithmetic come from :mod:`oof.blueprint` (fake tensors, no weights downloaded); token counts
+from a sample of the real battles, or from the arena's lengths where no data are set. Hours are arithmetic over the
+share of a card's peak rate that such training reaches in practice, and are the least certain figure here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oof.attention import resolve_attention
+from oof.blueprint import Cost, base_config, frozen_bytes, trace
+from oof.config import Config, Member
+from oof.dataset import read_sample
+from oof.memory import ROOM
+
+# Tokens of 700 real arena battles with Gemma2's tokenizer, all three texts: log-normal with this median and spread.
+ARENA_MEDIAN, ARENA_SIGMA, ARENA_BATTLES = 563.0, 0.78, 57_477
+CHARACTERS_PER_TOKEN = 4.0  # of English prose and code under a vocabulary of 128k to 256k
+TEMPLATE_TOKENS = 30
+UTILISATION = 0.35  # of the peak rate; LoRA of 7-9B models in bf16 reaches 0.3 to 0.45
+SLOWER = {"none": 1.0, "int8": 1.6, "nf4": 1.3}  # dequantising the base in every pass, about
+
+# memory in bytes; dense 16-bit peak in FLOP/s; whether the card computes in bf16. Source: NVIDIA's data sheets.
+CARDS: dict[str, tuple[float, float, bool]] = {
+    "T4": (16e9, 65e12, False),
+    "L4": (24e9, 121e12, True),
+    "A10G": (24e9, 70e12, True),
+    "A100-80": (80e9, 312e12, True),
+    "H100": (80e9, 989e12, True),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to fit a member on a card: quantisation, activation checkpointing, tokens per batch; and its hours."""
+
+    card: str
+    quantise: str
+    checkpointing: bool
+    tokens_per_batch: int
+    gigabytes: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class MemberPlan:
+    """The plan of one member.
+
+    Attributes:
+        name, checkpoint: of the member.
+        cost: of one training pass as configured (``batch`` sequences of ``tokens`` tokens).
+        batch, tokens: its shape: the longest sequence, as many as the budget holds.
+        epoch_tokens: real tokens of one epoch of one fold job, both orders where trained so.
+        train_flops, score_flops: of one fold job.
+        settings: per card the fastest one that fits; None where none does.
+        disk_bytes: base checkpoint, adapters and checkpoints of one job.
+    """
+
+    name: str
+    checkpoint: str
+    cost: Cost
+    batch: int
+    tokens: int
+    epoch_tokens: float
+    train_flops: float
+    score_flops: float
+    settings: dict[str, Setting | None]
+    disk_bytes: float
+
+
+def make_plan(config: Config) -> list[MemberPlan]:
+    """Return every member's plan, the student's last.
+
+    Raises:
+        UserError: a checkpoint's configuration, or the data, cannot be read.
+    """
+    lengths = battle_tokens(config)
+    members = dict(config.members)
+    if config.distill.student.checkpoint:
+        members["student"] = config.distill.student
+    return [_plan_member(config, name, member, lengths) for name, member in members.items()]
+
+
+def battle_tokens(config: Config, sample: int = 2000) -> NDArray[np.float64]:
+    """Return the (n,) estimated tokens of every battle: characters of a sample, or the arena's distribution."""
+    n, characters = read_sample(config, sample)
+    if n == 0:
+        n, quantiles = ARENA_BATTLES, (np.arange(sample) + 0.5) / sample
+        return np.resize(np.exp(np.log(ARENA_MEDIAN) + ARENA_SIGMA * _normal_quantile(quantiles)), n)
+    return np.resize(characters / CHARACTERS_PER_TOKEN, n)
+
+
+def _normal_quantile(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.stats import norm
+
+    return np.asarray(norm.ppf(shares))
+
+
+def _plan_member(config: Config, name: str, member: Member, lengths: NDArray[np.float64]) -> MemberPlan:
+    prompts, train = config.prompts, member.train
+    trained = np.minimum(lengths + TEMPLATE_TOKENS, prompts.max_tokens)
+    scored = np.minimum(lengths + TEMPLATE_TOKENS, prompts.score_max_tokens or prompts.max_tokens)
+    tokens = int(-(-int(trained.max()) // 8) * 8)
+    batch = max(1, train.tokens_per_batch // tokens)
+    attention = _attention_of(member)
+    checkpointing = train.activation_checkpointing == "on"
+    cost = trace(member, batch, tokens, True, checkpointing, attention)
+    share = (config.folds.k - 1) / config.folds.k if name != "student" else 1.0
+    orders = 2 if train.swap == "paired" else 1
+    epoch = float(trained.sum() * share * orders)
+    score = trace(member, batch, tokens, False, False, attention)
+    settings = {
+        card: _fastest(card, member, tokens, attention, epoch * train.epochs, float(scored.sum()) * 2 * (1 - share))
+        for card in CARDS
+    }
+    base = cost.parameters * 2.0
+    return MemberPlan(
+        name,
+        member.checkpoint,
+        cost,
+        batch,
+        tokens,
+        epoch,
+        epoch * train.epochs * cost.flops / (batch * tokens),
+        float(scored.sum()) * 2 * (1 - share) * score.flops / (batch * tokens),
+        settings,
+        base + cost.trainable * 4.0 * (config.folds.k + 1 + 2 * 3),
+    )
+
+
+def _attention_of(member: Member) -> str:
+    """Return which of the two traced kinds of attention a GPU would run: one that stores the scores, or none."""
+    wanted = resolve_attention(base_config(member.checkpoint), member.attn, member.attn_softcap)
+    return "eager" if wanted == "eager" and member.attn == "eager" else "sdpa"
+
+
+def _fastest(
+    card: str, member: Member, tokens: int, attention: str, train_tokens: float, score_tokens: float
+) -> Setting | None:
+    """Return the fastest setting that fits a card: whole before quantised, stored before recomputed activations."""
+    memory, peak, bf16 = CARDS[card]
+    kinds = [member.quantise] if member.quantise != "none" else ["none", "nf4"]
+    options: list[Setting] = []
+    for quantise in kinds:
+        # A card without bf16 computes the base in float32, whose rate is an eighth of the 16-bit one.
+        recipe = replace(member, quantise=quantise, dtype=member.dtype if bf16 or quantise != "none" else "float32")
+        rate = peak * UTILISATION / SLOWER[quantise] / (1.0 if bf16 else 8.0)
+        weights = frozen_bytes(recipe)
+        for checkpointing in (False, True) if weights < memory else ():
+            budget = max(tokens, member.train.tokens_per_batch)
+            while budget >= tokens:
+                cost = trace(recipe, max(1, budget // tokens), tokens, True, checkpointing, attention)
+                if cost.peak_bytes <= memory * ROOM:
+                    work = train_tokens * cost.flops / (max(1, budget // tokens) * tokens)
+                    work += score_tokens * 2.0 * cost.parameters
+                    options.append(
+                        Setting(card, quantise, checkpointing, budget, cost.peak_bytes / 1e9, work / rate / 3600)
+                    )
+                    break
+                budget = budget // 2 if budget > tokens else 0
+    return min(options, key=lambda option: option.hours, default=None)
+
+
+def format_plan(plans: list[MemberPlan]) -> str:
+    """Return the plan for people."""
+    lines: list[str] = []
+    for plan in plans:
+        cost = plan.cost
+        lines += [
+            f"{plan.name} ({plan.checkpoint})",
+            f"  parameters {cost.parameters / 1e9:.3f} G, trainable {cost.trainable / 1e6:.2f} M",
+            f"  one pass of {plan.batch} x {plan.tokens} tokens: {cost.flops / 1e12:.2f} TFLOP, "
+            f"{cost.peak_bytes / 1e9:.2f} GB (weights {cost.weight_bytes / 1e9:.2f} GB)",
+            f"  one fold job: {plan.epoch_tokens / 1e6:.2f} M tokens an epoch, training {plan.train_flops / 1e15:.2f} "
+            f"PFLOP, scoring {plan.score_flops / 1e15:.2f} PFLOP; disk {plan.disk_bytes / 1e9:.2f} GB",
+        ]
+        lines += [f"    {_describe(card, setting)}" for card, setting in plan.settings.items()]
+    lines.append(
+        f"hours are per fold job at {UTILISATION:.0%} of a card's peak rate; memory is planned to {ROOM:.0%} of it"
+    )
+    return "\n".join(lines)
+
+
+def _describe(card: str, setting: Setting | None) -> str:
+    if setting is None:
+        return f"{card:8} does not fit, not even in 4 bits with activation checkpointing"
+    how: list[Any] = [f"{setting.tokens_per_batch} tokens per batch"]
+    how += [f"quantise={setting.quantise}"] if setting.quantise != "none" else []
+    how += ["activation checkpointing"] if setting.checkpointing else []
+    return f"{card:8} {setting.hours:8.2f} h {setting.gigabytes:7.1f} GB  {', '.join(how)}"
