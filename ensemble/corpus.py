@@ -37,39 +37,27 @@ def read_prompts(path: Path, column: str | None, start: int, size: int) -> Itera
         raise UserError(f"{path}: no such file; check --corpus")
     try:
         if path.suffix == ".parquet":
-            yield from _parquet(path, column, start, size)
+            yield from _table(pl.scan_parquet(path), path, column, start, size)
         elif path.name.endswith(LINES):
             yield from _lines(path, column, start, size)
         elif path.suffix == ".csv":
-            yield from _csv(path, column, start, size)
+            yield from _table(pl.scan_csv(path, infer_schema=False), path, column, start, size)
         else:
             raise UserError(f"{path}: not a .parquet, .jsonl (.gz, .zst) or .csv file")
     except (pl.exceptions.PolarsError, OSError, EOFError, zstandard.ZstdError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
-def _parquet(path: Path, column: str | None, start: int, size: int) -> Iterator[Prompts]:
-    frame = pl.scan_parquet(path)
+def _table(frame: pl.LazyFrame, path: Path, column: str | None, start: int, size: int) -> Iterator[Prompts]:
     name = _column(path, list(frame.collect_schema()), column)
-    n_rows = int(frame.select(pl.len()).collect().item())
-    for first in range(start, n_rows, size):
-        yield [_prompts(value) for value in frame.select(name).slice(first, size).collect().to_series().to_list()]
+    for part in frame.select(name).slice(start).collect_batches(chunk_size=size, maintain_order=True):
+        for first in range(0, part.height, size):  # a batch may be larger than asked for
+            yield [_prompts(_parsed(value)) for value in part.to_series().slice(first, size).to_list()]
 
 
-def _csv(path: Path, column: str | None, start: int, size: int) -> Iterator[Prompts]:
-    frame = pl.scan_csv(path, infer_schema=False)
-    name = _column(path, list(frame.collect_schema()), column)
-    left = start
-    for part in frame.select(name).collect_batches(chunk_size=size, maintain_order=True):
-        rows = part.slice(left)
-        left = max(0, left - part.height)
-        for first in range(0, rows.height, size):
-            yield [_prompts(_parsed(value)) for value in rows.to_series().slice(first, size).to_list()]
-
-
-def _parsed(value: str | None) -> Any:
-    """Return a CSV cell's list of messages where it is one, else its text."""
-    if value and value.lstrip().startswith("[{"):
+def _parsed(value: Any) -> Any:
+    """Return a text cell's list of messages where it is one, else the cell as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
             return json.loads(value)
         except ValueError:
