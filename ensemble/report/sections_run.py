@@ -153,6 +153,9 @@ def data(report: Report) -> Section:
     blocks.append(table("Folds: class balance and log loss", head, folds))
     counts = [[name.replace("_", " "), count(value)] for name, value in found["counts"].items()]
     schemas = [[name, schema] for name, schema in found["schemas"].items()]
+    if found["dropped"]:
+        dropped = [[row["reason"], count(row["n"])] for row in found["dropped"]]
+        blocks.append(table("Why rows were dropped (each is in dropped.csv)", ["reason", "rows"], dropped))
     blocks += [table("What was read and dropped", ["", "count"], counts), table("Files", ["file", "schema"], schemas)]
     return Section("data", "Data", blocks)
 

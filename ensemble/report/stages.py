@@ -45,8 +45,18 @@ def data_report(run: RunData, facts: pl.DataFrame) -> dict[str, Any]:
         "folds": folds,
         "counts": {name: value for name, value in battles.get("counts", {}).items() if isinstance(value, int)},
         "schemas": {Path(name).name: schema for name, schema in battles.get("schemas", {}).items()},
+        "dropped": dropped_rows(run.folder / "dropped.csv"),
         "tokens": token_report(run),
     }
+
+
+def dropped_rows(path: Path) -> list[dict[str, Any]]:
+    """Return why rows were dropped and how many, the ten most frequent reasons; values in a reason are left out."""
+    if not path.is_file():
+        return []
+    reasons = pl.read_csv(path, infer_schema=False)["reason"].str.replace_all(r"'[^']*'|\d+", "…")
+    counts = reasons.value_counts().sort("count", "reason", descending=[True, False])
+    return [{"reason": row["reason"], "n": row["count"]} for row in counts.head(10).to_dicts()]
 
 
 def token_report(run: RunData) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_s
 from ensemble.report.data import RunData, load_run
 from ensemble.report.make import collect
 from ensemble.report.slices import battle_facts
+from ensemble.report.stages import dropped_rows
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -255,6 +256,15 @@ def test_data_and_cost(report: dict[str, Any], arena: Arena, probs: dict[str, An
     assert report["cost"]["seconds"] == 25.0
     assert report["cost"]["cost"] == pytest.approx(25 * 3.6 / 3600)
     assert report["curves"]["one"]["fold-0"]["loss"] == pytest.approx([1 / step for step in range(1, 10)])
+
+
+def test_reasons_of_dropped_rows_are_counted(tmp_path: Path) -> None:
+    rows = {"file": ["f.csv"] * 3, "row": [1, 2, 3], "id": ["x", "y", "z"],
+            "reason": ["label 'q' is unknown", "label 'r' is unknown", "no text in row 3"]}  # fmt: skip
+    pl.DataFrame(rows).write_csv(tmp_path / "dropped.csv")
+    found = dropped_rows(tmp_path / "dropped.csv")
+    assert found == [{"reason": "label … is unknown", "n": 2}, {"reason": "no text in row …", "n": 1}]
+    assert dropped_rows(tmp_path / "nowhere.csv") == []
 
 
 def test_junk(report: dict[str, Any]) -> None:
