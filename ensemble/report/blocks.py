@@ -1,6 +1,6 @@
 """What a page is made of: sections of paragraphs, tables, figures and quoted texts; and how a number is written.
 
-A number appears on the page only through :func:`number`, :func:`percent` and :func:`interval`, as ``<data value=…>``
+A number appears on the page only through the functions from :func:`number` to :func:`any_value`, as ``<data value=…>``
 with its full value: tables sort by it, and a test finds each in ``report.json``. Everything else is escaped.
 """
 
@@ -52,6 +52,13 @@ def percent(value: float | None, digits: int = 1) -> Markup:
     if value is None:
         return MISSING
     return Markup('<data value="{}">{}</data>').format(repr(value), f"{100 * value:.{digits}f} %")
+
+
+def p_value(value: float | None) -> Markup:
+    """Return a p-value, small ones as a power of ten."""
+    if value is None or value == 0 or value >= 1e-4:
+        return number(value)
+    return Markup('<data value="{}">{}</data>').format(repr(value), f"{value:.0e}")
 
 
 def interval(found: dict[str, Any] | None, digits: int = 4, signed: bool = False, share: bool = False) -> Markup:

@@ -13,6 +13,7 @@ from ensemble.report.blocks import (
     figure,
     interval,
     number,
+    p_value,
     percent,
     quotes,
     table,
@@ -60,7 +61,7 @@ def comparison_blocks(pair: Report, name: str) -> list[Block]:
             "p (Holm)", "finding"]  # fmt: skip
     rows = [
         [row["family"], row["slice"], count(row["n"]), count(row["n_groups"]), number(row["loss_first"]),
-         number(row["loss_second"]), interval(row["advantage"], signed=True), number(row["p_adjusted"]),
+         number(row["loss_second"]), interval(row["advantage"], signed=True), p_value(row["p_adjusted"]),
          row["finding"]]
         for row in [pair["overall"], *pair["slices"]]
     ]  # fmt: skip

@@ -6,10 +6,23 @@ from collections import Counter
 from typing import Any
 
 from ensemble.report import charts
-from ensemble.report.blocks import Block, Section, any_value, count, figure, interval, number, percent, table, text
+from ensemble.report.blocks import (
+    Block,
+    Section,
+    any_value,
+    count,
+    figure,
+    interval,
+    number,
+    p_value,
+    percent,
+    table,
+    text,
+)
 from ensemble.report.sections import alone_blocks, comparison_blocks
 
 Report = dict[str, Any]
+ADVISED = {"calibrated": "calibrated ensemble"}
 
 
 def summary(report: Report) -> Section:
@@ -25,7 +38,7 @@ def summary(report: Report) -> Section:
     advice = found["submit"]
     blocks = [
         text("Submit the <strong>{choice}</strong>{reason} (<code>make predict {command}</code>).",
-             choice=advice["choice"], command=advice["command"],
+             choice=ADVISED.get(advice["choice"], advice["choice"]), command=advice["command"],
              reason=f": {advice['reason']}" if advice["reason"] else ""),
         *_warnings(found["warnings"]),
         table("Out-of-fold scores", ["predictor", "log loss", "accuracy", "Brier", "tie recall", "ECE"], rows),
@@ -175,7 +188,7 @@ def comparison(found: Report) -> list[Section]:
         if pair["rows"]:
             head = ["predictor", f"log loss {first}", f"log loss {second}", f"{second} - {first}", "p (Holm)"]
             cells = [[r["predictor"], number(r["first"]), number(r["second"]), interval(r["difference"], signed=True),
-                      number(r["p_adjusted"])] for r in pair["rows"]]  # fmt: skip
+                      p_value(r["p_adjusted"])] for r in pair["rows"]]  # fmt: skip
             alt = f"Log loss of {second} minus {first} on shared battles by predictor, with 95 % intervals."
             forest = [(r["predictor"], r["difference"]) for r in pair["rows"]]
             blocks += [
