@@ -15,7 +15,7 @@ OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(
             $(if $(TEST),'data.test=$(call as_list,$(TEST))') $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack distill predict table demo test test-slow lint format bases check audit clean-demo
+.PHONY: help setup oof stack distill predict table report demo test test-slow lint format bases check audit clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ predict: $(READY)  ## write RUN/submission.csv for TEST (ARGS="predict.model=ens
 
 table: $(READY)  ## print what each stage was worth and write RUN/metrics.json
 	@$(PY) -m ensemble table $(CONFIG) $(OVERRIDES)
+
+report: $(READY)  ## write RUN/report/index.html; RUN="runs/a runs/b" also compares (PRICE=2.5 an hour)
+	@$(PY) -m ensemble report $(or $(RUN),runs/$(basename $(notdir $(CONFIG)))) $(if $(PRICE),--price-per-hour $(PRICE))
 
 demo: $(READY)  ## all of it on the embedded synthetic arena, on a CPU
 	@$(MAKE) --no-print-directory oof stack distill predict table CONFIG=configs/demo.yaml

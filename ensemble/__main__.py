@@ -54,6 +54,22 @@ def _table(arguments: argparse.Namespace) -> None:
     print_table(metrics)
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from ensemble.report.make import write_reports
+
+    for page in write_reports([Path(run) for run in arguments.runs], arguments.price_per_hour):
+        print(f"report: {page}")
+
+
+def _seen(arguments: argparse.Namespace) -> None:
+    from ensemble.seen import run_seen
+
+    run = Path(arguments.run)
+    with store.locked(run):
+        found = run_seen(run, arguments.corpus, arguments.threshold, arguments.column)
+    print(f"seen: {int(found['seen'].sum()):,} of {found.height:,} battles ({run / 'seen' / 'seen.parquet'})")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ensemble", description="Stages two and three.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -66,6 +82,16 @@ def _parser() -> argparse.ArgumentParser:
         parser_of_verb = verbs.add_parser(name, help=text)
         add_config_arguments(parser_of_verb)
         parser_of_verb.set_defaults(verb=verb)
+    report = verbs.add_parser("report", help="write RUN/report/index.html; several runs are also compared")
+    report.add_argument("runs", nargs="+", metavar="RUN")
+    report.add_argument("--price-per-hour", type=float, default=0.0, help="of the machine, for the cost per stage")
+    report.set_defaults(verb=_report)
+    seen = verbs.add_parser("seen", help="mark battles whose prompt is in a corpus, for the report")
+    seen.add_argument("run")
+    seen.add_argument("--corpus", nargs="+", required=True, metavar="FILE", help="Parquet, JSONL (.gz, .zst) or CSV")
+    seen.add_argument("--column", help="of the text (default: conversation, or the first known one)")
+    seen.add_argument("--threshold", type=float, help="Jaccard similarity (default: the run's groups.threshold)")
+    seen.set_defaults(verb=_seen)
     return parser
 
 

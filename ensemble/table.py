@@ -38,7 +38,7 @@ def compute_metrics(config: Config) -> dict[str, object]:
     if not student.is_file():
         raise UserError(f"{student}: no student here yet; run 'make distill' with this RUN first")
     probs |= stack.read_predictions(student, ids)
-    truth = _truth(run, ids)
+    truth = truth_of(run, ids)
     if truth is not None:
         probs["bayes"] = truth
     losses = {name: row_log_loss(p, labels) for name, p in probs.items()}
@@ -60,9 +60,11 @@ def compute_metrics(config: Config) -> dict[str, object]:
     return {"n": len(labels), "best_member": best, "log_loss": table, "paired": paired}
 
 
-def _truth(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
+def truth_of(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
     """Return the true class probabilities of a synthetic arena, if the run has them for every battle."""
     path = store.read_json(run / "battles.json").get("truth")
+    if path and not Path(path).is_file():
+        path = run / "synth" / Path(path).name  # the run folder was moved or copied
     if not path or not Path(path).is_file():
         return None
     frame = pl.read_csv(path, schema_overrides={"id": pl.String})

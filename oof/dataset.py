@@ -22,6 +22,7 @@ from oof.config import Config, Data, to_dict
 from oof.errors import UserError
 from oof.folds import assign_folds, fold_report
 from oof.groups import group_battles
+from oof.quality import prompt_quality, prompt_texts
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def prepare(config: Config) -> pl.DataFrame:
     run, data = Path(config.run), resolve_data(config)
     sources = {role: [(p, store.file_digest(Path(p))) for p in _existing(getattr(data, role))] for role in _ROLES}
     settings = [data.columns, data.on_bad_row, data.extra_weight, config.groups, config.folds, config.seed]
+    settings += [data.min_prompt_quality] if data.min_prompt_quality else []
     step = store.Step(run, store.digest("battles", FORMAT, sources, *settings), manifest="battles.json")
     if step.done:
         return load_battles(run)
@@ -69,6 +71,7 @@ def prepare(config: Config) -> pl.DataFrame:
     groups = group_battles(table, config.groups)
     folds = assign_folds(table, groups, config.folds.k, config.seed)
     table = table.with_columns(pl.Series("group", groups), pl.Series("fold", folds.astype(np.int32)))
+    table, n_left_out = leave_out_junk(table, data.min_prompt_quality)
     store.write_parquet(run / "battles.parquet", table)
     store.write_parquet(run / "folds.parquet", table.select("id", "role", "group", "fold"))
     files = ["battles.parquet", "folds.parquet"]
@@ -76,7 +79,8 @@ def prepare(config: Config) -> pl.DataFrame:
         write_dropped(battles.dropped, run / "dropped.csv")
         files.append("dropped.csv")
     balance = fold_report(table, groups, folds, config.folds.k)
-    facts = {"balance": balance, "counts": battles.counts, "schemas": battles.schemas, "truth": data.truth}
+    counts = battles.counts | ({"not_trained_on": n_left_out} if data.min_prompt_quality else {})
+    facts = {"balance": balance, "counts": counts, "schemas": battles.schemas, "truth": data.truth}
     step.finish({**facts, "fingerprint": content_fingerprint(table)}, files=files)
     for role in ("extra", "unlabelled"):
         held, free = balance[role]["held_out"], balance[role]["free"]
@@ -91,6 +95,25 @@ def prepare(config: Config) -> pl.DataFrame:
         ", ".join(f"{name}: {schema}" for name, schema in battles.schemas.items()),
     )
     return table
+
+
+def leave_out_junk(table: pl.DataFrame, least: float) -> tuple[pl.DataFrame, int]:
+    """Return the table with weight 0 for labelled battles of a prompt quality under ``least``, and how many those are.
+
+    Groups and folds stay as they are and the battles are scored like any other, so that runs with and without can be
+    compared battle by battle.
+
+    Raises:
+        UserError: no train battle would be left to train on.
+    """
+    if least <= 0:
+        return table, 0
+    poor = pl.Series("poor", prompt_quality(prompt_texts(table)) < least) & (table["role"] != "unlabelled")
+    kept = ((table["role"] == "train") & ~poor).sum()
+    if not kept:
+        raise UserError(f"data.min_prompt_quality={least} leaves no battle to train on; lower it")
+    weight = pl.when(poor).then(0.0).otherwise(pl.col("weight"))
+    return table.with_columns(weight.alias("weight")), int(poor.sum())
 
 
 _ROLES = ("train", "extra", "unlabelled")

@@ -128,7 +128,7 @@ def _candidates(
         threshold: Jaccard similarity from which a pair should be found.
         family: (n,) numbers; pairs within one family are not returned; -1 = in no family.
     """
-    n, rows = len(texts), _bands(threshold)
+    n, rows = len(texts), band_rows(threshold)
     rng = np.random.default_rng(SEED)
     ranks: list[NDArray[np.int64]] = []  # made only when a bucket is large
     examined = kept = np.empty(0, dtype=np.int64)
@@ -176,7 +176,7 @@ def _rank(texts: pl.Series) -> NDArray[np.int64]:
     return ranks
 
 
-def _bands(threshold: float) -> int:
+def band_rows(threshold: float) -> int:
     """Return the most rows a band (a power of two) with which a pair at the threshold is found with P >= 0.999."""
     rows = 1
     while rows < 16 and (1 - threshold ** (2 * rows)) ** (PERMUTATIONS // (2 * rows)) <= 1e-3:

@@ -29,6 +29,7 @@ class Data:
     columns: dict[str, str] = field(default_factory=dict)  # our column name -> the file's column name
     on_bad_row: str = "error"  # error | drop
     extra_weight: float = 1.0  # loss weight of an extra battle
+    min_prompt_quality: float = 0.0  # battles whose prompt scores lower (oof/quality.py) are scored, not trained on
     synth: Synth = field(default_factory=Synth)
 
 
@@ -195,4 +196,5 @@ RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.01, 100.0),
     "soft_weight": (0.0, 1.0),
     "extra_weight": (0.0, 1000.0),
+    "min_prompt_quality": (0.0, 1.0),
 }

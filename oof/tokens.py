@@ -142,13 +142,14 @@ def fingerprint(backend: Any) -> str:
     return hashlib.blake2b(f"{version}\0{backend.to_str()}".encode(), digest_size=HASH_BYTES).hexdigest()
 
 
-def _hashes(texts: Sequence[str]) -> NDArray[np.bytes_]:
+def text_hashes(texts: Sequence[str]) -> NDArray[np.bytes_]:
+    """Return (n,) digests under which the cache keeps texts. A trailing zero byte is lost, by numpy's convention."""
     digests = [hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest() for text in texts]
     return np.frombuffer(b"".join(digests), dtype=f"S{HASH_BYTES}")
 
 
 def _through_cache(texts: Sequence[str], backend: Any, folder: Path, label: str) -> TokenPool:
-    wanted = _hashes(texts)
+    wanted = text_hashes(texts)
     pools: list[TokenPool] = []
     place = np.full(len(texts), -1, dtype=np.int64)  # where each text lies in the joined pools
     n_joined = 0

@@ -1,0 +1,101 @@
+"""What a page is made of: sections of paragraphs, tables, figures and quoted texts; and how a number is written.
+
+A number appears on the page only through the functions from :func:`number` to :func:`any_value`, as ``<data value=…>``
+with its full value: tables sort by it, and a test finds each in ``report.json``. Everything else is escaped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup
+
+NOTHING = Markup()
+MISSING = Markup("<span title='not known'>–</span>")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a section; ``kind`` decides which fields the template reads."""
+
+    kind: str  # text | table | figure | quotes
+    text: Markup = NOTHING
+    caption: str = ""
+    head: list[str] = field(default_factory=list)
+    rows: list[list[Any]] = field(default_factory=list)
+    svg: Markup = NOTHING
+    folded: bool = False  # a table that is shown on request
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    anchor: str
+    title: str
+    blocks: list[Block]
+
+
+def number(value: float | None, digits: int = 4, signed: bool = False) -> Markup:
+    if value is None:
+        return MISSING
+    shown = f"{value:{'+' if signed else ''},.{digits}f}"
+    return Markup('<data value="{}">{}</data>').format(repr(value), shown)
+
+
+def count(value: int | None) -> Markup:
+    return MISSING if value is None else Markup('<data value="{}">{}</data>').format(repr(value), f"{value:,}")
+
+
+def percent(value: float | None, digits: int = 1) -> Markup:
+    if value is None:
+        return MISSING
+    return Markup('<data value="{}">{}</data>').format(repr(value), f"{100 * value:.{digits}f} %")
+
+
+def p_value(value: float | None) -> Markup:
+    """Return a p-value, small ones as a power of ten."""
+    if value is None or value == 0 or value >= 1e-4:
+        return number(value)
+    return Markup('<data value="{}">{}</data>').format(repr(value), f"{value:.0e}")
+
+
+def interval(found: dict[str, Any] | None, digits: int = 4, signed: bool = False, share: bool = False) -> Markup:
+    """Return ``value [low, high]``."""
+    if not found or found.get("value") is None:
+        return MISSING
+
+    def one(value: float | None) -> Markup:
+        return percent(value) if share else number(value, digits, signed)
+
+    if found.get("low") is None:
+        return one(found["value"])
+    return Markup("{} <small>[{}, {}]</small>").format(one(found["value"]), one(found["low"]), one(found["high"]))
+
+
+def any_value(value: Any) -> Any:
+    """Return a table cell for a value of unknown kind."""
+    if isinstance(value, bool) or value is None:
+        return MISSING if value is None else str(value)
+    if isinstance(value, int):
+        return count(value)
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def text(template: str, **values: Any) -> Block:
+    """Return a paragraph; ``{name}`` is filled with escaped values, the template itself is ours."""
+    return Block("text", text=Markup(template).format(**values))  # noqa: S704  # only our own sentences
+
+
+def table(caption: str, head: list[str], rows: list[list[Any]], folded: bool = False) -> Block:
+    return Block("table", caption=caption, head=head, rows=rows, folded=folded)
+
+
+def figure(caption: str, svg: Markup) -> Block:
+    return Block("figure", caption=caption, svg=svg)
+
+
+def quotes(caption: str, rows: list[list[Any]]) -> Block:
+    """Return quoted user text: rows of (title, text)."""
+    return Block("quotes", caption=caption, rows=rows)

@@ -1,0 +1,63 @@
+"""Prompt quality in a run: how many prompts are junk, of which kinds, with examples, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ensemble.report.intervals import Floats, Integers, contrast
+from ensemble.report.slices import excerpt
+from oof.metrics import group_interval, row_log_loss
+from oof.quality import JUNK, MEANINGS, SCORES, prompt_flags, prompt_texts
+
+EXAMPLES = 3
+
+
+def junk_report(
+    table: pl.DataFrame, probs: Mapping[str, Floats], labels: Integers, groups: Integers, seed: int
+) -> dict[str, Any]:
+    """Return the junk share, a row per kind, the most repeated prompts, and each predictor's cost of junk.
+
+    ``cost`` is the mean loss on junk minus that on the rest.
+    """
+    texts = prompt_texts(table)
+    flags = prompt_flags(texts)
+    scores = {kind: flags[kind].to_numpy() for kind, score in SCORES.items() if score < JUNK}
+    junk = np.any(list(scores.values()), axis=0)
+    kinds = [
+        {"kind": kind, "meaning": MEANINGS[kind], "score": SCORES[kind], "n": int(at.sum()),
+         "share": float(at.mean()), "tie_rate": float((labels[at] == 2).mean()) if at.any() else None,
+         "examples": _distinct(texts, at)}
+        for kind, at in scores.items()
+    ]  # fmt: skip
+    effect = {}
+    for name, p in probs.items():
+        losses = row_log_loss(p, labels)
+        effect[name] = {
+            "junk": float(losses[junk].mean()) if junk.any() else None,
+            "rest": float(losses[~junk].mean()) if not junk.all() else None,
+            "cost": contrast(losses, junk, groups, seed),
+        }
+    return {
+        "n": len(junk),
+        "n_junk": int(junk.sum()),
+        "share": group_interval(junk.astype(float), groups, seed),
+        "kinds": kinds,
+        "effect": effect,
+        "repeated": _repeated(texts),
+    }
+
+
+def _distinct(texts: pl.Series, at: Any) -> list[str]:
+    return [excerpt(text) for text in texts.filter(pl.Series(at)).unique(maintain_order=True).head(EXAMPLES)]
+
+
+def _repeated(texts: pl.Series) -> list[dict[str, Any]]:
+    """Return the prompts that most battles share word for word."""
+    counts = (
+        texts.alias("text").value_counts().filter(pl.col("count") > 1).sort("count", "text", descending=[True, False])
+    )
+    return [{"text": excerpt(row["text"]), "n": row["count"]} for row in counts.head(5).to_dicts()]
