@@ -44,6 +44,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     print(f"predict: {said} ({Path(config.run) / 'submission.csv'})")
 
 
+def _judge(arguments: argparse.Namespace) -> None:
+    from ensemble.judge import Judge, judge_lines
+
+    judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    for line in judge_lines(judge, sys.stdin, not arguments.one_order):
+        print(line, flush=True)
+
+
 def _table(arguments: argparse.Namespace) -> None:
     from ensemble.table import compute_metrics, print_table
 
@@ -66,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         parser_of_verb = verbs.add_parser(name, help=text)
         add_config_arguments(parser_of_verb)
         parser_of_verb.set_defaults(verb=verb)
+    judge = verbs.add_parser("judge", help="JSON lines with prompt, response_a, response_b on stdin -> verdicts")
+    judge.add_argument("folder", help="an exported student, for example runs/demo/distill/student")
+    judge.add_argument("--dtype", default="auto", help="auto (as saved), float32 or bfloat16")
+    judge.add_argument("--one-order", action="store_true", help="score A first only: half the time, order has a say")
+    judge.set_defaults(verb=_judge)
     return parser
 
 
