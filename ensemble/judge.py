@@ -12,6 +12,7 @@ JSON lines, in bounded memory.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -75,6 +76,7 @@ class Judge:
         prompts = read_prompts(folder)
         member = Member(checkpoint=str(folder), dtype=dtype, score_tokens_per_batch=tokens_per_batch)
         tokenizer = load_tokenizer(str(folder), prompts.hints)
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports a cast at every layer of every call
         model = load_trained(member, tokenizer)
         if not getattr(model, "is_quantized", False):  # bitsandbytes places its own weights
             model = model.to(device())
@@ -114,6 +116,8 @@ class Judge:
         return np.concatenate([np.empty((0, 3)), *chunks])
 
     def _score(self, rows: list[tuple[list[str], ...]], both_orders: bool) -> NDArray[np.float64]:
+        if not rows:
+            return np.empty((0, 3))
         columns = {part: [row[i] for row in rows] for i, part in enumerate(PARTS)}
         table = pl.DataFrame(columns, schema=dict.fromkeys(PARTS, pl.List(pl.String)))
         return softmax(self.logits(table, ("ab", "ba") if both_orders else ("ab",)).mean(axis=1))
@@ -162,15 +166,23 @@ def judge_lines(judge: Judge, lines: Iterable[str], both_orders: bool = True, ch
     """Yield one JSON line per line: ``{"id", "a", "b", "tie"}``; ``id`` is copied, or the line's number from 1.
 
     Raises:
-        UserError: names the line that is not an object with ``prompt``, ``response_a`` and ``response_b``. Verdicts
-            of whole chunks before it have been yielded.
+        UserError: names the line that is not an object with ``prompt``, ``response_a`` and ``response_b``. The
+            lines before it have been answered.
     """
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     while batch := list(islice(numbered, chunk)):
-        battles = [_read_line(number, line) for number, line in batch]
+        battles, fault = [], None
+        for number, line in batch:
+            try:
+                battles.append(_read_line(number, line))
+            except UserError as error:  # what came before it is answered first
+                fault = error
+                break
         probs = judge._score([texts for _, texts in battles], both_orders)
         for (name, _), row in zip(battles, probs.tolist(), strict=True):
             yield json.dumps({"id": name, **dict(zip(("a", "b", "tie"), row, strict=True))}, ensure_ascii=False)
+        if fault:
+            raise fault
 
 
 def _read_line(number: int, line: str) -> tuple[object, tuple[list[str], ...]]:

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from oof.config import Member
 from oof.models import LABELS, load_base, load_classifier
-
-AVERAGE = "average"
 
 
 def merge(model: Any, temperature: float) -> Any:
@@ -50,10 +49,13 @@ def fold_average(member: Member, folders: Sequence[Path], tokenizer: Any) -> Any
         model.load_adapter(str(folder), adapter_name=name)
     wrapper: Any = model.base_model.model.score
     heads = torch.stack([wrapper.modules_to_save[name].weight.detach().float() for name in names])
-    # "cat" stacks the factors, [B_1 … B_K] [A_1; …; A_K] / K: the exact mean of products, at rank K r.
-    model.add_weighted_adapter(names, [1.0 / len(names)] * len(names), AVERAGE, combination_type="cat")
-    plain: Any = model.merge_and_unload(adapter_names=[AVERAGE])
     with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                product: Any = sum(module.get_delta_weight(name).float() for name in names)
+                weight: Any = module.get_base_layer().weight
+                weight.copy_(weight.float() + product / len(names))  # one rounding, whatever the base's precision
+        plain: Any = model.unload()
         plain.score.weight.copy_(heads.mean(dim=0))
     return plain
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from scipy.special import rel_entr
+from torch import nn
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from ensemble.distill import StudentPlan
@@ -28,6 +30,7 @@ from oof.metrics import row_log_loss, softmax
 
 logger = logging.getLogger(__name__)
 
+BLOCK = 64  # values that share a scale in nf4; bitsandbytes' CPU kernel takes whole blocks only (0.50)
 BATTLES = 400  # on which the drift is measured
 ALSO = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "prompts.json")
 
@@ -47,7 +50,9 @@ def export_variant(plan: StudentPlan, student: Path, step: store.Step) -> None:
     for file in ALSO:
         if (student / file).is_file():
             shutil.copy2(student / file, step.folder / file)
-    drift = measure(plan, student, step.folder)
+    n = min(BATTLES, plan.n_scored)
+    rows = np.random.default_rng(plan.config.seed).choice(plan.n_scored, n, replace=False)
+    drift = measure(student, step.folder, plan.table[rows], plan.labels[rows])
     card = (student / "README.md").read_text(encoding="utf-8")
     (step.folder / "README.md").write_text(card + _section(name, drift), encoding="utf-8")
     step.finish({"drift": drift})
@@ -71,33 +76,38 @@ def quantised(student: Path, name: str) -> Any:
         }
     )
     quantisation = BitsAndBytesConfig(**settings, llm_int8_skip_modules=["score"])  # type: ignore[no-untyped-call]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        return AutoModelForSequenceClassification.from_pretrained(student, quantization_config=quantisation)
+        model = AutoModelForSequenceClassification.from_pretrained(student, quantization_config=quantisation)
     except (ImportError, RuntimeError, ValueError) as error:
         raise UserError(f"bitsandbytes cannot make {name} here: {str(error).splitlines()[0]}; leave it out") from error
+    widths = {m.in_features for key, m in model.named_modules() if isinstance(m, nn.Linear) and key != "score"}
+    odd = sorted(width for width in widths if width % BLOCK)
+    if name == "nf4" and odd and not torch.cuda.is_available():
+        raise UserError(f"nf4 on a CPU needs layer widths that are multiples of {BLOCK}, not {odd[0]}; use int8")
+    return model
 
 
-def measure(plan: StudentPlan, student: Path, variant: Path) -> dict[str, float]:
-    """Return what quantising changed on ``BATTLES`` scored battles.
+def measure(student: Path, variant: Path, table: pl.DataFrame, labels: NDArray[np.int64]) -> dict[str, float]:
+    """Return what quantising changed on (n) battles.
 
-    ``kl``: mean KL(student || variant); ``kl_max``; ``log_loss``: the variant's minus the student's (both trained on
-    these battles; their difference is what counts); ``size`` and ``speed``: the variant's over the student's.
+    ``kl``: mean KL(student || variant); ``kl_max``; ``log_loss``: the variant's minus the student's (where both were
+    trained on these battles, their difference is still what counts); ``size`` and ``speed``: the variant's over the
+    student's.
     """
-    n = min(BATTLES, plan.n_scored)
-    rows = np.random.default_rng(plan.config.seed).choice(plan.n_scored, n, replace=False)
-    probs, seconds = zip(*(_scored(folder, plan, rows) for folder in (student, variant)), strict=True)
+    probs, seconds = zip(*(_scored(folder, table) for folder in (student, variant)), strict=True)
     kl = rel_entr(*probs).sum(axis=1)
-    loss = [float(row_log_loss(p, plan.labels[rows]).mean()) for p in probs]
+    loss = [float(row_log_loss(p, labels).mean()) for p in probs]
     facts = {"kl": float(kl.mean()), "kl_max": float(kl.max()), "log_loss": loss[1] - loss[0]}
     sizes = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (student, variant)]
-    return {**facts, "size": sizes[1] / sizes[0], "speed": seconds[0] / seconds[1], "n": n}
+    return {**facts, "size": sizes[1] / sizes[0], "speed": seconds[0] / seconds[1], "n": table.height}
 
 
-def _scored(folder: Path, plan: StudentPlan, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
+def _scored(folder: Path, table: pl.DataFrame) -> tuple[NDArray[np.float64], float]:
     judge = Judge.from_pretrained(folder)
-    judge.logits(plan.table[rows[:8]])  # the first call pays for kernels and caches
+    judge.logits(table[:8])  # the first call pays for kernels and caches
     started = time.perf_counter()
-    logits = judge.logits(plan.table[rows])
+    logits = judge.logits(table)
     return softmax(logits.mean(axis=1)), time.perf_counter() - started
 
 
