@@ -54,13 +54,16 @@ class Judge:
         self.model, self.tokenizer, self.member, self.prompts = model, tokenizer, member, prompts
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, dtype: str = "auto", tokens_per_batch: int = 16384) -> Judge:
+    def from_pretrained(
+        cls, folder: str | Path, dtype: str = "auto", tokens_per_batch: int = 16384, attn: str = "auto"
+    ) -> Judge:
         """Open an exported student: ``RUN/distill/student`` or one of its variants.
 
         Args:
             folder: holds the weights, the tokenizer and ``prompts.json``.
             dtype: auto (as saved), float32 or bfloat16.
             tokens_per_batch: padded tokens of one forward pass.
+            attn: attention implementation, as in a member's recipe.
 
         Raises:
             UserError: the folder is not an exported student.
@@ -74,7 +77,7 @@ class Judge:
         if dtype not in DTYPES:
             raise UserError(f"dtype={dtype!r}; choose one of auto, {', '.join(DTYPES)}")
         prompts = read_prompts(folder)
-        member = Member(checkpoint=str(folder), dtype=dtype, score_tokens_per_batch=tokens_per_batch)
+        member = Member(checkpoint=str(folder), dtype=dtype, score_tokens_per_batch=tokens_per_batch, attn=attn)
         tokenizer = load_tokenizer(str(folder), prompts.hints)
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports a cast at every layer of every call
         model = load_trained(member, tokenizer)

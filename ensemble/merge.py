@@ -52,8 +52,9 @@ def fold_average(member: Member, folders: Sequence[Path], tokenizer: Any) -> Any
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, LoraLayer):
-                product: Any = sum(module.get_delta_weight(name).float() for name in names)
-                weight: Any = module.get_base_layer().weight
+                layer: Any = module  # every kind of LoRA layer has it, their base class only by convention
+                product = sum(layer.get_delta_weight(name).float() for name in names)
+                weight: Any = layer.get_base_layer().weight
                 weight.copy_(weight.float() + product / len(names))  # one rounding, whatever the base's precision
         plain: Any = model.unload()
         plain.score.weight.copy_(heads.mean(dim=0))
