@@ -49,7 +49,7 @@ def _judge(arguments: argparse.Namespace) -> None:
 
     judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-    for line in judge_lines(judge, sys.stdin, not arguments.one_order):
+    for line in judge_lines(judge, sys.stdin):
         print(line, flush=True)
 
 
@@ -78,7 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     judge = verbs.add_parser("judge", help="JSON lines with prompt, response_a, response_b on stdin -> verdicts")
     judge.add_argument("folder", help="an exported student, for example runs/demo/distill/student")
     judge.add_argument("--dtype", default="auto", help="auto (as saved), float32 or bfloat16")
-    judge.add_argument("--one-order", action="store_true", help="score A first only: half the time, order has a say")
     judge.set_defaults(verb=_judge)
     return parser
 

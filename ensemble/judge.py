@@ -85,26 +85,21 @@ class Judge:
             model = model.to(device())
         return cls(model.eval(), tokenizer, member, prompts)
 
-    def compare(self, prompt: Text, response_a: Text, response_b: Text, both_orders: bool = True) -> Verdict:
+    def compare(self, prompt: Text, response_a: Text, response_b: Text) -> Verdict:
         """Return the verdict on one battle.
 
         Args:
             prompt: a text, or the user's turns of a conversation.
             response_a, response_b: a text, or as many turns.
-            both_orders: average the logits of both orders; without it, half the time, and order has a say.
 
         Raises:
             UserError: turns do not match, or something is not text.
         """
-        a, b, tie = self.compare_many([prompt], [response_a], [response_b], both_orders)[0]
+        a, b, tie = self.compare_many([prompt], [response_a], [response_b])[0]
         return Verdict(float(a), float(b), float(tie))
 
     def compare_many(
-        self,
-        prompts: Sequence[Text],
-        responses_a: Sequence[Text],
-        responses_b: Sequence[Text],
-        both_orders: bool = True,
+        self, prompts: Sequence[Text], responses_a: Sequence[Text], responses_b: Sequence[Text]
     ) -> NDArray[np.float64]:
         """Return (n, 3) probabilities of (a, b, tie) of n battles, given as :meth:`compare`'s arguments.
 
@@ -115,19 +110,19 @@ class Judge:
         if isinstance(prompts, str) or not len(responses_a) == len(responses_b) == n:
             raise UserError("compare_many wants three lists of equal length, one element per battle")
         rows = [_battle(i, *battle) for i, battle in enumerate(zip(prompts, responses_a, responses_b, strict=True))]
-        chunks = [self._score(rows[i : i + CHUNK], both_orders) for i in range(0, n, CHUNK)]
+        chunks = [self._score(rows[i : i + CHUNK]) for i in range(0, n, CHUNK)]
         return np.concatenate([np.empty((0, 3)), *chunks])
 
-    def _score(self, rows: list[tuple[list[str], ...]], both_orders: bool) -> NDArray[np.float64]:
+    def _score(self, rows: list[tuple[list[str], ...]]) -> NDArray[np.float64]:
         if not rows:
             return np.empty((0, 3))
         columns = {part: [row[i] for row in rows] for i, part in enumerate(PARTS)}
         table = pl.DataFrame(columns, schema=dict.fromkeys(PARTS, pl.List(pl.String)))
-        return softmax(self.logits(table, ("ab", "ba") if both_orders else ("ab",)).mean(axis=1))
+        return softmax(self.logits(table).mean(axis=1))
 
-    def logits(self, table: pl.DataFrame, orders: tuple[str, ...] = ("ab", "ba")) -> NDArray[np.float64]:
-        """Return (n, orders, 3) calibrated logits, in canonical class order, of a table with turns per battle."""
-        encoded = encode_battles(table, self.tokenizer, self.prompts, self.prompts.max_tokens, orders)
+    def logits(self, table: pl.DataFrame) -> NDArray[np.float64]:
+        """Return (n, 2, 3) calibrated logits in both orders, canonical classes, of a table with turns per battle."""
+        encoded = encode_battles(table, self.tokenizer, self.prompts, self.prompts.max_tokens)
         scored = predict_logits(self.model, self.member, encoded, self.tokenizer.pad_token_id, "judge")
         return scored.astype(np.float64)
 
@@ -165,7 +160,7 @@ def _turns(value: object, name: str) -> list[str]:
 # --- JSON lines ------------------------------------------------------------------------------------------
 
 
-def judge_lines(judge: Judge, lines: Iterable[str], both_orders: bool = True, chunk: int = CHUNK) -> Iterator[str]:
+def judge_lines(judge: Judge, lines: Iterable[str], chunk: int = CHUNK) -> Iterator[str]:
     """Yield one JSON line per line: ``{"id", "a", "b", "tie"}``; ``id`` is copied, or the line's number from 1.
 
     Raises:
@@ -181,9 +176,9 @@ def judge_lines(judge: Judge, lines: Iterable[str], both_orders: bool = True, ch
             except UserError as error:  # what came before it is answered first
                 fault = error
                 break
-        probs = judge._score([texts for _, texts in battles], both_orders)
+        probs = judge._score([texts for _, texts in battles])
         for (name, _), row in zip(battles, probs.tolist(), strict=True):
-            yield json.dumps({"id": name, **dict(zip(("a", "b", "tie"), row, strict=True))}, ensure_ascii=False)
+            yield json.dumps({"id": name, **dict(zip(("a", "b", "tie"), row, strict=True))})
         if fault:
             raise fault
 
