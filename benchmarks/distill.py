@@ -147,21 +147,21 @@ def ensemble_logits(config: Config) -> dict[str, NDArray[np.float64]]:
 
 
 def table(logits: dict[str, NDArray[np.float64]], out: Path) -> str:
-    """Return the Markdown table; intervals resample prompts."""
+    """Return the Markdown table."""
     truth = read_file(out / "heldout.csv", "train").table
     labels = truth["label"].to_numpy().astype(np.int64)
     _, groups = np.unique([turns[0] for turns in truth["prompt"].to_list()], return_inverse=True)
-    pairs = np.unique(np.stack([groups, np.arange(len(groups)) // 10]), axis=1, return_inverse=True)[1]
+    _, units = np.unique([turns[0] for turns in truth["response_a"].to_list()], return_inverse=True)
     losses = {n: row_log_loss(cross_fitted_temperature(z, labels, groups % 2)[0], labels) for n, z in logits.items()}
     best = min((name for name in losses if name.startswith("member")), key=lambda name: losses[name].mean())
 
     def cell(values: NDArray[np.float64], sign: str = "+") -> str:
-        row = group_interval(values, pairs.reshape(-1), seed=0)
+        row = group_interval(values, units, seed=0)
         return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
 
     lines = [
-        f"{len(labels)} held-out battles of {groups.max() + 1} prompts; 95 % intervals over runs of 10 battles of a prompt "
-        "(there are too few prompts to resample them alone).",
+        f"{len(labels)} held-out battles of {groups.max() + 1} prompts; 95 % intervals over the arguments shown first, "
+        "which recur (prompts are too few to resample).",
         "",
         f"| | log loss | minus calibrated | minus {best} | minus {HARD} |",
         "|---|---|---|---|---|",
