@@ -30,7 +30,7 @@ from oof.errors import UserError
 from oof.metrics import softmax
 from oof.models import DTYPES, device, load_tokenizer, load_trained
 from oof.predict import predict_logits
-from oof.prompts import encode_battles
+from oof.prompts import Encoded, encode_battles
 from oof.texts import turn_lists
 
 Text = str | Sequence[str]  # a text, or a conversation's turns
@@ -120,11 +120,14 @@ class Judge:
         table = pl.DataFrame(columns, schema=dict.fromkeys(PARTS, pl.List(pl.String)))
         return softmax(self.logits(table).mean(axis=1))
 
+    def encode(self, table: pl.DataFrame) -> Encoded:
+        """Return the ids of battles, a table with lists of turns: what a server must be sent to agree with us."""
+        return encode_battles(table, self.tokenizer, self.prompts, self.prompts.max_tokens)
+
     def logits(self, table: pl.DataFrame) -> NDArray[np.float64]:
         """Return (n, 2, 3) calibrated logits in both orders, canonical classes, of a table with turns per battle."""
-        encoded = encode_battles(table, self.tokenizer, self.prompts, self.prompts.max_tokens)
-        scored = predict_logits(self.model, self.member, encoded, self.tokenizer.pad_token_id, "judge")
-        return scored.astype(np.float64)
+        pad = self.tokenizer.pad_token_id
+        return predict_logits(self.model, self.member, self.encode(table), pad, "judge").astype(np.float64)
 
 
 def read_prompts(folder: Path) -> Prompts:
