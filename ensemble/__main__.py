@@ -44,6 +44,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     print(f"predict: {said} ({Path(config.run) / 'submission.csv'})")
 
 
+def _judge(arguments: argparse.Namespace) -> None:
+    from ensemble.judge import Judge, judge_lines
+
+    judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    for line in judge_lines(judge, sys.stdin):
+        print(line, flush=True)
+
+
 def _table(arguments: argparse.Namespace) -> None:
     from ensemble.table import compute_metrics, print_table
 
@@ -92,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     seen.add_argument("--column", help="of the text (default: conversation, or the first known one)")
     seen.add_argument("--threshold", type=float, help="Jaccard similarity (default: the run's groups.threshold)")
     seen.set_defaults(verb=_seen)
+    judge = verbs.add_parser("judge", help="JSON lines with prompt, response_a, response_b on stdin -> verdicts")
+    judge.add_argument("folder", help="an exported student, for example runs/demo/distill/student")
+    judge.add_argument("--dtype", default="auto", help="auto (as saved), float32 or bfloat16")
+    judge.set_defaults(verb=_judge)
     return parser
 
 

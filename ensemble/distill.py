@@ -1,9 +1,9 @@
-"""Stage three, what is to be done: the student's targets, its key and its honest score. Imports no torch.
+"""Stage three, what is to be done: the students' battles, their key and their honest score. Imports no torch.
 
 K fold students, each trained without its fold, give the honest score and the temperature; the final student is
-trained on every scored battle. What "honest" means: a fold student never sees its fold's labels or texts. Its
-targets, ordinary out-of-fold probabilities, come from stackers that did see those labels, which makes the score
-slightly optimistic (see docs/leak-safety.md). :mod:`ensemble.student` does the training.
+trained on every battle, or is the fold students' average. A fold student never sees its fold's labels or texts.
+Whether its *targets* do is ``distill.teacher``'s choice (see docs/distillation.md and :mod:`ensemble.teacher`).
+:mod:`ensemble.student` does the training.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from ensemble import stack
 from ensemble.calibrate import fit_temperature
 from oof import store
 from oof.config import Config, Distill
-from oof.dataset import FORMAT
+from oof.dataset import FORMAT, load_battles
 from oof.errors import UserError
+from oof.fold_jobs import FoldJob, fold_jobs
 from oof.metrics import softmax
+
+FINAL = -1  # in place of a fold: the student that is exported
+VARIANTS = ("int8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -29,50 +33,127 @@ class StudentPlan:
     """All that the students' training reads.
 
     Attributes:
-        table: (n) scored battles; labels, folds and weights in its order.
-        targets: (n, 6): the teacher's out-of-fold probabilities, then the one-hot label.
+        inputs: the scored battles and the members' out-of-fold logits.
+        table: (n) battles to train on: the scored ones in the order of ``inputs``, then extra, then unlabelled.
+        labels: (n,) classes, -1 where there is none.
+        folds: (n,) folds, -1 for a battle that no fold holds out.
+        weights: (n,) loss weights.
+        oof: (n_scored, t, 3) each teacher's calibrated out-of-fold probabilities of the scored battles.
+        jobs: the members' fold jobs, where other battles than the scored ones need targets; else empty.
         key: digest of everything that the result depends on.
     """
 
     config: Config
+    inputs: stack.Inputs
     table: pl.DataFrame
     labels: NDArray[np.int64]
     folds: NDArray[np.int64]
     weights: NDArray[np.float64]
-    targets: NDArray[np.float64]
+    oof: NDArray[np.float64]
+    jobs: list[FoldJob]
     key: str
+
+    @property
+    def n_scored(self) -> int:
+        return len(self.inputs.labels)
+
+    @property
+    def teachers(self) -> list[str]:
+        """The members that teach; the one name "stack" where it is their stack."""
+        return teacher_names(self.config)
+
+
+def teacher_names(config: Config) -> list[str]:
+    """Return ["stack"], or the members whose targets are kept apart."""
+    wanted = config.distill.teachers
+    if wanted == "members":
+        return list(config.members)
+    if wanted != "stack" and wanted not in config.members:
+        known = ", ".join(("stack", "members", *config.members))
+        raise UserError(f"distill.teachers={wanted!r}; choose one of {known}")
+    return [wanted]
 
 
 def plan_student(config: Config) -> StudentPlan:
     """Return the plan of stage three.
 
     Raises:
-        UserError: no student is configured, or an earlier stage is missing or out of date.
+        UserError: no student is configured, a setting does not fit, or an earlier stage is missing or out of date.
     """
-    if not config.distill.student.checkpoint:
-        raise UserError("distill.student.checkpoint is empty; set a Hugging Face folder or hub name")
+    _check_settings(config)
     inputs = stack.load_inputs(config)
-    targets = np.concatenate([stack.load_teacher(config, inputs), np.eye(3)[inputs.labels]], axis=1)
-    weights = inputs.table["weight"].to_numpy()
+    calibrated = stack.load_teacher(config, inputs)
+    battles = load_battles(Path(config.run))
+    table = pl.concat([inputs.table, *_others(battles, config.distill)])
+    unlabelled = (table["role"] == "unlabelled").to_numpy()
+    labels = np.where(unlabelled, -1, table["label"].fill_null(-1).to_numpy()).astype(np.int64)
+    weights = table["weight"].to_numpy() * np.where(unlabelled, config.distill.pseudo_weight, 1.0)
+    folds = table["fold"].to_numpy().astype(np.int64)
+    names = teacher_names(config)
+    oof = np.stack([calibrated if name == "stack" else member_oof(inputs, name) for name in names], axis=1)
+    asked = config.distill.teacher != "oof" or table.height > inputs.table.height
+    jobs = _finished_jobs(config, battles) if asked else []
     student = config.distill.student
-    recipe: Distill = replace(config.distill, student=replace(student, score_tokens_per_batch=0))
-    turns = [inputs.table[part].to_list() for part in ("prompt", "response_a", "response_b")]
-    data = [inputs.table["id"].to_list(), turns, store.digest(targets.round(9), inputs.folds, weights)]
+    recipe: Distill = replace(config.distill, student=replace(student, score_tokens_per_batch=0), variants=[])
+    sources = [[job.step.key for job in jobs], store.digest(calibrated.round(9)), config.stack if jobs else None]
+    data = [texts_key(table), store.digest(labels, folds, weights, oof.round(9)), sources]
     checkpoint = store.checkpoint_digest(student.checkpoint)
     key = store.digest("distill", FORMAT, recipe, checkpoint, config.prompts, config.seed, data)
-    return StudentPlan(config, inputs.table, inputs.labels, inputs.folds, weights, targets, key)
+    return StudentPlan(config, inputs, table, labels, folds, weights, oof, jobs, key)
+
+
+def _check_settings(config: Config) -> None:
+    distill = config.distill
+    if not distill.student.checkpoint:
+        raise UserError("distill.student.checkpoint is empty; set a Hugging Face folder or hub name")
+    losses = distill.losses
+    if not losses.ce + losses.kl + losses.cosine + losses.mse:
+        raise UserError("distill.losses: every weight is 0; give at least one term a weight, for example kl: 1")
+    if distill.teacher == "nested" and config.folds.k < 3:
+        raise UserError("distill.teacher=nested trains without two folds at a time; set folds.k to at least 3")
+    if distill.final == "fold_average" and distill.student.lora.dora:
+        raise UserError("distill.final=fold_average averages plain LoRA products; set lora.dora=false or final=all")
+    unknown = [name for name in distill.variants if name not in VARIANTS]
+    if unknown:
+        raise UserError(f"distill.variants: {unknown[0]!r} is unknown; choose from {', '.join(VARIANTS)}")
+
+
+def _others(battles: pl.DataFrame, distill: Distill) -> list[pl.DataFrame]:
+    """Return the extra battles and, where a soft term can use them, the unlabelled ones."""
+    soft = distill.losses.kl + distill.losses.cosine + distill.losses.mse
+    roles = ("extra", "unlabelled") if soft and distill.pseudo_weight else ("extra",)
+    return [battles.filter(pl.col("role") == role) for role in roles]
+
+
+def _finished_jobs(config: Config, battles: pl.DataFrame) -> list[FoldJob]:
+    jobs = fold_jobs(config, battles)
+    for job in jobs:
+        if not job.step.done:
+            raise UserError(f"{job.folder}: its trained model is needed and missing; run 'make oof' with this RUN")
+    return jobs
+
+
+def texts_key(table: pl.DataFrame) -> str:
+    """Return the digest of ids and texts, in the table's order."""
+    return store.digest(*(table[name].to_list() for name in ("id", "prompt", "response_a", "response_b")))
+
+
+def member_oof(inputs: stack.Inputs, name: str) -> NDArray[np.float64]:
+    """Return one member's (n, 3) out-of-fold probabilities, at the temperature of the other folds."""
+    mean = inputs.logits[name].astype(np.float64).mean(axis=1)
+    return cross_fitted_temperature(mean, inputs.labels, inputs.folds)[0]
 
 
 def run_distill(config: Config) -> bool:
     """Train and export the student unless it is up to date; return whether anything ran."""
     plan = plan_student(config)
     step = store.Step(Path(config.run) / "distill", plan.key)
-    if step.done:
+    variants = [store.Step(step.folder / f"student-{name}", f"{plan.key}/{name}") for name in config.distill.variants]
+    if step.done and all(variant.done for variant in variants):
         return False
     from ensemble.student import train_students
 
-    step.begin()
-    train_students(plan, step)
+    train_students(plan, step, variants)
     return True
 
 
@@ -81,7 +162,7 @@ def cross_fitted_temperature(
 ) -> tuple[NDArray[np.float64], list[float]]:
     """Return (n, 3) probabilities, each fold's at the temperature fitted on the other folds, and those temperatures."""
     probs, temperatures = np.empty((len(labels), 3)), []
-    for fold in range(int(folds.max()) + 1):
+    for fold in np.unique(folds):
         temperature = fit_temperature(logits[folds != fold], labels[folds != fold])
         probs[folds == fold] = softmax(logits[folds == fold] / temperature)
         temperatures.append(temperature)

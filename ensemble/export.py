@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from torch import nn
 
+from ensemble.merge import merge
 from oof.errors import UserError
 from oof.jobs import Texts
-from oof.models import DTYPES, LABELS
+from oof.models import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ with torch.inference_mode():
 """
 
 
-def export_student(model: nn.Module, texts: Texts, temperature: float, folder: Path, loss: float) -> None:
+def export_student(model: nn.Module, texts: Texts, temperature: float, folder: Path, card: ModelCard) -> None:
     """Write the merged, calibrated student to ``folder`` and check that plain transformers agrees with us.
 
     Args:
@@ -46,7 +47,7 @@ def export_student(model: nn.Module, texts: Texts, temperature: float, folder: P
         texts: its member, tokenizer and battles (a few serve as the check).
         temperature: divides the logits; folded into the head.
         folder: replaced as a whole, once the check has passed.
-        loss: out-of-fold log loss, for the model card.
+        card: becomes README.md.
 
     Raises:
         UserError: a fresh process computes other logits than we do.
@@ -56,24 +57,11 @@ def export_student(model: nn.Module, texts: Texts, temperature: float, folder: P
     shutil.rmtree(building, ignore_errors=True)
     plain.save_pretrained(building)
     texts.tokenizer.save_pretrained(building)
-    _card(texts, loss, temperature).save(building / "README.md")
+    card.save(building / "README.md")
     (building / "prompts.json").write_text(json.dumps(_prompt_facts(texts), indent=2) + "\n", encoding="utf-8")
     self_check(plain, texts, building)
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
-
-
-def merge(model: Any, temperature: float) -> Any:
-    """Return the stock classifier: adapter merged, plain bias-free head in the model's precision, logits over T."""
-    plain: Any = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    plain = plain.cpu().eval()
-    head = nn.Linear(plain.score.in_features, len(LABELS), bias=False)
-    with torch.no_grad():
-        head.weight.copy_(plain.score.weight.float() / temperature)
-    plain.score = head.to(plain.dtype)
-    plain.config.problem_type = "single_label_classification"
-    plain.config.use_cache = True
-    return plain
 
 
 def self_check(plain: Any, texts: Texts, folder: Path, n: int = 8) -> float:
@@ -101,30 +89,3 @@ def _prompt_facts(texts: Texts) -> dict[str, object]:
     prompts = texts.config.prompts
     facts: dict[str, object] = {name: getattr(prompts, name) for name in ("layout", "prompt_share", "hints")}
     return {**facts, "max_tokens": prompts.score_max_tokens or prompts.max_tokens}
-
-
-def _card(texts: Texts, loss: float, temperature: float) -> ModelCard:
-    base = texts.member.checkpoint
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="text-classification",
-        tags=["preference-model", "reward-model", "llm-as-a-judge"],
-        base_model=None if Path(base).is_dir() else base,
-    )
-    order = ", ".join(f"`{label}`" for label in LABELS)
-    text = f"""---
-{data.to_yaml()}
----
-# Preference student
-
-Given a prompt and two responses, the probabilities of {order}: a stock `{texts.member.checkpoint}` sequence
-classifier with the calibration temperature ({temperature:.4f}) folded into its head.
-
-* Trained on {texts.table.height} battles with the out-of-fold probabilities of a calibrated ensemble.
-* Log loss of its fold students on battles they had not seen: {loss:.4f} (both orders averaged).
-* Text: `tokenizer.apply_chat_template` with the roles `user`, `response_a`, `response_b`
-  (layout `{texts.config.prompts.layout}`); score both orders and average their logits, so that order cannot matter.
-* Limits: it predicts the preferences of the people who made its training data, on text like theirs.
-* Licence: that of the base model `{base}`; read its terms.
-"""
-    return ModelCard(text)

@@ -1,8 +1,18 @@
-"""Probabilities for new battles, from the student or the whole ensemble, as a competition submission."""
+"""Probabilities for new battles, from the student or the whole ensemble, as a competition submission.
+
+Files of any size: battles are read, scored and put aside in chunks (``RUN/predict/part-*.parquet``), so memory is
+bounded and a killed run goes on where it stopped. The submission is written from the parts, read back and checked,
+and only then replaces an older one.
+"""
 
 from __future__ import annotations
 
+import csv
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +20,28 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble import stack
+from ensemble.pieces import cut_file
 from ensemble.stack import softmax_mean
-from oof import fold_jobs, store
-from oof.config import Config, Member, Prompts
-from oof.dataset import FORMAT, load_battles, read_test
+from oof import fold_jobs, readers, store
+from oof.battles import read_battles
+from oof.config import Config, Data
+from oof.dataset import FORMAT, load_battles, resolve_data
 from oof.errors import UserError
 
 SUBMISSION = "submission.csv"
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
+SUM_TOLERANCE = 1e-6
+Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]  # (n) battles -> (n, 3) probabilities
 
 
 def run_predict(config: Config) -> bool:
     """Predict the test battles with ``predict.model`` and write ``RUN/submission.csv``; return whether it was stale.
 
     Raises:
-        UserError: no test battles, or the stage that makes the model is missing.
+        UserError: no test battles, the stage that makes the model is missing, or the result is not a submission.
     """
-    test = read_test(config)
-    if not test.height:
+    data = resolve_data(config) if config.data.synth.battles and not config.data.train else config.data
+    if not data.test:
         raise UserError("no battles to predict: set data.test (make predict TEST=test.csv)")
     run = Path(config.run)
     stage = {"student": ("distill", "make distill"), "ensemble": ("stack", "make stack")}[config.predict.model]
@@ -35,58 +49,123 @@ def run_predict(config: Config) -> bool:
     if not manifest.is_file():
         raise UserError(f"{manifest}: no {config.predict.model} here yet; run '{stage[1]}' with this RUN first")
     made = store.read_json(manifest)["key"]
-    key = store.digest("submission", FORMAT, config.predict, made, config.prompts, fold_jobs.battles_key(test))
+    files = [(path, store.file_digest(Path(path))) for path in readers.expand(data.test)]
+    how = [config.predict.model, data.columns, data.on_bad_row]
+    key = store.digest("submission", FORMAT, how, made, config.prompts, files)
     step = store.Step(run, key, manifest="submission.json")
     if step.done:
         return False
-    probs = student_probabilities(config, test) if config.predict.model == "student" else _ensemble(config, test)
-    write_submission(run / SUBMISSION, test["id"], probs)
-    step.finish({"model": config.predict.model, "n": test.height}, files=[SUBMISSION])
+    scorer = _student(config) if config.predict.model == "student" else _ensemble(config)
+    parts = store.Step(run / "predict", store.digest(key, config.predict.chunk))
+    parts.begin()
+    paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(chunks(config, data, parts.folder))]
+    n = write_submission(run / SUBMISSION, paths)
+    step.finish({"model": config.predict.model, "n": n}, files=[SUBMISSION])
+    shutil.rmtree(parts.folder)
     return True
 
 
-def student_probabilities(config: Config, test: pl.DataFrame) -> NDArray[np.float64]:
-    """Return (n, 3) probabilities by the exported student: softmax of the mean of both orders' logits."""
-    folder = Path(config.run) / "distill" / "student"
-    from oof.models import device, load_tokenizer, load_trained
-    from oof.predict import predict_logits
-    from oof.prompts import encode_battles
-
-    recipe = config.distill.student
-    member: Member = replace(recipe, checkpoint=str(folder))
-    prompts = Prompts(**store.read_json(folder / "prompts.json"))  # as the student was trained, whatever today's config
-    tokenizer = load_tokenizer(str(folder), prompts.hints)
-    encoded = encode_battles(test, tokenizer, prompts, prompts.max_tokens)
-    model = load_trained(member, tokenizer).to(device()).eval()
-    return softmax_mean(predict_logits(model, member, encoded, tokenizer.pad_token_id, "student: predict"))
-
-
-def _ensemble(config: Config, test: pl.DataFrame) -> NDArray[np.float64]:
-    _, result = stack.load_ensemble(config)
-    jobs = fold_jobs.fold_jobs(config, load_battles(Path(config.run)))
-    logits = fold_jobs.test_logits(jobs, test)
-    if logits is None:
-        from oof.jobs import score_test
-
-        score_test(config, jobs, test)
-        logits = fold_jobs.test_logits(jobs, test)
-    if logits is None:
-        raise UserError(f"{config.run}: the members' test logits cannot be read back; check the disk and run again")
-    return result.predict(stack.design_of(test, logits))
-
-
-def write_submission(path: Path, ids: pl.Series, probs: NDArray[np.floating]) -> None:
-    """Check and write a submission; an older one is replaced only by a whole, valid one.
+def chunks(config: Config, data: Data, folder: Path) -> Iterator[pl.DataFrame]:
+    """Yield the test battles in their files' order, ``predict.chunk`` at a time.
 
     Raises:
-        UserError: ids repeat, or a row is not a probability distribution.
+        UserError: as :func:`oof.battles.read_battles`, in terms of the file.
     """
+    rows = config.predict.chunk
+    for path in readers.expand(data.test):
+        for piece in cut_file(Path(path), rows, folder / "piece"):
+            try:
+                table = read_battles(replace(data, test=[str(piece.path)]), seed=config.seed, roles=("test",)).table
+            except UserError as error:
+                raise piece.error(error) from error
+            yield from (table[start : start + rows] for start in range(0, table.height, rows))
+
+
+def _part(folder: Path, i: int, table: pl.DataFrame, scorer: Scorer) -> Path:
+    path = folder / f"part-{i:06}.parquet"
+    if not path.is_file():
+        probs = np.asarray(scorer(table), dtype=np.float64)
+        probs = probs / probs.sum(axis=1, keepdims=True)
+        frame = pl.DataFrame({"id": table["id"]} | {name: probs[:, i] for i, name in enumerate(WINNERS)})
+        store.write_parquet(path, frame)
+    return path
+
+
+def _student(config: Config) -> Scorer:
+    from ensemble.judge import Judge
+
+    student = config.distill.student
+    folder = Path(config.run) / "distill" / "student"
+    judge = Judge.from_pretrained(folder, student.dtype, student.score_tokens_per_batch, student.attn)
+    return lambda table: softmax_mean(judge.logits(table))
+
+
+def _ensemble(config: Config) -> Scorer:
+    _, result = stack.load_ensemble(config)
+    jobs = fold_jobs.fold_jobs(config, load_battles(Path(config.run)))
+
+    def score(table: pl.DataFrame) -> NDArray[np.float64]:
+        logits = fold_jobs.test_logits(jobs, table)
+        if logits is None:
+            from oof.jobs import score_test
+
+            score_test(config, jobs, table)
+            logits = fold_jobs.test_logits(jobs, table)
+        if logits is None:
+            raise UserError(f"{config.run}: the members' test logits cannot be read back; check the disk and run again")
+        return result.predict(stack.design_of(table, logits))
+
+    return score
+
+
+def write_submission(path: Path, parts: Sequence[Path]) -> int:
+    """Write a submission from its parts and check it; an older one is replaced only by a whole, valid one.
+
+    Args:
+        path: the CSV file.
+        parts: Parquet files with id and the three probabilities, in the test files' order.
+
+    Returns:
+        Its number of battles.
+
+    Raises:
+        UserError: ids repeat, or what was written is not those ids with a probability distribution each.
+    """
+    ids = pl.concat([store.read_parquet(part)["id"] for part in parts])
     if ids.n_unique() != len(ids):
-        raise UserError("the test file has repeated ids; a submission needs each once")
-    probs = np.asarray(probs, dtype=np.float64)
-    probs = probs / probs.sum(axis=1, keepdims=True)
-    if probs.shape != (len(ids), 3) or not np.isfinite(probs).all() or (probs < 0).any():
-        raise UserError("the model gave probabilities that are not finite; nothing was written")
-    frame = pl.DataFrame({"id": ids} | {name: probs[:, i] for i, name in enumerate(WINNERS)})
+        twice = ids.filter(ids.is_duplicated())[0]
+        raise UserError(f"the test files have id {twice!r} more than once; a submission needs each once")
     with store.replacing(path) as temporary:
-        frame.write_csv(temporary)
+        with temporary.open("wb") as file:
+            for i, part in enumerate(parts):
+                store.read_parquet(part).write_csv(file, include_header=i == 0)
+        check_submission(temporary, ids)
+    return len(ids)
+
+
+def check_submission(path: Path, ids: pl.Series) -> None:
+    """Read a submission back and compare it with what it must be.
+
+    Raises:
+        UserError: a column, an id, their order, or a probability is not right (the first one, by line).
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header = next(reader, [])
+        if header != ["id", *WINNERS]:
+            raise UserError(f"the submission's columns are {header}; nothing was replaced")
+        ends = chain(iter(ids), [None])
+        for line, (row, expected) in enumerate(zip(chain(reader, [None]), ends, strict=True), 2):
+            if row is None or expected is None:
+                if row is not None or expected is not None:
+                    raise UserError(f"the submission has not {len(ids)} rows; nothing was replaced")
+                break
+            if row[:1] != [expected]:
+                raise UserError(
+                    f"the submission's line {line} has id {row[:1]}, not {expected!r}; nothing was replaced"
+                )
+            probs = [float(cell or "nan") for cell in row[1:]]
+            if len(probs) != len(WINNERS) or not all(math.isfinite(p) and 0 <= p <= 1 for p in probs):
+                raise UserError(f"the submission's line {line} has no finite probabilities; nothing was replaced")
+            if abs(sum(probs) - 1) > SUM_TOLERANCE:
+                raise UserError(f"the submission's line {line} sums to {sum(probs):.7f}; nothing was replaced")

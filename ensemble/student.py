@@ -1,65 +1,82 @@
-"""Train the fold students and the final one on soft targets, each resumable on its own, and export the last."""
+"""Train the fold students and the final one on the teacher's targets, each resumable on its own; export the last."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from ensemble import stack
 from ensemble.calibrate import fit_temperature
-from ensemble.distill import StudentPlan, cross_fitted_temperature
+from ensemble.card import student_card
+from ensemble.distill import FINAL, StudentPlan, cross_fitted_temperature
 from ensemble.export import export_student
+from ensemble.merge import fold_average
+from ensemble.teach import prepare_teacher
+from ensemble.teacher import targets
 from oof import store
 from oof.jobs import Texts, fit_classifier, job_seed
-from oof.losses import cross_entropy, soft_kl
-from oof.metrics import log_loss, softmax
+from oof.losses import distill_loss
+from oof.metrics import group_interval, log_loss, row_log_loss, scores, softmax
 from oof.models import load_classifier
 from oof.predict import predict_logits
 from oof.workers import run_all
 
 logger = logging.getLogger(__name__)
 
-FINAL = -1  # in place of a fold: the student that is exported
+
+def train_students(plan: StudentPlan, step: store.Step, variants: Sequence[store.Step] = ()) -> None:
+    """Do stage three in ``step``'s folder and finish it; then the quantised ``variants`` that are missing."""
+    if not step.done:
+        prepare_teacher(plan)
+        step.begin()
+        _train_and_export(plan, step)
+    for variant in variants:
+        if not variant.done:
+            from ensemble.quantise import export_variant  # bitsandbytes is optional
+
+            export_variant(plan, step.folder / "student", variant)
 
 
-def distill_loss(logits: torch.Tensor, targets: torch.Tensor, temperature: float, soft_weight: float) -> torch.Tensor:
-    """Return (b,) ``w T^2 KL(teacher_T || student_T) + (1 - w) CE(label)``.
-
-    Args:
-        logits: (b, 3).
-        targets: (b, 6): the teacher's probabilities, then the one-hot label.
-        temperature: T.
-        soft_weight: w.
-    """
-    soft, hard = targets[:, :3], targets[:, 3:]
-    loss = soft_weight * soft_kl(logits, soft, temperature)
-    return loss + (1.0 - soft_weight) * cross_entropy(logits, hard) if soft_weight < 1.0 else loss
-
-
-def train_students(plan: StudentPlan, step: store.Step) -> None:
-    """Do stage three in ``step``'s folder and finish it."""
-    jobs = [StudentJob(plan, step.folder, fold) for fold in (*range(plan.config.folds.k), FINAL)]
-    todo = [job for job in jobs if not job.step.done]
-    run_all(run_job, todo, [job.label for job in todo], plan.config.jobs.workers)
-    oof = np.empty((len(plan.labels), 2, 3), dtype=np.float32)
-    for job in jobs[:-1]:
-        frame = store.read_parquet(job.folder / "logits.parquet")
-        oof[plan.folds == job.fold] = frame.select(store.LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3)
-    mean, ids = oof.mean(axis=1), plan.table["id"]
-    probs, temperatures = cross_fitted_temperature(mean, plan.labels, plan.folds)
-    temperature, loss = fit_temperature(mean, plan.labels), log_loss(probs, plan.labels)
+def _train_and_export(plan: StudentPlan, step: store.Step) -> None:
+    final = StudentJob(plan, step.folder, FINAL)
+    average = plan.config.distill.final == "fold_average"
+    logits = fold_students(plan, step.folder, also=[] if average else [final])
+    ids, mean = plan.inputs.table["id"], logits.mean(axis=1)
+    probs, temperatures = cross_fitted_temperature(mean, plan.inputs.labels, plan.inputs.folds)
+    temperature = fit_temperature(mean, plan.inputs.labels)
     texts = Texts(plan.config.distill.student, plan.table, plan.config)
-    model = load_classifier(texts.member, jobs[-1].folder / "adapter", texts.tokenizer, seed=0)
-    export_student(model, texts, temperature, step.folder / "student", loss)
-    store.write_parquet(step.folder / "logits.parquet", store.logits_frame(ids, oof, plan.folds))
+    if average:
+        folders = [job.folder / "adapter" for job in fold_jobs(plan, step.folder)]
+        model = fold_average(texts.member, folders, texts.tokenizer)
+    else:
+        model = load_classifier(texts.member, final.folder / "adapter", texts.tokenizer, seed=0)
+    facts = student_facts(plan, probs)
+    card = student_card(plan, temperature, facts)
+    export_student(model, texts, temperature, step.folder / "student", card)
+    store.write_parquet(step.folder / "logits.parquet", store.logits_frame(ids, logits, plan.inputs.folds))
     store.write_parquet(step.folder / "predictions.parquet", stack.predictions_frame(ids, {"student": probs}))
-    logger.info("student: log loss %.4f out of fold; saved to %s", loss, step.folder / "student")
-    step.finish({"temperature": temperature, "fold_temperatures": temperatures, "log_loss": loss})
+    logger.info("student: log loss %.4f out of fold; saved to %s", facts["scores"]["log_loss"], step.folder / "student")
+    loss = {"log_loss": facts["scores"]["log_loss"]}
+    step.finish({**facts, **loss, "temperature": temperature, "fold_temperatures": temperatures})
+
+
+def student_facts(plan: StudentPlan, probs: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the fold students' metrics with intervals, and their distance from the calibrated ensemble."""
+    inputs, seed = plan.inputs, plan.config.seed
+    losses = row_log_loss(probs, inputs.labels)
+    ensemble = row_log_loss(stack.load_teacher(plan.config, inputs), inputs.labels)
+    return {
+        "scores": scores(probs, inputs.labels),
+        "interval": group_interval(losses, inputs.groups, seed),
+        "student_minus_ensemble": group_interval(losses - ensemble, inputs.groups, seed),
+    }
 
 
 @dataclass(frozen=True)
@@ -83,15 +100,33 @@ class StudentJob:
         return store.Step(self.folder, store.digest(self.plan.key, self.fold), manifest="job.json")
 
 
+def fold_jobs(plan: StudentPlan, folder: Path) -> list[StudentJob]:
+    return [StudentJob(plan, folder, fold) for fold in range(plan.config.folds.k)]
+
+
+def fold_students(plan: StudentPlan, folder: Path, also: Sequence[StudentJob] = ()) -> NDArray[np.float32]:
+    """Train the K fold students (and ``also``) and return their (n_scored, 2, 3) held-out logits."""
+    jobs = fold_jobs(plan, folder)
+    todo = [job for job in (*jobs, *also) if not job.step.done]
+    run_all(run_job, todo, [job.label for job in todo], plan.config.jobs.workers)
+    out = np.empty((plan.n_scored, 2, 3), dtype=np.float32)
+    for job in jobs:
+        frame = store.read_parquet(job.folder / "logits.parquet")
+        out[plan.inputs.folds == job.fold] = frame.select(store.LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3)
+    return out
+
+
 def run_job(job: StudentJob) -> None:
     """Train, predict and store one student."""
     plan, recipe = job.plan, job.plan.config.distill
     texts = Texts(recipe.student, plan.table, plan.config)
-    rows, held_out = np.flatnonzero(plan.folds != job.fold), np.flatnonzero(plan.folds == job.fold)
-    row_loss = partial(distill_loss, temperature=recipe.temperature, soft_weight=recipe.soft_weight)
+    # The final student's FINAL is also the fold of free battles, which belong into every training set.
+    rows = np.flatnonzero((plan.folds != job.fold) | (job.fold == FINAL))
+    held_out = np.flatnonzero(plan.inputs.folds == job.fold)
+    row_loss = partial(distill_loss, weights=recipe.losses, temperature=recipe.temperature)
     seed = job_seed(plan.config.seed, job.label)
     job.step.begin()
-    parts = rows, plan.targets[rows], plan.weights[rows]
+    parts = rows, targets(plan, job.fold)[rows], plan.weights[rows]
     model, facts = fit_classifier(texts, *parts, row_loss, job.folder, seed, job.label)
     if len(held_out):
         encoded, pad = texts.scoring.take(held_out), texts.tokenizer.pad_token_id
@@ -103,5 +138,5 @@ def run_job(job: StudentJob) -> None:
         said = f"log loss {loss:.4f} on {len(held_out)} held-out battles"
     else:
         said = f"trained on all {len(rows)} battles"
-    job.step.finish({**facts, "fold": job.fold})
+    job.step.finish({**facts, "fold": job.fold, "n_trained": len(rows)})
     logger.info("%s: %s, %.0f s", job.label, said, facts["seconds"])

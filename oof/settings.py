@@ -119,15 +119,31 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """Weights of the terms of the student's loss, which is their weighted mean; 0 leaves a term out."""
+
+    ce: float = 0.0  # cross-entropy with the label; a battle without one has no such term
+    kl: float = 1.0  # T^2 KL(teacher || student) of distributions softened by T
+    cosine: float = 0.0  # 1 - cosine of the softened probabilities
+    mse: float = 0.0  # mean squared difference of the centred logits
+
+
+@dataclass(frozen=True)
 class Distill:
     student: Member = field(default_factory=Member)
+    teacher: str = "oof"  # oof | nested | fold_matched: which models label a fold student's training battles
+    teachers: str = "stack"  # stack | members (each one's targets kept apart) | one member's name
+    losses: Losses = field(default_factory=Losses)
     temperature: float = 1.0  # T of the soft targets
-    soft_weight: float = 1.0  # weight of the KL term; 1 - soft_weight goes to hard cross-entropy
+    pseudo_weight: float = 1.0  # loss weight of a battle of data.unlabelled; 0 = leave them out
+    final: str = "all"  # all (one more student, on everything) | fold_average (of the fold students' weights)
+    variants: list[str] = field(default_factory=list)  # also save the student as: int8, nf4 (needs bitsandbytes)
 
 
 @dataclass(frozen=True)
 class Predict:
     model: str = "student"  # student | ensemble
+    chunk: int = 20_000  # battles in memory at a time
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "order": ("symmetric", "position", "auto"),
     "calibrator": ("temperature", "none"),
     "model": ("student", "ensemble"),
+    "teacher": ("oof", "nested", "fold_matched"),
+    "final": ("all", "fold_average"),
 }
 # field name -> (smallest, largest) value, both allowed
 RANGES: dict[str, tuple[float, float]] = {
@@ -194,7 +212,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "trials": (1, 100_000),
     "rounds": (1, 100_000),
     "temperature": (0.01, 100.0),
-    "soft_weight": (0.0, 1.0),
+    "ce": (0.0, 1000.0),
+    "kl": (0.0, 1000.0),
+    "cosine": (0.0, 1000.0),
+    "mse": (0.0, 1000.0),
+    "pseudo_weight": (0.0, 1000.0),
+    "chunk": (1, 100_000_000),
     "extra_weight": (0.0, 1000.0),
     "min_prompt_quality": (0.0, 1.0),
 }

@@ -189,6 +189,7 @@ def test_a_user_s_error_is_one_sentence_and_status_2(arguments: list[str], said:
 
 def test_table_code_starts_without_torch() -> None:
     modules = "ensemble.stack, ensemble.table, ensemble.distill, ensemble.predict, oof.__main__, oof.fold_jobs"
+    modules += ", ensemble.__main__, ensemble.card, ensemble.pieces, ensemble.teacher"
     command = [sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S603
     assert done.stdout.strip() == "False"

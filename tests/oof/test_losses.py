@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from oof.losses import cross_entropy, soft_kl
+from oof import bases
+from oof.batches import TrainingSteps
+from oof.config import Losses, Prompts, Train
+from oof.jobs import both_orders
+from oof.losses import centred_mse, cosine_distance, cross_entropy, distill_loss, soft_kl
+from oof.models import load_tokenizer
+from oof.prompts import encode_battles
+
+ROOT = Path(__file__).resolve().parents[2]
 
 ROWS = st.lists(st.floats(-8, 8), min_size=6, max_size=6)
 
@@ -46,3 +58,90 @@ def test_at_temperature_one_kl_and_soft_cross_entropy_have_the_same_gradient() -
         loss(z, teacher).sum().backward()
         grads.append(z.grad)
     torch.testing.assert_close(*grads)
+
+
+@given(ROWS, st.sampled_from([1.0, 2.0, 5.0]))
+def test_cosine_is_scipys_distance_of_softened_probabilities(values: list[float], temperature: float) -> None:
+    z, t, logits, teacher = tensors(values)
+    expected = cosine(softmax(np.log(np.maximum(teacher, 1e-8)) / temperature), softmax(logits / temperature))
+    assert cosine_distance(z, t, temperature).item() == pytest.approx(expected, abs=1e-9)
+
+
+@given(ROWS)
+def test_mse_is_the_variance_of_the_difference_of_logits(values: list[float]) -> None:
+    z, t, logits, teacher = tensors(values)
+    expected = np.var(logits - np.log(np.maximum(teacher, 1e-8)))
+    assert centred_mse(z, t).item() == pytest.approx(expected, abs=1e-9)
+
+
+@given(ROWS)
+def test_at_high_temperature_kl_becomes_half_the_mse(values: list[float]) -> None:
+    z, t, _, _ = tensors(values)
+    assert soft_kl(z, t, 1e4).item() == pytest.approx(centred_mse(z, t).item() / 2, rel=5e-3, abs=1e-5)
+
+
+@given(ROWS, st.floats(-30, 30))
+def test_no_term_sees_a_constant_added_to_the_logits(values: list[float], constant: float) -> None:
+    z, t, _, _ = tensors(values)
+    targets = torch.cat([t, torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)], dim=1)
+    whole = Losses(ce=1, kl=2, cosine=3, mse=4)
+    apart = distill_loss(z + constant, targets, whole, 2.0) - distill_loss(z, targets, whole, 2.0)
+    assert abs(apart.item()) < 1e-8
+
+
+def test_a_perfect_student_has_no_soft_loss() -> None:
+    teacher = torch.softmax(torch.randn(5, 3, dtype=torch.float64), dim=1)
+    targets = torch.cat([teacher, torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1]]], dim=1)
+    assert distill_loss(teacher.log() + 3, targets, Losses(kl=1, cosine=1, mse=1), 2.0).abs().max() < 1e-9
+
+
+def test_two_teachers_give_the_winning_solution_s_loss() -> None:
+    rng = np.random.default_rng(0)
+    logits, label = torch.tensor(rng.normal(size=(6, 3))), torch.eye(3, dtype=torch.float64)[[0, 1, 2, 2, 1, 0]]
+    first, second = (torch.tensor(rng.dirichlet(np.ones(3), 6)) for _ in range(2))
+    ours = distill_loss(logits, torch.cat([first, second, label], dim=1), Losses(ce=1, kl=2, cosine=2), 1.0)
+    terms = [cross_entropy(logits, label)]
+    terms += [soft_kl(logits, t, 1.0) + cosine_distance(logits, t, 1.0) for t in (first, second)]
+    torch.testing.assert_close(ours, sum(terms) / 5)
+
+
+def test_a_battle_without_a_label_has_no_hard_term() -> None:
+    logits, teacher = torch.randn(4, 3), torch.softmax(torch.randn(4, 3), dim=1)
+    targets = torch.cat([teacher, torch.zeros(4, 3)], dim=1)
+    torch.testing.assert_close(
+        distill_loss(logits, targets, Losses(ce=1, kl=1), 2.0), soft_kl(logits, teacher, 2.0) / 2
+    )
+    assert distill_loss(logits, targets, Losses(ce=1, kl=0), 2.0).abs().max() == 0
+
+
+def pooled(batch: dict[str, torch.Tensor], table: torch.Tensor) -> torch.Tensor:
+    """A linear classifier of token counts: its gradient can be written down."""
+    return (table[batch["input_ids"]] * batch["attention_mask"][..., None]).sum(dim=1) / 50
+
+
+@pytest.mark.parametrize("losses", [Losses(), Losses(ce=1, kl=1), Losses(ce=1, kl=2, cosine=2, mse=0.5)])
+def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(losses: Losses) -> None:
+    tokenizer = load_tokenizer(str(ROOT / "configs" / "bases" / "tiny-llama"))
+    table, _, _ = bases.transcripts(24, 5)
+    encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
+    rng = np.random.default_rng(0)
+    targets = both_orders(np.concatenate([rng.dirichlet(np.ones(3), 24), np.eye(3)[rng.integers(3, size=24)]], axis=1))
+    weights = rng.uniform(0.2, 3.0, 24)
+    model = torch.tensor(rng.normal(size=(len(tokenizer), 3))).requires_grad_()
+
+    def gradient(cut: Callable[[Train], Train]) -> tuple[torch.Tensor, list[int]]:
+        recipe = cut(Train(batch_battles=24))
+        steps = TrainingSteps(encoded, targets, weights, recipe, tokenizer.pad_token_id, seed=1)
+        micro = steps[0]
+        total = sum(
+            (distill_loss(pooled(b, model), b["targets"].double(), losses, 2.0) * b["weights"]).sum() for b in micro
+        )
+        return torch.autograd.grad(total, model)[0], [len(b["weights"]) for b in micro]
+
+    whole, sizes = gradient(lambda r: Train(batch_battles=r.batch_battles, tokens_per_batch=100_000))
+    assert sizes == [48]
+    for budget in (1, 300, 700):
+        cut, sizes = gradient(lambda r, b=budget: Train(batch_battles=r.batch_battles, tokens_per_batch=b))
+        assert len(sizes) > 5
+        assert budget == 1 or len(set(sizes)) > 1  # unequal micro-batches
+        torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-8)

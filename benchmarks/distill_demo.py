@@ -1,0 +1,122 @@
+"""Which teacher and which loss make the best student, on a finished run's battles.
+
+    make demo && python benchmarks/distill_demo.py                    # about 8 minutes on 2 cores
+    python benchmarks/distill_demo.py --only default hard             # some of it; run again to go on
+
+Each recipe trains the K fold students of RUN and scores every battle by the student that had not seen it. What is
+done is kept in RUN/students, so the script can be killed and run again. Prints a Markdown table: log loss, the paired
+difference from the calibrated ensemble and from the same student trained on hard labels only, each with its 95 %
+interval over groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble import stack
+from ensemble.distill import cross_fitted_temperature, plan_student
+from oof import config as configuration
+from oof import store
+from oof.errors import UserError
+from oof.log import quiet_libraries
+from oof.metrics import group_interval, row_log_loss
+
+HARD = "hard labels only"
+RECIPES: dict[str, list[str]] = {
+    "default": [],
+    HARD: ["distill.losses={ce: 1, kl: 0}"],
+    "KL, T = 1": ["distill.losses={kl: 1}", "distill.temperature=1"],
+    "KL, T = 2": ["distill.losses={kl: 1}", "distill.temperature=2"],
+    "KL, T = 5": ["distill.losses={kl: 1}", "distill.temperature=5"],
+    "CE + KL": ["distill.losses={ce: 1, kl: 1}", "distill.temperature=1"],
+    "CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}", "distill.temperature=1"],
+    "MSE of logits": ["distill.losses={kl: 0, mse: 1}"],
+    "several teachers": ["distill.teachers=members"],
+    "self-distillation": ["distill.teachers=gemma2"],
+    "fold-matched teacher": ["distill.teacher=fold_matched"],
+    "fold-matched teachers, CE + 2 KL + 2 cos": [
+        "distill.teacher=fold_matched",
+        "distill.teachers=members",
+        "distill.losses={ce: 1, kl: 2, cosine: 2}",
+        "distill.temperature=1",
+    ],
+    "nested teacher": ["distill.teacher=nested"],
+}
+
+
+def train(name: str, settings: Sequence[str]) -> NDArray[np.float64]:
+    """Return (n, 3) calibrated probabilities of a recipe's fold students, training those that are missing."""
+    config = configuration.load(settings[0], settings[1:])
+    plan = plan_student(config)
+    folder = "".join(c if c.isalnum() else "-" for c in name)
+    step = store.Step(Path(config.run) / "students" / folder, plan.key)
+    if not step.done:
+        from ensemble.student import fold_students
+        from ensemble.teach import prepare_teacher
+
+        prepare_teacher(plan)
+        step.begin()
+        logits = fold_students(plan, step.folder)
+        frame = store.logits_frame(plan.inputs.table["id"], logits, plan.inputs.folds)
+        store.write_parquet(step.folder / "logits.parquet", frame)
+        step.finish()
+    frame = store.read_parquet(step.folder / "logits.parquet")
+    mean = frame.select(store.LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3).astype(np.float64).mean(axis=1)
+    return cross_fitted_temperature(mean, plan.inputs.labels, plan.inputs.folds)[0]
+
+
+def compare(path: str, overrides: Sequence[str], recipes: Mapping[str, Sequence[str]]) -> str:
+    """Train every recipe and return the table."""
+    config = configuration.load(path, overrides)
+    with store.locked(Path(config.run)):
+        inputs = stack.load_inputs(config)
+        known = stack.read_predictions(Path(config.run) / "stack" / "predictions.parquet", inputs.table["id"])
+        probs = {name: known[name] for name in known if name == "calibrated" or name.startswith("member:")}
+        for name, changes in recipes.items():
+            print(f"{name} …", file=sys.stderr, flush=True)
+            probs[name] = train(name, [path, *overrides, *changes])
+    losses = {name: row_log_loss(p, inputs.labels) for name, p in probs.items()}
+
+    def cell(values: NDArray[Any], sign: str = "+") -> str:
+        row = group_interval(values, inputs.groups, config.seed)
+        return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
+
+    lines = [f"{len(inputs.labels)} battles, 95 % intervals over groups of near-duplicate prompts.", ""]
+    lines += ["| student | log loss | minus calibrated | minus hard labels only |", "|---|---|---|---|"]
+    for name, loss in losses.items():
+        hard = cell(loss - losses[HARD]) if HARD in losses and name != HARD else ""
+        apart = cell(loss - losses["calibrated"]) if name != "calibrated" else ""
+        lines.append(f"| {name} | {cell(loss, '')} | {apart} | {hard} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--run", default="runs/demo")
+    parser.add_argument("--only", nargs="*", metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    wanted = arguments.only or list(RECIPES)
+    try:
+        unknown = [name for name in wanted if name not in RECIPES]
+        if unknown:
+            raise UserError(f"no recipe {unknown[0]!r}; there are: {'; '.join(RECIPES)}")
+        recipes = {name: RECIPES[name] for name in wanted}
+        print(compare(arguments.config, [f"run={arguments.run}", *arguments.overrides], recipes))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""How fast a student answers: latency of one comparison, throughput of many, and its speed beside the ensemble's.
+
+    python benchmarks/judge.py runs/demo/distill/student                          # latency and throughput
+    python benchmarks/judge.py runs/demo/distill/student --config configs/demo.yaml --run runs/demo
+    python benchmarks/judge.py --base /models/SmolLM2-135M                        # any base, with a fresh head
+
+``--base`` measures a checkpoint without training: a verdict's time does not depend on the weights' values. With
+``--run`` the run's fold jobs are timed on the same battles in the same process: the ensemble reads every battle with
+members x folds models. Medians, warm, both orders averaged; set threads with OMP_NUM_THREADS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from ensemble import Judge
+from oof import config as configuration
+from oof.battles import read_file
+from oof.config import Config, Member, Prompts
+from oof.dataset import load_battles
+from oof.errors import UserError
+from oof.fold_jobs import fold_jobs
+from oof.jobs import Texts
+from oof.log import quiet_libraries
+from oof.models import device, load_base, load_classifier, load_tokenizer
+from oof.predict import predict_logits
+from oof.synth import write_arena
+
+SHORT = (
+    "What is the capital of France, and why is it famous?",
+    "The capital of France is Paris. It is famous for its museums, its food and the Eiffel Tower.",
+    "Paris.",
+)
+
+
+def seconds(call: Callable[[], object], times: int) -> float:
+    """Return the median seconds of a call, after one that warms up."""
+    call()
+    spent = []
+    for _ in range(times):
+        started = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - started)
+    return float(np.median(spent))
+
+
+def untrained(base: str, dtype: str) -> Judge:
+    """Return a judge with a fresh head on any base checkpoint."""
+    member, prompts = Member(checkpoint=base, dtype=dtype), Prompts()
+    tokenizer = load_tokenizer(base)
+    return Judge(load_base(member, tokenizer, 0).to(device()).eval(), tokenizer, member, prompts)
+
+
+def battles(config: Config | None, n: int) -> pl.DataFrame:
+    """Return ``n`` battles of the run, or synthetic ones."""
+    if config is not None:
+        table = load_battles(Path(config.run))
+        return table.filter(pl.col("role") == "train").head(n)
+    with tempfile.TemporaryDirectory() as folder:
+        return read_file(write_arena(Path(folder), n, 0, 1)["train"], "train").table
+
+
+def ensemble_seconds(config: Config, table: pl.DataFrame) -> float:
+    """Return the seconds that all fold jobs take over the battles, reading weights not counted."""
+    total = 0.0
+    for job in fold_jobs(config, load_battles(Path(config.run))):
+        texts = Texts(job.member, table, config)
+        model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
+        parts = model, job.member, texts.scoring, texts.tokenizer.pad_token_id, job.label
+        total += seconds(lambda parts=parts: predict_logits(*parts), 3)  # type: ignore[misc]
+    return total
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("folder", nargs="?", help="an exported student")
+    parser.add_argument("--base", help="instead of a student: a base checkpoint")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--config", help="with --run: the run's configuration")
+    parser.add_argument("--run", help="compare with this run's ensemble")
+    parser.add_argument("--battles", type=int, default=300)
+    arguments = parser.parse_args()
+    quiet_libraries()
+    try:
+        if bool(arguments.folder) == bool(arguments.base) or bool(arguments.run) != bool(arguments.config):
+            raise UserError("give either a student's folder or --base, and --run together with --config")
+        config = configuration.load(arguments.config, [f"run={arguments.run}"]) if arguments.run else None
+        dtype = "float32" if arguments.dtype == "auto" else arguments.dtype
+        judge = (
+            untrained(arguments.base, dtype)
+            if arguments.base
+            else Judge.from_pretrained(arguments.folder, arguments.dtype)
+        )
+        report(judge, config, battles(config, arguments.battles))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def report(judge: Judge, config: Config | None, table: pl.DataFrame) -> None:
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{judge.member.checkpoint} ({judge.member.dtype}) on {where}")
+    print(f"one short comparison: {1000 * seconds(lambda: judge.compare(*SHORT), 15):.1f} ms")
+    many = seconds(lambda: judge.logits(table), 3)
+    print(f"{table.height} battles: {table.height / many:.1f} battles/s")
+    if config is not None:
+        # The judge reads texts as well; so that like is compared with like, it is timed on ids here.
+        member, prompts = judge.member, judge.prompts
+        texts = Texts(member, table, config)
+        parts = judge.model, member, texts.scoring, judge.tokenizer.pad_token_id, "student"
+        student, whole = seconds(lambda: predict_logits(*parts), 3), ensemble_seconds(config, table)
+        models = len(config.members) * config.folds.k
+        print(f"ensemble of {models} models: {table.height / whole:.1f} battles/s")
+        print(f"one student is {whole / student:.2f} times as fast (members x folds x 0.8 = {0.8 * models:.1f})")
+        assert prompts.max_tokens == (config.prompts.score_max_tokens or config.prompts.max_tokens)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

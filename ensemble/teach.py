@@ -1,0 +1,67 @@
+"""Compute the logits behind the students' targets: finished fold jobs score more battles; nested jobs train."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import numpy as np
+
+from ensemble.distill import StudentPlan
+from ensemble.teacher import PairJob, Scoring, nested_stack, work
+from oof import store
+from oof.jobs import Texts, fit_classifier, job_seed
+from oof.losses import cross_entropy
+from oof.models import load_classifier
+from oof.predict import predict_logits
+from oof.workers import run_all
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_teacher(plan: StudentPlan) -> None:
+    """Do what ``ensemble.teacher.targets`` reads, each piece resumable on its own."""
+    todo = [piece for piece in work(plan) if not piece.done]
+    run_all(run_piece, todo, [piece.label for piece in todo], plan.config.jobs.workers)
+    if plan.config.distill.teacher == "nested" and plan.teachers == ["stack"]:
+        for fold in range(plan.config.folds.k):
+            nested_stack(plan, fold)
+
+
+def run_piece(piece: Scoring | PairJob) -> None:
+    """Compute and store one piece."""
+    if isinstance(piece, Scoring):
+        _score(piece)
+    else:
+        _train_and_score(piece)
+
+
+def _score(piece: Scoring) -> None:
+    plan, job, step = piece.plan, piece.job, piece.step
+    step.begin()
+    table = plan.table[piece.rows]
+    texts = Texts(job.member, table, plan.config)
+    model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
+    logits = predict_logits(model, job.member, texts.scoring, texts.tokenizer.pad_token_id, piece.label)
+    store.write_parquet(step.folder / "logits.parquet", store.logits_frame(table["id"], logits, job.fold))
+    step.finish({"member": job.name, "fold": job.fold, "n": table.height})
+    logger.info("%s: %d battles scored", piece.label, table.height)
+
+
+def _train_and_score(piece: PairJob) -> None:
+    plan, step = piece.plan, piece.step
+    step.begin()
+    texts = Texts(piece.member, plan.table, plan.config)
+    out = np.isin(plan.folds, piece.without)
+    rows = np.flatnonzero(~out & (plan.labels >= 0))
+    held_out = np.flatnonzero(out[: plan.n_scored])
+    seed = job_seed(plan.config.seed, piece.name, *piece.without)
+    parts = rows, np.eye(3, dtype=np.float32)[plan.labels[rows]], plan.weights[rows]
+    model, facts = fit_classifier(texts, *parts, cross_entropy, step.folder, seed, piece.label)
+    encoded = texts.scoring.take(held_out)
+    logits = predict_logits(model, piece.member, encoded, texts.tokenizer.pad_token_id, f"{piece.label}: predict")
+    frame = store.logits_frame(plan.table["id"][held_out], logits, plan.folds[held_out])
+    store.write_parquet(step.folder / "logits.parquet", frame)
+    shutil.rmtree(step.folder / "adapter")  # nothing asks this model again
+    step.finish({**facts, "member": piece.name, "without": list(piece.without)})
+    logger.info("%s: trained on %d battles, %.0f s", piece.label, len(rows), facts["seconds"])
