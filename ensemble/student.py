@@ -130,7 +130,7 @@ def run_job(job: StudentJob) -> None:
     model, facts = fit_classifier(texts, *parts, row_loss, job.folder, seed, job.label)
     if len(held_out):
         encoded, pad = texts.scoring.take(held_out), texts.tokenizer.pad_token_id
-        logits = predict_logits(model, texts.member, encoded, pad, f"{job.label}: predict")
+        logits = predict_logits(model, texts.member, encoded, pad, f"{job.label}: predict", job.folder / "partial")
         frame = store.logits_frame(plan.table["id"][held_out], logits, job.fold)
         store.write_parquet(job.folder / "logits.parquet", frame)
         loss = log_loss(softmax(logits.mean(axis=1)), plan.labels[held_out])

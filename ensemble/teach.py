@@ -42,7 +42,9 @@ def _score(piece: Scoring) -> None:
     table = plan.table[piece.rows]
     texts = Texts(job.member, table, plan.config)
     model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
-    logits = predict_logits(model, job.member, texts.scoring, texts.tokenizer.pad_token_id, piece.label)
+    logits = predict_logits(
+        model, job.member, texts.scoring, texts.tokenizer.pad_token_id, piece.label, step.folder / "partial"
+    )
     store.write_parquet(step.folder / "logits.parquet", store.logits_frame(table["id"], logits, job.fold))
     step.finish({"member": job.name, "fold": job.fold, "n": table.height})
     logger.info("%s: %d battles scored", piece.label, table.height)
@@ -59,7 +61,9 @@ def _train_and_score(piece: PairJob) -> None:
     parts = rows, np.eye(3, dtype=np.float32)[plan.labels[rows]], plan.weights[rows]
     model, facts = fit_classifier(texts, *parts, cross_entropy, step.folder, seed, piece.label)
     encoded = texts.scoring.take(held_out)
-    logits = predict_logits(model, piece.member, encoded, texts.tokenizer.pad_token_id, f"{piece.label}: predict")
+    logits = predict_logits(
+        model, piece.member, encoded, texts.tokenizer.pad_token_id, f"{piece.label}: predict", step.folder / "partial"
+    )
     frame = store.logits_frame(plan.table["id"][held_out], logits, plan.folds[held_out])
     store.write_parquet(step.folder / "logits.parquet", frame)
     shutil.rmtree(step.folder / "adapter")  # nothing asks this model again

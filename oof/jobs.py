@@ -35,8 +35,6 @@ from oof.train import RowLoss, train_classifier
 
 logger = logging.getLogger(__name__)
 
-TRAINED = "trained.json"  # there while a job has its adapter and not yet its predictions
-
 
 @dataclass(frozen=True)
 class Texts:
@@ -103,7 +101,7 @@ def fit_classifier(
         The trained model and facts for the job's manifest.
     """
     member, tokenizer, started = texts.member, texts.tokenizer, time.monotonic()
-    done = folder / TRAINED
+    done = folder / store.TRAINED
     if done.is_file():  # killed between training and the end of the job
         return load_classifier(member, folder / "adapter", tokenizer, seed), store.read_json(done)
     model = add_adapters(load_base(member, tokenizer, seed), member.lora, seed).to(device())
@@ -150,7 +148,6 @@ def run_job(job: FoldJob, texts: Texts) -> float:
     if rank() == 0:
         store.write_parquet(job.folder / "trained.parquet", table[trained].select("id"))
         named = {"member": job.name, "fold": job.fold, "held_out": job.fold, "depends": job.depends}
-        (job.folder / TRAINED).unlink(missing_ok=True)  # job.json says the same
         job.step.finish({**facts, **named, "log_loss": loss, "n_trained": len(trained)})
         seconds = facts["seconds"]
         logger.info("%s: log loss %.4f on %d held-out battles, %.0f s", job.label, loss, len(held_out), seconds)

@@ -30,6 +30,7 @@ from oof.errors import UserError
 LOCK_NAME = ".lock"
 WHOLE_FILE = 64 << 20  # bytes up to which a checkpoint file is hashed whole
 UNFINISHED = ".unfinished"  # holds the key of the step that was begun
+TRAINED = ".trained.json"  # holds a training's facts, once the adapter is there and until the step is finished
 LOGIT_COLUMNS = [f"{order}_{name}" for order in ("ab", "ba") for name in ("a", "b", "tie")]
 
 
@@ -189,7 +190,8 @@ class Step:
 
     def finish(self, facts: Mapping[str, object] | None = None, files: Sequence[str] | None = None) -> None:
         """Write the manifest over ``files`` (names in the folder; by default every file in it)."""
-        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        for mark in (UNFINISHED, TRAINED):
+            (self.folder / mark).unlink(missing_ok=True)
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path != self.manifest_path]
         names = sorted(str(path.relative_to(self.folder)) for path in paths) if files is None else files
         sums = {name: file_digest(self.folder / name) for name in names}
