@@ -34,12 +34,12 @@ SWAPPED_CLASSES = [1, 0, 2]  # (a, b, tie) as presented in order ba -> canonical
 def predict_logits(
     model: nn.Module, member: Member, encoded: Encoded, pad_id: int, label: str, partial: Path | None = None
 ) -> NDArray[np.float32]:
-    """Return (n, 2, 3) logits: battle x order (ab, ba) x canonical class (a, b, tie).
+    """Return (n, 2, 3) logits (or (n, 1, 3)): battle x order (ab, ba) x canonical class (a, b, tie).
 
     Args:
         model: a classifier; its adapter is merged into it where that is exact.
         member: precision and token budget.
-        encoded: (n) battles in both orders.
+        encoded: (n) battles in both orders, or in the order ab alone.
         pad_id: the tokenizer's.
         label: of the progress bar and of errors.
         partial: file for the scores so far, continued if it is there and removed at the end.
@@ -68,7 +68,8 @@ def predict_logits(
     if partial is not None:
         _of_rank(partial).unlink(missing_ok=True)
     logits = own.reshape(n, n_orders, 3)
-    logits[:, 1] = logits[:, 1][:, SWAPPED_CLASSES]
+    if n_orders == 2:
+        logits[:, 1] = logits[:, 1][:, SWAPPED_CLASSES]
     return logits
 
 

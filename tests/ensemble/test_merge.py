@@ -10,8 +10,9 @@ import torch
 from conftest import ROOT
 
 from ensemble.merge import fold_average, merge
+from oof.adapters import add_adapters, save_classifier
 from oof.config import Lora, Member
-from oof.models import add_adapters, load_base, load_classifier, load_tokenizer, save_classifier
+from oof.models import load_base, load_classifier, load_tokenizer
 
 MEMBER = Member(checkpoint=str(ROOT / "configs" / "bases" / "tiny-gemma2"), dtype="float32", lora=Lora(rank=4, alpha=8))
 
@@ -25,7 +26,7 @@ def trained(member: Member, folder: Path, seed: int) -> Path:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-    save_classifier(model, folder)
+    save_classifier(model, folder, member)
     return folder
 
 
