@@ -15,7 +15,7 @@ OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(
             $(if $(TEST),'data.test=$(call as_list,$(TEST))') $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack distill predict table report demo test test-slow lint format bases check audit clean-demo
+.PHONY: help setup oof stack distill predict table report demo test test-slow lint format bases plan bench-oof faults check audit clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +68,15 @@ format: $(READY)  ## let ruff format and mend
 
 bases: $(READY)  ## rebuild the demo's base checkpoints (about 20 minutes)
 	@$(PY) -m oof bases configs/bases
+
+plan: $(READY)  ## parameters, memory, hours and disk of CONFIG on five cards, before you pay for them
+	@$(PY) -m oof plan $(CONFIG) $(OVERRIDES)
+
+bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--model FOLDER --battles 48")
+	@$(PY) benchmarks/oof.py $(ARGS)
+
+faults: $(READY)  ## stage one killed at random instants: the same bytes every time (ARGS="--kills 40")
+	@$(PY) benchmarks/faults.py $(ARGS)
 
 check: $(READY)  ## profile battle files and list every problem: make check DATA="a.csv b.jsonl"
 	@$(PY) -m oof check $(DATA)

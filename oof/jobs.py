@@ -108,7 +108,8 @@ def fit_classifier(
     encoded = texts.training.take(rows)
     steps = TrainingSteps(encoded, both_orders(targets), weights, member.train, tokenizer.pad_token_id, seed)
     checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps) else 0
-    facts = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label)
+    report_to = texts.config.jobs.report_to
+    facts = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
     facts |= {**describe(model), "steps": len(steps), "seed": seed, "checkpointed_layers": checkpointed}
     facts["seconds"] = round(time.monotonic() - started, 1)
     if rank() == 0:

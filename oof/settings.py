@@ -107,6 +107,7 @@ class Jobs:
     gpus_per_job: float = 0.0  # GPUs that Ray reserves for a fold job
     cpus_per_job: float = 1.0  # CPUs that Ray reserves for a fold job
     retries: int = 2  # times that Ray tries a job again whose worker died
+    report_to: str = "none"  # trackio | tensorboard | wandb | mlflow, where installed; metrics.jsonl is always written
     time_limit: float = 0.0  # seconds after which the call stops in good order, to be run again; 0 = none
 
 
@@ -172,6 +173,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attn_softcap": ("on", "off"),
     "activation_checkpointing": ("auto", "on", "off"),
     "backend": ("local", "ray"),
+    "report_to": ("none", "trackio", "tensorboard", "wandb", "mlflow"),
     "attn": ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention"),
     "swap": ("none", "random", "paired"),
     "order": ("symmetric", "position", "auto"),

@@ -8,6 +8,7 @@ checkpoints and resuming.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -155,6 +156,19 @@ class StopInTime(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+class History(TrainerCallback):
+    """Keeps ``metrics.jsonl`` beside the job: every logged line so far, to follow a training that runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            lines = [json.dumps(entry, sort_keys=True) for entry in state.log_history if "loss" in entry]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
 class WholeCheckpoints(TrainerCallback):
     """Marks a checkpoint once all of its files are on disk: a kill in the middle of one leaves it unmarked."""
 
@@ -181,7 +195,14 @@ def _last_whole_checkpoint(folder: Path) -> str | None:
 
 
 def train_classifier(
-    model: nn.Module, member: Member, steps: TrainingSteps, row_loss: RowLoss, checkpoints: Path, seed: int, label: str
+    model: nn.Module,
+    member: Member,
+    steps: TrainingSteps,
+    row_loss: RowLoss,
+    checkpoints: Path,
+    seed: int,
+    label: str,
+    report_to: str = "none",
 ) -> dict[str, object]:
     """Train ``model`` in place over every step of the plan, resuming from the last checkpoint if there is one.
 
@@ -193,6 +214,8 @@ def train_classifier(
         checkpoints: folder for the trainer's checkpoints; the caller removes it when the job is done.
         seed: for dropout.
         label: what the progress bar says.
+        report_to: a tracker that transformers knows (trackio, tensorboard, wandb, mlflow), or "none";
+            ``metrics.jsonl`` beside the checkpoints' folder is written in any case.
 
     Returns:
         Facts: ``history`` (``{"step", "loss", "learning_rate", …}`` about twenty times), ``tokens_per_batch`` as it
@@ -209,8 +232,8 @@ def train_classifier(
         row_loss=row_loss,
         steps=steps,
         model=model,
-        args=_arguments(member.train, len(steps), checkpoints, seed),
-        callbacks=[Progress(label), stop, WholeCheckpoints()],
+        args=_arguments(member.train, len(steps), checkpoints, seed, report_to),
+        callbacks=[Progress(label), stop, WholeCheckpoints(), History(checkpoints.parent / "metrics.jsonl")],
     )
     trainer.remove_callback(PrinterCallback)
     with interrupts.deferred():
@@ -222,7 +245,7 @@ def train_classifier(
     return {"history": history, "tokens_per_batch": steps.budget, "oom_halvings": trainer.halvings}
 
 
-def _arguments(recipe: Train, n_steps: int, folder: Path, seed: int) -> TrainingArguments:
+def _arguments(recipe: Train, n_steps: int, folder: Path, seed: int, report_to: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=n_steps,
@@ -240,7 +263,7 @@ def _arguments(recipe: Train, n_steps: int, folder: Path, seed: int) -> Training
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to=report_to,
         ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
     )
