@@ -3,9 +3,10 @@
     python benchmarks/faults.py [--kills 40] [--seed 0] [--out runs/faults]
 
 One uninterrupted run gives the reference. Then, for each kill: a fresh run of the same reduced demo (two members, two
-folds) is started, gets kill -9 (with its workers, or alone, in turn) at a random instant of the reference's time, is started again and left to finish; its
-logits must equal the reference's byte for byte. Resumable: ``kills.jsonl`` keeps what is done. Prints the number of
-identical runs, the work that was lost, and how many half-written artifacts were found (must be 0).
+folds) is started, gets kill -9 at a random instant of the reference's time (with its workers, or alone, in turn), is
+started again and left to finish; its artifacts must equal the reference's byte for byte. Resumable: ``kills.jsonl``
+keeps what is done. Prints the number of identical runs, the work that was lost, and how many half-written artifacts
+were found (must be 0).
 """
 
 from __future__ import annotations
