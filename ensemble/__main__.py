@@ -54,6 +54,18 @@ def _table(arguments: argparse.Namespace) -> None:
     print_table(metrics)
 
 
+def _features(_: argparse.Namespace) -> None:
+    from ensemble.design import describe
+
+    print("# Features of the stacker\n")
+    print("One family each, from the docstrings of `ensemble/features.py` and `ensemble/design.py`; made by")
+    print("`python -m ensemble features > docs/features.md`. Columns ending in `_a` and `_b` exchange when the")
+    print("responses do, those ending in `_diff` change their sign. Nothing is fitted.\n")
+    print("| family | meaning |\n|---|---|")
+    for family, meaning in describe().items():
+        print(f"| {family} | {meaning} |")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ensemble", description="Stages two and three.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -66,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         parser_of_verb = verbs.add_parser(name, help=text)
         add_config_arguments(parser_of_verb)
         parser_of_verb.set_defaults(verb=verb)
+    listed = verbs.add_parser("features", help="list the stacker's families of features and their meaning")
+    listed.set_defaults(verb=_features)
     return parser
 
 
