@@ -1,5 +1,6 @@
 # Every target makes what it needs first: `make demo` and `make test` work straight after `git clone`.
 #   CONFIG=configs/demo.yaml   RUN=runs/name   DATA="train.csv more.csv"   TEST=test.csv   ARGS="stack.trials=5"
+#   LOGITS="name=file.csv other=file.parquet": stack these, without a stage one (RUN is then runs/logits if not set)
 CONFIG ?= configs/demo.yaml
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,8 +12,11 @@ comma := ,
 empty :=
 space := $(empty) $(empty)
 as_list = [$(subst $(space),$(comma),$(strip $(1)))]
+name_of = $(firstword $(subst =, ,$(1)))
+as_pairs = $(foreach pair,$(1),"$(call name_of,$(pair))": "$(patsubst $(call name_of,$(pair))=%,%,$(pair))"$(comma))
 OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(DATA))') \
-            $(if $(TEST),'data.test=$(call as_list,$(TEST))') $(ARGS)
+            $(if $(TEST),'data.test=$(call as_list,$(TEST))') \
+            $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 
 .NOTPARALLEL:
 .PHONY: help setup oof stack distill predict table demo test test-slow lint format bases check audit clean-demo
@@ -36,7 +40,7 @@ $(READY): pyproject.toml constraints.txt
 oof: $(READY)  ## stage one: fold jobs -> out-of-fold logits
 	@$(PY) -m oof oof $(CONFIG) $(OVERRIDES)
 
-stack: $(READY)  ## stage two: stack and calibrate them, cross-fitted
+stack: $(READY)  ## stage two: stack and calibrate them, or LOGITS, cross-fitted
 	@$(PY) -m ensemble stack $(CONFIG) $(OVERRIDES)
 
 distill: $(READY)  ## stage three: one student, saved as a Hugging Face folder

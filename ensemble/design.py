@@ -56,7 +56,7 @@ class Design:
         return [i for i, name in enumerate(self.names) if self.families[name] == family]
 
 
-def join_logits(ids: Sequence[str], frame: pl.DataFrame) -> NDArray[np.float32]:
+def join_logits(ids: Sequence[str], frame: pl.DataFrame, file: str = "logits file") -> NDArray[np.float32]:
     """Return (n, 2, 3) logits in the order of ``ids`` from a frame in the open logits format.
 
     Raises:
@@ -64,20 +64,25 @@ def join_logits(ids: Sequence[str], frame: pl.DataFrame) -> NDArray[np.float32]:
     """
     absent = [name for name in ("id", *LOGIT_COLUMNS) if name not in frame.columns]
     if absent:
-        raise UserError(f"logits file: missing column {absent[0]!r}; expected id and {', '.join(LOGIT_COLUMNS)}")
-    theirs = frame["id"].cast(pl.String)
-    repeated = len(theirs) - theirs.n_unique()
-    missing, extra = set(ids) - set(theirs), set(theirs) - set(ids)
-    if repeated or missing or extra:
-        raise UserError(
-            f"logits file: {len(missing)} battles missing, {len(extra)} unknown, {repeated} repeated; "
-            "it must hold each scored battle once"
+        raise UserError(f"{file}: missing column {absent[0]!r}; expected id and {', '.join(LOGIT_COLUMNS)}")
+    frame = frame.select(pl.col("id").cast(pl.String), *LOGIT_COLUMNS)
+    ours = pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)})
+    repeated = frame.height - frame["id"].n_unique()
+    missing = ours.join(frame, on="id", how="anti")["id"]
+    extra = frame.join(ours, on="id", how="anti")["id"].unique(maintain_order=True)
+    if repeated or len(missing) or len(extra):
+        first = "".join(
+            f"; first {what}: {found[0]}" for what, found in (("missing", missing), ("unknown", extra)) if len(found)
         )
-    rows = pl.DataFrame({"id": list(ids)}).join(frame.with_columns(theirs), on="id", how="left", maintain_order="left")
+        raise UserError(
+            f"{file}: {len(missing):,} battles missing, {len(extra):,} unknown, {repeated:,} repeated; "
+            f"it must hold each scored battle once{first}"
+        )
+    rows = ours.join(frame, on="id", how="left", maintain_order="left")
     logits = rows.select(LOGIT_COLUMNS).to_numpy().astype(np.float32)
     broken = int((~np.isfinite(logits)).any(axis=1).sum())
     if broken:
-        raise UserError(f"logits file: {broken} battles have logits that are not finite; score them again")
+        raise UserError(f"{file}: {broken} battles have logits that are not finite; score them again")
     return logits.reshape(-1, 2, 3)
 
 

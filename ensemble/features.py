@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ensemble import characters
 
+RECIPE = 2  # raise when the same texts or logits would give other columns
 BLOCK = 256  # battles at a time: bitmaps of 6 MB, and texts that stay in the cache
 SIDES = ("a", "b")
 FORMATTING = {
