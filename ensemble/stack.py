@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ensemble.crossfit import StackResult, cross_fit
 from ensemble.design import Design, build_design, join_logits
 from ensemble.features import RECIPE
 from ensemble.inputs import Inputs, external_inputs
+from ensemble.scores import score_table
 from ensemble.suspects import possibly_in_sample
 from oof import store
 from oof.config import Config, to_dict
@@ -91,8 +93,11 @@ def run_stack(config: Config) -> bool:
     )
     result.save(step.folder / "model")
     members = {f"member:{name}": softmax_mean(logits) for name, logits in inputs.logits.items()}
-    frame = predictions_frame(inputs.table["id"], {**result.predictions, **members})
+    predictions = {**result.predictions, **members}
+    frame = predictions_frame(inputs.table["id"], predictions)
     store.write_parquet(step.folder / "predictions.parquet", frame)
+    scores = score_table(predictions, inputs.labels, inputs.groups, config.seed)
+    store.write_json(step.folder / "scores.json", scores)
     losses = {name: log_loss(probs, inputs.labels) for name, probs in result.predictions.items()}
     suspects = possibly_in_sample(
         inputs.logits, inputs.labels, inputs.folds, config.stack.in_sample_margin, config.seed
@@ -143,7 +148,7 @@ def design_of(table: pl.DataFrame, logits: dict[str, Any]) -> Design:
     return build_design(table, logits)
 
 
-def predictions_frame(ids: pl.Series, predictions: dict[str, NDArray[np.floating]]) -> pl.DataFrame:
+def predictions_frame(ids: pl.Series, predictions: Mapping[str, NDArray[np.floating]]) -> pl.DataFrame:
     """Return one row per battle: id and, for each predictor, its three probabilities (``name|a`` …)."""
     columns = {f"{name}|{c}": probs[:, i] for name, probs in predictions.items() for i, c in enumerate(CLASSES)}
     return pl.DataFrame({"id": ids, **columns})
