@@ -6,7 +6,7 @@ product. Differences are paired by construction.
 
 **Calibration errors** are binned (15 bins of equal mass) and therefore biased: even a perfect model has one above 0.
 So each stands beside ``expected_if_calibrated``, its mean when verdicts are drawn from these very probabilities, and
-``upper_if_calibrated``, the 95 % point of the same draws: a value below that is no evidence of miscalibration. A resample
+``upper_if_calibrated``, the 95 % point of the same draws: a value below is no evidence of miscalibration. A resample
 has the same bias once more, so the interval is moved back by it (mean of the draws minus the value) and cut at 0.
 
 Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 3 (top-label error); Kull et al.,
