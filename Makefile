@@ -19,7 +19,7 @@ OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(
             $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack distill predict table demo test test-slow lint format bases check audit clean-demo
+.PHONY: help setup oof stack ablate distill predict table demo test test-slow lint format bases check audit clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ oof: $(READY)  ## stage one: fold jobs -> out-of-fold logits
 
 stack: $(READY)  ## stage two: stack and calibrate them, or LOGITS, cross-fitted
 	@$(PY) -m ensemble stack $(CONFIG) $(OVERRIDES)
+
+ablate: $(READY)  ## what each part of stage two was worth: RUN/stack/ablations.json
+	@$(PY) -m ensemble ablate $(CONFIG) $(OVERRIDES)
 
 distill: $(READY)  ## stage three: one student, saved as a Hugging Face folder
 	@$(PY) -m ensemble distill $(CONFIG) $(OVERRIDES)

@@ -54,6 +54,15 @@ def _table(arguments: argparse.Namespace) -> None:
     print_table(metrics)
 
 
+def _ablate(arguments: argparse.Namespace) -> None:
+    from ensemble.ablations import print_ablations, run_ablations
+
+    config = load_config(arguments)
+    with store.locked(Path(config.run)):
+        content = run_ablations(config)
+    print_ablations(content)
+
+
 def _features(_: argparse.Namespace) -> None:
     from ensemble.design import describe
 
@@ -71,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, verb, text in (
         ("stack", _stack, "stack and calibrate the out-of-fold logits, cross-fitted"),
+        ("ablate", _ablate, "find out what each part of stage two is worth: RUN/stack/ablations.json"),
         ("distill", _distill, "distil the ensemble into one student and export it"),
         ("predict", _predict, "write submission.csv for data.test"),
         ("table", _table, "print what each stage was worth and write metrics.json"),
