@@ -181,7 +181,7 @@ def _drawn(groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.boo
 
 
 def _by_family(design: Design, gains: NDArray[np.float64]) -> dict[str, float]:
-    """Return each family's share of the gain; zeros where no booster found a split. The pool it starts from is apart."""
+    """Return each family's share of the gain of boosting (not of the pool it starts from); zeros without any split."""
     shares: dict[str, float] = {}
     for name, gain in zip(design.names, (gains / max(gains.sum(), 1e-12)).tolist(), strict=True):
         shares[design.families[name]] = shares.get(design.families[name], 0.0) + gain
