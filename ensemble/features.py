@@ -7,7 +7,7 @@ column belongs to the battle and stays. Nothing here is fitted, and no Python lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,9 +16,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble import characters
+from oof.schemas import TEXTS
 
 RECIPE = 2  # raise when the same texts or logits would give other columns
 BLOCK = 256  # battles at a time: bitmaps of 6 MB, and texts that stay in the cache
+BLOCK_BYTES = 4 << 20  # of texts at a time, or one battle
 SIDES = ("a", "b")
 FORMATTING = {
     "code": r"```",
@@ -206,7 +208,7 @@ def text_features(table: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, str]]:
     if not has_text(table):
         return pl.DataFrame(), {}
     blocks, families = [], {}
-    for block in table.select("prompt", "response_a", "response_b").iter_slices(BLOCK):
+    for block in blocks_of(table):
         texts, columns = Texts(block), {}
         for family, function in FAMILIES.items():
             found = function(texts)
@@ -214,6 +216,19 @@ def text_features(table: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, str]]:
             columns.update(found)
         blocks.append(pl.DataFrame(columns).cast(pl.Float32))
     return pl.concat(blocks), families
+
+
+def blocks_of(table: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Yield the battles' texts in blocks that bound the memory, however long some texts are."""
+    texts = table.select(TEXTS)
+    size = texts.select(pl.sum_horizontal(pl.col(n).list.join("").str.len_bytes() for n in TEXTS)).to_series()
+    ends = np.append(0, size.to_numpy().astype(np.int64).cumsum())
+    start = 0
+    while start < texts.height:
+        fitting = int(np.searchsorted(ends, ends[start] + BLOCK_BYTES, side="right")) - 1
+        stop = min(start + BLOCK, max(fitting, start + 1), texts.height)
+        yield texts[start:stop]
+        start = stop
 
 
 def has_text(table: pl.DataFrame) -> bool:

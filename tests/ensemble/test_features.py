@@ -69,6 +69,18 @@ def test_a_battle_has_the_same_features_alone_and_among_others() -> None:
         assert alone.row(0) == whole.row(row)
 
 
+def test_blocks_hold_every_battle_once_and_no_more_text_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "BLOCK", 5)
+    monkeypatch.setattr(features, "BLOCK_BYTES", 100)
+    sizes = [*np.random.default_rng(0).integers(0, 40, 60).tolist(), 500, 3, 250, 0, 0]
+    table = table_of([(["p" * size], ["é"], [""]) for size in sizes])
+    blocks = list(features.blocks_of(table))
+    assert pl.concat(blocks).equals(table.drop("id"))
+    for block in blocks:
+        assert 1 <= block.height <= 5
+        assert block.height == 1 or block["prompt"].list.join("").str.len_bytes().sum() + 2 * block.height <= 100
+
+
 def test_every_column_has_a_family_with_a_meaning() -> None:
     frame, families = text_features(table_of([(["p"], ["a"], ["b"])]))
     assert list(families) == frame.columns

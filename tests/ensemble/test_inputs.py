@@ -76,6 +76,19 @@ def test_stacking_files_of_any_format_and_row_order_needs_no_stage_one(
     assert "possibly_in_sample" in manifest
 
 
+def test_a_leaky_member_is_named_in_the_output_and_in_the_manifest(
+    arena: Arena, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    both_orders(arena, "one").write_csv(one)
+    seen = arena.logits["two"] + 4 * np.eye(3)[arena.labels][:, None]
+    store.logits_frame(ids_of(arena), seen, 0).drop("fold").write_csv(two)
+    assert main(["stack", *overrides(tmp_path / "run", labels_file(tmp_path, arena), one=one, two=two)]) == 0
+    assert "two: possibly in-sample" in caplog.text
+    manifest = store.read_json(tmp_path / "run" / "stack" / "manifest.json")
+    assert list(manifest["possibly_in_sample"]) == ["two"]
+
+
 def test_the_makefile_builds_the_setting_from_logits() -> None:
     command = ["make", "-n", "stack", "PYTHON=python3", "DATA=labels.csv", "LOGITS=one=a.csv two=sub/x=y.parquet"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
