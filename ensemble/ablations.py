@@ -5,6 +5,7 @@ order, the calibration, a share of the training battles. Nothing is tuned anew: 
 the number of rounds that its study found *with* everything, so a part that tuning could have made up for looks worth a
 little more than it is. ``full`` is made by the same recipe, and differences are paired with it.
 
+What is taken apart is the boosted stacker, also where ``stack.final`` chose a simpler combiner for new battles.
 Items are steps of the run: a killed call goes on with the next item.
 """
 
