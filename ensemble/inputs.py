@@ -91,8 +91,11 @@ def external_inputs(config: Config) -> Inputs:
     logits = {}
     for name, file in files.items():
         path = config.stack.logits[name]
-        logits[name] = join_logits(table["id"].to_list(), file.frame, path)
-        logger.info("%s: %s: %s", name, path, file.said)
+        # A battle that data.on_bad_row=drop left out has logits all the same.
+        known = file.frame.join(battles.dropped.select("id"), on="id", how="anti", maintain_order="left")
+        logits[name] = join_logits(table["id"].to_list(), known, path)
+        lost = file.frame.height - known.height
+        logger.info("%s: %s: %s%s", name, path, file.said, f", {lost} of battles that were dropped" if lost else "")
     table, folds_from = _with_folds(table, {config.stack.logits[name]: file.frame for name, file in files.items()})
     text = has_text(table)
     groups = group_battles(table, config.groups) if text or config.groups.column else np.arange(table.height)

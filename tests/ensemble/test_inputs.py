@@ -169,6 +169,21 @@ def test_files_that_do_not_fit_are_refused_with_counts(
         inputs_of(tmp_path / "run", labels_file(tmp_path, arena), one=path)
 
 
+def test_logits_of_dropped_battles_are_passed_over(
+    arena: Arena, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels, one = labels_file(tmp_path, arena), tmp_path / "one.csv"
+    labels.write_text(labels.read_text().replace(f"b7,{arena.labels[7]}", "b7,nobody"))
+    both_orders(arena, "one").write_csv(one)
+    with pytest.raises(UserError, match="nobody"):
+        inputs_of(tmp_path / "run", labels, one=one)
+    with caplog.at_level("INFO"):
+        inputs = inputs_of(tmp_path / "run", labels, "data.on_bad_row=drop", one=one)
+    assert inputs.table.height == 239
+    assert "b7" not in inputs.table["id"]
+    assert "1 of battles that were dropped" in caplog.text
+
+
 def test_folds_of_the_files_are_used_and_must_agree(arena: Arena, tmp_path: Path) -> None:
     one = tmp_path / "one.csv"
     both_orders(arena, "one").with_columns(fold=pl.Series(arena.folds)).write_csv(one)
