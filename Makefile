@@ -1,5 +1,6 @@
 # Every target makes what it needs first: `make demo` and `make test` work straight after `git clone`.
 #   CONFIG=configs/demo.yaml   RUN=runs/name   DATA="train.csv more.csv"   TEST=test.csv   ARGS="stack.trials=5"
+#   LOGITS="name=file.csv other=file.parquet": stack these, without a stage one (RUN is then runs/logits if not set)
 CONFIG ?= configs/demo.yaml
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,11 +12,14 @@ comma := ,
 empty :=
 space := $(empty) $(empty)
 as_list = [$(subst $(space),$(comma),$(strip $(1)))]
+name_of = $(firstword $(subst =, ,$(1)))
+as_pairs = $(foreach pair,$(1),"$(call name_of,$(pair))": "$(patsubst $(call name_of,$(pair))=%,%,$(pair))"$(comma))
 OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(DATA))') \
-            $(if $(TEST),'data.test=$(call as_list,$(TEST))') $(ARGS)
+            $(if $(TEST),'data.test=$(call as_list,$(TEST))') \
+            $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack distill predict table report demo test test-slow lint format bases plan bench-oof faults check audit clean-demo
+.PHONY: help setup oof stack ablate distill predict table report demo test test-slow lint format bases plan bench-oof faults check audit clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,8 +40,11 @@ $(READY): pyproject.toml constraints.txt
 oof: $(READY)  ## stage one: fold jobs -> out-of-fold logits
 	@$(PY) -m oof oof $(CONFIG) $(OVERRIDES)
 
-stack: $(READY)  ## stage two: stack and calibrate them, cross-fitted
+stack: $(READY)  ## stage two: stack and calibrate them, or LOGITS, cross-fitted
 	@$(PY) -m ensemble stack $(CONFIG) $(OVERRIDES)
+
+ablate: $(READY)  ## what each part of stage two was worth: RUN/stack/ablations.json
+	@$(PY) -m ensemble ablate $(CONFIG) $(OVERRIDES)
 
 distill: $(READY)  ## stage three: one student, saved as a Hugging Face folder
 	@$(PY) -m ensemble distill $(CONFIG) $(OVERRIDES)
@@ -54,11 +61,12 @@ report: $(READY)  ## write RUN/report/index.html; RUN="runs/a runs/b" also compa
 demo: $(READY)  ## all of it on the embedded synthetic arena, on a CPU
 	@$(MAKE) --no-print-directory oof stack distill predict table CONFIG=configs/demo.yaml
 
+# Two processes of one thread each: small models gain nothing from a second thread.
 test: $(READY)  ## the tests (slow ones: make test-slow)
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)  ## every test, the slow ones too
-	@$(PY) -m pytest -m 'slow or not slow'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m 'slow or not slow'
 
 lint: $(READY)  ## ruff, mypy --strict, import contracts
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

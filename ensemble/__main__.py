@@ -79,11 +79,33 @@ def _seen(arguments: argparse.Namespace) -> None:
     print(f"seen: {int(found['seen'].sum()):,} of {found.height:,} battles ({run / 'seen' / 'seen.parquet'})")
 
 
+def _ablate(arguments: argparse.Namespace) -> None:
+    from ensemble.ablations import print_ablations, run_ablations
+
+    config = load_config(arguments)
+    with store.locked(Path(config.run)):
+        content = run_ablations(config)
+    print_ablations(content)
+
+
+def _features(_: argparse.Namespace) -> None:
+    from ensemble.design import describe
+
+    print("# Features of the stacker\n")
+    print("One family each, from the docstrings of `ensemble/features.py` and `ensemble/design.py`; made by")
+    print("`python -m ensemble features > docs/features.md`. Columns ending in `_a` and `_b` exchange when the")
+    print("responses do, those ending in `_diff` change their sign. Nothing is fitted.\n")
+    print("| family | meaning |\n|---|---|")
+    for family, meaning in describe().items():
+        print(f"| {family} | {meaning} |")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ensemble", description="Stages two and three.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, verb, text in (
         ("stack", _stack, "stack and calibrate the out-of-fold logits, cross-fitted"),
+        ("ablate", _ablate, "find out what each part of stage two is worth: RUN/stack/ablations.json"),
         ("distill", _distill, "distil the ensemble into one student and export it"),
         ("predict", _predict, "write submission.csv for data.test"),
         ("table", _table, "print what each stage was worth and write metrics.json"),
@@ -105,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("folder", help="an exported student, for example runs/demo/distill/student")
     judge.add_argument("--dtype", default="auto", help="auto (as saved), float32 or bfloat16")
     judge.set_defaults(verb=_judge)
+    listed = verbs.add_parser("features", help="list the stacker's families of features and their meaning")
+    listed.set_defaults(verb=_features)
     return parser
 
 

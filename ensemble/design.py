@@ -6,6 +6,7 @@ favour a side. Logits are joined by id, never by position.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,11 +16,12 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.special import entr, rel_entr
 
-from ensemble.features import FAMILIES
+from ensemble import features
 from oof.errors import UserError
 from oof.metrics import log_softmax, softmax
 from oof.store import LOGIT_COLUMNS
 
+Columns = dict[str, NDArray[np.floating]]
 SWAP = [1, 0, 2]  # classes of a battle whose sides are exchanged
 
 
@@ -54,7 +56,7 @@ class Design:
         return [i for i, name in enumerate(self.names) if self.families[name] == family]
 
 
-def join_logits(ids: Sequence[str], frame: pl.DataFrame) -> NDArray[np.float32]:
+def join_logits(ids: Sequence[str], frame: pl.DataFrame, file: str = "logits file") -> NDArray[np.float32]:
     """Return (n, 2, 3) logits in the order of ``ids`` from a frame in the open logits format.
 
     Raises:
@@ -62,20 +64,25 @@ def join_logits(ids: Sequence[str], frame: pl.DataFrame) -> NDArray[np.float32]:
     """
     absent = [name for name in ("id", *LOGIT_COLUMNS) if name not in frame.columns]
     if absent:
-        raise UserError(f"logits file: missing column {absent[0]!r}; expected id and {', '.join(LOGIT_COLUMNS)}")
-    theirs = frame["id"].cast(pl.String)
-    repeated = len(theirs) - theirs.n_unique()
-    missing, extra = set(ids) - set(theirs), set(theirs) - set(ids)
-    if repeated or missing or extra:
-        raise UserError(
-            f"logits file: {len(missing)} battles missing, {len(extra)} unknown, {repeated} repeated; "
-            "it must hold each scored battle once"
+        raise UserError(f"{file}: missing column {absent[0]!r}; expected id and {', '.join(LOGIT_COLUMNS)}")
+    frame = frame.select(pl.col("id").cast(pl.String), *LOGIT_COLUMNS)
+    ours = pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)})
+    repeated = frame.height - frame["id"].n_unique()
+    missing = ours.join(frame, on="id", how="anti")["id"]
+    extra = frame.join(ours, on="id", how="anti")["id"].unique(maintain_order=True)
+    if repeated or len(missing) or len(extra):
+        first = "".join(
+            f"; first {what}: {found[0]}" for what, found in (("missing", missing), ("unknown", extra)) if len(found)
         )
-    rows = pl.DataFrame({"id": list(ids)}).join(frame.with_columns(theirs), on="id", how="left", maintain_order="left")
+        raise UserError(
+            f"{file}: {len(missing):,} battles missing, {len(extra):,} unknown, {repeated:,} repeated; "
+            f"it must hold each scored battle once{first}"
+        )
+    rows = ours.join(frame, on="id", how="left", maintain_order="left")
     logits = rows.select(LOGIT_COLUMNS).to_numpy().astype(np.float32)
     broken = int((~np.isfinite(logits)).any(axis=1).sum())
     if broken:
-        raise UserError(f"logits file: {broken} battles have logits that are not finite; score them again")
+        raise UserError(f"{file}: {broken} battles have logits that are not finite; score them again")
     return logits.reshape(-1, 2, 3)
 
 
@@ -103,9 +110,12 @@ def build_design(table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -
     for name, values in logits.items():
         if values.shape != (table.height, 2, 3) or not np.isfinite(values).all():
             raise UserError(f"logits of {name}: expected finite numbers of shape ({table.height}, 2, 3)")
-    x, families = _features(table, logits)
+    texts, families = features.text_features(table)
     mirrored = {name: mirror_logits(values) for name, values in logits.items()}
-    x_swapped, _ = _features(mirror_table(table), mirrored)
+    opinions, families_of_opinions = _opinions(logits)
+    families |= families_of_opinions
+    x = _matrix(texts, opinions)
+    x_swapped = _matrix(features.mirror(texts), _opinions(mirrored)[0])
     pool = np.stack([_centred(values.astype(np.float64).mean(axis=1)) for values in logits.values()], axis=1)
     return Design(x, x_swapped, pool, list(families), families, list(logits), table["id"].to_list())
 
@@ -115,25 +125,28 @@ def _centred(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(logp - logp.mean(axis=-1, keepdims=True))
 
 
-def _features(
-    table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]
-) -> tuple[NDArray[np.float32], dict[str, str]]:
-    columns: dict[str, NDArray[np.floating]] = {}
+def _matrix(texts: pl.DataFrame, opinions: Columns) -> NDArray[np.float32]:
+    columns = [series.to_numpy() for series in texts] + list(opinions.values())
+    return np.column_stack(columns).astype(np.float32)
+
+
+def _opinions(logits: dict[str, NDArray[np.floating]]) -> tuple[Columns, dict[str, str]]:
+    """Return the columns that members' logits give, and each column's family: member:NAME or between."""
+    columns: Columns = {}
     families: dict[str, str] = {}
-    for family, function in FAMILIES.items():
-        for series in function(table):
-            columns[series.name], families[series.name] = series.cast(pl.Float32).to_numpy(), family
-    for family, values in (*((name, _member(name, z)) for name, z in logits.items()), ("between", _between(logits))):
-        columns |= values
-        families |= dict.fromkeys(values, family if family == "between" else f"member:{family}")
-    return np.column_stack(list(columns.values())).astype(np.float32), families
+    for name, values in logits.items():
+        found = _member(name, values)
+        columns |= found
+        families |= dict.fromkeys(found, f"member:{name}")
+    found = _between(logits)
+    return columns | found, families | dict.fromkeys(found, "between")
 
 
 def _member(name: str, logits: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
-    """One member's opinion: margin of a over b and pull to a tie, per order and in the mean; entropy; disagreement.
-
-    A name cannot hold a colon, so no column of a member meets another.
+    """One member's opinion: margin of a over b and pull to a tie, per order and in the mean; the entropy; how far
+    the orders disagree, and by how much the response shown first gains.
     """
+    # A member's name cannot hold a colon, so no column of a member meets another.
     mean = _centred(logits.astype(np.float64).mean(axis=1))
     probs = softmax(mean)
     ab, ba = (_centred(logits[:, order].astype(np.float64)) for order in (0, 1))
@@ -142,17 +155,25 @@ def _member(name: str, logits: NDArray[np.floating]) -> dict[str, NDArray[np.flo
         f"{name}:tie": mean[:, 2],
         f"{name}:margin_ab": ab[:, 0] - ab[:, 1],
         f"{name}:margin_ba": ba[:, 0] - ba[:, 1],
+        f"{name}:tie_ab": ab[:, 2],
+        f"{name}:tie_ba": ba[:, 2],
+        f"{name}:first_shown": (ab - ba)[:, 0] - (ab - ba)[:, 1],
         f"{name}:entropy": entr(probs).sum(axis=1),
         f"{name}:disagreement": np.abs(ab - ba).max(axis=1),
     }
 
 
 def _between(logits: dict[str, NDArray[np.floating]]) -> dict[str, NDArray[np.float64]]:
-    """Agreement of the members: the mean and spread of their margins, and the pairs' divergence (Jensen-Shannon)."""
+    """Agreement of the members: mean and spread of their margins and pulls to a tie, the share of them with the most
+    common verdict, and the pairs' divergence (Jensen-Shannon).
+    """
     means = [_centred(values.astype(np.float64).mean(axis=1)) for values in logits.values()]
     margins = np.stack([mean[:, 0] - mean[:, 1] for mean in means])
     columns = {"between::margin": margins.mean(axis=0), "between::spread": margins.std(axis=0)}
-    columns["between::tie"] = np.mean([mean[:, 2] for mean in means], axis=0)
+    ties = np.stack([mean[:, 2] for mean in means])
+    columns |= {"between::tie": ties.mean(axis=0), "between::tie_spread": ties.std(axis=0)}
+    verdicts = np.stack([mean.argmax(axis=1) for mean in means])
+    columns["between::agreement"] = np.max([(verdicts == c).mean(axis=0) for c in range(3)], axis=0)
     for (i, first), (j, second) in combinations(enumerate(means), 2):
         columns[f"between::divergence_{i}_{j}"] = _jensen_shannon(softmax(first), softmax(second))
     return columns
@@ -161,3 +182,9 @@ def _between(logits: dict[str, NDArray[np.floating]]) -> dict[str, NDArray[np.fl
 def _jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
     m = (p + q) / 2
     return np.asarray((rel_entr(p, m) + rel_entr(q, m)).sum(axis=1) / 2)
+
+
+def describe() -> dict[str, str]:
+    """Return the meaning of every family of columns, from the docstrings; of the members' families, once for all."""
+    functions = {**features.FAMILIES, "member:NAME": _member, "between": _between}
+    return {name: " ".join((inspect.getdoc(function) or "").split()) for name, function in functions.items()}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ensemble import stack
 from ensemble.calibrate import fit_temperature
+from ensemble.inputs import Inputs
 from oof import store
 from oof.config import Config, Distill
 from oof.dataset import FORMAT, load_battles
@@ -44,7 +45,7 @@ class StudentPlan:
     """
 
     config: Config
-    inputs: stack.Inputs
+    inputs: Inputs
     table: pl.DataFrame
     labels: NDArray[np.int64]
     folds: NDArray[np.int64]
@@ -138,7 +139,7 @@ def texts_key(table: pl.DataFrame) -> str:
     return store.digest(*(table[name].to_list() for name in ("id", "prompt", "response_a", "response_b")))
 
 
-def member_oof(inputs: stack.Inputs, name: str) -> NDArray[np.float64]:
+def member_oof(inputs: Inputs, name: str) -> NDArray[np.float64]:
     """Return one member's (n, 3) out-of-fold probabilities, at the temperature of the other folds."""
     mean = inputs.logits[name].astype(np.float64).mean(axis=1)
     return cross_fitted_temperature(mean, inputs.labels, inputs.folds)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from ensemble.crossfit import StackResult, cross_fit
 from ensemble.design import Design, build_design, join_logits
+from ensemble.features import RECIPE
+from ensemble.inputs import Inputs, external_inputs
+from ensemble.scores import score_table
+from ensemble.suspects import possibly_in_sample
 from oof import store
 from oof.config import Config, to_dict
 from oof.dataset import FORMAT, load_battles
@@ -25,23 +29,14 @@ CLASSES = ("a", "b", "tie")
 STAGE_ONE = ("seed", "members", "prompts", "folds", "groups")  # settings that OOF logits depend on
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What stage one left: the scored battles and each member's logits in their order."""
-
-    table: pl.DataFrame
-    labels: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    folds: NDArray[np.int64]
-    logits: dict[str, NDArray[np.float32]]  # member -> (n, 2, 3)
-
-
 def load_inputs(config: Config) -> Inputs:
-    """Return the run's scored battles and OOF logits.
+    """Return the run's scored battles and OOF logits, or those of ``stack.logits``.
 
     Raises:
-        UserError: stage one has not finished here, or was made with other settings.
+        UserError: stage one has not finished here, or was made with other settings; a file of logits does not fit.
     """
+    if config.stack.logits:
+        return external_inputs(config)
     run = Path(config.run)
     table = load_battles(run).filter(pl.col("role") == "train")
     if not (run / "run.json").is_file():
@@ -79,7 +74,9 @@ def _differences(name: str, before: object, after: object) -> dict[str, tuple[ob
 def _step(config: Config, inputs: Inputs) -> store.Step:
     logits = [store.digest(inputs.logits[name]) for name in sorted(inputs.logits)]
     battles = [inputs.table["id"].to_list(), store.digest(inputs.labels, inputs.groups, inputs.folds)]
-    key = store.digest("stack", FORMAT, config.stack, config.seed, list(config.members), logits, battles)
+    key = store.digest(
+        "stack", FORMAT, config.stack, config.seed, list(config.members), logits, battles, inputs.facts, RECIPE
+    )
     return store.Step(Path(config.run) / "stack", key)
 
 
@@ -96,10 +93,18 @@ def run_stack(config: Config) -> bool:
     )
     result.save(step.folder / "model")
     members = {f"member:{name}": softmax_mean(logits) for name, logits in inputs.logits.items()}
-    frame = predictions_frame(inputs.table["id"], {**result.predictions, **members})
+    predictions = {**result.predictions, **members}
+    frame = predictions_frame(inputs.table["id"], predictions)
     store.write_parquet(step.folder / "predictions.parquet", frame)
+    scores = score_table(predictions, inputs.labels, inputs.groups, config.seed)
+    store.write_json(step.folder / "scores.json", scores)
     losses = {name: log_loss(probs, inputs.labels) for name, probs in result.predictions.items()}
-    step.finish({"log_loss": losses, "features": design.names, **result.facts()})
+    suspects = possibly_in_sample(
+        inputs.logits, inputs.labels, inputs.folds, config.stack.in_sample_margin, config.seed
+    )
+    step.finish(
+        {"possibly_in_sample": suspects, "log_loss": losses, "features": design.names, **inputs.facts, **result.facts()}
+    )
     logger.info("stack: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     return True
 
@@ -143,7 +148,7 @@ def design_of(table: pl.DataFrame, logits: dict[str, Any]) -> Design:
     return build_design(table, logits)
 
 
-def predictions_frame(ids: pl.Series, predictions: dict[str, NDArray[np.floating]]) -> pl.DataFrame:
+def predictions_frame(ids: pl.Series, predictions: Mapping[str, NDArray[np.floating]]) -> pl.DataFrame:
     """Return one row per battle: id and, for each predictor, its three probabilities (``name|a`` …)."""
     columns = {f"{name}|{c}": probs[:, i] for name, probs in predictions.items() for i, c in enumerate(CLASSES)}
     return pl.DataFrame({"id": ids, **columns})

@@ -86,20 +86,25 @@ def top_label_ece(probs: Floats, labels: Integers, bins: int = 15) -> dict[str, 
     """
     probs, labels = _checked(probs, labels)
     confidence, hits = probs.max(axis=1), _hits(probs, labels)
-    order = np.argsort(confidence, kind="stable")
-    bin_of = np.empty(len(order), dtype=np.int64)
-    bin_of[order] = np.arange(len(order)) * bins // len(order)
-    # Equal confidences belong to one bin, or the ECE would depend on the order of the rows.
-    _, same = np.unique(confidence, return_inverse=True)
-    lowest = np.full(same.max() + 1, bins)
-    np.minimum.at(lowest, same, bin_of)
-    bin_of = lowest[same]
+    bin_of = equal_mass_bins(confidence, bins)
     gaps = np.bincount(bin_of, hits - confidence, minlength=bins)
     spread = np.sqrt(np.bincount(bin_of, confidence * (1 - confidence), minlength=bins))
     return {
-        "ece": float(np.abs(gaps).sum() / len(order)),
-        "bias": float(np.sqrt(2 / np.pi) * spread.sum() / len(order)),
+        "ece": float(np.abs(gaps).sum() / len(hits)),
+        "bias": float(np.sqrt(2 / np.pi) * spread.sum() / len(hits)),
     }
+
+
+def equal_mass_bins(values: Floats, bins: int) -> NDArray[np.int64]:
+    """Return (n,) bins 0..bins-1 of nearly equal size, in the order of the values; equal values share a bin."""
+    order = np.argsort(values, kind="stable")
+    bin_of = np.empty(len(order), dtype=np.int64)
+    bin_of[order] = np.arange(len(order)) * bins // len(order)
+    # Equal values belong to one bin, or an error would depend on the order of the rows.
+    _, same = np.unique(values, return_inverse=True)
+    lowest = np.full(same.max() + 1, bins)
+    np.minimum.at(lowest, same, bin_of)
+    return np.asarray(lowest[same])
 
 
 def scores(probs: Floats, labels: Integers) -> dict[str, Any]:

@@ -117,6 +117,8 @@ class Stack:
     rounds: int = 400  # the most boosting rounds of one booster
     order: str = "auto"  # symmetric | position | auto: may one first-shown term be modelled?
     calibrator: str = "temperature"
+    logits: dict[str, str] = field(default_factory=dict)  # member -> file of logits made elsewhere; empty = stage one's
+    in_sample_margin: float = 0.05  # nats by which a member must beat every other to look in-sample
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "time_limit": (0.0, 1e8),
     "trials": (1, 100_000),
     "rounds": (1, 100_000),
+    "in_sample_margin": (0.0, 100.0),
     "temperature": (0.01, 100.0),
     "ce": (0.0, 1000.0),
     "kl": (0.0, 1000.0),

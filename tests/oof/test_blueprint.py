@@ -81,7 +81,14 @@ def test_parameters_and_arithmetic_are_the_real_model_s(member: Member, layers: 
     assert planned.flops == pytest.approx(flops.get_total_flops(), rel=0.05)
 
 
-@pytest.mark.parametrize(("layers", "checkpointing"), [("all", False), ("upper_half", False), ("all", True)])
+@pytest.mark.parametrize(
+    ("layers", "checkpointing"),
+    [
+        ("all", False),
+        pytest.param("upper_half", False, marks=pytest.mark.slow),
+        pytest.param("all", True, marks=pytest.mark.slow),
+    ],
+)
 def test_planned_memory_is_near_the_measured_peak(member: Member, layers: str, checkpointing: bool) -> None:
     if sys.platform != "linux":
         pytest.skip("reads the process's high-water mark from /proc")
