@@ -11,6 +11,8 @@ to look again and neither a proof (a 70B model among 1B ones shows the first, ri
   not others is not.
 
 A member that has seen *all* folds shows the first sign alone: its logits are as good a lie in one fold as in another.
+Of 30 synthetic pairs of honest, equally good members none was named with 300 or 2,000 battles; with 60, six were, by
+the first sign: so few battles cannot tell a lead of 0.05 nats from luck.
 """
 
 from __future__ import annotations
