@@ -114,9 +114,9 @@ def test_a_battle_without_a_label_has_no_hard_term() -> None:
     assert distill_loss(logits, targets, Losses(ce=1, kl=0), 2.0).abs().max() == 0
 
 
-def pooled(batch: dict[str, torch.Tensor], table: torch.Tensor) -> torch.Tensor:
+def pooled(batch: dict[str, torch.Tensor], table: torch.Tensor, pad: int) -> torch.Tensor:
     """A linear classifier of token counts: its gradient can be written down."""
-    return (table[batch["input_ids"]] * (batch["input_ids"] != 0)[..., None]).sum(dim=1) / 50
+    return (table[batch["input_ids"]] * (batch["input_ids"] != pad)[..., None]).sum(dim=1) / 50
 
 
 @pytest.mark.parametrize("losses", [Losses(), Losses(ce=1, kl=1), Losses(ce=1, kl=2, cosine=2, mse=0.5)])
@@ -133,9 +133,9 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(losses: Losses)
         recipe = cut(Train(batch_battles=24))
         steps = TrainingSteps(encoded, targets, weights, recipe, tokenizer.pad_token_id, seed=1)
         micro = steps[0]
-        total = sum(
-            (distill_loss(pooled(b, model), b["targets"].double(), losses, 2.0) * b["weights"]).sum() for b in micro
-        )
+        logits = [pooled(b, model, tokenizer.pad_token_id) for b in micro]
+        each = [distill_loss(z, b["targets"].double(), losses, 2.0) for z, b in zip(logits, micro, strict=True)]
+        total = sum((loss * b["weights"]).sum() for loss, b in zip(each, micro, strict=True))
         return torch.autograd.grad(total, model)[0], [len(b["weights"]) for b in micro]
 
     whole, sizes = gradient(lambda r: Train(batch_battles=r.batch_battles, tokens_per_batch=100_000))
