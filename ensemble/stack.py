@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ensemble.crossfit import StackResult, cross_fit
 from ensemble.design import Design, build_design, join_logits
+from ensemble.text_baseline import count_terms
 from oof import store
 from oof.config import Config, to_dict
 from oof.dataset import FORMAT, load_battles
@@ -79,7 +80,8 @@ def _differences(name: str, before: object, after: object) -> dict[str, tuple[ob
 def _step(config: Config, inputs: Inputs) -> store.Step:
     logits = [store.digest(inputs.logits[name]) for name in sorted(inputs.logits)]
     battles = [inputs.table["id"].to_list(), store.digest(inputs.labels, inputs.groups, inputs.folds)]
-    key = store.digest("stack", FORMAT, config.stack, config.seed, list(config.members), logits, battles)
+    settings = replace(config.stack, workers=0)  # they do not change the result
+    key = store.digest("stack", FORMAT, settings, config.seed, list(config.members), logits, battles)
     return store.Step(Path(config.run) / "stack", key)
 
 
@@ -91,9 +93,8 @@ def run_stack(config: Config) -> bool:
         return False
     step.begin()
     design = build_design(inputs.table, inputs.logits)
-    result = cross_fit(
-        design, inputs.labels, inputs.folds, inputs.groups, config.stack, config.seed, step.folder / "studies"
-    )
+    parts = design, inputs.labels, inputs.folds, inputs.groups
+    result = cross_fit(*parts, config.stack, config.seed, step.folder / "studies", count_terms(inputs.table))
     result.save(step.folder / "model")
     members = {f"member:{name}": softmax_mean(logits) for name, logits in inputs.logits.items()}
     frame = predictions_frame(inputs.table["id"], {**result.predictions, **members})

@@ -167,7 +167,7 @@ def _check_values(origin: str, config: Config) -> None:
         if name in CHOICES and value not in CHOICES[name]:
             raise UserError(f"{origin}: {path}={value!r}; choose one of {', '.join(CHOICES[name])}")
         if name in RANGES and isinstance(value, int | float):
-            low, high = RANGES[name]
+            low, high = RANGES.get(path, RANGES[name])
             if not low <= value <= high:  # also refuses NaN
                 raise UserError(f"{origin}: {path}={value}; it must lie between {low:g} and {high:g}")
     if "\0" in config.run:
