@@ -1,7 +1,9 @@
-"""Calibrators of three-class logits: a temperature, with or without one explicit first-shown term.
+"""Calibrators of three-class logits: a temperature or vector scaling, with or without one explicit first-shown term.
 
-``probs = softmax(logits / T + c * (+1, -1, 0))``: T scales confidence, c is the advantage of the response that was
-shown first. c is the only place where A and B may differ, and it is reported.
+``probs = softmax(z / T * (1, 1, s) + (0, 0, b) + c * (+1, -1, 0))`` for centred logits z: T scales confidence, s and b
+(vector scaling only) treat the tie apart, c is the advantage of the response that was shown first. Vector scaling in
+general would treat A and B apart too; here they share scale and bias, so c is the only place where A and B may
+differ, and it is reported.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from oof.metrics import log_softmax, row_log_loss, softmax
 logger = logging.getLogger(__name__)
 
 LOG_T_BOUND = np.log(50.0)
+LOG_SCALE_BOUND = np.log(20.0)  # of the tie's scale beside that of A and B
 FIRST_SHOWN = np.array([1.0, -1.0, 0.0])
 SHARES = 5  # of the rows, in the cross-validation that decides on the first-shown term
 
@@ -33,14 +36,21 @@ class Calibrator:
 
     temperature: float = 1.0
     first_shown: float = 0.0
+    tie_scale: float = 1.0
+    tie_bias: float = 0.0
 
     def apply(self, logits: Floats) -> NDArray[np.float64]:
         """Return (n, 3) probabilities of (n, 3) logits in canonical class order."""
-        return softmax(logits / self.temperature + self.first_shown * FIRST_SHOWN)
+        return softmax(self._symmetric(logits) + self.first_shown * FIRST_SHOWN)
 
     def apply_symmetric(self, logits: Floats) -> NDArray[np.float64]:
         """Return the probabilities without the first-shown term."""
-        return softmax(logits / self.temperature)
+        return softmax(self._symmetric(logits))
+
+    def _symmetric(self, logits: Floats) -> NDArray[np.float64]:
+        z = np.asarray(logits, dtype=np.float64)
+        z = (z - z.mean(axis=1, keepdims=True)) / self.temperature
+        return np.asarray(z * np.array([1.0, 1.0, self.tie_scale]) + np.array([0.0, 0.0, self.tie_bias]))
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -80,40 +90,74 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
 
 def fit_first_shown(logits: Floats, labels: Integers) -> Calibrator:
     """Return T and c that minimise the log loss together."""
+    return _fit("temperature", True, logits, labels)
+
+
+def fit_vector(logits: Floats, labels: Integers) -> Calibrator:
+    """Return T, s and b that minimise the log loss together.
+
+    Source: Guo et al. 2017, section 4.2 (vector scaling), with one scale and bias for both responses.
+    """
+    return _fit("vector", False, logits, labels)
+
+
+def _fit(kind: str, first_shown: bool, logits: Floats, labels: Integers) -> Calibrator:
+    temperature = fit_temperature(logits, labels)
+    if kind == "temperature" and not first_shown:
+        return Calibrator(temperature)
     z, rows = _checked(logits), np.arange(len(labels))
+    z = z - z.mean(axis=1, keepdims=True)
+    vector = 1.0 if kind == "vector" else 0.0
 
-    def loss(parameters: NDArray[np.float64]) -> float:
-        log_t, c = parameters
-        return float(-log_softmax(z / np.exp(log_t) + c * FIRST_SHOWN)[rows, labels].mean())
+    def unpack(free: NDArray[np.float64]) -> Calibrator:
+        log_t, log_s, bias, c = (float(value) for value in free)
+        return Calibrator(float(np.exp(log_t)), c, float(np.exp(log_s)), bias)
 
-    start = np.array([np.log(fit_temperature(z, labels)), 0.0])
-    found = minimize(loss, start, method="L-BFGS-B", bounds=[(-LOG_T_BOUND, LOG_T_BOUND), (-5.0, 5.0)])
-    return Calibrator(float(np.exp(found.x[0])), float(found.x[1]))
+    def loss(free: NDArray[np.float64]) -> float:
+        made = unpack(free)
+        logits = made._symmetric(z) + made.first_shown * FIRST_SHOWN
+        return float(-log_softmax(logits)[rows, labels].mean())
+
+    limits = np.array([LOG_T_BOUND, vector * LOG_SCALE_BOUND, vector * 5.0, 5.0 * first_shown])
+    start = np.array([np.log(temperature), 0.0, 0.0, 0.0])
+    found = minimize(loss, start, method="L-BFGS-B", bounds=list(zip(-limits, limits, strict=True)))
+    return unpack(found.x)
 
 
 def fit_calibrator(kind: str, order: str, logits: Floats, labels: Integers, groups: Integers, seed: int) -> Calibrator:
     """Fit the configured calibrator on held-out logits.
 
+    A fit that is worse than the identity on its own rows is refused: the identity is returned, with a warning.
+
     Args:
-        kind: "temperature" or "none".
+        kind: "temperature", "vector" or "none".
         order: "symmetric" (no first-shown term), "position" (always one), or "auto": one if its gain in log loss,
             cross-validated over groups within these rows, exceeds its standard error.
         logits: (n, 3) held-out logits.
         labels: (n,).
         groups: (n,).
         seed: of the split that "auto" uses.
+
+    Raises:
+        UserError: a logit is not finite, or these are not held-out logits (see :func:`fit_temperature`).
     """
     if kind == "none":
+        _checked(logits)
         return Calibrator()
-    plain = Calibrator(fit_temperature(logits, labels))
-    if order == "symmetric":
-        return plain
-    if order == "auto" and not _first_shown_pays(logits, labels, groups, seed):
-        return plain
-    return fit_first_shown(logits, labels)
+    first_shown = order == "position" or (order == "auto" and _first_shown_pays(kind, logits, labels, groups, seed))
+    return refuse_worse(_fit(kind, first_shown, logits, labels), logits, labels)
 
 
-def _first_shown_pays(logits: Floats, labels: Integers, groups: Integers, seed: int) -> bool:
+def refuse_worse(fitted: Calibrator, logits: Floats, labels: Integers) -> Calibrator:
+    """Return ``fitted``, or the identity where that has a smaller log loss on the rows of the fit."""
+    ours, plain = (float(row_log_loss(c.apply(logits), labels).mean()) for c in (fitted, Calibrator()))
+    if ours <= plain + 1e-7:
+        return fitted
+    logger.warning("the calibrator fits its own rows worse than none (%.4f, %.4f): it is left out", ours, plain)
+    return Calibrator()
+
+
+def _first_shown_pays(kind: str, logits: Floats, labels: Integers, groups: Integers, seed: int) -> bool:
     _, unit = np.unique(groups, return_inverse=True)
     share = np.random.default_rng(seed).integers(SHARES, size=int(unit.max()) + 1)[unit]
     gain = np.zeros(len(labels))
@@ -121,8 +165,7 @@ def _first_shown_pays(logits: Floats, labels: Integers, groups: Integers, seed: 
         inside, outside = share != k, share == k
         if not outside.any() or not inside.any():
             return False
-        plain = Calibrator(fit_temperature(logits[inside], labels[inside]))
-        modelled = fit_first_shown(logits[inside], labels[inside])
+        plain, modelled = (_fit(kind, term, logits[inside], labels[inside]) for term in (False, True))
         held = logits[outside], labels[outside]
         gain[outside] = row_log_loss(plain.apply(held[0]), held[1]) - row_log_loss(modelled.apply(held[0]), held[1])
     sums = np.bincount(unit, gain)

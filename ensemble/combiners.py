@@ -1,9 +1,14 @@
-"""Simple combiners of members that LightGBM must beat, and starts from: log-pool, and the length-only baseline."""
+"""What every combiner of members is, and the simplest: their mean, a log-pool; beside them two plain baselines.
+
+A combiner maps a design to (n, 3) logits, and exchanging A and B exchanges its output exactly. It is saved as JSON
+(LightGBM beside it as text), never as code.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +18,60 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ensemble.design import SWAP, Design
+from oof import store
+from oof.errors import UserError
 from oof.metrics import log_softmax
 
 RIDGE = 0.01  # pull of the pool's weights towards the plain mean: decides only where members are few or alike
 
+FILE = "combiner.json"
+
 Integers = NDArray[np.integer[Any]]
+
+
+class Combiner(Protocol):
+    """A fitted combiner. ``kind`` names it in settings, files and tables."""
+
+    kind: ClassVar[str]
+
+    def logits(self, design: Design) -> NDArray[np.float64]:
+        """Return (n, 3) logits in class order; of mirrored battles the same with a and b exchanged."""
+        ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+def checked_pool(design: Design) -> NDArray[np.float64]:
+    """Return the (n, m, 3) member logits.
+
+    Raises:
+        UserError: some are not finite.
+    """
+    broken = np.asarray(np.any(~np.isfinite(design.pool), axis=-1))
+    if broken.any():
+        worst = design.members[int(broken.sum(axis=0).argmax())]
+        raise UserError(
+            f"{int(broken.any(axis=1).sum())} battles have logits that are not finite, most of them of the member "
+            f"{worst!r}; score them again"
+        )
+    return design.pool
+
+
+def write_parameters(folder: Path, kind: str, parameters: dict[str, Any]) -> None:
+    store.write_json(folder / FILE, {"kind": kind, **parameters})
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The plain mean of the members' logits; nothing is fitted."""
+
+    kind: ClassVar[str] = "mean"
+
+    def logits(self, design: Design) -> NDArray[np.float64]:
+        return np.asarray(checked_pool(design).mean(axis=1))
+
+    def save(self, folder: Path) -> None:
+        write_parameters(folder, self.kind, {})
 
 
 @dataclass(frozen=True)
@@ -29,16 +83,20 @@ class LogPool:
 
     weights: tuple[float, ...]
     tie: float
+    kind: ClassVar[str] = "log_pool"
 
     def logits(self, design: Design) -> NDArray[np.float64]:
         """Return (n, 3) logits; mirrored battles get the same with a and b exchanged, by construction."""
-        pooled = np.einsum("nmc,m->nc", design.pool, np.asarray(self.weights))
+        pooled = np.einsum("nmc,m->nc", checked_pool(design), np.asarray(self.weights))
         return np.asarray(pooled + np.array([0.0, 0.0, self.tie]))
+
+    def save(self, folder: Path) -> None:
+        write_parameters(folder, self.kind, asdict(self))
 
 
 def mean_logits(design: Design) -> NDArray[np.float64]:
-    """Return (n, 3): the plain mean of the members' logits; nothing is fitted."""
-    return np.asarray(design.pool.mean(axis=1))
+    """Return (n, 3): the plain mean of the members' logits."""
+    return Mean().logits(design)
 
 
 def fit_log_pool(design: Design, labels: Integers) -> LogPool:

@@ -1,12 +1,13 @@
-"""Stage two's core: tune, stack and calibrate inside each outer fold, then once more on everything.
+"""Stage two's core: tune, combine, choose and calibrate inside each outer fold, then once more on everything.
 
-For outer fold k the study, the boosters, their number of rounds and the calibrator see the other folds only; the
-calibrator is fitted on the *inner* out-of-fold logits of the best trial. So no label of fold k reaches its own
-prediction in this stage.
+For outer fold k the study, the boosters, their number of rounds, the choice of a combiner and the calibrator see the
+other folds only; choice and calibrator rest on *inner* out-of-fold logits. So no label of fold k reaches its own
+prediction in this stage. The final stack chooses by the outer folds' cross-fitted losses, which nothing was chosen on.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -18,17 +19,33 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ensemble.calibrate import Calibrator, fit_calibrator
-from ensemble.combiners import length_only_probs, mean_logits, prior_probs
+from ensemble.combiners import Combiner, length_only_probs, mean_logits, prior_probs
 from ensemble.design import Design
-from ensemble.stacker import Stacker, fit_stacker
-from ensemble.tuning import Tuned, tune
+from ensemble.families import KINDS, SIMPLE, Choice, choose, load_combiner, out_of_fold
+from ensemble.processes import cores, map_tasks
+from ensemble.stacker import fit_stacker
+from ensemble.text_baseline import Texts, text_probs
+from ensemble.tuning import inner_folds, tune
 from oof import store
 from oof.config import Stack
 from oof.errors import UserError
 from oof.metrics import softmax
 
+logger = logging.getLogger(__name__)
+
 Integers = NDArray[np.integer[Any]]
-CROSS_FITTED = ("prior", "length_only", "mean", "stack", "calibrated", "teacher")
+Probabilities = dict[str, NDArray[np.float64]]
+CROSS_FITTED = (
+    "prior",
+    "length_only",
+    "mean",
+    "stack",
+    "calibrated",
+    "teacher",
+    *(f"combiner:{kind}" for kind in KINDS),
+)
+FINAL = -1  # the task that leaves no fold out
+WORTH_A_PROCESS = 10_000  # battles times trials from which processes of their own pay
 
 
 @dataclass
@@ -36,39 +53,82 @@ class StackResult:
     """What stage two leaves.
 
     Attributes:
-        predictions: name -> (n, 3) cross-fitted probabilities: prior, length_only, mean (nothing fitted), stack,
-            calibrated, and teacher (calibrated without the first-shown term).
-        stacker: the final stacker, tuned and trained on all battles; ``calibrator`` likewise.
-        folds: per outer fold the calibrator, the parameters and the rounds.
+        predictions: name -> (n, 3) cross-fitted probabilities: prior, length_only, text (with texts only), mean
+            (nothing fitted), ``combiner:<kind>``, stack (the chosen combiner), calibrated, and teacher (calibrated
+            without the first-shown term).
+        combiner: the final combiner, chosen, tuned and trained on all battles; ``calibrator`` likewise.
+        folds: per outer fold the choice with its reason, the calibrator, LightGBM's parameters and rounds.
+        choice: the final choice.
     """
 
-    predictions: dict[str, NDArray[np.float64]]
-    stacker: Stacker
+    predictions: Probabilities
+    combiner: Combiner
     calibrator: Calibrator
     folds: list[dict[str, Any]] = field(default_factory=list)
+    choice: Choice | None = None
 
     def predict(self, design: Design) -> NDArray[np.float64]:
         """Return (n, 3) calibrated probabilities of battles that were never in the run."""
-        return self.calibrator.apply(self.stacker.logits(design))
+        return self.calibrator.apply(self.combiner.logits(design))
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest and the report say."""
         sampler = {"sampler": "TPE, multivariate", "optuna": metadata.version("optuna")}
-        return {"calibrator": self.calibrator.to_dict(), "folds": self.folds, "tuning": sampler}
+        final = {"combiner": self.combiner.kind, "reason": self.choice.reason if self.choice else ""}
+        return {"calibrator": self.calibrator.to_dict(), "final": final, "folds": self.folds, "tuning": sampler}
 
     def save(self, folder: Path) -> None:
         """Save the final stack: boosters as text, the rest as JSON."""
-        self.stacker.save(folder)
+        self.combiner.save(folder)
         store.write_json(folder / "calibrator.json", self.calibrator.to_dict())
 
     @classmethod
     def load(cls, folder: Path) -> StackResult:
         calibrator = Calibrator(**store.read_json(folder / "calibrator.json"))
-        return cls({}, Stacker.load(folder), calibrator)
+        return cls({}, load_combiner(folder), calibrator)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """All that the fits read."""
+
+    design: Design
+    labels: Integers
+    folds: Integers
+    groups: Integers
+    config: Stack
+    seed: int
+    studies: Path
+    texts: Texts | None
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One outer fold's fits, or the final ones.
+
+    Attributes:
+        combiners: kind -> fitted on the training rows.
+        inner: kind -> (n_train, 3) inner out-of-fold logits of the training rows.
+        held: name -> probabilities of the fold's rows, and ``logits`` of each combiner by kind; empty if final.
+    """
+
+    combiners: dict[str, Combiner]
+    inner: Probabilities
+    held: Probabilities
+    logits: Probabilities
+    params: dict[str, Any]
+    rounds: int
 
 
 def cross_fit(
-    design: Design, labels: Integers, folds: Integers, groups: Integers, config: Stack, seed: int, studies: Path
+    design: Design,
+    labels: Integers,
+    folds: Integers,
+    groups: Integers,
+    config: Stack,
+    seed: int,
+    studies: Path,
+    texts: Texts | None = None,
 ) -> StackResult:
     """Return cross-fitted predictions of every battle and the final stack.
 
@@ -77,40 +137,77 @@ def cross_fit(
         labels: (n,) in {0, 1, 2}.
         folds: (n,) 0..k-1, those of stage one.
         groups: (n,).
-        config: trials, rounds, order, calibrator.
+        config: trials, rounds, order, calibrator, final, workers.
         seed: of tuning and boosting.
         studies: folder of the Optuna journals (k + 1 files), kept between attempts.
+        texts: (n) term counts for the text baseline; without them there is none.
 
     Raises:
-        UserError: fewer than two folds.
+        UserError: fewer than two folds, or a logit is not finite.
     """
-    outer = np.unique(folds)
+    outer = [int(fold) for fold in np.unique(folds)]
     if len(outer) < 2:
         raise UserError(f"stacking needs battles in at least 2 folds, not {len(outer)}")
-    out = {name: np.full((len(labels), 3), np.nan) for name in CROSS_FITTED}
+    names = CROSS_FITTED if texts is None else (*CROSS_FITTED, "text")
+    out = {name: np.full((len(labels), 3), np.nan) for name in names}
     out["mean"] = softmax(mean_logits(design))
-    facts: list[dict[str, Any]] = []
-    bar = tqdm(total=len(outer) + 1, desc="stack", disable=not sys.stderr.isatty(), leave=False)
-
-    def fit(rows: NDArray[np.int64], name: str) -> tuple[Stacker, Calibrator, Tuned]:
-        part, y, g = design.take(rows), labels[rows], groups[rows]
-        tuned = tune(part, y, folds[rows], g, config.trials, config.rounds, seed, studies / f"{name}.log")
-        stacker = fit_stacker(part, y, tuned.params, tuned.rounds, seed)
-        calibrator = fit_calibrator(config.calibrator, config.order, tuned.logits, y, g, seed)
-        bar.update(1)
-        return stacker, calibrator, tuned
-
+    data = _Data(design, labels, folds, groups, config, seed, studies, texts)
+    fits = _fit_all(data, [*outer, FINAL])
+    facts = [_fill(out, data, fold, fits[fold]) for fold in outer]
+    cross_fitted = {kind: np.empty((len(labels), 3)) for kind in KINDS}
     for fold in outer:
-        rest, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        unseen = design.take(held)
-        stacker, calibrator, tuned = fit(rest, f"fold-{fold}")
-        logits = stacker.logits(unseen)
-        out["prior"][held] = prior_probs(labels[rest], len(held))
-        out["length_only"][held] = length_only_probs(design.take(rest), labels[rest], unseen)
-        out["stack"][held] = softmax(logits)
-        out["calibrated"][held] = calibrator.apply(logits)
-        out["teacher"][held] = calibrator.apply_symmetric(logits)
-        facts.append({"fold": int(fold), **calibrator.to_dict(), "rounds": tuned.rounds, "params": tuned.params})
-    stacker, calibrator, _ = fit(np.arange(len(labels)), "final")
-    bar.close()
-    return StackResult(out, stacker, calibrator, facts)
+        for kind in KINDS:
+            cross_fitted[kind][folds == fold] = fits[fold].logits[kind]
+    choice, last = choose(config.final, cross_fitted, labels, groups), fits[FINAL]
+    logger.info("final combiner: %s", choice.reason)
+    calibrator = fit_calibrator(config.calibrator, config.order, last.inner[choice.kind], labels, groups, seed)
+    return StackResult(out, last.combiners[choice.kind], calibrator, facts, choice)
+
+
+def _fit_all(data: _Data, tasks: list[int]) -> dict[int, _Fit]:
+    wanted = data.config.workers or (cores() if len(data.labels) * data.config.trials >= WORTH_A_PROCESS else 1)
+    fits: dict[int, _Fit] = {}
+    with tqdm(total=len(tasks), desc="stack", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for i, fit in map_tasks(_fit, data, tasks, min(wanted, len(tasks))):
+            fits[tasks[i]] = fit
+            bar.update(1)
+    return fits
+
+
+def _fit(data: _Data, fold: int) -> _Fit:
+    """Fit all combiners without ``fold``, and score it; with ``FINAL``, on all rows."""
+    rest, held = np.flatnonzero(data.folds != fold), np.flatnonzero(data.folds == fold)
+    part, y, g = data.design.take(rest), data.labels[rest], data.groups[rest]
+    config, journal = data.config, data.studies / f"{'final' if fold == FINAL else f'fold-{fold}'}.log"
+    tuned = tune(part, y, data.folds[rest], g, config.trials, config.rounds, data.seed, journal)
+    inner = inner_folds(y, data.folds[rest], g, data.seed)
+    combiners = {kind: fit(part, y) for kind, fit in SIMPLE.items()}
+    combiners["lightgbm"] = fit_stacker(part, y, tuned.params, tuned.rounds, data.seed)
+    logits = {kind: out_of_fold(kind, part, y, inner) for kind in SIMPLE} | {"lightgbm": tuned.logits}
+    if fold == FINAL:
+        return _Fit(combiners, logits, {}, {}, tuned.params, tuned.rounds)
+    unseen = data.design.take(held)
+    probs = {"prior": prior_probs(y, len(held)), "length_only": length_only_probs(part, y, unseen)}
+    if data.texts is not None:
+        probs["text"] = text_probs(data.texts.take(rest), y, data.texts.take(held))
+    outer = {kind: combiner.logits(unseen) for kind, combiner in combiners.items()}
+    return _Fit(combiners, logits, probs, outer, tuned.params, tuned.rounds)
+
+
+def _fill(out: Probabilities, data: _Data, fold: int, fit: _Fit) -> dict[str, Any]:
+    """Choose and calibrate for one outer fold, write its predictions to ``out``, and return its facts."""
+    held, rest = data.folds == fold, data.folds != fold
+    y, g = data.labels[rest], data.groups[rest]
+    choice = choose(data.config.final, fit.inner, y, g)
+    inner = fit.inner[choice.kind]
+    calibrator = fit_calibrator(data.config.calibrator, data.config.order, inner, y, g, data.seed)
+    logits = fit.logits[choice.kind]
+    for name, probs in fit.held.items():
+        out[name][held] = probs
+    for kind, values in fit.logits.items():
+        out[f"combiner:{kind}"][held] = softmax(values)
+    out["stack"][held] = softmax(logits)
+    out["calibrated"][held] = calibrator.apply(logits)
+    out["teacher"][held] = calibrator.apply_symmetric(logits)
+    chosen = {"combiner": choice.kind, "reason": choice.reason}
+    return {"fold": fold, **calibrator.to_dict(), **chosen, "rounds": fit.rounds, "params": fit.params}

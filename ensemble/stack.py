@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ensemble.features import RECIPE
 from ensemble.inputs import Inputs, external_inputs
 from ensemble.scores import score_table
 from ensemble.suspects import possibly_in_sample
+from ensemble.text_baseline import count_terms
 from oof import store
 from oof.config import Config, to_dict
 from oof.dataset import FORMAT, load_battles
@@ -74,8 +76,9 @@ def _differences(name: str, before: object, after: object) -> dict[str, tuple[ob
 def _step(config: Config, inputs: Inputs) -> store.Step:
     logits = [store.digest(inputs.logits[name]) for name in sorted(inputs.logits)]
     battles = [inputs.table["id"].to_list(), store.digest(inputs.labels, inputs.groups, inputs.folds)]
+    settings = replace(config.stack, workers=0)  # they do not change the result
     key = store.digest(
-        "stack", FORMAT, config.stack, config.seed, list(config.members), logits, battles, inputs.facts, RECIPE
+        "stack", FORMAT, settings, config.seed, list(config.members), logits, battles, inputs.facts, RECIPE
     )
     return store.Step(Path(config.run) / "stack", key)
 
@@ -88,9 +91,8 @@ def run_stack(config: Config) -> bool:
         return False
     step.begin()
     design = build_design(inputs.table, inputs.logits)
-    result = cross_fit(
-        design, inputs.labels, inputs.folds, inputs.groups, config.stack, config.seed, step.folder / "studies"
-    )
+    parts = design, inputs.labels, inputs.folds, inputs.groups
+    result = cross_fit(*parts, config.stack, config.seed, step.folder / "studies", count_terms(inputs.table))
     result.save(step.folder / "model")
     members = {f"member:{name}": softmax_mean(logits) for name, logits in inputs.logits.items()}
     predictions = {**result.predictions, **members}

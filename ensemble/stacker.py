@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.combiners import LogPool, doubled, fit_log_pool
+from ensemble.combiners import LogPool, doubled, fit_log_pool, write_parameters
 from ensemble.design import SWAP, Design
 from oof import store
 
@@ -42,6 +42,7 @@ class Stacker:
 
     booster: lgb.Booster
     pool: LogPool
+    kind: ClassVar[str] = "lightgbm"
 
     def logits(self, design: Design) -> NDArray[np.float64]:
         """Return (n, 3) logits of battles in canonical class order."""
@@ -52,6 +53,7 @@ class Stacker:
         with store.replacing(folder / "booster.txt") as temporary:
             temporary.write_text(self.booster.model_to_string(), encoding="utf-8")
         store.write_json(folder / "pool.json", {"weights": list(self.pool.weights), "tie": self.pool.tie})
+        write_parameters(folder, self.kind, {})
 
     @classmethod
     def load(cls, folder: Path) -> Stacker:
@@ -96,7 +98,9 @@ def fit_stacker(design: Design, labels: Integers, params: dict[str, Any], rounds
     """Return the stacker after ``rounds`` rounds on all rows."""
     pool = fit_log_pool(design, labels)
     settings = {**FIXED, **params, "seed": seed, "num_threads": _threads(design)}
-    return Stacker(lgb.train(settings, _dataset(design, labels, pool), num_boost_round=max(rounds, 1)), pool)
+    booster = lgb.train(settings, _dataset(design, labels, pool), num_boost_round=max(rounds, 1))
+    # Through its text form at once: a booster that came from another process is then the same to the last byte.
+    return Stacker(lgb.Booster(model_str=booster.model_to_string()), pool)
 
 
 def fit_early_stopped(

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble import stack
+from ensemble.families import KINDS
 from oof import store
 from oof.config import Config
 from oof.errors import UserError
 from oof.metrics import group_interval, row_log_loss
 
 Interval = dict[str, float]
-ROWS = ("prior", "length_only", "mean", "stack", "calibrated")
+ROWS = ("prior", "length_only", "text", "mean", *(f"combiner:{kind}" for kind in KINDS), "stack", "calibrated")
 
 
 def compute_metrics(config: Config) -> dict[str, object]:
@@ -54,6 +55,8 @@ def compute_metrics(config: Config) -> dict[str, object]:
     best = min(members, key=lambda name: members[name]["value"])
     differences = {
         "calibrated_minus_best_member": losses["calibrated"] - losses[f"member:{best}"],
+        "calibrated_minus_text": losses["calibrated"] - losses["text"],
+        "stack_minus_lightgbm": losses["stack"] - losses["combiner:lightgbm"],
         "student_minus_calibrated": losses["student"] - losses["calibrated"],
     }
     paired = {name: interval(values) for name, values in differences.items()}
@@ -81,7 +84,7 @@ def print_table(metrics: dict[str, object]) -> None:
     table = Table(title=f"log loss out of fold, {metrics['n']} battles (95 % group bootstrap)")
     for column in ("", "log loss", "low", "high"):
         table.add_column(column, justify="left" if not column else "right")
-    order = ["prior", "length_only", *members, "mean", "stack", "calibrated", "student", "bayes"]
+    order = [*ROWS[:3], *members, *ROWS[3:], "student", "bayes"]
     for name in order:
         row = members.get(name) or losses.get(name)
         if row:

@@ -251,4 +251,4 @@ def _stacked(plan: StudentPlan, fold: int, table: pl.DataFrame, logits: Logits) 
         result = StackResult.load(nested_stack(plan, fold).folder / "model")
     else:
         _, result = stack.load_ensemble(plan.config)
-    return result.calibrator.apply_symmetric(result.stacker.logits(build_design(table, logits)))
+    return result.calibrator.apply_symmetric(result.combiner.logits(build_design(table, logits)))

@@ -166,10 +166,11 @@ def _leaves(value: object, prefix: str = "") -> Iterator[tuple[str, str, object]
 
 def _check_values(origin: str, config: Config) -> None:
     for path, name, value in _leaves(config):
-        if name in CHOICES and value not in CHOICES[name]:
-            raise UserError(f"{origin}: {path}={value!r}; choose one of {', '.join(CHOICES[name])}")
+        choices = CHOICES.get(path, CHOICES.get(name, ()))
+        if choices and value not in choices:
+            raise UserError(f"{origin}: {path}={value!r}; choose one of {', '.join(choices)}")
         if name in RANGES and isinstance(value, int | float):
-            low, high = RANGES[name]
+            low, high = RANGES.get(path, RANGES[name])
             if not low <= value <= high:  # also refuses NaN
                 raise UserError(f"{origin}: {path}={value}; it must lie between {low:g} and {high:g}")
     if "\0" in config.run:

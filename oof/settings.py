@@ -116,7 +116,9 @@ class Stack:
     trials: int = 50  # Optuna trials per study; there are K + 1 studies
     rounds: int = 400  # the most boosting rounds of one booster
     order: str = "auto"  # symmetric | position | auto: may one first-shown term be modelled?
-    calibrator: str = "temperature"
+    calibrator: str = "temperature"  # temperature | vector (the tie has its own scale and bias) | none
+    final: str = "auto"  # auto (the simplest within a standard error of the best) or the name of one combiner
+    workers: int = 0  # processes, at most K + 1; 0 = as many as cores where there is enough to do; never the result
     logits: dict[str, str] = field(default_factory=dict)  # member -> file of logits made elsewhere; empty = stage one's
     in_sample_margin: float = 0.05  # nats by which a member must beat every other to look in-sample
 
@@ -164,6 +166,7 @@ class Config:
     predict: Predict = field(default_factory=Predict)
 
 
+# field name, or the path of one field -> the values that it may have
 CHOICES: dict[str, tuple[str, ...]] = {
     "on_bad_row": ("error", "drop"),
     "layers": ("all", "upper_half"),
@@ -179,12 +182,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attn": ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention"),
     "swap": ("none", "random", "paired"),
     "order": ("symmetric", "position", "auto"),
-    "calibrator": ("temperature", "none"),
+    "calibrator": ("temperature", "vector", "none"),
+    "stack.final": ("auto", "lightgbm", "log_pool", "logistic", "greedy", "mean"),
     "model": ("student", "ensemble"),
     "teacher": ("oof", "nested", "fold_matched"),
-    "final": ("all", "fold_average"),
+    "distill.final": ("all", "fold_average"),
 }
-# field name -> (smallest, largest) value, both allowed
+# field name, or the path of one field -> (smallest, largest) value, both allowed
 RANGES: dict[str, tuple[float, float]] = {
     "k": (2, 100),
     "seed": (0, 2**31 - 1),
@@ -208,6 +212,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0.0, 10.0),
     "checkpoint_steps": (0, 10_000_000),
     "workers": (1, 256),
+    "stack.workers": (0, 256),
     "nproc": (1, 1024),
     "gpus_per_job": (0.0, 1024.0),
     "cpus_per_job": (0.0, 1024.0),

@@ -5,10 +5,18 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 
-from ensemble.calibrate import Calibrator, fit_calibrator, fit_first_shown, fit_temperature
+from ensemble.calibrate import (
+    Calibrator,
+    fit_calibrator,
+    fit_first_shown,
+    fit_temperature,
+    fit_vector,
+    refuse_worse,
+)
 from oof.errors import UserError
-from oof.metrics import log_loss, softmax
+from oof.metrics import log_loss, row_log_loss, softmax
 
 
 def planted(n: int, temperature: float, first_shown: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -87,3 +95,67 @@ def test_none_is_the_identity() -> None:
     calibrator = fit_calibrator("none", "auto", logits, labels, np.arange(50), 0)
     np.testing.assert_allclose(calibrator.apply(logits), softmax(logits))
     assert Calibrator(**calibrator.to_dict()) == calibrator
+
+
+def test_vector_scaling_recovers_what_was_planted() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, size=(60_000, 3))
+    planted_one = Calibrator(1.6, 0.0, 0.6, -0.4)
+    probs = planted_one.apply(logits)
+    labels = (rng.random(len(logits))[:, None] > probs.cumsum(axis=1)[:, :2]).sum(axis=1)
+    found = fit_vector(logits, labels)
+    assert found.temperature == pytest.approx(1.6, rel=0.03)
+    assert found.tie_scale == pytest.approx(0.6, abs=0.03)
+    assert found.tie_bias == pytest.approx(-0.4, abs=0.03)
+
+
+def test_vector_scaling_agrees_with_scikit_learns_regression() -> None:
+    """Both responses' scale and bias are shared, which a two-parameter regression on mirrored rows states exactly."""
+    logits, labels = planted(1500, 1.4)
+    z = logits - logits.mean(axis=1, keepdims=True)
+    ours = row_log_loss(fit_vector(logits, labels).apply(logits), labels).mean()
+    both, y = np.concatenate([z, z[:, [1, 0, 2]]]), np.concatenate([labels, np.array([1, 0, 2])[labels]])
+    free = LogisticRegression(C=1e6, max_iter=2000).fit(both, y)  # a full matrix: it contains ours
+    theirs = row_log_loss(free.predict_proba(z), labels).mean()
+    assert theirs - 1e-6 <= ours <= theirs + 2e-3
+
+
+@pytest.mark.parametrize("kind", ["temperature", "vector", "none"])
+class TestEveryCalibrator:
+    """One suite for all kinds."""
+
+    @staticmethod
+    def fit(kind: str, logits: np.ndarray, labels: np.ndarray) -> Calibrator:
+        return fit_calibrator(kind, "symmetric", logits, labels, np.arange(len(labels)), 0)
+
+    def test_gives_distributions_and_exchanges_sides_exactly(self, kind: str) -> None:
+        logits, labels = planted(400, 2.0)
+        calibrator = self.fit(kind, logits, labels)
+        probs = calibrator.apply(logits)
+        np.testing.assert_allclose(probs.sum(axis=1), 1)
+        np.testing.assert_array_equal(calibrator.apply(logits[:, [1, 0, 2]]), probs[:, [1, 0, 2]])
+        np.testing.assert_array_equal(calibrator.apply_symmetric(logits), probs)
+
+    def test_is_never_worse_than_none_on_its_rows(self, kind: str) -> None:
+        for seed in range(5):
+            logits, labels = planted(57, 1.7, seed=seed)
+            fitted = self.fit(kind, logits, labels)
+            assert log_loss(fitted.apply(logits), labels) <= log_loss(softmax(logits), labels) + 1e-7
+
+    def test_is_the_same_from_its_parameters_and_on_a_second_fit(self, kind: str) -> None:
+        logits, labels = planted(200, 0.7)
+        fitted = self.fit(kind, logits, labels)
+        assert Calibrator(**fitted.to_dict()) == fitted == self.fit(kind, logits, labels)
+
+    def test_survives_an_absent_class_and_refuses_nan(self, kind: str) -> None:
+        logits, labels = planted(57, 1.0)
+        assert np.isfinite(self.fit(kind, logits, np.minimum(labels, 1)).apply(logits)).all()
+        logits[0, 0] = np.nan
+        with pytest.raises(UserError, match="1 rows"):
+            self.fit(kind, logits, labels)
+
+
+def test_a_fit_that_is_worse_than_none_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    logits, labels = planted(500, 1.0)
+    assert refuse_worse(Calibrator(1e5), logits, labels) == Calibrator()
+    assert "left out" in caplog.text
