@@ -47,7 +47,7 @@ def checked_pool(design: Design) -> NDArray[np.float64]:
     Raises:
         UserError: some are not finite.
     """
-    broken: NDArray[np.bool_] = np.asarray(~np.isfinite(design.pool)).any(axis=-1)
+    broken = np.asarray(np.any(~np.isfinite(design.pool), axis=2))
     if broken.any():
         worst = design.members[int(broken.sum(axis=0).argmax())]
         raise UserError(
