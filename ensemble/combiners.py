@@ -47,7 +47,7 @@ def checked_pool(design: Design) -> NDArray[np.float64]:
     Raises:
         UserError: some are not finite.
     """
-    broken = np.asarray(np.any(~np.isfinite(design.pool), axis=-1))
+    broken = np.asarray(np.any(~np.isfinite(design.pool), axis=2))
     if broken.any():
         worst = design.members[int(broken.sum(axis=0).argmax())]
         raise UserError(

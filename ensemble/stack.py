@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ensemble.crossfit import StackResult, cross_fit
 from ensemble.design import Design, build_design, join_logits
-from ensemble.features import RECIPE
+from ensemble.features import RECIPE, has_text
 from ensemble.inputs import Inputs, external_inputs
 from ensemble.scores import score_table
 from ensemble.suspects import possibly_in_sample
@@ -92,7 +92,8 @@ def run_stack(config: Config) -> bool:
     step.begin()
     design = build_design(inputs.table, inputs.logits)
     parts = design, inputs.labels, inputs.folds, inputs.groups
-    result = cross_fit(*parts, config.stack, config.seed, step.folder / "studies", count_terms(inputs.table))
+    texts = count_terms(inputs.table) if has_text(inputs.table) else None
+    result = cross_fit(*parts, config.stack, config.seed, step.folder / "studies", texts)
     result.save(step.folder / "model")
     members = {f"member:{name}": softmax_mean(logits) for name, logits in inputs.logits.items()}
     predictions = {**result.predictions, **members}

@@ -48,17 +48,18 @@ def compute_metrics(config: Config) -> dict[str, object]:
         return group_interval(values, inputs.groups, seed=config.seed)
 
     members = {name: interval(losses[f"member:{name}"]) for name in config.members}
-    table: dict[str, object] = {name: interval(losses[name]) for name in ROWS}
+    table: dict[str, object] = {name: interval(losses[name]) for name in ROWS if name in losses}
     table |= {"members": members, "student": interval(losses["student"])}
     if truth is not None:
         table["bayes"] = interval(losses["bayes"])
     best = min(members, key=lambda name: members[name]["value"])
     differences = {
         "calibrated_minus_best_member": losses["calibrated"] - losses[f"member:{best}"],
-        "calibrated_minus_text": losses["calibrated"] - losses["text"],
         "stack_minus_lightgbm": losses["stack"] - losses["combiner:lightgbm"],
         "student_minus_calibrated": losses["student"] - losses["calibrated"],
     }
+    if "text" in losses:
+        differences["calibrated_minus_text"] = losses["calibrated"] - losses["text"]
     paired = {name: interval(values) for name, values in differences.items()}
     return {"n": len(labels), "best_member": best, "log_loss": table, "paired": paired}
 
