@@ -96,7 +96,12 @@ def load_run(folder: Path) -> RunData:
     labels, groups, folds = (table[name].to_numpy().astype(np.int64) for name in ("label", "group", "fold"))
     student = folder / "distill" / "logits.parquet"
     steps = {"battles": "battles.json", "stack": "stack/manifest.json", "distill": "distill/manifest.json"}
-    steps |= {"scores": "stack/scores.json", "metrics": "metrics.json", "submission": "submission.json"}
+    steps |= {
+        "scores": "stack/scores.json",
+        "ablations": "stack/ablations.json",
+        "metrics": "metrics.json",
+        "submission": "submission.json",
+    }
     return RunData(
         folder=folder,
         facts=facts,

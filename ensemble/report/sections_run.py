@@ -22,6 +22,7 @@ from ensemble.report.blocks import (
 from ensemble.report.sections import alone_blocks, comparison_blocks
 
 Report = dict[str, Any]
+FOLD = 12  # rows from which a table of another file starts folded
 ADVISED = {"calibrated": "calibrated ensemble"}
 
 
@@ -102,10 +103,11 @@ def stack(report: Report) -> Section:
     if keys:
         rows = [[any_value(row.get(key)) for key in keys] for row in found["folds"]]
         blocks.append(table("Tuned parameters by outer fold", keys, rows))
-    for name, part in found["scores"].items():
-        columns = list(dict.fromkeys(key for row in part for key in row))
-        rows = [[any_value(row.get(key)) for key in columns] for row in part]
-        blocks.append(table(f"stack/scores.json: {name}", columns, rows))
+    for file in ("scores", "ablations"):
+        for name, part in found[file].items():
+            columns = list(dict.fromkeys(key for row in part for key in row))
+            rows = [[any_value(row.get(key)) for key in columns] for row in part]
+            blocks.append(table(f"stack/{file}.json: {name}", columns, rows, folded=len(rows) > FOLD))
     return Section("stack", "Stack", blocks)
 
 

@@ -148,6 +148,7 @@ def stack_report(run: RunData) -> dict[str, Any] | None:
         "folds": [{"fold": f.get("fold"), "rounds": f.get("rounds"), **_numbers(f.get("params", {}))}
                   for f in manifest.get("folds", [])],
         "scores": scores_tables(run.step("scores")),
+        "ablations": scores_tables(run.step("ablations")),
     }  # fmt: skip
 
 
