@@ -35,7 +35,7 @@ def student(tmp_path_factory: pytest.TempPathFactory, small_run: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "most", "share"), [("int8", 3e-2, 0.6), ("nf4", 1e-1, 0.45)])
+@pytest.mark.parametrize(("name", "most", "share"), [("int8", 1e-2, 0.6), ("nf4", 1e-1, 0.45)])
 def test_a_variant_is_smaller_and_nearly_the_same(
     student: Path, tmp_path: Path, name: str, most: float, share: float
 ) -> None:
@@ -47,7 +47,8 @@ def test_a_variant_is_smaller_and_nearly_the_same(
     table = read_file(paths["train"], "train").table
     drift = measure(student, variant, table, table["label"].to_numpy().astype(np.int64))
     assert 0 < drift["kl"] <= drift["kl_max"] < most
-    assert abs(drift["log_loss"]) < most
+    # The divergence is of second order in the logits' change, the log loss of 40 labels of first.
+    assert abs(drift["log_loss"]) < 3 * most
     assert drift["size"] < share
     with (
         safe_open(variant / "model.safetensors", "pt") as ours,
