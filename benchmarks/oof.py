@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,7 +44,9 @@ from oof.prompts import Encoded
 from oof.train import train_classifier
 
 BATCH = 8  # battles per optimizer step, of one order here, as the peers know no pairs
+PEER_BATCH = 2  # sequences of 2,048 tokens that go through at once without running out of 24 GB, as ours at most
 Battles = tuple[Encoded, np.ndarray]
+OURS = ("ours", "ours, upper half")
 PEERS = ("random", "group_by_length", "max_length")
 
 
@@ -86,7 +90,8 @@ def peer(member: Member, tokenizer: Any, data: Rows, held: Rows, kind: str, cap:
     bf16 = resolve_dtype(member.dtype) == torch.bfloat16
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=PEER_BATCH,
+        gradient_accumulation_steps=BATCH // PEER_BATCH,
         per_device_eval_batch_size=BATCH,
         num_train_epochs=1,
         learning_rate=member.train.lr,
@@ -105,12 +110,11 @@ def peer(member: Member, tokenizer: Any, data: Rows, held: Rows, kind: str, cap:
     model = fresh(member, tokenizer)
     collator = DataCollatorWithPadding(tokenizer, **padding)
     trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=held, data_collator=collator)
-    trainer.loss_is_scaled_for_ga = False
     train = timed(trainer.train)
     out: list[Any] = []
     predict = timed(lambda: out.append(trainer.predict(held)))
     logits, labels = np.asarray(out[0].predictions, dtype=np.float64), out[0].label_ids
-    return {"train_s": train, "predict_s": predict, "loss": loss_of(logits, labels)}
+    return measured(train, predict, loss_of(logits, labels))
 
 
 def ours(member: Member, tokenizer: Any, data: Battles, held: Battles, folder: Path) -> dict[str, float]:
@@ -121,7 +125,12 @@ def ours(member: Member, tokenizer: Any, data: Battles, held: Battles, folder: P
     train = timed(lambda: train_classifier(model, member, steps, cross_entropy, folder, 0, "ours"))
     out: list[np.ndarray] = []
     predict = timed(lambda: out.append(predict_logits(model, member, held[0], pad, "ours")[:, 0]))
-    return {"train_s": train, "predict_s": predict, "loss": loss_of(out[0].astype(np.float64), held[1])}
+    return measured(train, predict, loss_of(out[0].astype(np.float64), held[1]))
+
+
+def measured(train: float, predict: float, loss: float) -> dict[str, float]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"train_s": train, "predict_s": predict, "loss": loss, "peak_gb": peak}
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -153,51 +162,69 @@ def checkpoint_of(name: str, folder: Path) -> str:
     return str(folder / name)
 
 
+def contend(name: str, arguments: argparse.Namespace, checkpoint: str, folder: Path) -> dict[str, float]:
+    """Train and predict as contender ``name``, in this process."""
+    member, tokenizer = member_of(arguments, checkpoint), load_tokenizer(checkpoint)
+    vocabulary = min(len(tokenizer), 8000)
+    data = make_battles(arguments.battles, arguments.max_tokens, vocabulary, 0)
+    held = make_battles(arguments.battles, arguments.max_tokens, vocabulary, 1)
+    if name in PEERS:
+        return peer(member, tokenizer, Rows(*data), Rows(*held), name, arguments.max_tokens, folder)
+    if name == "ours, upper half":
+        member = replace(member, lora=replace(member.lora, layers="upper_half"))
+    return ours(member, tokenizer, data, held, folder)
+
+
+def member_of(arguments: argparse.Namespace, checkpoint: str) -> Member:
+    train = Train(lr=1e-3, head_lr=1e-3, batch_battles=BATCH, swap="none", warmup_share=0.0, tokens_per_batch=4096)
+    return Member(checkpoint, dtype=arguments.dtype, lora=Lora(rank=16, alpha=32), train=train)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="gemma2-12x640")
     parser.add_argument("--battles", type=int, default=48)
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--contenders", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", nargs=3, metavar=("NAME", "CHECKPOINT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quiet_libraries()
+    if arguments.one:
+        name, checkpoint, folder = arguments.one
+        print(json.dumps(contend(name, arguments, checkpoint, Path(folder))))
+        return 0
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        checkpoint = checkpoint_of(arguments.model, folder)
-        train = Train(lr=1e-3, head_lr=1e-3, batch_battles=BATCH, swap="none", warmup_share=0.0, tokens_per_batch=4096)
-        member = Member(checkpoint, dtype=arguments.dtype, lora=Lora(rank=16, alpha=32), train=train)
-        tokenizer = load_tokenizer(checkpoint)
-        vocabulary = min(len(tokenizer), 8000)
-        data = make_battles(arguments.battles, arguments.max_tokens, vocabulary, 0)
-        held = make_battles(arguments.battles, arguments.max_tokens, vocabulary, 1)
-        rows = {"ours": ours(member, tokenizer, data, held, folder / "ours")}
-        upper = replace(member, lora=replace(member.lora, layers="upper_half"))
-        rows["ours, upper half"] = ours(upper, tokenizer, data, held, folder / "upper")
-        for kind in arguments.peers:
-            parts = Rows(*data), Rows(*held)
-            rows[kind] = peer(member, tokenizer, *parts, kind, arguments.max_tokens, folder / kind)
-        report(rows, member, checkpoint, data[0], held[0], arguments)
+        checkpoint = checkpoint_of(arguments.model, Path(scratch))
+        rows = {}
+        for name in arguments.contenders:  # each in a process of its own: none inherits another's memory
+            own = [sys.executable, *sys.argv, "--one", name, checkpoint, str(Path(scratch) / name)]
+            said = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True).stdout
+            rows[name] = json.loads(said.splitlines()[-1])
+            print(f"{name}: {rows[name]}", file=sys.stderr, flush=True)
+        report(rows, arguments, checkpoint)
     return 0
 
 
-def report(
-    rows: dict[str, dict[str, float]], member: Member, checkpoint: str, data: Encoded, held: Encoded, arguments: Any
-) -> None:
-    n, base = arguments.battles, rows["ours"]
-    print(f"{arguments.model}: {n} battles, {len(data.ids) / n:.0f} tokens each, {resolve_dtype(member.dtype)}")
-    print(f"{'':18} {'train/s':>8} {'ours x':>7} {'predict/s':>10} {'ours x':>7} {'loss':>7}")
+def report(rows: dict[str, dict[str, float]], arguments: argparse.Namespace, checkpoint: str) -> None:
+    member, n, base = member_of(arguments, checkpoint), arguments.battles, rows["ours"]
+    lengths = {
+        what: arena_lengths(n, arguments.max_tokens, seed) for seed, what in enumerate(("training", "prediction"))
+    }
+    tokens = np.mean(lengths["training"])
+    print(f"{arguments.model}: {n} battles, {tokens:.0f} tokens each, {resolve_dtype(member.dtype)}")
+    print(f"{'':18} {'train/s':>8} {'ours x':>7} {'predict/s':>10} {'ours x':>7} {'loss':>7} {'peak GB':>8}")
     for name, row in rows.items():
         train, predict = row["train_s"] / base["train_s"], row["predict_s"] / base["predict_s"]
         rates = f"{n / row['train_s']:8.2f} {train:7.2f} {n / row['predict_s']:10.2f} {predict:7.2f}"
-        print(f"{name:18} {rates} {row['loss']:7.4f}")
+        print(f"{name:18} {rates} {row['loss']:7.4f} {row['peak_gb']:8.1f}")
     attention = "eager" if "gemma2" in arguments.model else "sdpa"
     shape = load_base(member, load_tokenizer(checkpoint), 0).config
     rate = matrix_rate(shape.hidden_size, shape.intermediate_size, resolve_dtype(member.dtype))
-    for what, encoded, training in (("training", data, True), ("prediction", held, False)):
-        cost = trace(member, 1, int(np.mean(encoded.lengths)), training, False, attention)
-        reached = cost.flops * n / base["train_s" if training else "predict_s"] / rate
+    for what, sizes in lengths.items():
+        cost = trace(member, 1, int(np.mean(sizes)), what == "training", False, attention)
+        reached = cost.flops * n / base["train_s" if what == "training" else "predict_s"] / rate
         print(f"{what}: {reached:.0%} of the machine's own {rate / 1e9:.0f} GFLOP/s")
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=2) + "\n")

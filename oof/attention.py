@@ -2,7 +2,8 @@
 
 Gemma2 caps its attention logits (soft-capping), which PyTorch's sdpa has no term for: an implementation without it
 computes another function without a word. So sdpa is refused for such a family unless its soft-capping is switched
-off (``attn_softcap: off``), and flex attention is used only after it has agreed with eager on this machine.
+off (``attn_softcap: off``), and flex attention (on a GPU) or our blockwise one (on a CPU) is used only after it has
+agreed with eager on this machine.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from oof import blockwise
 from oof.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ def resolve_attention(config: Any, wanted: str, softcap: str = "on") -> str:
     Args:
         config: of transformers; one with ``attn_logit_softcapping`` is a soft-capped family.
         wanted: ``attn`` of the member; "auto" takes FlashAttention 2 on a GPU that has it, else flex attention on a
-            GPU if it passes its self-check, else eager; without soft-capping, sdpa.
+            GPU or blockwise attention on a CPU if it passes its self-check, else eager; without soft-capping, sdpa.
         softcap: "on" or "off", as trained.
 
     Raises:
@@ -47,27 +49,28 @@ def resolve_attention(config: Any, wanted: str, softcap: str = "on") -> str:
         return wanted
     if not capped:
         return "sdpa"
+    family: Any = type(config)
     if not torch.cuda.is_available():
-        return "eager"
+        return blockwise.NAME if agrees_with_eager(family, blockwise.NAME, "cpu") else "eager"
     if is_flash_attn_2_available():
         return "flash_attention_2"
-    return "flex_attention" if flex_agrees(type(config)) else "eager"  # type: ignore[arg-type]
+    return "flex_attention" if agrees_with_eager(family, "flex_attention", "cuda") else "eager"
 
 
 @cache
-def flex_agrees(config_class: Hashable, device: str = "cuda") -> bool:
-    """Return whether flex attention gives eager's logits and (on a GPU) gradients on a tiny model of a family."""
+def agrees_with_eager(config_class: Hashable, attention: str, device: str) -> bool:
+    """Return whether an attention gives eager's logits and gradients on a tiny model of a family."""
     try:
-        difference = _flex_difference(config_class, device)
+        difference = _difference(config_class, attention, device)
     except Exception as error:  # compilers fail in many ways; each means eager
-        logger.info("flex attention is not usable here (%s); eager instead", f"{error}".splitlines()[0][:120])
+        logger.info("%s is not usable here (%s); eager instead", attention, f"{error}".splitlines()[0][:120])
         return False
     if difference > CHECK_TOLERANCE:
-        logger.warning("flex attention differs from eager by %.2g here; eager instead", difference)
+        logger.warning("%s differs from eager by %.2g here; eager instead", attention, difference)
     return difference <= CHECK_TOLERANCE
 
 
-def _flex_difference(config_class: Any, device: str) -> float:
+def _difference(config_class: Any, attention: str, device: str) -> float:
     tiny = config_class(
         vocab_size=64,
         hidden_size=128,
@@ -82,13 +85,13 @@ def _flex_difference(config_class: Any, device: str) -> float:
     )
     ids = torch.randint(1, 64, (2, CHECK_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
     results, weights = [], None
-    for attention in ("eager", "flex_attention"):
+    for implementation in ("eager", attention):
         settings = copy.deepcopy(tiny)  # from_config writes the implementation into its argument
-        model: Any = AutoModelForSequenceClassification.from_config(settings, attn_implementation=attention)  # type: ignore[no-untyped-call]
+        model: Any = AutoModelForSequenceClassification.from_config(settings, attn_implementation=implementation)  # type: ignore[no-untyped-call]
         model = model.to(device)
         weights = weights or model.state_dict()
         model.load_state_dict(weights)
-        model.requires_grad_(device != "cpu")  # there, flex attention has no backward pass
+        model.requires_grad_(attention != "flex_attention" or device != "cpu")  # there, it has no backward pass
         logits = model(input_ids=ids).logits
         compared = [logits.detach().flatten()]
         if logits.requires_grad:

@@ -93,7 +93,7 @@ class Member:
     dtype: str = "bfloat16"  # float32 | bfloat16 | auto (bfloat16 where the hardware has it): the frozen base
     score_dtype: str = "same"  # same | float16: scoring on cards without bfloat16, behind a self-check
     quantise: str = "none"  # none | nf4 | int8: the frozen base in training and scoring (bitsandbytes)
-    attn: str = "auto"  # auto | eager | sdpa | flash_attention_2 | flex_attention
+    attn: str = "auto"  # auto | eager | blockwise | sdpa | flash_attention_2 | flex_attention
     attn_softcap: str = "on"  # on | off: Gemma2's soft-capping; recorded in the adapter, never mixed
     score_tokens_per_batch: int = 16384  # padded tokens per forward pass in scoring
     lora: Lora = field(default_factory=Lora)
@@ -181,7 +181,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "activation_checkpointing": ("auto", "on", "off"),
     "backend": ("local", "ray"),
     "report_to": ("none", "trackio", "tensorboard", "wandb", "mlflow"),
-    "attn": ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention"),
+    "attn": ("auto", "eager", "blockwise", "sdpa", "flash_attention_2", "flex_attention"),
     "swap": ("none", "random", "paired"),
     "order": ("symmetric", "position", "auto"),
     "calibrator": ("temperature", "vector", "none"),

@@ -1,0 +1,101 @@
+"""Blockwise soft-capped attention against transformers' eager one: outputs and gradients."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, Gemma2Config
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+from oof import blockwise
+
+SCALING, CAP = 0.3, 5.0  # scores of several caps, so that the cap bites
+
+
+def tensors(batch: int, n: int, groups: int, length: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(batch, heads, length, 8) for heads in (n * groups, n, n)]
+    return [(3 * torch.randn(s, generator=generator)).to(dtype).requires_grad_() for s in shapes]
+
+
+def eager(groups: int, window: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    place = torch.arange(query.shape[2])
+    seen = (place <= place[:, None]) & (place > place[:, None] - window)
+    mask = torch.where(seen, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
+    module: Any = SimpleNamespace(num_key_value_groups=groups, training=False)
+    return eager_attention_forward(module, query, key, value, mask, scaling=SCALING, softcap=CAP)[0]
+
+
+def ours(window: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    module = torch.nn.Identity()
+    return blockwise.attention(module, query, key, value, None, SCALING, softcap=CAP, sliding_window=window)[0]
+
+
+@given(
+    batch=st.integers(1, 4),
+    n=st.integers(1, 2),
+    groups=st.integers(1, 3),
+    length=st.integers(1, 70),
+    window=st.integers(1, 80),
+    in_cache=st.sampled_from([1, 300, 2_000, 2**19]),
+)
+def test_it_is_eager_s_function_with_its_gradients(
+    batch: int, n: int, groups: int, length: int, window: int, in_cache: int
+) -> None:
+    query, key, value = tensors(batch, n, groups, length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blockwise, "IN_CACHE", in_cache)
+        out, expected = ours(window, query, key, value), eager(groups, window, query, key, value)
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        gradients = torch.autograd.grad(out, (query, key, value), upstream)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    for mine, theirs in zip(gradients, torch.autograd.grad(expected, (query, key, value), upstream), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_in_bfloat16_it_is_no_further_from_float32_than_eager_is() -> None:
+    exact = tensors(2, 2, 2, 200)
+    rounded = [x.detach().bfloat16() for x in exact]
+    truth = eager(2, 200, *[x.float() for x in rounded])
+    mine, theirs = ours(200, *rounded), eager(2, 200, *rounded)
+    assert (mine.float() - truth).abs().mean() <= 1.1 * (theirs.float() - truth).abs().mean()
+
+
+def test_the_largest_cap_neither_overflows_nor_vanishes() -> None:
+    query, key, value = tensors(1, 1, 1, 30)
+    for sign in (1.0, -1.0):  # every score at the cap: the plain mean of what is seen
+        out, _ = blockwise.attention(
+            torch.nn.Identity(), query * 0 + 1e3, key * 0 + sign * 1e3, value, None, 1.0, softcap=blockwise.LARGEST_CAP
+        )
+        mean = value.cumsum(dim=2) / torch.arange(1, 31)[:, None]
+        torch.testing.assert_close(out.transpose(1, 2), mean, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_with_a_left_padding_mask_gives_eager_s_logits() -> None:
+    ids = torch.randint(1, 50, (3, 20), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :7] = mask[2, :13] = 0
+    logits, weights = [], None
+    for attention in ("eager", blockwise.NAME):
+        config = Gemma2Config(
+            vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, sliding_window=6, pad_token_id=0, num_labels=3, initializer_range=0.5,
+        )  # fmt: skip
+        model: Any = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)  # type: ignore[no-untyped-call]
+        weights = weights or model.state_dict()
+        model.load_state_dict(weights)
+        logits += [model(input_ids=ids, attention_mask=mask).logits, model(input_ids=ids).logits]
+    torch.testing.assert_close(logits[0], logits[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits[1], logits[3], atol=1e-5, rtol=1e-5)
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
+def test_keys_of_a_cache_are_refused() -> None:
+    query, key, value = tensors(1, 1, 1, 9)
+    with pytest.raises(ValueError, match="use_cache"):
+        ours(9, query[:, :, -1:], key, value)
