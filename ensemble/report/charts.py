@@ -24,10 +24,15 @@ from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))  # one more than colours: no pair twice
 INK = "#010203"  # replaced by the page's text colour
 GREY = "#888888"
 WIDTH = 4.6  # inches
+DECIMALS = re.compile(r"(\.\d\d)\d+")
+COORDINATES = re.compile(r' (x|y|d)="[^"]*"')
+STYLE = re.compile(r' style="[^"]*"')
+FAMILY = re.compile(r"font-family: [^;\"]*;? ?")
+MARKS = re.compile(r"<g( clip-path=[^>]*)?>((?:<use [^>]*/>)+)</g>")
 
 mpl.rcParams["svg.fonttype"] = "none"
 
@@ -65,13 +70,33 @@ def _svg(figure: Figure, name: str, alt: str) -> Markup:
     body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
     body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body)
+    body = _compact(body)
     label = escape(alt)
     start = f'<svg {box.group(0) if box else ""} role="img" aria-label="{label}"><title>{label}</title>'
     return Markup(start + body)  # noqa: S704  # matplotlib escapes text, the label is escaped here
 
 
+def _compact(body: str) -> str:
+    """Return the drawing with coordinates to a hundredth of a point, and a style once for all marks of a group.
+
+    Two thousand marks take a third of the room then.
+    """
+
+    def hoist(found: re.Match[str]) -> str:
+        styles = set(STYLE.findall(found[2]))
+        return f"<g{found[1] or ''}{styles.pop()}>{STYLE.sub('', found[2])}</g>" if len(styles) == 1 else found[0]
+
+    body = FAMILY.sub("", body)  # the page's style names the font once
+    body = COORDINATES.sub(lambda found: DECIMALS.sub(r"\1", found[0]), body)
+    return MARKS.sub(hoist, re.sub(r">\n\s+<", "><", body))
+
+
 def _colour(i: int) -> str:
     return PALETTE[i % len(PALETTE)]
+
+
+def _line(i: int) -> Any:
+    return LINES[i % len(LINES)]
 
 
 def forest(
@@ -124,6 +149,23 @@ def heat(name: str, alt: str, grid: dict[str, Any], labels: tuple[str, str]) -> 
         return _svg(figure, name, alt)
 
 
+def scatter(name: str, alt: str, points: dict[str, Any], labels: tuple[str, str]) -> Markup:
+    """Draw a mark per battle at the two predictors' probabilities of the verdict; its shape and colour say which."""
+    x, y, verdict = (np.array(points[key], dtype=float) for key in ("first", "second", "verdict"))
+    with _figure(4.3) as (figure, axes):
+        ax = axes[0, 0]
+        for i, said in enumerate(("A wins", "B wins", "tie")):
+            at = verdict == i
+            ax.plot(x[at], y[at], MARKERS[i], color=_colour(i), label=f"verdict: {said}", markersize=2.6,
+                    alpha=0.55, markeredgewidth=0)  # fmt: skip
+        ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
+        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        ax.set_xlabel(f"{_short(labels[0])}: P(verdict)")
+        ax.set_ylabel(f"{_short(labels[1])}: P(verdict)")
+        figure.legend(loc="outside lower center", ncols=3, markerscale=2, handletextpad=0.1, columnspacing=1)
+        return _svg(figure, name, alt)
+
+
 def reliability(name: str, alt: str, diagrams: dict[str, dict[str, list[dict[str, Any]]]]) -> Markup:
     """Draw four reliability diagrams (a, b, tie, top label), one line per predictor."""
     titles = {"a": "A wins", "b": "B wins", "tie": "tie", "top": "most probable class"}
@@ -143,7 +185,7 @@ def reliability(name: str, alt: str, diagrams: dict[str, dict[str, list[dict[str
 
 def _points(ax: Axes, points: Sequence[dict[str, Any]], i: int, label: str) -> None:
     x, y = [p["predicted"] for p in points], [p["value"] for p in points]
-    ax.plot(x, y, color=_colour(i), marker=MARKERS[i % 6], linestyle=LINES[i % 6], label=label)
+    ax.plot(x, y, color=_colour(i), marker=MARKERS[i % 6], linestyle=_line(i), label=label)
     for p in points:
         if p["low"] is not None:
             ax.plot([p["predicted"]] * 2, [max(p["low"], 0), min(p["high"], 1)], color=_colour(i), linewidth=0.7)
@@ -187,7 +229,7 @@ def length_curves(name: str, alt: str, length: dict[str, Any]) -> Markup:
         high = [row["value"] if row["high"] is None else row["high"] for row in length["verdicts"]]
         ax.fill_between(x, low, high, color=GREY, alpha=0.3, linewidth=0, label="verdicts, 95 %")
         for i, (predictor, rows) in enumerate(length["predictors"].items()):
-            ax.plot(x, [row["value"] for row in rows], color=_colour(i), marker=MARKERS[i % 6], linestyle=LINES[i % 6],
+            ax.plot(x, [row["value"] for row in rows], color=_colour(i), marker=MARKERS[i % 6], linestyle=_line(i),
                     label=_short(predictor, 22))  # fmt: skip
         ax.axhline(0, color=GREY, linewidth=0.8, linestyle="--")
         ax.set_xscale("log", base=2)
@@ -205,9 +247,41 @@ def lines(
     with _figure(2.9) as (figure, axes):
         ax = axes[0, 0]
         for i, (key, (x, y)) in enumerate(series.items()):
-            ax.plot(x, y, color=_colour(i), linestyle=LINES[i % 6], label=_short(key, 22))
+            ax.plot(x, y, color=_colour(i), linestyle=_line(i), label=_short(key, 22))
         ax.set(xlabel=labels[0], ylabel=labels[1])
         figure.legend(loc="outside lower center", ncols=3)
+        return _svg(figure, name, alt)
+
+
+def studies(name: str, alt: str, found: Mapping[str, dict[str, Any]], labels: tuple[str, str]) -> Markup:
+    """Draw each study's trials as marks and its best value so far as a line."""
+    with _figure(3.2) as (figure, axes):
+        ax = axes[0, 0]
+        for i, (key, study) in enumerate(found.items()):
+            x = range(1, len(study["values"]) + 1)
+            ax.plot(x, study["values"], MARKERS[i % 6], color=_colour(i), alpha=0.5, markersize=3, markeredgewidth=0)
+            ax.plot(x, study["best"], color=_colour(i), linestyle=_line(i), label=_short(key, 22))
+        ax.set(xlabel=labels[0], ylabel=labels[1])
+        figure.legend(loc="outside lower center", ncols=3)
+        return _svg(figure, name, alt)
+
+
+def learning(
+    name: str, alt: str, points: Sequence[tuple[float, dict[str, Any]]], labels: tuple[str, str]
+) -> Markup:  # fmt: skip
+    """Draw intervals by a size, on a logarithmic axis: (size, {"value", "low", "high"})."""
+    with _figure(2.7) as (figure, axes):
+        ax = axes[0, 0]
+        ax.axhline(0, color=GREY, linewidth=0.8, linestyle="--")
+        x = [size for size, _ in points]
+        ax.plot(x, [interval["value"] for _, interval in points], "-o", color=_colour(0))
+        for size, interval in points:
+            if interval["low"] is not None:
+                ax.plot([size] * 2, [interval["low"], interval["high"]], "-", color=_colour(0), linewidth=0.9)
+        ax.set_xscale("log")
+        ax.set_xticks(x, [f"{size:,.0f}" for size in x])
+        ax.minorticks_off()
+        ax.set(xlabel=labels[0], ylabel=labels[1])
         return _svg(figure, name, alt)
 
 

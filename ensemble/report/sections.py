@@ -82,12 +82,20 @@ def comparison_blocks(pair: Report, name: str) -> list[Block]:
 
 def alone_blocks(pair: Report, name: str) -> list[Block]:
     """Return the picture of both predictors' probabilities, who is right alone, and the strongest cases."""
-    first, second, grid = pair["first"], pair["second"], pair["grid"]
-    alt = f"Battles by the probability that {first} (across) and {second} (up) gave to the verdict."
+    first, second, grid, points = pair["first"], pair["second"], pair["grid"], pair["points"]
     said = {"both": "both right", "first": f"only {first}", "second": f"only {second}", "neither": "neither"}
     rows = [[said[key], *(count(row[c]) for c in ("n", "a", "b", "tie"))] for key, row in pair["right_alone"].items()]
+    axes = f"by the probability that {first} (across) and {second} (up) gave to the verdict"
+    sampled = points["n_shown"] < points["n"]
+    which = f"A random {points['n_shown']:,} of {points['n']:,} battles" if sampled else "Every battle"
     blocks = [
-        figure(f"{alt} Above the line, {second} was closer.", charts.heat(f"{name}-heat", alt, grid, (first, second))),
+        figure(f"{which} {axes}. Above the line, {second} was closer.",
+               charts.scatter(f"{name}-scatter", f"{which}, one mark each, {axes}.", points, (first, second)))
+    ]  # fmt: skip
+    if sampled:  # where marks are a part of the battles, the picture of all of them says more
+        alt = f"Numbers of all battles {axes}, as colours."
+        blocks.append(figure(alt, charts.heat(f"{name}-heat", alt, grid, (first, second))))
+    blocks += [
         table("Whose most probable class is the verdict", ["", "battles", "A wins", "B wins", "ties"], rows),
         text("The correlation of the two probabilities is {r}.", r=number(grid["correlation"], 3)),
     ]

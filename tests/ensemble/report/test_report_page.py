@@ -19,7 +19,8 @@ from report_fixtures import make_arena, write_run
 from ensemble.__main__ import main
 from ensemble.report.data import load_run
 from ensemble.report.make import plain, write_comparison, write_report
-from ensemble.report.stages import QUANTILES, scores_tables, token_report
+from ensemble.report.stacking import scores_tables
+from ensemble.report.stages import QUANTILES, token_report
 from oof.config import load as load_config
 
 HOSTILE = [
