@@ -21,13 +21,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))  # one more than colours: no pair twice
 INK = "#010203"  # replaced by the page's text colour
 GREY = "#888888"
-WIDTH = 4.6  # inches
+WIDTH = 4.2  # inches
 DECIMALS = re.compile(r"(\.\d\d)\d+")
 COORDINATES = re.compile(r' (x|y|d)="[^"]*"')
 STYLE = re.compile(r' style="[^"]*"')
@@ -115,11 +116,12 @@ def forest(
             ax.axvline(0 if reference is None else reference, color=GREY, linewidth=0.8, linestyle="--")
         ax.set_yticks(range(len(rows)), [_short(text) for text, _ in rows])
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        figure.supxlabel(label, fontsize=9)  # under the whole figure: long row names leave the axes narrow
+        ax.xaxis.set_major_locator(MaxNLocator(4))  # their labels must not meet: long row names leave the axes narrow
+        figure.supxlabel(label, fontsize=9)
         return _svg(figure, name, alt)
 
 
-def _short(text: str, most: int = 34) -> str:
+def _short(text: str, most: int = 36) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -189,6 +191,21 @@ def _points(ax: Axes, points: Sequence[dict[str, Any]], i: int, label: str) -> N
     for p in points:
         if p["low"] is not None:
             ax.plot([p["predicted"]] * 2, [max(p["low"], 0), min(p["high"], 1)], color=_colour(i), linewidth=0.7)
+
+
+def calibration(
+    name: str, alt: str, curves: Mapping[str, list[dict[str, Any]]], labels: tuple[str, str]
+) -> Markup:  # fmt: skip
+    """Draw one reliability curve per predictor with intervals, beside the diagonal."""
+    with _figure(3.4) as (figure, axes):
+        ax = axes[0, 0]
+        for i, (predictor, points) in enumerate(curves.items()):
+            _points(ax, points, i, _short(predictor, 22))
+        top = max(*ax.get_xlim(), *ax.get_ylim())
+        ax.plot([0, top], [0, top], color=GREY, linewidth=0.8, linestyle="--")
+        ax.set(xlabel=labels[0], ylabel=labels[1], xlim=(0, top), ylim=(0, top))
+        figure.legend(loc="outside lower center", ncols=3)
+        return _svg(figure, name, alt)
 
 
 def bars(name: str, alt: str, rows: Sequence[tuple[str, float]], label: str) -> Markup:

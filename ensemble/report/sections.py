@@ -155,8 +155,8 @@ def ties(report: Report) -> Section:
     if not found:
         return Section("ties", "Ties", [text("This run has no ties, or nothing else.")])
     one = next(iter(found.values()))
-    head = ["predictor", "finding", "recall", "precision", "P(tie) on ties - on decided", "mean P(tie)",
-            "loss on ties", "loss on decided", "loss on ties - the prior's", "cost of ties",
+    head = ["predictor", "finding", "recall", "precision", "P(tie): ties - decided", "mean P(tie)",
+            "loss on ties", "loss on decided", "loss on ties - prior's", "cost of ties",
             "share of the loss"]  # fmt: skip
     rows = [
         [name, t["verdict"], interval(t["recall_interval"], share=True), percent(t["precision"]),
@@ -203,12 +203,10 @@ def _tie_origins(report: Report) -> list[Block]:
 
 
 def _tie_calibration(found: Report) -> list[Block]:
-    series = {
-        name: ([p["predicted"] for p in t["calibration"]], [p["value"] for p in t["calibration"]])
-        for name, t in found.items()
-    }
-    alt = "Observed share of ties by predicted P(tie), one line a predictor."
-    return [figure(alt, charts.lines("tie-calibration", alt, series, ("predicted P(tie)", "observed share of ties")))]
+    curves = {name: t["calibration"] for name, t in found.items()}
+    alt = "Observed share of ties by predicted P(tie), one line a predictor, with 95 % intervals."
+    drawn = charts.calibration("tie-calibration", alt, curves, ("predicted P(tie)", "observed share of ties"))
+    return [figure(alt, drawn)]
 
 
 def quality(report: Report) -> Section:

@@ -30,7 +30,7 @@ def stack(report: Report) -> Section:
 def _combiners(found: Report) -> list[Block]:
     blocks, rows = [], found["combiners"]
     if found["final"]:
-        blocks.append(text("For new battles: {combiner}. {reason}.", **found["final"]))
+        blocks.append(text("New battles are combined by <strong>{combiner}</strong>: {reason}.", **found["final"]))
     if rows:
         alt = "Cross-fitted log loss of each combiner with its 95 % interval; values are in the table."
         drawn = [(row["combiner"], row["log_loss"]) for row in rows]

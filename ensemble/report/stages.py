@@ -23,11 +23,11 @@ def data_report(run: RunData, facts: pl.DataFrame) -> dict[str, Any]:
     lengths = {name: np.quantile(facts[column].to_numpy(), QUANTILES).tolist() for name, column in columns.items()}
     total = (facts["prompt_chars"] + facts["chars_a"] + facts["chars_b"]).to_numpy()
     counts, edges = np.histogram(np.log10(total + 1), bins=24)
-    folds = []
+    folds, shown = [], {name: run.probs[name] for name in run.predictors}
     for fold in np.unique(run.folds):
         at = run.folds == fold
         shares = np.bincount(run.labels[at], minlength=3) / at.sum()
-        losses = {name: float(row_log_loss(p[at], run.labels[at]).mean()) for name, p in run.probs.items()}
+        losses = {name: float(row_log_loss(p[at], run.labels[at]).mean()) for name, p in shown.items()}
         folds.append({"fold": int(fold), "n": int(at.sum()), "n_groups": len(np.unique(run.groups[at])),
                       "shares": shares.tolist(), "log_loss": losses})  # fmt: skip
     sizes = np.bincount(np.unique(run.groups, return_inverse=True)[1])
