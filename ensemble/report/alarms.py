@@ -81,7 +81,7 @@ def _leaks(run: RunData, losses: Mapping[str, Floats], audit: list[dict[str, Any
 def _fold_drift(run: RunData, losses: Mapping[str, Floats]) -> list[str]:
     """Each fold's model against the other folds' models: one of them may have failed to learn."""
     found = []
-    for name in [*run.members, *(["student"] if "student" in losses else [])]:
+    for name in [name for name in (*run.members, "student") if name in losses]:
         for fold in np.unique(run.folds):
             at = run.folds == fold
             if at.all():

@@ -195,6 +195,18 @@ def test_seen_prompts_have_their_section(tmp_path: Path) -> None:
     assert "corpus.csv" in page
 
 
+def test_of_many_battles_a_sample_is_drawn_beside_the_picture_of_all(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_arena(2100, seed=15), stages=False)
+    page = write_report(run).read_text(encoding="utf-8")
+    [pair] = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))["members"]
+    assert pair["points"]["n_shown"] == len(pair["points"]["first"]) == 2000
+    assert np.sum(pair["grid"]["counts"]) == 2100
+    assert "A random 2,000 of 2,100 battles, one mark each, by the probability that one (across)" in page
+    scatter = page[page.index('id="pair0-scatter-figure_1"') : page.index("</figure>", page.index("pair0-scatter-"))]
+    assert len(re.findall(r"<use [^>]*/>", scatter)) - len(re.findall("xtick|ytick", scatter)) == 2000 + 3  # legend
+    assert "Numbers of all battles" in page
+
+
 def test_the_stack_s_scores_are_shown_whatever_they_are_called() -> None:
     found = scores_tables(
         {"key": "x", "ablations": {"no lengths": {"log_loss": 1.1, "interval": {"low": 1.0}}, "note": "text"},
