@@ -10,6 +10,7 @@ from ensemble.report.blocks import Block, Section, any_value, count, figure, int
 Report = dict[str, Any]
 FOLD = 12  # rows from which a table of another file starts folded
 TOP = 15  # features in the figure
+BESIDE = ("expected_if_calibrated", "upper_if_calibrated")  # what a metric may stand beside
 
 
 def stack(report: Report) -> Section:
@@ -21,10 +22,30 @@ def stack(report: Report) -> Section:
     if found["ablations"]:
         blocks += _ablations(found["ablations"])
     for name, part in found["scores"].items():
-        columns = list(dict.fromkeys(key for row in part for key in row))
-        rows = [[any_value(row.get(key)) for key in columns] for row in part]
-        blocks.append(table(f"stack/scores.json: {name}", columns, rows, folded=len(rows) > FOLD))
+        head, rows = long_table(part)
+        blocks.append(table(f"stack/scores.json: {name}", head, rows, folded=len(rows) > FOLD))
     return Section("stack", "Stack", blocks)
+
+
+def long_table(part: list[Report]) -> tuple[list[str], list[list[Any]]]:
+    """Return head and cells of flattened rows, one a row and metric: a file's tables may have dozens of metrics."""
+    names = list(dict.fromkeys(key for row in part for key, value in row.items() if isinstance(value, str)))
+    extra = [key for key in BESIDE if any(name.endswith(f" {key}") for row in part for name in row)]
+    cells = []
+    for row in part:
+        metrics = dict.fromkeys(_metric(key) for key, value in row.items() if not isinstance(value, str))
+        for metric in metrics:
+            found = {key: row.get(f"{metric} {key}") for key in ("value", "low", "high", *extra)}
+            shown = interval(found, signed="difference" in metric) if found["value"] is not None else None
+            cells.append([*(row.get(name, "") for name in names), metric.replace("_", " "),
+                          shown or any_value(row.get(metric)), *(any_value(found[key]) for key in extra)])  # fmt: skip
+    return [*names, "metric", "value", *(key.replace("_", " ") for key in extra)], cells
+
+
+def _metric(key: str) -> str:
+    for ending in ("value", "low", "high", *BESIDE):
+        key = key.removesuffix(f" {ending}")
+    return key
 
 
 def _combiners(found: Report) -> list[Block]:
