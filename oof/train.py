@@ -281,6 +281,7 @@ def _arguments(
         disable_tqdm=True,
         report_to="none" if report_to == "tensorboard" else report_to,  # see _trackers
         run_name=label,
+        project="arena-distill",  # trackio's
         ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,15 @@ def test_tensorboard_has_the_same_losses_and_outlives_the_checkpoints(tmp_path: 
 
 
 def test_trackio_is_called_by_its_own_callback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     train_battles(tmp_path / "checkpoints", "trackio")
-    assert list((tmp_path / "trackio").rglob("*.db"))
+    with sqlite3.connect(tmp_path / "trackio" / "arena-distill.db") as database:
+        logged = [
+            json.loads(row[0]) for row in database.execute("select metrics from metrics where run_name = 'fold 0'")
+        ]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["train/loss"] for row in logged if "train/loss" in row] == [line["loss"] for line in lines]
 
 
 def test_a_tracker_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:

@@ -122,6 +122,21 @@ def test_every_number_on_the_page_is_in_report_json(small_run: Path, tmp_path: P
     assert sections == [*expected, "data"]
 
 
+def test_the_numbers_of_combiners_and_ablations_are_report_json_s(hostile: Path) -> None:
+    """The small run has too few battles to be ablated."""
+    html = (hostile / "index.html").read_text(encoding="utf-8")
+    report = json.loads((hostile / "report.json").read_text(encoding="utf-8"))
+    assert {value for value, _ in Page(html).data} <= numbers(report)
+    section = Page(html[html.index('<section id="stack"') : html.index('<section id="distillation"')])
+    shown = {value for value, _ in section.data}
+    for part in ("combiners", "importances", "folds"):
+        assert numbers(report["stack"][part]) <= shown
+    for part in ("full", "without", "learning_curve"):
+        assert numbers(report["stack"]["ablations"][part]) <= shown
+    for name in ("combiners", "gain", "studies", "ablations", "learning", "families"):
+        assert f'id="{name}-figure_1"' in html
+
+
 def test_tokens_are_counted_as_the_tokenizer_counts_them(small_run: Path) -> None:
     from oof.models import load_tokenizer
     from oof.prompts import encode_battles
