@@ -19,6 +19,7 @@ from ensemble.report.blocks import (
     table,
     text,
 )
+from ensemble.report.slices import DRAWN
 
 Report = dict[str, Any]
 ADVANTAGE = "advantage in nats a battle (95 % interval)"
@@ -37,6 +38,9 @@ def members(report: Report) -> list[Section]:
     for k, pair in enumerate(report["members"]):
         first, second = pair["first"], pair["second"]
         blocks = [_verdict(pair), *comparison_blocks(pair, f"pair{k}"), *alone_blocks(pair, f"pair{k}")]
+        if k >= DRAWN:
+            note = text("Figures are drawn of the first {n} pairs only, so that the page stays small.", n=str(DRAWN))
+            blocks = [*(block for block in blocks if block.kind != "figure"), note]
         sections.append(Section(f"pair-{k}", f"{first} against {second}", blocks))
     return sections
 

@@ -26,7 +26,7 @@ ALPHA = 0.05
 LEAST = 20  # battles: a smaller slice is left out
 GRID = 20  # cells a side of the picture of two predictors' probabilities
 POINTS = 2000  # battles shown one by one in a page's scatters: of more a seeded sample, so that the page stays small
-LEAST_POINTS = 300  # … of each pair, where more than three pairs share the page
+DRAWN = 8  # pairs of members with figures: of more, the others have their tables alone
 EXAMPLES = 3
 EXCERPT = 300  # characters of a text shown as an example
 
@@ -250,7 +250,7 @@ def member_pairs(
         pair = compare(names, both, labels, groups, slices, seed)
         pair["right_alone"] = right_alone(names, both, labels)
         pair["grid"] = probability_grid(both, labels)
-        pair["points"] = probability_points(both, labels, seed, max(POINTS * 3 // max(len(every), 3), LEAST_POINTS))
+        pair["points"] = probability_points(both, labels, seed, POINTS * 3 // min(max(len(every), 3), DRAWN))
         pair["strongest"] = strongest_cases(table, advantage, labels)
         pair["seen"] = seen_effect(advantage, seen, groups, alike(facts), seed) if seen is not None else None
         pairs.append(pair)
