@@ -75,8 +75,8 @@ def _cost(cost: Report) -> list[Block]:
         for row in cost["stages"]
     ]  # fmt: skip
     rows.append(["all", "", "", "", "", "", number(cost["seconds"], 0), number(cost["cost"], 2)])
-    head = ["model", "architecture", "attention", "jobs", "parameters", "trained", "seconds", "cost"]
-    return [table("Training time (cost: report with --price-per-hour)", head, rows)]
+    head = ["of", "architecture", "attention", "jobs", "parameters", "trained", "seconds", "cost"]
+    return [table("Time (cost: report with --price-per-hour)", head, rows)]
 
 
 def distillation(report: Report) -> Section:

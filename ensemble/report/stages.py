@@ -104,11 +104,11 @@ def _token_lengths(folder: Path) -> pl.DataFrame | None:
 
 
 def cost_report(run: RunData, price_per_hour: float) -> dict[str, Any]:
-    """Return seconds of each stage's jobs, and what they cost at a price per machine hour (0 = unknown)."""
+    """Return seconds of each stage's jobs that say so, and what they cost at a price per machine hour (0 = unknown)."""
     rows: list[dict[str, Any]] = []
-    for name, jobs in run.jobs.items():
+    for name, jobs in {**run.jobs, "stack": [run.step("stack")]}.items():
         seconds = [float(job["seconds"]) for job in jobs if isinstance(job.get("seconds"), int | float)]
-        if not jobs:
+        if not seconds:
             continue
         first = jobs[0]
         total = float(sum(seconds))

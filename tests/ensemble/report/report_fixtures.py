@@ -28,6 +28,7 @@ class Arena(NamedTuple):
 STACK = {
     "final": {"combiner": "mean", "reason": "simplest"},
     "features": ["f", "g", "h"],
+    "seconds": 5,
     "folds": [
         {"fold": 0, "temperature": 1.4, "rounds": 9, "gain": [3.0, 1.0, 0.0], "splits": [4, 2, 0]},
         {"fold": 1, "temperature": 1.5, "rounds": 8, "gain": [0.0, 6.0, 0.0], "splits": [0, 5, 0]},

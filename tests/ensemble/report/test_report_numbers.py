@@ -291,8 +291,9 @@ def test_data_and_cost(report: dict[str, Any], arena: Arena, probs: dict[str, An
         assert row["n"] == at.sum()
         assert row["shares"] == pytest.approx([np.mean(arena.labels[at] == c) for c in range(3)])
         assert row["log_loss"]["one"] == pytest.approx(losses(probs["one"], arena.labels)[at].mean(), abs=1e-6)
-    assert report["cost"]["seconds"] == 25.0
-    assert report["cost"]["cost"] == pytest.approx(25 * 3.6 / 3600)
+    assert {row["stage"]: row["seconds"] for row in report["cost"]["stages"]} == {"one": 12.5, "two": 12.5, "stack": 5}
+    assert report["cost"]["seconds"] == 30.0
+    assert report["cost"]["cost"] == pytest.approx(30 * 3.6 / 3600)
     assert report["curves"]["one"]["fold-0"]["loss"] == pytest.approx([1 / step for step in range(1, 10)])
 
 
