@@ -59,7 +59,7 @@ report: $(READY)  ## write RUN/report/index.html; RUN="runs/a runs/b" also compa
 	@$(PY) -m ensemble report $(or $(RUN),runs/$(basename $(notdir $(CONFIG)))) $(if $(PRICE),--price-per-hour $(PRICE))
 
 demo: $(READY)  ## all of it on the embedded synthetic arena, on a CPU
-	@$(MAKE) --no-print-directory oof stack distill predict table CONFIG=configs/demo.yaml
+	@$(MAKE) --no-print-directory oof stack distill predict table report CONFIG=configs/demo.yaml
 
 # Two processes of one thread each: small models gain nothing from a second thread.
 test: $(READY)  ## the tests (slow ones: make test-slow)
@@ -81,7 +81,7 @@ plan: $(READY)  ## parameters, memory, hours and disk of CONFIG on five cards, b
 	@$(PY) -m oof plan $(CONFIG) $(OVERRIDES)
 
 bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--model FOLDER --battles 48")
-	@$(PY) benchmarks/oof.py $(ARGS)
+	@$(PY) benchmarks/training.py $(ARGS)
 
 faults: $(READY)  ## stage one killed at random instants: the same bytes every time (ARGS="--kills 40")
 	@$(PY) benchmarks/faults.py $(ARGS)

@@ -23,7 +23,7 @@ from ensemble.combiners import Combiner, length_only_probs, mean_logits, prior_p
 from ensemble.design import Design
 from ensemble.families import KINDS, SIMPLE, Choice, choose, load_combiner, out_of_fold
 from ensemble.processes import cores, map_tasks
-from ensemble.stacker import fit_stacker
+from ensemble.stacker import Stacker, fit_stacker
 from ensemble.text_baseline import Texts, text_probs
 from ensemble.tuning import inner_folds, tune
 from oof import store
@@ -57,7 +57,8 @@ class StackResult:
             (nothing fitted), ``combiner:<kind>``, stack (the chosen combiner), calibrated, and teacher (calibrated
             without the first-shown term).
         combiner: the final combiner, chosen, tuned and trained on all battles; ``calibrator`` likewise.
-        folds: per outer fold the choice with its reason, the calibrator, LightGBM's parameters and rounds.
+        folds: per outer fold the choice with its reason, the calibrator, LightGBM's parameters, rounds and
+            importances.
         choice: the final choice.
     """
 
@@ -210,4 +211,12 @@ def _fill(out: Probabilities, data: _Data, fold: int, fit: _Fit) -> dict[str, An
     out["calibrated"][held] = calibrator.apply(logits)
     out["teacher"][held] = calibrator.apply_symmetric(logits)
     chosen = {"combiner": choice.kind, "reason": choice.reason}
-    return {"fold": fold, **calibrator.to_dict(), **chosen, "rounds": fit.rounds, "params": fit.params}
+    facts = {"fold": fold, **calibrator.to_dict(), **chosen, "rounds": fit.rounds, "params": fit.params}
+    return facts | _importances(fit.combiners["lightgbm"])
+
+
+def _importances(combiner: Combiner) -> dict[str, list[float]]:
+    """Return gain and number of splits by feature, in the design's order: the report shows them whoever was chosen."""
+    assert isinstance(combiner, Stacker)
+    gain, splits = (combiner.booster.feature_importance(kind) for kind in ("gain", "split"))
+    return {"gain": gain.tolist(), "splits": splits.tolist()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,7 @@ def run_stack(config: Config) -> bool:
     if step.done:
         return False
     step.begin()
+    started = time.monotonic()
     design = build_design(inputs.table, inputs.logits)
     parts = design, inputs.labels, inputs.folds, inputs.groups
     texts = count_terms(inputs.table) if has_text(inputs.table) else None
@@ -105,9 +107,9 @@ def run_stack(config: Config) -> bool:
     suspects = possibly_in_sample(
         inputs.logits, inputs.labels, inputs.folds, config.stack.in_sample_margin, config.seed
     )
-    step.finish(
-        {"possibly_in_sample": suspects, "log_loss": losses, "features": design.names, **inputs.facts, **result.facts()}
-    )
+    facts = {"possibly_in_sample": suspects, "log_loss": losses, "features": design.names, **inputs.facts}
+    seconds = round(time.monotonic() - started, 1)  # of the call that finished it
+    step.finish({**facts, **result.facts(), "seconds": seconds})
     logger.info("stack: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     return True
 

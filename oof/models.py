@@ -13,6 +13,7 @@ import logging
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -232,6 +233,10 @@ def readable_errors(checkpoint: str) -> Iterator[None]:
             raise UserError("a member or the student has no checkpoint; set members.NAME.checkpoint") from error
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"checkpoint {checkpoint!r} cannot be opened: {first[:300]}") from error
+    except UnpicklingError as error:  # torch's own advice, to load it all the same, is the wrong one
+        raise UserError(
+            f"checkpoint {checkpoint!r}: its weights are a pickle of more than tensors; get them as .safetensors"
+        ) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ checkpoints and resuming.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from oof import interrupts
 from oof.batches import TrainingSteps
@@ -214,26 +216,27 @@ def train_classifier(
         checkpoints: folder for the trainer's checkpoints; the caller removes it when the job is done.
         seed: for dropout.
         label: what the progress bar says.
-        report_to: a tracker that transformers knows (trackio, tensorboard, wandb, mlflow), or "none";
-            ``metrics.jsonl`` beside the checkpoints' folder is written in any case.
+        report_to: a tracker that transformers knows (trackio, tensorboard, wandb, mlflow), or "none"; it calls the
+            training ``label``. ``metrics.jsonl`` beside the checkpoints' folder is written in any case.
 
     Returns:
         Facts: ``history`` (``{"step", "loss", "learning_rate", …}`` about twenty times), ``tokens_per_batch`` as it
         ended and ``oom_halvings``.
 
     Raises:
-        UserError: one sequence does not fit into the memory.
+        UserError: one sequence does not fit into the memory; the tracker is not installed.
         interrupts.Stopped: asked to stop; a checkpoint is there.
     """
     steps.rank, steps.ranks = rank(), ranks()
     stop, shortcut = StopInTime(), LastTokens(model, steps.pad_id)
+    callbacks = [Progress(label), stop, WholeCheckpoints(), History(checkpoints.parent / "metrics.jsonl")]
     trainer = ClassifierTrainer(
         member=member,
         row_loss=row_loss,
         steps=steps,
         model=model,
-        args=_arguments(member.train, len(steps), checkpoints, seed, report_to),
-        callbacks=[Progress(label), stop, WholeCheckpoints(), History(checkpoints.parent / "metrics.jsonl")],
+        args=_arguments(member.train, len(steps), checkpoints, seed, label, report_to),
+        callbacks=[*callbacks, *_trackers(report_to, checkpoints.parent)],
     )
     trainer.remove_callback(PrinterCallback)
     with interrupts.deferred():
@@ -245,7 +248,20 @@ def train_classifier(
     return {"history": history, "tokens_per_batch": steps.budget, "oom_halvings": trainer.halvings}
 
 
-def _arguments(recipe: Train, n_steps: int, folder: Path, seed: int, report_to: str) -> TrainingArguments:
+def _trackers(report_to: str, folder: Path) -> list[TrainerCallback]:
+    """Return TensorBoard's callback, which by itself would write into the checkpoints, and these are removed."""
+    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+        raise UserError(f"jobs.report_to={report_to}: this tracker is not installed; pip install {report_to}")
+    if report_to != "tensorboard" or rank() != 0:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+
+    return [TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))]  # type: ignore[no-untyped-call]
+
+
+def _arguments(
+    recipe: Train, n_steps: int, folder: Path, seed: int, label: str, report_to: str
+) -> TrainingArguments:  # fmt: skip
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=n_steps,
@@ -263,7 +279,9 @@ def _arguments(recipe: Train, n_steps: int, folder: Path, seed: int, report_to: 
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
-        report_to=report_to,
+        report_to="none" if report_to == "tensorboard" else report_to,  # see _trackers
+        run_name=label,
+        project="arena-distill",  # trackio's
         ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
     )

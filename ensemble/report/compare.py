@@ -13,7 +13,7 @@ import polars as pl
 
 from ensemble.report.data import RunData
 from ensemble.report.intervals import holm, p_value
-from ensemble.report.summary import compare_settings, rows_of
+from ensemble.report.summary import compare_settings
 from oof.metrics import group_interval, paired_difference, row_log_loss
 
 TEXTS = ("id", "label", "prompt", "response_a", "response_b")
@@ -25,7 +25,7 @@ def compare_runs(runs: Sequence[RunData]) -> dict[str, Any]:
     table = [
         {"run": name, "predictor": predictor, "n": len(run.labels),
          "log_loss": group_interval(row_log_loss(run.probs[predictor], run.labels), run.groups, run.seed)}
-        for name, run in zip(names, runs, strict=True) for predictor in rows_of(run)
+        for name, run in zip(names, runs, strict=True) for predictor in run.predictors
     ]  # fmt: skip
     pairs = [_pair(runs[0], run, (names[0], name)) for name, run in zip(names[1:], runs[1:], strict=True)]
     return {"format": 1, "runs": names, "table": table, "pairs": pairs}
@@ -54,7 +54,7 @@ def _pair(one: RunData, other: RunData, names: tuple[str, str]) -> dict[str, Any
     rows: list[dict[str, Any]] = []
     if first:
         groups = one.groups[first]
-        for predictor in [name for name in rows_of(one) if name in other.probs]:
+        for predictor in [name for name in one.predictors if name in other.probs]:
             a = row_log_loss(one.probs[predictor][first], one.labels[first])
             b = row_log_loss(other.probs[predictor][second], other.labels[second])
             rows.append({"predictor": predictor, "first": float(a.mean()), "second": float(b.mean()),

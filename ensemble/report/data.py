@@ -20,7 +20,8 @@ from oof.dataset import load_battles
 from oof.errors import UserError
 
 Probs = NDArray[np.float64]
-STAGES = ("prior", "length_only", "mean", "stack", "calibrated", "student", "bayes")
+BASELINES = ("prior", "length_only", "text")
+STAGES = (*BASELINES, "mean", "stack", "calibrated", "student", "bayes")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class RunData:
     @property
     def members(self) -> list[str]:
         return list(self.logits)
+
+    @property
+    def predictors(self) -> list[str]:
+        """The predictors of the summary, from prior to student, then Bayes."""
+        stages = [name for name in STAGES if name in self.probs]
+        return [*(n for n in stages if n in BASELINES), *self.members, *(n for n in stages if n not in BASELINES)]
 
     @property
     def seed(self) -> int:

@@ -15,6 +15,7 @@ from ensemble.report.junk import junk_report
 from ensemble.report.page import render_comparison, render_report
 from ensemble.report.reliability import calibration_report
 from ensemble.report.slices import battle_facts, member_pairs, slices_of
+from ensemble.report.stacking import stack_report
 from ensemble.report.summary import summary_report
 from oof import store
 from oof.errors import UserError
@@ -46,7 +47,7 @@ def collect(run: RunData, price_per_hour: float = 0.0) -> dict[str, Any]:
             "verdicts": position.verdict_margin(labels, groups, seed),
             "length": position.length_bias(facts["log_ratio"].to_numpy(), judged, labels, groups),
         },
-        "stack": stages.stack_report(run),
+        "stack": stack_report(run),
         "curves": stages.loss_curves(run),
         "distillation": stages.distill_report(run, slices),
         "data": stages.data_report(run, facts),

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ensemble.report import sections, sections_run
+from ensemble.report import sections, sections_run, sections_stack
 from ensemble.report.blocks import Section
 
 
@@ -24,7 +24,7 @@ def render_report(report: dict[str, Any]) -> str:
         sections.quality(report),
         sections.calibration(report),
         sections.position(report),
-        sections_run.stack(report),
+        sections_stack.stack(report),
         sections_run.distillation(report),
         sections_run.data(report),
     ]

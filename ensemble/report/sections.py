@@ -19,6 +19,7 @@ from ensemble.report.blocks import (
     table,
     text,
 )
+from ensemble.report.slices import DRAWN
 
 Report = dict[str, Any]
 ADVANTAGE = "advantage in nats a battle (95 % interval)"
@@ -37,6 +38,9 @@ def members(report: Report) -> list[Section]:
     for k, pair in enumerate(report["members"]):
         first, second = pair["first"], pair["second"]
         blocks = [_verdict(pair), *comparison_blocks(pair, f"pair{k}"), *alone_blocks(pair, f"pair{k}")]
+        if k >= DRAWN:
+            note = text("Figures are drawn of the first {n} pairs only, so that the page stays small.", n=str(DRAWN))
+            blocks = [*(block for block in blocks if block.kind != "figure"), note]
         sections.append(Section(f"pair-{k}", f"{first} against {second}", blocks))
     return sections
 
@@ -82,12 +86,20 @@ def comparison_blocks(pair: Report, name: str) -> list[Block]:
 
 def alone_blocks(pair: Report, name: str) -> list[Block]:
     """Return the picture of both predictors' probabilities, who is right alone, and the strongest cases."""
-    first, second, grid = pair["first"], pair["second"], pair["grid"]
-    alt = f"Battles by the probability that {first} (across) and {second} (up) gave to the verdict."
+    first, second, grid, points = pair["first"], pair["second"], pair["grid"], pair["points"]
     said = {"both": "both right", "first": f"only {first}", "second": f"only {second}", "neither": "neither"}
     rows = [[said[key], *(count(row[c]) for c in ("n", "a", "b", "tie"))] for key, row in pair["right_alone"].items()]
+    axes = f"by the probability that {first} (across) and {second} (up) gave to the verdict"
+    sampled = points["n_shown"] < points["n"]
+    which = f"A random {points['n_shown']:,} of {points['n']:,} battles" if sampled else "Every battle"
     blocks = [
-        figure(f"{alt} Above the line, {second} was closer.", charts.heat(f"{name}-heat", alt, grid, (first, second))),
+        figure(f"{which} {axes}. Above the line, {second} was closer.",
+               charts.scatter(f"{name}-scatter", f"{which}, one mark each, {axes}.", points, (first, second)))
+    ]  # fmt: skip
+    if sampled:  # where marks are a part of the battles, the picture of all of them says more
+        alt = f"Numbers of all battles {axes}, as colours."
+        blocks.append(figure(alt, charts.heat(f"{name}-heat", alt, grid, (first, second))))
+    blocks += [
         table("Whose most probable class is the verdict", ["", "battles", "A wins", "B wins", "ties"], rows),
         text("The correlation of the two probabilities is {r}.", r=number(grid["correlation"], 3)),
     ]
@@ -147,8 +159,8 @@ def ties(report: Report) -> Section:
     if not found:
         return Section("ties", "Ties", [text("This run has no ties, or nothing else.")])
     one = next(iter(found.values()))
-    head = ["predictor", "finding", "recall", "precision", "P(tie) on ties - on decided", "mean P(tie)",
-            "loss on ties", "loss on decided", "loss on ties - the prior's", "cost of ties",
+    head = ["predictor", "finding", "recall", "precision", "P(tie): ties - decided", "mean P(tie)",
+            "loss on ties", "loss on decided", "loss on ties - prior's", "cost of ties",
             "share of the loss"]  # fmt: skip
     rows = [
         [name, t["verdict"], interval(t["recall_interval"], share=True), percent(t["precision"]),
@@ -195,12 +207,10 @@ def _tie_origins(report: Report) -> list[Block]:
 
 
 def _tie_calibration(found: Report) -> list[Block]:
-    series = {
-        name: ([p["predicted"] for p in t["calibration"]], [p["value"] for p in t["calibration"]])
-        for name, t in found.items()
-    }
-    alt = "Observed share of ties by predicted P(tie), one line a predictor."
-    return [figure(alt, charts.lines("tie-calibration", alt, series, ("predicted P(tie)", "observed share of ties")))]
+    curves = {name: t["calibration"] for name, t in found.items()}
+    alt = "Observed share of ties by predicted P(tie), one line a predictor, with 95 % intervals."
+    drawn = charts.calibration("tie-calibration", alt, curves, ("predicted P(tie)", "observed share of ties"))
+    return [figure(alt, drawn)]
 
 
 def quality(report: Report) -> Section:

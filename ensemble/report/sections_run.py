@@ -1,4 +1,4 @@
-"""The page's sections about the run: summary, stack, distillation, data; and the page of several runs."""
+"""The page's sections about the run: summary, distillation, data; and the page of several runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from ensemble.report.blocks import (
 from ensemble.report.sections import alone_blocks, comparison_blocks
 
 Report = dict[str, Any]
-FOLD = 12  # rows from which a table of another file starts folded
 ADVISED = {"calibrated": "calibrated ensemble"}
 
 
@@ -76,46 +75,8 @@ def _cost(cost: Report) -> list[Block]:
         for row in cost["stages"]
     ]  # fmt: skip
     rows.append(["all", "", "", "", "", "", number(cost["seconds"], 0), number(cost["cost"], 2)])
-    head = ["model", "architecture", "attention", "jobs", "parameters", "trained", "seconds", "cost"]
-    return [table("Training time (cost: report with --price-per-hour)", head, rows)]
-
-
-def stack(report: Report) -> Section:
-    """Return the section about the stack."""
-    found = report["stack"]
-    if not found:
-        return Section("stack", "Stack", [])
-    blocks = []
-    if found["importances"]:
-        top = found["importances"][:15]
-        alt = "The fifteen features with the largest share of the boosters' gain; values are in the table."
-        blocks += [
-            figure(alt, charts.bars("gain", alt, [(r["feature"], 100 * r["gain_share"]) for r in top], "% of gain")),
-            table("Features that the final booster splits on", ["feature", "share of gain", "splits"],
-                  [[r["feature"], percent(r["gain_share"]), count(r["splits"])] for r in found["importances"]],
-                  folded=True),
-        ]  # fmt: skip
-    if found["studies"]:
-        series = {name: (list(range(1, len(v) + 1)), _best_so_far(v)) for name, v in found["studies"].items()}
-        alt = "Best inner log loss so far by trial, one line a study."
-        blocks.append(figure(alt, charts.lines("studies", alt, series, ("trial", "best inner log loss"))))
-    keys = list(dict.fromkeys(key for row in found["folds"] for key in row))
-    if keys:
-        rows = [[any_value(row.get(key)) for key in keys] for row in found["folds"]]
-        blocks.append(table("Tuned parameters by outer fold", keys, rows))
-    for file in ("scores", "ablations"):
-        for name, part in found[file].items():
-            columns = list(dict.fromkeys(key for row in part for key in row))
-            rows = [[any_value(row.get(key)) for key in columns] for row in part]
-            blocks.append(table(f"stack/{file}.json: {name}", columns, rows, folded=len(rows) > FOLD))
-    return Section("stack", "Stack", blocks)
-
-
-def _best_so_far(values: list[float]) -> list[float]:
-    best: list[float] = []
-    for value in values:
-        best.append(min(value, best[-1]) if best else value)
-    return best
+    head = ["of", "architecture", "attention", "jobs", "parameters", "trained", "seconds", "cost"]
+    return [table("Time (cost: report with --price-per-hour)", head, rows)]
 
 
 def distillation(report: Report) -> Section:

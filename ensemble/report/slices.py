@@ -25,6 +25,8 @@ from oof.quality import JUNK, prompt_quality, prompt_texts
 ALPHA = 0.05
 LEAST = 20  # battles: a smaller slice is left out
 GRID = 20  # cells a side of the picture of two predictors' probabilities
+POINTS = 2000  # battles shown one by one in a page's scatters: of more a seeded sample, so that the page stays small
+DRAWN = 8  # pairs of members with figures: of more, the others have their tables alone
 EXAMPLES = 3
 EXCERPT = 300  # characters of a text shown as an example
 
@@ -199,6 +201,19 @@ def probability_grid(probs: tuple[Floats, Floats], labels: Integers) -> dict[str
     return {"cells": GRID, "counts": counts.tolist(), "correlation": correlation}
 
 
+def probability_points(probs: tuple[Floats, Floats], labels: Integers, seed: int, most: int = POINTS) -> dict[str, Any]:
+    """Return the two predictors' probabilities of the verdict, battle by battle; of more than ``most`` a sample.
+
+    ``first``, ``second`` (to three decimals, finer than a screen) and ``verdict`` (0, 1, 2) have ``n_shown`` values.
+    """
+    n = len(labels)
+    rows = np.arange(n)
+    if n > most:
+        rows = np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
+    first, second = (np.round(np.asarray(p[rows, labels[rows]], dtype=np.float64), 3).tolist() for p in probs)
+    return {"n": n, "n_shown": len(rows), "first": first, "second": second, "verdict": labels[rows].tolist()}
+
+
 def strongest_cases(table: pl.DataFrame, advantage: Floats, labels: Integers) -> dict[str, list[dict[str, Any]]]:
     """Return the battles on which the advantage is largest for each side, with excerpts of their texts."""
     order = np.argsort(advantage, kind="stable")
@@ -228,12 +243,14 @@ def member_pairs(
 ) -> list[dict[str, Any]]:
     """Return everything about each pair of members in ``probs``."""
     pairs = []
-    for names in combinations(probs, 2):
+    every = list(combinations(probs, 2))
+    for names in every:
         both = probs[names[0]], probs[names[1]]
         advantage = row_log_loss(both[1], labels) - row_log_loss(both[0], labels)
         pair = compare(names, both, labels, groups, slices, seed)
         pair["right_alone"] = right_alone(names, both, labels)
         pair["grid"] = probability_grid(both, labels)
+        pair["points"] = probability_points(both, labels, seed, POINTS * 3 // min(max(len(every), 3), DRAWN))
         pair["strongest"] = strongest_cases(table, advantage, labels)
         pair["seen"] = seen_effect(advantage, seen, groups, alike(facts), seed) if seen is not None else None
         pairs.append(pair)

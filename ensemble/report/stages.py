@@ -1,17 +1,16 @@
-"""The stages' own facts: the data and its folds, time and cost, the stack's trees and studies, the student's losses."""
+"""The stages' own facts: the data and its folds, time and cost, loss curves, the student beside its teacher."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import lightgbm as lgb
 import numpy as np
 import polars as pl
 from scipy.special import rel_entr
 
-from ensemble.report.data import RunData, trials
-from ensemble.report.slices import Slice, compare, probability_grid, right_alone, strongest_cases
+from ensemble.report.data import RunData
+from ensemble.report.slices import Slice, compare, probability_grid, probability_points, right_alone, strongest_cases
 from oof.metrics import group_interval, row_log_loss
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -24,11 +23,11 @@ def data_report(run: RunData, facts: pl.DataFrame) -> dict[str, Any]:
     lengths = {name: np.quantile(facts[column].to_numpy(), QUANTILES).tolist() for name, column in columns.items()}
     total = (facts["prompt_chars"] + facts["chars_a"] + facts["chars_b"]).to_numpy()
     counts, edges = np.histogram(np.log10(total + 1), bins=24)
-    folds = []
+    folds, shown = [], {name: run.probs[name] for name in run.predictors}
     for fold in np.unique(run.folds):
         at = run.folds == fold
         shares = np.bincount(run.labels[at], minlength=3) / at.sum()
-        losses = {name: float(row_log_loss(p[at], run.labels[at]).mean()) for name, p in run.probs.items()}
+        losses = {name: float(row_log_loss(p[at], run.labels[at]).mean()) for name, p in shown.items()}
         folds.append({"fold": int(fold), "n": int(at.sum()), "n_groups": len(np.unique(run.groups[at])),
                       "shares": shares.tolist(), "log_loss": losses})  # fmt: skip
     sizes = np.bincount(np.unique(run.groups, return_inverse=True)[1])
@@ -105,11 +104,11 @@ def _token_lengths(folder: Path) -> pl.DataFrame | None:
 
 
 def cost_report(run: RunData, price_per_hour: float) -> dict[str, Any]:
-    """Return seconds of each stage's jobs, and what they cost at a price per machine hour (0 = unknown)."""
+    """Return seconds of each stage's jobs that say so, and what they cost at a price per machine hour (0 = unknown)."""
     rows: list[dict[str, Any]] = []
-    for name, jobs in run.jobs.items():
+    for name, jobs in {**run.jobs, "stack": [run.step("stack")]}.items():
         seconds = [float(job["seconds"]) for job in jobs if isinstance(job.get("seconds"), int | float)]
-        if not jobs:
+        if not seconds:
             continue
         first = jobs[0]
         total = float(sum(seconds))
@@ -135,65 +134,6 @@ def loss_curves(run: RunData) -> dict[str, dict[str, Any]]:
     return curves
 
 
-def stack_report(run: RunData) -> dict[str, Any] | None:
-    """Return importances, studies, and whatever ``stack/scores.json`` has; None without stage two."""
-    manifest = run.step("stack")
-    if not manifest:
-        return None
-    folder = run.folder / "stack"
-    studies = {path.stem: trials(path) for path in sorted((folder / "studies").glob("*.log"))}
-    return {
-        "importances": _importances(folder / "model" / "booster.txt", manifest.get("features", [])),
-        "studies": {name: values for name, values in studies.items() if values},
-        "folds": [{"fold": f.get("fold"), "rounds": f.get("rounds"), **_numbers(f.get("params", {}))}
-                  for f in manifest.get("folds", [])],
-        "scores": scores_tables(run.step("scores")),
-        "ablations": scores_tables(run.step("ablations")),
-    }  # fmt: skip
-
-
-def scores_tables(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the tables of ``stack/scores.json``: each part that maps names (or lists rows) of numbers, flattened."""
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for part, content in found.items():
-        if part in ("key", "files"):
-            continue
-        if isinstance(content, list):
-            rows = [_numbers(row) for row in content if isinstance(row, dict)]
-        elif isinstance(content, dict):
-            rows = [{"name": str(name), **_numbers(value if isinstance(value, dict) else {"value": value})}
-                    for name, value in content.items()]  # fmt: skip
-        else:
-            continue
-        rows = [row for row in rows if any(isinstance(value, int | float) for value in row.values())]
-        if rows:
-            tables[part] = rows
-    return tables
-
-
-def _numbers(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            flat |= _numbers(value, f"{prefix}{name} ")
-        elif isinstance(value, str | int | float) and not isinstance(value, bool):
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _importances(path: Path, names: list[str]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    booster = lgb.Booster(model_str=path.read_text(encoding="utf-8"))
-    gains, splits = booster.feature_importance("gain"), booster.feature_importance("split")
-    if len(names) != len(gains):
-        names = booster.feature_name()
-    total = max(float(gains.sum()), 1e-300)
-    rows = [{"feature": name, "gain_share": float(gain) / total, "splits": int(split)}
-            for name, gain, split in zip(names, gains, splits, strict=True) if split]  # fmt: skip
-    return sorted(rows, key=lambda row: (-row["gain_share"], row["feature"]))
-
-
 def distill_report(run: RunData, slices: list[Slice]) -> dict[str, Any] | None:
     """Return the student beside its teacher: agreement, divergence, and where the student lost; None without one."""
     teacher = "calibrated"
@@ -210,5 +150,6 @@ def distill_report(run: RunData, slices: list[Slice]) -> dict[str, Any] | None:
         "comparison": compare(names, both, run.labels, run.groups, slices, run.seed),
         "right_alone": right_alone(names, both, run.labels),
         "grid": probability_grid(both, run.labels),
+        "points": probability_points(both, run.labels, run.seed),
         "strongest": strongest_cases(run.table, advantage, run.labels),
     }

@@ -56,6 +56,12 @@ class Browser:
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
 
+    def allow(self, *permissions: str) -> None:
+        """Grant what a user would be asked for; the browser itself is told, not the tab."""
+        session, self.session = self.session, ""
+        self.send("Browser.grantPermissions", permissions=list(permissions))
+        self.session = session
+
     def evaluate(self, expression: str) -> Any:
         result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result

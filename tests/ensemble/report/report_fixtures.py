@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,36 @@ class Arena(NamedTuple):
     logits: dict[str, NDArray[np.float32]]
     seen: NDArray[np.bool_]
     truth: NDArray[np.float64]
+
+
+STACK = {
+    "final": {"combiner": "mean", "reason": "simplest"},
+    "features": ["f", "g", "h"],
+    "seconds": 5,
+    "folds": [
+        {"fold": 0, "temperature": 1.4, "rounds": 9, "gain": [3.0, 1.0, 0.0], "splits": [4, 2, 0]},
+        {"fold": 1, "temperature": 1.5, "rounds": 8, "gain": [0.0, 6.0, 0.0], "splits": [0, 5, 0]},
+    ],
+}
+STUDY = [  # four trials of an Optuna journal, of which one failed
+    {"op_code": 6, "trial_id": trial, "state": state, "values": [value]}
+    for trial, state, value in ((0, 1, 1.03), (2, 1, 1.05), (1, 3, 0.5), (3, 1, 1.01))
+]
+
+
+def _ablation(name: str, loss: float, **more: object) -> dict[str, object]:
+    about = {"low": loss - 0.1, "value": loss, "high": loss + 0.1}
+    return {"name": name, "log_loss": about, "difference": {key: value - 1 for key, value in about.items()}, **more}
+
+
+ABLATIONS = {
+    "n": 9,
+    "note": "nothing is tuned anew",
+    "full": {"low": 0.9, "value": 1.0, "high": 1.1},
+    "without": [_ablation("without-member-one", 1.01, kind="member"), _ablation("without-a-b", 1.2, kind="family")],
+    "learning_curve": [_ablation("battles-0.5", 1.3, battles=200.0), _ablation("full", 1.0, battles=400.0)],
+    "gain": {"lengths": 0.25, "turns": 0.75},
+}
 
 
 def sentence(rng: np.random.Generator, n: int) -> str:
@@ -97,8 +128,14 @@ def write_run(folder: Path, arena: Arena, stages: bool = True) -> Path:
         mean = softmax_mean(pooled)
         flat = np.full((len(ids), 3), 1 / 3)
         stack = {"prior": flat, "mean": mean, "stack": mean, "calibrated": softmax_mean(0.7 * pooled)}
+        stack |= {"combiner:mean": mean, "combiner:greedy": softmax_mean(arena.logits["one"]), "teacher": flat}
         store.write_parquet(folder / "stack" / "predictions.parquet", predictions_frame(ids, stack))
-        store.write_json(folder / "stack" / "manifest.json", {"folds": [{"fold": 0, "temperature": 1.4, "rounds": 9}]})
+        store.write_json(folder / "stack" / "manifest.json", STACK)
+        store.write_json(folder / "stack" / "ablations.json", ABLATIONS)
+        (folder / "stack" / "studies").mkdir()
+        (folder / "stack" / "studies" / "fold-0.log").write_text(
+            "\n".join(map(json.dumps, STUDY)) + '\n{"torn', "utf-8"
+        )
         logits = pooled * 0.5
         store.write_parquet(folder / "distill" / "logits.parquet", store.logits_frame(ids, logits, fold))
         student = {"student": softmax_mean(logits)}

@@ -22,6 +22,42 @@ HIDDEN = """[...document.querySelectorAll('figure svg')].filter(svg => {
 }).map(svg => svg.getAttribute('aria-label'))"""
 
 
+# Nothing of a figure's text may be cut off, or lie on other text.
+CUT = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const frame = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll('text')];
+  const boxes = texts.map(text => text.getBoundingClientRect());
+  const straight = texts.map(text => !/rotate\\(-?[1-9]/.test(text.getAttribute('transform') || ''));
+  return texts.filter((text, i) => {
+    const a = boxes[i];
+    if (a.left < frame.left - 1 || a.right > frame.right + 1 || a.top < frame.top - 1 || a.bottom > frame.bottom + 1)
+      return true;
+    return boxes.some((b, j) => j < i && straight[i] && straight[j] && a.left < b.right - 1 && b.left < a.right - 1
+      && a.top < b.bottom - 3 && b.top < a.bottom - 3);
+  }).map(text => svg.getAttribute('aria-label').slice(0, 40) + ': ' + text.textContent);
+})"""
+# Text that a reader cannot tell from its background: WCAG asks for a contrast of 4.5.
+FAINT = """(() => {
+  const light = c => { const v = c / 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
+  const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const behind = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  return [...document.querySelectorAll('p, th, td, small, summary, figcaption, a, svg text')].filter(element => {
+    const style = getComputedStyle(element), ink = parse(element.closest('svg') ? style.fill : style.color);
+    const paper = behind(element), part = Number(style.opacity);
+    const seen = ink.slice(0, 3).map((value, i) => part * value + (1 - part) * paper[i]);
+    const [high, low] = [luminance(seen), luminance(paper)].sort((x, y) => y - x);
+    return (high + 0.05) / (low + 0.05) < 4.5;
+  }).map(element => element.outerHTML.slice(0, 80));
+})()"""
+FIGURES = {"run": 17, "hostile": 18, "comparison": 1}
+
+
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browser(tmp_path_factory.mktemp("profile")) as found:
@@ -46,8 +82,9 @@ def test_the_page_is_whole_and_quiet(name: str, width: int, tab: Browser, pages:
         tab.screenshot(Path(SHOTS) / f"{name}-{width}.png")
     assert tab.evaluate("innerWidth") == width
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert tab.evaluate("document.querySelectorAll('figure svg').length") >= (1 if name == "comparison" else 12)
+    assert tab.evaluate("document.querySelectorAll('figure svg').length") >= FIGURES[name]
     assert tab.evaluate(HIDDEN) == []
+    assert tab.evaluate(CUT) == []
     assert tab.complaints() == []
     local = ("data:", pages[name].resolve().as_uri())
     assert [url for url in tab.requests() if not url.startswith(local)] == []
@@ -72,14 +109,35 @@ def test_a_table_is_sorted_by_a_click_and_copied(tab: Browser, pages: dict[str, 
     assert tab.evaluate(column) == sorted(tab.evaluate(column))
     tab.evaluate(click)
     assert tab.evaluate(column) == sorted(tab.evaluate(column), reverse=True)
+    tab.allow("clipboardReadWrite", "clipboardSanitizedWrite")
     tab.evaluate("document.querySelector('#pair-0 .copy').click()")
-    copied = "new Promise(done => setTimeout(() => done(document.querySelector('#pair-0 .copy').textContent), 100))"
-    assert tab.evaluate(copied) == "copied"
+    copied = [line.split("\t") for line in str(tab.evaluate("navigator.clipboard.readText()")).splitlines()]
+    assert copied[0][:3] == ["slice of", "battles with", "n"]
+    assert [int(row[2].replace(",", "")) for row in copied[1:]] == tab.evaluate(column)
+    assert {len(row) for row in copied} == {9}
+    assert tab.evaluate("document.querySelector('#pair-0 .copy').textContent") == "copied"
     assert tab.evaluate("document.querySelector('#pair-0 details').open") is True
     assert tab.complaints() == []
 
 
-def test_dark_pages_have_light_ink(tab: Browser, pages: dict[str, Path]) -> None:
+def test_on_paper_nothing_is_cut_and_dark_is_light(tab: Browser, pages: dict[str, Path]) -> None:
+    """An A4 page has about 720 pixels between its margins."""
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    tab.send("Emulation.setEmulatedMedia", media="print", features=[dark])
+    try:
+        tab.open(pages["run"], 720)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 720
+        wide = (
+            "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth).length"
+        )
+        assert tab.evaluate(wide) == 0
+        assert tab.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    finally:
+        tab.send("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_text_can_be_read_on_light_and_on_dark_pages(tab: Browser, pages: dict[str, Path]) -> None:
     colours = {}
     for scheme in ("light", "dark"):
         tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
@@ -88,6 +146,7 @@ def test_dark_pages_have_light_ink(tab: Browser, pages: dict[str, Path]) -> None
             tab.screenshot(Path(SHOTS) / "dark-390.png")
         ink = "getComputedStyle(document.querySelector('figure svg text')).fill"
         paper = "getComputedStyle(document.body).backgroundColor"
+        assert tab.evaluate(FAINT) == []
         colours[scheme] = [tab.evaluate(ink), tab.evaluate(paper)]
     assert colours["light"] == ["rgb(27, 31, 36)", "rgb(255, 255, 255)"]
     assert colours["dark"] == ["rgb(228, 231, 234)", "rgb(20, 23, 26)"]

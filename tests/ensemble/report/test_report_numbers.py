@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from report_fixtures import Arena, make_arena, write_run
+from report_fixtures import ABLATIONS, Arena, make_arena, write_run
 from scipy.stats import entropy, linregress
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score
 
 from ensemble.report.data import RunData, load_run
 from ensemble.report.make import collect
-from ensemble.report.slices import battle_facts
+from ensemble.report.slices import battle_facts, probability_points
 from ensemble.report.stages import dropped_rows
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -148,6 +148,44 @@ def test_who_is_right_alone(report: dict[str, Any], arena: Arena, probs: dict[st
     assert best["id"] == arena.table["id"][int(gap.argmax())]
 
 
+def test_the_scatter_has_every_battle_or_a_seeded_sample(
+    report: dict[str, Any], arena: Arena, probs: dict[str, Any], run: RunData
+) -> None:
+    for found, names in ((report["members"][0], ("one", "two")), (report["distillation"], ("student", "calibrated"))):
+        points = found["points"]
+        assert (points["n"], points["n_shown"]) == (500, 500)
+        assert points["verdict"] == arena.labels.tolist()
+        for key, name in zip(("first", "second"), names, strict=True):
+            exact = [row[label] for row, label in zip(probs[name], arena.labels, strict=True)]
+            np.testing.assert_allclose(points[key], exact, atol=0.00051)
+    both = probs["one"], probs["two"]
+    some = probability_points(both, arena.labels, seed=1, most=100)
+    assert (some["n"], some["n_shown"]) == (500, 100)
+    every = set(zip(*(report["members"][0]["points"][key] for key in ("first", "second", "verdict")), strict=True))
+    assert set(zip(some["first"], some["second"], some["verdict"], strict=True)) <= every
+    assert some == probability_points(both, arena.labels, seed=1, most=100)
+    assert some != probability_points(both, arena.labels, seed=2, most=100)
+
+
+def test_combiners_importances_studies_and_ablations(
+    report: dict[str, Any], arena: Arena, probs: dict[str, Any]
+) -> None:
+    found = report["stack"]
+    rows = {row["combiner"]: row["log_loss"]["value"] for row in found["combiners"]}
+    assert list(rows.values()) == sorted(rows.values())
+    for name, predictor in (("mean", "mean"), ("greedy", "one"), ("chosen in each fold (stack)", "stack")):
+        assert rows[name] == pytest.approx(log_loss(arena.labels, probs[predictor], labels=[0, 1, 2]), abs=1e-6)
+    shares = [(row["feature"], row["gain_share"], row["splits"]) for row in found["importances"]]
+    assert shares == [("g", (1 / 4 + 1) / 2, 7), ("f", (3 / 4 + 0) / 2, 4)]  # h was never split on
+    assert found["studies"] == {"fold-0": {"values": [1.03, 1.05, 1.01], "best": [1.03, 1.03, 1.01]}}
+    assert found["folds"] == [{"fold": 0, "rounds": 9}, {"fold": 1, "rounds": 8}]
+    written = found["ablations"]
+    assert written["without"] == ABLATIONS["without"][::-1]  # the part that is worth most comes first
+    assert written["learning_curve"] == ABLATIONS["learning_curve"]
+    assert written["full"] == ABLATIONS["full"]
+    assert [row["family"] for row in written["gain"]] == ["turns", "lengths"]
+
+
 @pytest.mark.parametrize("name", ["one", "calibrated", "student"])
 def test_ties(name: str, report: dict[str, Any], arena: Arena, probs: dict[str, Any]) -> None:
     found, p, ties = report["ties"]["predictors"][name], probs[name], arena.labels == 2
@@ -202,7 +240,7 @@ def test_calibration(report: dict[str, Any], arena: Arena, probs: dict[str, Any]
             assert abs(point["n"] - inside.sum()) <= 1  # float32 logits on an edge
             assert point["predicted"] == pytest.approx(p[inside, c].mean(), abs=1e-3)
             assert point["value"] == pytest.approx(np.mean(arena.labels[inside] == c), abs=0.03)
-    assert [t["temperature"] for t in found["temperatures"]] == [1.4, 1.1, 1.2]
+    assert [t["temperature"] for t in found["temperatures"]] == [1.4, 1.5, 1.1, 1.2]
 
 
 def test_position_and_length(report: dict[str, Any], arena: Arena, probs: dict[str, Any], run: RunData) -> None:
@@ -253,8 +291,9 @@ def test_data_and_cost(report: dict[str, Any], arena: Arena, probs: dict[str, An
         assert row["n"] == at.sum()
         assert row["shares"] == pytest.approx([np.mean(arena.labels[at] == c) for c in range(3)])
         assert row["log_loss"]["one"] == pytest.approx(losses(probs["one"], arena.labels)[at].mean(), abs=1e-6)
-    assert report["cost"]["seconds"] == 25.0
-    assert report["cost"]["cost"] == pytest.approx(25 * 3.6 / 3600)
+    assert {row["stage"]: row["seconds"] for row in report["cost"]["stages"]} == {"one": 12.5, "two": 12.5, "stack": 5}
+    assert report["cost"]["seconds"] == 30.0
+    assert report["cost"]["cost"] == pytest.approx(30 * 3.6 / 3600)
     assert report["curves"]["one"]["fold-0"]["loss"] == pytest.approx([1 / step for step in range(1, 10)])
 
 
@@ -271,16 +310,3 @@ def test_junk(report: dict[str, Any]) -> None:
     assert report["quality"]["n_junk"] == 0
     assert report["quality"]["n"] == 500
     assert [kind["n"] for kind in report["quality"]["kinds"]] == [0] * 5
-
-
-def test_the_submission_s_drift_is_noticed(run: RunData, report: dict[str, Any]) -> None:
-    from ensemble.report.summary import summary_report
-
-    path = run.folder / "submission.csv"
-    shares = {"winner_model_a": [0.9], "winner_model_b": [0.05], "winner_tie": [0.05]}
-    pl.DataFrame({"id": ["x"], **shares}).write_csv(path)
-    try:
-        assert any("Drift" in warning for warning in summary_report(run, report)["warnings"])
-    finally:
-        Path(path).unlink()
-    assert not any("Drift" in warning for warning in report["summary"]["warnings"])

@@ -19,7 +19,8 @@ from report_fixtures import make_arena, write_run
 from ensemble.__main__ import main
 from ensemble.report.data import load_run
 from ensemble.report.make import plain, write_comparison, write_report
-from ensemble.report.stages import QUANTILES, scores_tables, token_report
+from ensemble.report.stacking import scores_tables
+from ensemble.report.stages import QUANTILES, token_report
 from oof.config import load as load_config
 
 HOSTILE = [
@@ -121,6 +122,21 @@ def test_every_number_on_the_page_is_in_report_json(small_run: Path, tmp_path: P
     assert sections == [*expected, "data"]
 
 
+def test_the_numbers_of_combiners_and_ablations_are_report_json_s(hostile: Path) -> None:
+    """The small run has too few battles to be ablated."""
+    html = (hostile / "index.html").read_text(encoding="utf-8")
+    report = json.loads((hostile / "report.json").read_text(encoding="utf-8"))
+    assert {value for value, _ in Page(html).data} <= numbers(report)
+    section = Page(html[html.index('<section id="stack"') : html.index('<section id="distillation"')])
+    shown = {value for value, _ in section.data}
+    for part in ("combiners", "importances", "folds"):
+        assert numbers(report["stack"][part]) <= shown
+    for part in ("full", "without", "learning_curve"):
+        assert numbers(report["stack"]["ablations"][part]) <= shown
+    for name in ("combiners", "gain", "studies", "ablations", "learning", "families"):
+        assert f'id="{name}-figure_1"' in html
+
+
 def test_tokens_are_counted_as_the_tokenizer_counts_them(small_run: Path) -> None:
     from oof.models import load_tokenizer
     from oof.prompts import encode_battles
@@ -192,6 +208,18 @@ def test_seen_prompts_have_their_section(tmp_path: Path) -> None:
     assert effect["difference"]["value"] == pytest.approx(effect["seen"]["value"] - effect["unseen"]["value"])
     assert "What it cannot" in page
     assert "corpus.csv" in page
+
+
+def test_of_many_battles_a_sample_is_drawn_beside_the_picture_of_all(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_arena(2100, seed=15), stages=False)
+    page = write_report(run).read_text(encoding="utf-8")
+    [pair] = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))["members"]
+    assert pair["points"]["n_shown"] == len(pair["points"]["first"]) == 2000
+    assert np.sum(pair["grid"]["counts"]) == 2100
+    assert "A random 2,000 of 2,100 battles, one mark each, by the probability that one (across)" in page
+    scatter = page[page.index('id="pair0-scatter-figure_1"') : page.index("</figure>", page.index("pair0-scatter-"))]
+    assert len(re.findall(r"<use [^>]*/>", scatter)) - len(re.findall("xtick|ytick", scatter)) == 2000 + 3  # legend
+    assert "Numbers of all battles" in page
 
 
 def test_the_stack_s_scores_are_shown_whatever_they_are_called() -> None:

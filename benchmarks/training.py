@@ -1,7 +1,7 @@
 """How fast a fold job trains and predicts, beside transformers' own Trainer on the same battles in the same run.
 
-    python benchmarks/oof.py --model ../models/smollm2-135m --battles 48          # any checkpoint
-    python benchmarks/oof.py --model gemma2-12x640 --battles 48                   # a random Gemma2, 12 layers of 640
+    python benchmarks/training.py --model ../models/smollm2-135m --battles 48        # any checkpoint
+    python benchmarks/training.py --model gemma2-12x640 --battles 48                 # a random Gemma2, 12 layers of 640
 
 Peers: ``Trainer`` with ``DataCollatorWithPadding`` (a) in random order, (b) ``train_sampling_strategy=
 "group_by_length"``, (c) padding to ``max_length``; all with the same adapters, dtype, battles per optimizer step,
@@ -28,8 +28,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, Gemma2Config, Gemma2ForCausalLM, Trainer, TrainingArguments
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # this script bears the package's name
 
 from oof.adapters import add_adapters
 from oof.batches import TrainingSteps

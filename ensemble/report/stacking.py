@@ -1,0 +1,107 @@
+"""Stage two's own facts: its combiners, importances, studies, tuned parameters and ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+
+from ensemble.report.data import RunData, trials
+from oof.metrics import group_interval, row_log_loss
+
+
+def stack_report(run: RunData) -> dict[str, Any] | None:
+    """Return what stage two did and what each part of it was worth; None without stage two."""
+    manifest = run.step("stack")
+    if not manifest:
+        return None
+    folder = run.folder / "stack"
+    studies = {path.stem: trials(path) for path in sorted((folder / "studies").glob("*.log"))}
+    return {
+        "final": manifest.get("final"),
+        "combiners": combiner_rows(run),
+        "importances": importances(manifest, folder / "model" / "booster.txt"),
+        "studies": {name: {"values": values, "best": np.minimum.accumulate(values).tolist()}
+                    for name, values in studies.items() if values},
+        "folds": [{key: f[key] for key in ("fold", "combiner", "rounds") if key in f} | _numbers(f.get("params", {}))
+                  for f in manifest.get("folds", [])],
+        "scores": scores_tables(run.step("scores")),
+        "ablations": ablation_tables(run.step("ablations")),
+    }  # fmt: skip
+
+
+def combiner_rows(run: RunData) -> list[dict[str, Any]]:
+    """Return the cross-fitted log loss of every combiner, and of the choice among them, the best first."""
+    shown = {name.removeprefix("combiner:"): p for name, p in run.probs.items() if name.startswith("combiner:")}
+    if not shown:
+        return []
+    shown["chosen in each fold (stack)"] = run.probs["stack"]
+    rows = [
+        {"combiner": name, "log_loss": group_interval(row_log_loss(p, run.labels), run.groups, run.seed)}
+        for name, p in shown.items()
+    ]
+    return sorted(rows, key=lambda row: float(row["log_loss"]["value"]))
+
+
+def importances(manifest: dict[str, Any], booster: Path) -> list[dict[str, Any]]:
+    """Return each feature's share of the gain (mean of the outer folds' boosters) and its splits, the largest first.
+
+    A run whose manifest has no gains gives those of the final booster, if boosting was its final combiner.
+    """
+    names = list(manifest.get("features", []))
+    folds = [(np.array(f["gain"]), np.array(f["splits"])) for f in manifest.get("folds", []) if "gain" in f]
+    if not folds and booster.is_file():
+        final = lgb.Booster(model_str=booster.read_text(encoding="utf-8"))
+        folds = [(final.feature_importance("gain"), final.feature_importance("split"))]
+        names = names if len(names) == len(folds[0][0]) else final.feature_name()
+    if not folds:
+        return []
+    share = np.mean([gain / max(float(gain.sum()), 1e-300) for gain, _ in folds], axis=0)
+    splits = np.sum([split for _, split in folds], axis=0)
+    rows = [{"feature": name, "gain_share": float(part), "splits": int(n)}
+            for name, part, n in zip(names, share, splits, strict=True) if n]  # fmt: skip
+    return sorted(rows, key=lambda row: (-row["gain_share"], row["feature"]))
+
+
+def ablation_tables(found: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the content of ``stack/ablations.json`` (see :mod:`ensemble.ablations`); None without it."""
+    if not found.get("without") or not found.get("learning_curve"):
+        return None
+    gain = [{"family": name, "gain_share": float(share)} for name, share in found.get("gain", {}).items()]
+    return {
+        "note": str(found.get("note", "")),
+        "full": found["full"],
+        "without": sorted(found["without"], key=lambda row: -float(row["difference"]["value"])),
+        "learning_curve": found["learning_curve"],
+        "gain": sorted(gain, key=lambda row: -float(row["gain_share"])),
+    }
+
+
+def scores_tables(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the tables of ``stack/scores.json``: each part that maps names (or lists rows) of numbers, flattened."""
+    tables = {part: list(_rows(content)) for part, content in found.items() if part not in ("key", "files")}
+    return {part: rows for part, rows in tables.items() if rows}
+
+
+def _rows(content: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(content, list):
+        rows = [_numbers(row) for row in content if isinstance(row, dict)]
+    elif isinstance(content, dict):
+        rows = [{"name": str(name), **_numbers(value if isinstance(value, dict) else {"value": value})}
+                for name, value in content.items()]  # fmt: skip
+    else:
+        return
+    yield from (row for row in rows if any(isinstance(value, int | float) for value in row.values()))
+
+
+def _numbers(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= _numbers(value, f"{prefix}{name} ")
+        elif isinstance(value, str | int | float) and not isinstance(value, bool):
+            flat[f"{prefix}{name}"] = value
+    return flat
