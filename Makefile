@@ -81,7 +81,7 @@ plan: $(READY)  ## parameters, memory, hours and disk of CONFIG on five cards, b
 	@$(PY) -m oof plan $(CONFIG) $(OVERRIDES)
 
 bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--model FOLDER --battles 48")
-	@$(PY) benchmarks/oof.py $(ARGS)
+	@$(PY) benchmarks/stage_one.py $(ARGS)
 
 faults: $(READY)  ## stage one killed at random instants: the same bytes every time (ARGS="--kills 40")
 	@$(PY) benchmarks/faults.py $(ARGS)
