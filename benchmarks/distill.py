@@ -71,7 +71,7 @@ class Sizes:
     labelled: int = 1000
     unlabelled: int = 1000
     held_out: int = 1000
-    characters: int = 550
+    characters: int = 600
 
 
 def split(data: Path, out: Path, sizes: Sizes, seed: int = 0) -> None:
@@ -106,7 +106,7 @@ def _short(prompt: str) -> str:
 def settings(out: Path, gemma: str, smollm: str) -> Path:
     """Write and return the configuration."""
     train = {"epochs": 1, "lr": 2e-4, "head_lr": 1e-3, "batch_battles": 4, "tokens_per_batch": 2048}
-    train["checkpoint_steps"] = 50
+    train["checkpoint_steps"] = 50  # a kill costs at most so many steps
     recipe = {"dtype": "bfloat16", "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"}, "train": train}
     recipe["score_tokens_per_batch"] = 4096
     tree = {
@@ -119,7 +119,8 @@ def settings(out: Path, gemma: str, smollm: str) -> Path:
         "distill": {"student": {"checkpoint": gemma, **recipe}},
     }
     with store.replacing(out / "ukp.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(tree), encoding="utf-8")
+        # By way of JSON: shared objects would become aliases, which configurations refuse.
+        temporary.write_text(yaml.safe_dump(json.loads(json.dumps(tree))), encoding="utf-8")
     return out / "ukp.yaml"
 
 
@@ -270,6 +271,10 @@ def run(arguments: argparse.Namespace) -> Logits:
     return logits
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", default="../shared/data/ukpconvarg1_dev.csv")
@@ -279,7 +284,7 @@ def main() -> int:
     parser.add_argument("--report", default="docs/results-distill-ukp.md")
     parser.add_argument("--only", nargs="*", metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
     parser.add_argument("--hours", type=float, default=0.0, help="stop in good order after this time; 0 = never")
-    parser.add_argument("--sizes", nargs="*", type=int, default=[], help="labelled, unlabelled, held out, characters")
+    parser.add_argument("--sizes", type=_numbers, default=[], help="labelled,unlabelled,held_out,characters")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     arguments = parser.parse_args()
     quiet_libraries()
