@@ -1,23 +1,26 @@
 """Distillation on real battles with small pre-trained models: which recipe makes the best student.
 
-    python benchmarks/distill.py --data ../shared/data/ukpconvarg1_dev.csv --gemma /models/gemma3-270m \\
-        --smollm /models/smollm2-135m --out runs/ukp [--only default "hard labels only"] [--hours 1]
+    python benchmarks/distill.py --gemma models/gemma3-270m --smollm models/smollm2-135m [--hours 1]
 
-UKPConvArg1: pairs of human-written arguments in 16 debates, verdicts A or B. One split by prompt: 1,000 labelled
-battles (stage one: SmolLM2-135M beside Gemma3-270M, 3 folds; stage two), 1,000 unlabelled ones, and at least 1,000 of
-prompts that nothing has seen. For each recipe one Gemma3-270M student is trained on all labelled battles and scored
-on the held-out ones. Every predictor gets its temperature by the same two-fold cross-fitting over held-out prompts, so
-that calibration does not decide. Each piece of work is a step of the run: stop it, run it again, and it goes on;
-``--hours`` stops before the next piece. Prints a Markdown table of what is done. About 15 minutes a recipe on two
-cores, and 2 hours for stage one.
+UKPConvArg1: pairs of human-written arguments, one prompt a debate, verdicts A, B or undecided. One split by prompt:
+1,000 labelled battles (stage one: SmolLM2-135M beside Gemma3-270M; stage two), 1,000 unlabelled ones, and at least
+1,000 of prompts that nothing has seen. For each recipe one Gemma3-270M student is trained on everything and scored on
+the held-out battles. Every predictor gets its temperature by the same two-fold cross-fitting over held-out prompts, so
+that calibration does not decide. What is cut so that a CPU can do it: the battles with the shortest texts, a prompt of
+title and stance, 112 tokens, two folds, adapters of rank 16 in the upper half of the layers, one epoch.
+
+Unattended and in pieces: each training and scoring is a step of the run folder. Stop it anywhere, run it again, and it
+goes on; ``--hours`` stops by itself. After each piece ``--report`` is written anew, with what is not run yet named.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +30,9 @@ from numpy.typing import NDArray
 
 from ensemble import stack
 from ensemble.__main__ import main as ensemble_main
-from ensemble.distill import FINAL, cross_fitted_temperature, plan_student
+from ensemble.distill import FINAL, StudentPlan, cross_fitted_temperature, plan_student
 from oof import config as configuration
-from oof import fold_jobs, store
+from oof import fold_jobs, interrupts, store
 from oof.__main__ import main as oof_main
 from oof.battles import read_file
 from oof.config import Config
@@ -38,95 +41,129 @@ from oof.errors import UserError
 from oof.log import quiet_libraries
 from oof.metrics import group_interval, row_log_loss
 
-HARD, DEFAULT = "hard labels only", "default"
-NO_PSEUDO = "distill.pseudo_weight=0"
+HARD, DEFAULT = "hard labels only", "default: OOF teacher + pseudo-labelled battles, KL, T = 1"
+LABELLED_ONLY = "distill.pseudo_weight=0"
+HINTS = "the default with length hints in the template"
+# In the order in which they run: what is to hold comes first.
 RECIPES: dict[str, list[str]] = {
-    DEFAULT: [],
     HARD: ["distill.losses={ce: 1, kl: 0}"],
-    "fold-matched in-sample teacher": ["distill.teacher=fold_matched", NO_PSEUDO],
-    "OOF teacher": [NO_PSEUDO],
-    "OOF + pseudo-labelled battles": [],
+    DEFAULT: [],
+    "OOF teacher": [LABELLED_ONLY],
+    "fold-matched in-sample teacher": ["distill.teacher=fold_matched", LABELLED_ONLY],
     "several teachers": ["distill.teachers=members"],
     "self-distillation": ["distill.teachers=gemma3"],
-    "CE + KL": ["distill.losses={ce: 1, kl: 1}"],
     "CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}"],
-    **{
+    **{  # T = 1 at 0.5 is CE + KL
         f"T = {t}, soft weight {w}": [f"distill.losses={{ce: {1 - w:.1f}, kl: {w}}}", f"distill.temperature={t}"]
         for t in (1, 2, 5)
         for w in (0.5, 0.9)
     },
-    "length hints": ["prompts.hints=lengths"],
+    HINTS: ["prompts.hints=lengths"],
 }
+FILES = {"train": "labelled", "unlabelled": "unlabelled", "test": "heldout"}
+Logits = dict[str, NDArray[np.float64]]
 
 
-def split(data: Path, out: Path, seed: int = 0) -> None:
+@dataclass(frozen=True)
+class Sizes:
+    """Battles of each part, and the most characters of both responses together."""
+
+    labelled: int = 1000
+    unlabelled: int = 1000
+    held_out: int = 1000
+    characters: int = 600
+
+
+def split(data: Path, out: Path, sizes: Sizes, seed: int = 0) -> None:
     """Write labelled.csv, unlabelled.csv and heldout.csv: no prompt of the last is in the others."""
     frame = pl.read_csv(data)
+    characters = pl.col("response_a").str.len_chars() + pl.col("response_b").str.len_chars()
+    frame = frame.filter(characters <= sizes.characters)
+    frame = frame.with_columns(pl.col("prompt").map_elements(_short, return_dtype=pl.String))
     rng = np.random.default_rng(seed)
     prompts = rng.permutation(frame["prompt"].unique().sort().to_numpy())
-    sizes = dict(frame.group_by("prompt").len().iter_rows())
+    counts = dict(frame.group_by("prompt").len().iter_rows())
     held: list[str] = []
-    while sum(sizes[p] for p in held) < 1500:
+    while sum(counts[p] for p in held) < sizes.held_out:
         held.append(str(prompts[len(held)]))
     unseen = frame.filter(pl.col("prompt").is_in(held))
     seen = frame.filter(~pl.col("prompt").is_in(held)).sample(fraction=1, shuffle=True, seed=seed)
-    if seen.height < 2000 or unseen.height < 1000:
-        raise UserError(f"{data}: too few battles for 1,000 labelled, 1,000 unlabelled and 1,000 held out")
-    for name, part in (("labelled", seen[:1000]), ("unlabelled", seen[1000:2000]), ("heldout", unseen)):
+    needed = sizes.labelled + sizes.unlabelled
+    if seen.height < needed:
+        raise UserError(f"{data}: {seen.height} battles of up to {sizes.characters} characters left; need {needed:,}")
+    parts = {"labelled": seen[: sizes.labelled], "unlabelled": seen[sizes.labelled : needed], "heldout": unseen}
+    for name, part in parts.items():
         with store.replacing(out / f"{name}.csv") as temporary:
             part.write_csv(temporary)
 
 
+def _short(prompt: str) -> str:
+    """Return the debate's title and stance of a prompt that also describes it at length."""
+    lines = json.loads(prompt)[0].split("\n")
+    return json.dumps(["\n".join([lines[0], *(line for line in lines if line.startswith("Stance:"))])])
+
+
 def settings(out: Path, gemma: str, smollm: str) -> Path:
     """Write and return the configuration."""
-    train = {"epochs": 1, "lr": 2e-4, "head_lr": 1e-3, "batch_battles": 16, "tokens_per_batch": 4096}
+    train = {"epochs": 1, "lr": 2e-4, "head_lr": 1e-3, "batch_battles": 4, "tokens_per_batch": 2048}
+    train["checkpoint_steps"] = 50  # a kill costs at most so many steps
     recipe = {"dtype": "bfloat16", "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"}, "train": train}
+    recipe["score_tokens_per_batch"] = 4096
     tree = {
         "data": {name: [str(out / f"{file}.csv")] for name, file in FILES.items()},
-        "folds": {"k": 3},
-        "prompts": {"max_tokens": 512},
+        "folds": {"k": 2},
+        "prompts": {"max_tokens": 112},
         "groups": {"threshold": 1.0},
         "members": {"gemma3": {"checkpoint": gemma, **recipe}, "smollm2": {"checkpoint": smollm, **recipe}},
-        "stack": {"trials": 20},
+        "stack": {"trials": 20, "workers": 1},
         "distill": {"student": {"checkpoint": gemma, **recipe}},
     }
     with store.replacing(out / "ukp.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(tree), encoding="utf-8")
+        # By way of JSON: shared objects would become aliases, which configurations refuse.
+        temporary.write_text(yaml.safe_dump(json.loads(json.dumps(tree))), encoding="utf-8")
     return out / "ukp.yaml"
-
-
-FILES = {"train": "labelled", "unlabelled": "unlabelled", "test": "heldout"}
 
 
 def stages(path: str, overrides: Sequence[str]) -> None:
     for program, verb in ((oof_main, "oof"), (ensemble_main, "stack")):
-        if program([verb, path, *overrides]):
+        status = program([verb, path, *overrides])
+        if status == interrupts.EXIT_STATUS:
+            raise interrupts.Stopped("the time limit")
+        if status:
             raise UserError(f"{verb} failed; see above")
 
 
-def student(config: Config, name: str) -> NDArray[np.float64]:
-    """Return (n, 3) mean-of-orders logits of the held-out battles by a recipe's student, training it if need be."""
-    plan = plan_student(config)
-    folder = Path(config.run) / "students" / "".join(c if c.isalnum() else "-" for c in name)
-    step = store.Step(folder / "heldout", store.digest(plan.key, FINAL))
-    if not step.done:
-        from ensemble.student import StudentJob, run_job
-        from ensemble.teach import prepare_teacher
-        from oof.jobs import Texts
-        from oof.models import load_classifier
-        from oof.predict import predict_logits
+def held_out_step(plan: StudentPlan) -> store.Step:
+    folder = Path(plan.config.run) / "students" / plan.key[:12]
+    return store.Step(folder / "heldout", store.digest(plan.key, FINAL))
 
-        prepare_teacher(plan)
-        job = StudentJob(plan, folder, FINAL)
-        if not job.step.done:
-            run_job(job)
-        test = read_test(config)
-        texts = Texts(config.distill.student, test, config)
-        model = load_classifier(texts.member, job.folder / "adapter", texts.tokenizer, seed=0)
-        logits = predict_logits(model, texts.member, texts.scoring, texts.tokenizer.pad_token_id, name)
-        step.clear()
-        store.write_parquet(step.folder / "logits.parquet", store.logits_frame(test["id"], logits, -1))
-        step.finish()
+
+def student(config: Config) -> NDArray[np.float64]:
+    """Return (n, 3) mean-of-orders logits of the held-out battles by a recipe's student, training it if need be."""
+    from ensemble.student import StudentJob, run_job
+    from ensemble.teach import prepare_teacher
+    from oof.jobs import Texts
+    from oof.models import load_classifier
+    from oof.predict import predict_logits
+
+    plan = plan_student(config)
+    step = held_out_step(plan)
+    prepare_teacher(plan)
+    job = StudentJob(plan, step.folder.parent, FINAL)
+    if not job.step.done:
+        run_job(job)
+    test = read_test(config)
+    texts = Texts(config.distill.student, test, config)
+    model = load_classifier(texts.member, job.folder / "adapter", texts.tokenizer, seed=0)
+    partial, pad = job.folder.with_name("partial"), texts.tokenizer.pad_token_id
+    logits = predict_logits(model, texts.member, texts.scoring, pad, "held out", partial)
+    step.clear()
+    store.write_parquet(step.folder / "logits.parquet", store.logits_frame(test["id"], logits, -1))
+    step.finish()
+    return read_logits(step)
+
+
+def read_logits(step: store.Step) -> NDArray[np.float64]:
     frame = store.read_parquet(step.folder / "logits.parquet")
     return mean_of_orders(frame.select(store.LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3))
 
@@ -135,7 +172,7 @@ def mean_of_orders(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(logits.astype(np.float64).mean(axis=1))
 
 
-def ensemble_logits(config: Config) -> dict[str, NDArray[np.float64]]:
+def ensemble_logits(config: Config) -> Logits:
     """Return the logits of the calibrated ensemble and of each member's fold average."""
     test = read_test(config)
     members = fold_jobs.test_logits(fold_jobs.fold_jobs(config, load_battles(Path(config.run))), test)
@@ -146,30 +183,96 @@ def ensemble_logits(config: Config) -> dict[str, NDArray[np.float64]]:
     return {"calibrated": calibrated, **{f"member {name}": mean_of_orders(z) for name, z in members.items()}}
 
 
-def table(logits: dict[str, NDArray[np.float64]], out: Path) -> str:
-    """Return the Markdown table."""
+def table(logits: Logits, out: Path) -> str:
+    """Return the Markdown table of what is done, and of what is not."""
     truth = read_file(out / "heldout.csv", "train").table
     labels = truth["label"].to_numpy().astype(np.int64)
     _, groups = np.unique([turns[0] for turns in truth["prompt"].to_list()], return_inverse=True)
     _, units = np.unique([turns[0] for turns in truth["response_a"].to_list()], return_inverse=True)
     losses = {n: row_log_loss(cross_fitted_temperature(z, labels, groups % 2)[0], labels) for n, z in logits.items()}
-    best = min((name for name in losses if name.startswith("member")), key=lambda name: losses[name].mean())
+    best = min((name for name in losses if name.startswith("member")), key=lambda name: losses[name].mean(), default="")
 
     def cell(values: NDArray[np.float64], sign: str = "+") -> str:
         row = group_interval(values, units, seed=0)
         return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
 
     lines = [
-        f"{len(labels)} held-out battles of {groups.max() + 1} prompts; 95 % intervals over the arguments shown first, "
-        "which recur (prompts are too few to resample).",
+        f"{len(labels):,} held-out battles of {groups.max() + 1} prompts; 95 % intervals over the arguments shown "
+        "first, which recur (the prompts are too few to resample).",
         "",
-        f"| | log loss | minus calibrated | minus {best} | minus {HARD} |",
+        f"| | log loss | minus calibrated | minus {best or 'the best member'} | minus {HARD} |",
         "|---|---|---|---|---|",
     ]
     for name, loss in losses.items():
         others = [cell(loss - losses[o]) if o in losses and o != name else "" for o in ("calibrated", best, HARD)]
         lines.append(f"| {name} | {cell(loss, '')} | {' | '.join(others)} |")
+    lines += [f"| {name} | not run yet | | | |" for name in RECIPES if name not in losses]
     return "\n".join(lines)
+
+
+def report(arguments: argparse.Namespace, logits: Logits) -> str:
+    """Write the table, below the command that makes it, to ``--report``; return the table."""
+    lines = table(logits, Path(arguments.out))
+    models = f"--gemma {Path(arguments.gemma).name} --smollm {Path(arguments.smollm).name}"
+    extra = "".join(f" {override}" for override in arguments.overrides)
+    body = [
+        "# Distillation on UKPConvArg1: which recipe makes the best student",
+        "",
+        f"Made by `python benchmarks/distill.py {models}{extra}`, whose docstring says what is split and cut how.",
+        "",
+        lines,
+    ]
+    with store.replacing(Path(arguments.report)) as temporary:
+        temporary.write_text("\n".join(body) + "\n", encoding="utf-8")
+    return lines
+
+
+def overrides_of(name: str, arguments: argparse.Namespace) -> list[str]:
+    folder = "hints" if name == HINTS else "run"  # with hints, members read other texts
+    return [f"run={Path(arguments.out) / folder}", *arguments.overrides, *RECIPES[name]]
+
+
+def finished(path: str, arguments: argparse.Namespace) -> Logits:
+    """Return the logits of all that earlier calls have finished."""
+    done: Logits = {}
+    for name in RECIPES:
+        try:
+            config = configuration.load(path, overrides_of(name, arguments))
+            done |= {} if done else ensemble_logits(config)
+            if (step := held_out_step(plan_student(config))).done:
+                done[name] = read_logits(step)
+        except UserError:  # an earlier stage is not there yet
+            continue
+    return done
+
+
+def run(arguments: argparse.Namespace) -> Logits:
+    """Do the recipes in their order until the time is over; return the logits of all that is done."""
+    out = Path(arguments.out)
+    split(Path(arguments.data), out, Sizes(*arguments.sizes))
+    path = str(settings(out, arguments.gemma, arguments.smollm))
+    began, logits = time.monotonic(), finished(path, arguments)
+    for name in arguments.only or list(RECIPES):
+        if name not in RECIPES:
+            raise UserError(f"no recipe {name!r}; there are: {'; '.join(RECIPES)}")
+        if name in logits:
+            continue
+        left = max(1.0, arguments.hours * 3600 - (time.monotonic() - began)) if arguments.hours else 0.0
+        overrides = [*overrides_of(name, arguments), f"jobs.time_limit={left:.0f}"]
+        try:
+            stages(path, [o for o in overrides if not o.startswith("distill.")])
+            config = configuration.load(path, overrides)
+            logits = {**(logits or ensemble_logits(config)), name: student(config)}
+        except interrupts.Stopped as stop:
+            print(f"stopped by {stop} in {name!r}; run the same command again to go on", file=sys.stderr)
+            break
+        report(arguments, logits)
+        print(f"{time.monotonic() - began:.0f} s: {name}", file=sys.stderr, flush=True)
+    return logits
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def main() -> int:
@@ -178,30 +281,19 @@ def main() -> int:
     parser.add_argument("--gemma", required=True, help="folder or hub name of Gemma3-270M")
     parser.add_argument("--smollm", required=True, help="folder or hub name of SmolLM2-135M")
     parser.add_argument("--out", default="runs/ukp")
+    parser.add_argument("--report", default="docs/results-distill-ukp.md")
     parser.add_argument("--only", nargs="*", metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
-    parser.add_argument("--hours", type=float, default=1e9, help="begin no further recipe after this time")
+    parser.add_argument("--hours", type=float, default=0.0, help="stop in good order after this time; 0 = never")
+    parser.add_argument("--sizes", type=_numbers, default=[], help="labelled,unlabelled,held_out,characters")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     arguments = parser.parse_args()
     quiet_libraries()
-    out, started = Path(arguments.out), time.monotonic()
+    interrupts.install()
     if not Path(arguments.data).is_file():
         print(f"error: {arguments.data}: no such file; give --data", file=sys.stderr)
         return 2
     try:
-        split(Path(arguments.data), out)
-        path = str(settings(out, arguments.gemma, arguments.smollm))
-        logits: dict[str, NDArray[np.float64]] = {}
-        for name in arguments.only or list(RECIPES):
-            if name not in RECIPES:
-                raise UserError(f"no recipe {name!r}; there are: {'; '.join(RECIPES)}")
-            if time.monotonic() - started > 3600 * arguments.hours:
-                break
-            run = f"run={out / ('hints' if name == 'length hints' else 'run')}"  # its members read other texts
-            overrides = [run, *arguments.overrides, *RECIPES[name]]
-            stages(path, [o for o in overrides if not o.startswith("distill.")])
-            config = configuration.load(path, overrides)
-            logits = {**(logits or ensemble_logits(config)), name: student(config, name)}
-        print(table(logits, out))
+        print(report(arguments, run(arguments)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
