@@ -1,12 +1,7 @@
 """How fast a fold job trains and predicts, beside transformers' own Trainer on the same battles in the same run.
 
-<<<<<<<< HEAD:benchmarks/training.py
     python benchmarks/training.py --model ../models/smollm2-135m --battles 48        # any checkpoint
     python benchmarks/training.py --model gemma2-12x640 --battles 48                 # a random Gemma2, 12 layers of 640
-========
-    python benchmarks/stage_one.py --model ../models/smollm2-135m --battles 48          # any checkpoint
-    python benchmarks/stage_one.py --model gemma2-12x640 --battles 48             # a random Gemma2, 12 layers
->>>>>>>> 9b8b2cd0f878504a44db10b88d457e7ff9ca16d0:benchmarks/stage_one.py
 
 Peers: ``Trainer`` with ``DataCollatorWithPadding`` (a) in random order, (b) ``train_sampling_strategy=
 "group_by_length"``, (c) padding to ``max_length``; all with the same adapters, dtype, battles per optimizer step,
@@ -47,7 +42,7 @@ from oof.prompts import Encoded
 from oof.train import train_classifier
 
 BATCH = 8  # battles per optimizer step, of one order here, as the peers know no pairs
-PEER_BATCH = 2  # sequences of 2,048 tokens that go through at once without running out of 24 GB, as ours at most
+PEER_BATCH = 2  # sequences of 2,048 tokens that a peer trains on at once; with 8 eager Gemma2 runs out of 24 GB
 Battles = tuple[Encoded, np.ndarray]
 OURS = ("ours", "ours, upper half")
 PEERS = ("random", "group_by_length", "max_length")
