@@ -5,9 +5,11 @@
 
 Peers: ``Trainer`` with ``DataCollatorWithPadding`` (a) in random order, (b) ``train_sampling_strategy=
 "group_by_length"``, (c) padding to ``max_length``; all with the same adapters, dtype, battles per optimizer step,
-steps and tokens. Battles have the arena's lengths (mean 680 tokens, capped at ``--max-tokens``). One table row each:
-battles per second in training and prediction, the ratio of ours, the loss at the end, and the share of this machine's
-own matrix-product rate at the model's shapes that the arithmetic of the real tokens reaches.
+steps and tokens. Peers train on 2 sequences at a time (padding to the longer one), accumulate, and predict 8 at a time.
+Each contender runs in a process of its own. Battles have the arena's lengths (about 680 tokens on average, capped at
+``--max-tokens``). One table row each: battles per second in training and prediction, the ratio of ours, the loss at
+the end, and the share of this machine's own matrix-product rate at the model's shapes that the arithmetic of the real
+tokens reaches.
 """
 
 from __future__ import annotations
@@ -184,7 +186,7 @@ def main() -> int:
     parser.add_argument("--battles", type=int, default=48)
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--contenders", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
+    parser.add_argument("--contenders", nargs="*", default=[*OURS[1:], *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=3, metavar=("NAME", "CHECKPOINT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -196,7 +198,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = checkpoint_of(arguments.model, Path(scratch))
         rows = {}
-        for name in arguments.contenders:  # each in a process of its own: none inherits another's memory
+        for name in dict.fromkeys(
+            ("ours", *arguments.contenders)
+        ):  # each in a process of its own: none inherits another's memory
             own = [sys.executable, *sys.argv, "--one", name, checkpoint, str(Path(scratch) / name)]
             said = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True).stdout
             rows[name] = json.loads(said.splitlines()[-1])

@@ -37,13 +37,20 @@ def resolve_attention(config: Any, wanted: str, softcap: str = "on") -> str:
         softcap: "on" or "off", as trained.
 
     Raises:
-        UserError: the wanted one drops the model's soft-capping.
+        UserError: the wanted one drops the model's soft-capping, or needs one.
     """
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None and softcap == "on"
+    text = config.get_text_config()
+    capped = getattr(text, "attn_logit_softcapping", None) is not None and softcap == "on"
+    in_blocks = capped and blockwise.computes(text)
     if capped and wanted == "sdpa":
         raise UserError(
             f"attn=sdpa drops the soft-capping of {config.model_type}; use attn=auto, or train and score with "
             "attn_softcap=off"
+        )
+    if wanted == blockwise.NAME and not in_blocks:
+        raise UserError(
+            f"attn=blockwise computes soft-capped, causal attention without dropout, and {config.model_type}'s here is "
+            "another; use attn=auto"
         )
     if wanted != "auto":
         return wanted
@@ -51,7 +58,7 @@ def resolve_attention(config: Any, wanted: str, softcap: str = "on") -> str:
         return "sdpa"
     family: Any = type(config)
     if not torch.cuda.is_available():
-        return blockwise.NAME if agrees_with_eager(family, blockwise.NAME, "cpu") else "eager"
+        return blockwise.NAME if in_blocks and agrees_with_eager(family, blockwise.NAME, "cpu") else "eager"
     if is_flash_attn_2_available():
         return "flash_attention_2"
     return "flex_attention" if agrees_with_eager(family, "flex_attention", "cuda") else "eager"

@@ -5,8 +5,7 @@ diagonal in vain; sdpa has no soft-capping, and flex attention has no backward p
 meets the keys that it may see, small enough to stay in the cache, and the backward pass computes the block again, as
 in FlashAttention. A soft-capped score cannot exceed the cap, so that its exponential needs no running maximum.
 
-Sequences padded on the right need no mask, as causal attention never looks there. Whatever else a caller asks for (a
-mask, dropout, no cap) is eager's.
+Sequences padded on the right need no mask, as causal attention never looks there. With a mask, eager computes it.
 
 Source: Dao, FlashAttention-2, arXiv:2307.08691, sections 3.1 and 3.2; Gemma 2, arXiv:2408.00118, section 2.
 """
@@ -88,8 +87,8 @@ class SoftcappedAttention(torch.autograd.Function):
             scores = torch.bmm(_flat(q), _flat(key[block.keys]).transpose(1, 2)).float()
             weights = block.hide_(scores.mul_(scaling / cap).tanh_().mul_(cap).exp_())
             total = weights.sum(dim=-1, keepdim=True)
-            mixed = torch.bmm(weights.to(query.dtype), _flat(value[block.keys]))
-            out[block.queries] = (mixed / total).to(query.dtype).view(q.shape)
+            # Divided before they are rounded: exp(cap) is no float16.
+            out[block.queries] = torch.bmm(weights.div_(total).to(query.dtype), _flat(value[block.keys])).view(q.shape)
             norm[block.queries] = total.view(*q.shape[:-1], 1)
         ctx.save_for_backward(query, key, value, out, norm)
         ctx.constants = scaling, cap, window
@@ -119,6 +118,13 @@ class SoftcappedAttention(torch.autograd.Function):
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
 
 
+def computes(config: Any) -> bool:
+    """Return whether this is the attention of a text configuration: soft-capped, causal, without dropout."""
+    cap = getattr(config, "attn_logit_softcapping", None)
+    other = getattr(config, "attention_dropout", 0) or getattr(config, "use_bidirectional_attention", False)
+    return cap is not None and cap <= LARGEST_CAP and not other
+
+
 def attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -134,11 +140,13 @@ def attention(
     """Attention as transformers calls it: (b, h, t, d) queries -> (b, t, h, d).
 
     Raises:
-        ValueError: a cache holds keys of earlier calls, and there is no mask.
+        ValueError: without a mask, what this function does not compute (see :func:`computes`), or a cache's keys.
     """
-    if dropout or softcap is None or softcap > LARGEST_CAP or attention_mask is not None:
+    if attention_mask is not None:
         return eager_attention_forward(module, query, key, value, attention_mask, dropout, scaling, softcap)
     length = query.shape[2]
+    if dropout or softcap is None or softcap > LARGEST_CAP or not getattr(module, "is_causal", True):
+        raise ValueError("blockwise attention is soft-capped, causal and without dropout; use eager")
     if key.shape[2] != length:
         raise ValueError("blockwise attention is for whole sequences; pass use_cache=False")
     window = length if sliding_window is None else sliding_window

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForSequenceClassification, Gemma2Config
+from transformers import AutoModelForSequenceClassification, Gemma2Config, LlamaConfig
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from oof import blockwise
+from oof.attention import resolve_attention
+from oof.errors import UserError
 
 SCALING, CAP = 0.3, 5.0  # scores of several caps, so that the cap bites
 
@@ -93,6 +95,34 @@ def test_a_model_with_a_left_padding_mask_gives_eager_s_logits() -> None:
     torch.testing.assert_close(logits[0], logits[2], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits[1], logits[3], atol=1e-5, rtol=1e-5)
     assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
+def test_in_float16_a_score_at_the_cap_does_not_overflow() -> None:
+    query, key, value = (x.detach() for x in tensors(1, 1, 1, 40))
+    settings: dict[str, Any] = {"scaling": 20.0, "softcap": 50.0}  # exp(50) is far beyond 65,504
+    half, _ = blockwise.attention(torch.nn.Identity(), query.half(), key.half(), value.half(), None, **settings)
+    exact = [x.half().float() for x in (query, key, value)]
+    full, _ = blockwise.attention(torch.nn.Identity(), *exact, None, **settings)
+    torch.testing.assert_close(half.float(), full, atol=0.03, rtol=0.01)
+
+
+@pytest.mark.parametrize("change", [{"softcap": None}, {"softcap": 100.0}, {"softcap": 5.0, "dropout": 0.1}])
+def test_what_it_does_not_compute_is_refused_and_never_computed_without_a_mask(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="use eager"):
+        blockwise.attention(torch.nn.Identity(), *tensors(1, 1, 1, 9), None, SCALING, **change)
+
+
+def test_it_is_chosen_for_the_families_whose_attention_it_is() -> None:
+    gemma = Gemma2Config()
+    assert resolve_attention(gemma, blockwise.NAME) == blockwise.NAME
+    others: list[Any] = [LlamaConfig(), Gemma2Config(attention_dropout=0.1), Gemma2Config(attn_logit_softcapping=99.0)]
+    for config in others:
+        with pytest.raises(UserError, match="attn=blockwise"):
+            resolve_attention(config, blockwise.NAME)
+    with pytest.raises(UserError, match="attn=blockwise"):
+        resolve_attention(gemma, blockwise.NAME, softcap="off")
+    if not torch.cuda.is_available():
+        assert [resolve_attention(config, "auto") for config in others] == ["sdpa", "eager", "eager"]
 
 
 def test_keys_of_a_cache_are_refused() -> None:
