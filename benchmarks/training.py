@@ -5,11 +5,12 @@
 
 Peers: ``Trainer`` with ``DataCollatorWithPadding`` (a) in random order, (b) ``train_sampling_strategy=
 "group_by_length"``, (c) padding to ``max_length``; all with the same adapters, dtype, battles per optimizer step,
-steps and tokens. Peers train on 2 sequences at a time (padding to the longer one), accumulate, and predict 8 at a time.
-Each contender runs in a process of its own. Battles have the arena's lengths (about 680 tokens on average, capped at
-``--max-tokens``). One table row each: battles per second in training and prediction, the ratio of ours, the loss at
-the end, and the share of this machine's own matrix-product rate at the model's shapes that the arithmetic of the real
-tokens reaches.
+steps and tokens. Peers train on ``--peer-batch`` sequences at a time (padding to the longest of them), accumulate to
+the same 8 battles a step, and predict 8 at a time. Each contender runs in a process of its own. Battles have the
+arena's lengths (about 680 tokens on average, capped at ``--max-tokens``). One table row each: battles per second in
+training and prediction, the ratio of ours, the loss at the end, and the share of this machine's own matrix-product
+rate at the model's shapes that the arithmetic of the real tokens reaches; then a profile of a few of our steps, in
+training and prediction together: where the time goes.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ from oof.prompts import Encoded
 from oof.train import train_classifier
 
 BATCH = 8  # battles per optimizer step, of one order here, as the peers know no pairs
-PEER_BATCH = 2  # sequences of 2,048 tokens that a peer trains on at once; with 8 eager Gemma2 runs out of 24 GB
 Battles = tuple[Encoded, np.ndarray]
 OURS = ("ours", "ours, upper half")
+PROFILE = "profile"
+PROFILED = 8  # battles of which each operation is timed
 PEERS = ("random", "group_by_length", "max_length")
 
 
@@ -85,13 +87,16 @@ def fresh(member: Member, tokenizer: Any) -> Any:
     return add_adapters(load_base(member, tokenizer, 0), member.lora, 0)
 
 
-def peer(member: Member, tokenizer: Any, data: Rows, held: Rows, kind: str, cap: int, folder: Path) -> dict[str, float]:
+def peer(
+    member: Member, tokenizer: Any, data: Rows, held: Rows, kind: str, arguments: argparse.Namespace, folder: Path
+) -> dict[str, float]:
+    cap, at_once = arguments.max_tokens, arguments.peer_batch
     padding: dict[str, Any] = {"padding": "max_length", "max_length": cap} if kind == "max_length" else {}
     bf16 = resolve_dtype(member.dtype) == torch.bfloat16
-    arguments = TrainingArguments(
+    settings = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=PEER_BATCH,
-        gradient_accumulation_steps=BATCH // PEER_BATCH,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=BATCH // at_once,
         per_device_eval_batch_size=BATCH,
         num_train_epochs=1,
         learning_rate=member.train.lr,
@@ -109,7 +114,7 @@ def peer(member: Member, tokenizer: Any, data: Rows, held: Rows, kind: str, cap:
     )
     model = fresh(member, tokenizer)
     collator = DataCollatorWithPadding(tokenizer, **padding)
-    trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=held, data_collator=collator)
+    trainer = Trainer(model=model, args=settings, train_dataset=data, eval_dataset=held, data_collator=collator)
     train = timed(trainer.train)
     out: list[Any] = []
     predict = timed(lambda: out.append(trainer.predict(held)))
@@ -126,6 +131,15 @@ def ours(member: Member, tokenizer: Any, data: Battles, held: Battles, folder: P
     out: list[np.ndarray] = []
     predict = timed(lambda: out.append(predict_logits(model, member, held[0], pad, "ours")[:, 0]))
     return measured(train, predict, loss_of(out[0].astype(np.float64), held[1]))
+
+
+def profile(call: Callable[[], object]) -> dict[str, float]:
+    """Return the share of the time that each operation took by itself, the largest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        call()
+    spent = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    shares = {name: time_us / sum(spent.values()) for name, time_us in spent.items()}
+    return dict(sorted(shares.items(), key=lambda item: -item[1])[:12])
 
 
 def measured(train: float, predict: float, loss: float) -> dict[str, float]:
@@ -169,15 +183,19 @@ def contend(name: str, arguments: argparse.Namespace, checkpoint: str, folder: P
     data = make_battles(arguments.battles, arguments.max_tokens, vocabulary, 0)
     held = make_battles(arguments.battles, arguments.max_tokens, vocabulary, 1)
     if name in PEERS:
-        return peer(member, tokenizer, Rows(*data), Rows(*held), name, arguments.max_tokens, folder)
+        return peer(member, tokenizer, Rows(*data), Rows(*held), name, arguments, folder)
     if name == "ours, upper half":
         member = replace(member, lora=replace(member.lora, layers="upper_half"))
+    if name == PROFILE:
+        few = make_battles(PROFILED, arguments.max_tokens, vocabulary, 0)
+        return profile(lambda: ours(member, tokenizer, few, few, folder))
     return ours(member, tokenizer, data, held, folder)
 
 
 def member_of(arguments: argparse.Namespace, checkpoint: str) -> Member:
-    train = Train(lr=1e-3, head_lr=1e-3, batch_battles=BATCH, swap="none", warmup_share=0.0, tokens_per_batch=4096)
-    return Member(checkpoint, dtype=arguments.dtype, lora=Lora(rank=16, alpha=32), train=train)
+    train = Train(lr=1e-3, head_lr=1e-3, batch_battles=BATCH, swap="none", warmup_share=0.0, tokens_per_batch=2048)
+    lora = Lora(rank=16, alpha=32)
+    return Member(checkpoint, dtype=arguments.dtype, lora=lora, train=train, score_tokens_per_batch=2048)
 
 
 def main() -> int:
@@ -186,6 +204,7 @@ def main() -> int:
     parser.add_argument("--battles", type=int, default=48)
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--peer-batch", type=int, default=8, help="Trainer's default; 8 eager Gemma2 need over 24 GB")
     parser.add_argument("--contenders", nargs="*", default=[*OURS[1:], *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=3, metavar=("NAME", "CHECKPOINT", "FOLDER"), help=argparse.SUPPRESS)
@@ -198,14 +217,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = checkpoint_of(arguments.model, Path(scratch))
         rows = {}
-        for name in dict.fromkeys(
-            ("ours", *arguments.contenders)
-        ):  # each in a process of its own: none inherits another's memory
+        # Each in a process of its own: none inherits another's memory.
+        for name in dict.fromkeys(("ours", *arguments.contenders, PROFILE)):
             own = [sys.executable, *sys.argv, "--one", name, checkpoint, str(Path(scratch) / name)]
             said = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True).stdout
             rows[name] = json.loads(said.splitlines()[-1])
             print(f"{name}: {rows[name]}", file=sys.stderr, flush=True)
+        shares = rows.pop(PROFILE)
         report(rows, arguments, checkpoint)
+        print("profile of ours: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     return 0
 
 

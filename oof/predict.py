@@ -24,7 +24,7 @@ from oof.errors import UserError
 from oof.half import half_precision
 from oof.models import device, precision_context
 from oof.prompts import Encoded
-from oof.shortcuts import LastTokens, merged_where_exact
+from oof.shortcuts import FusedLora, LastTokens, merged_where_exact
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,10 @@ def predict_logits(
     model = merged_where_exact(model).eval()
     n, n_orders = encoded.lengths.shape
     flat = _open(partial, n * n_orders)
-    shortcut = LastTokens(model, pad_id)
+    shortcuts = (LastTokens(model, pad_id), FusedLora(model))
     with torch.inference_mode(), ExitStack() as stack:
-        stack.callback(shortcut.remove)
+        for shortcut in shortcuts:
+            stack.callback(shortcut.remove)
         if member.score_dtype == "float16":
             stack.enter_context(half_precision(model, member, encoded, pad_id, label))
         else:

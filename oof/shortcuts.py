@@ -6,14 +6,18 @@
   that token alone.
 * Activation checkpointing recomputes only the layers that carry trainable weights: below the lowest of them there is
   no backward pass, and nothing to store.
+* A LoRA update is added by the product that computes it (one ``addmm``), where peft casts the input to float32,
+  multiplies, scales and adds in four passes over the activations.
 * A float32 adapter is merged into its float32 base before scoring (of a bf16 or quantised base that would round).
 """
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -67,6 +71,45 @@ class LastTokens:
     def _scatter(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         whole = output.new_zeros(self.shape[0] * self.shape[1], output.shape[-1])
         return whole.index_copy(0, self.rows, output.squeeze(1)).reshape(*self.shape, -1)
+
+
+class FusedLora:
+    """Computes ``W x + s B A x`` of plain LoRA layers as ``addmm(W x, A x, B, alpha=s)``, in the dtype of ``W x``.
+
+    The scale and the sum happen inside the product, in its accumulator: no pass over the activations of their own,
+    and one rounding less than peft's. A layer that is anything else (DoRA and other variants, dropout, several
+    adapters, quantised, merged, biased) keeps peft's own forward.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = [layer for layer in model.modules() if _is_plain_lora(layer)]
+        for layer in self.layers:
+            layer.forward = MethodType(_fused_forward, layer)
+
+    def remove(self) -> None:
+        for layer in self.layers:
+            del layer.forward  # the class's own again
+
+
+def _is_plain_lora(layer: nn.Module) -> bool:
+    if type(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear or len(layer.active_adapters) != 1:
+        return False
+    name = layer.active_adapters[0]
+    if layer.disable_adapters or layer.merged or name not in layer.lora_A or name in layer.lora_variant:
+        return False
+    return isinstance(layer.lora_dropout[name], nn.Identity) and layer.lora_B[name].bias is None
+
+
+def _fused_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    name = layer.active_adapters[0]
+    if x.dtype != layer.lora_A[name].weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        return LoraLinear.forward(layer, x, *args, **kwargs)  # it casts
+    result: torch.Tensor = layer.base_layer(x, *args, **kwargs)
+    low = layer.lora_A[name](x).to(result.dtype)
+    up = layer.lora_B[name].weight.to(result.dtype).t()
+    # In place: a linear layer's backward pass does not read its output.
+    flat = result.view(-1, result.shape[-1]).addmm_(low.view(-1, low.shape[-1]), up, alpha=layer.scaling[name])
+    return flat.view_as(result)
 
 
 def checkpoint_trainable_layers(model: nn.Module) -> int:

@@ -33,7 +33,7 @@ from oof.config import Member, Train
 from oof.errors import UserError
 from oof.models import precision_context
 from oof.ranks import any_of, rank, ranks, wait
-from oof.shortcuts import LastTokens
+from oof.shortcuts import FusedLora, LastTokens
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def train_classifier(
         interrupts.Stopped: asked to stop; a checkpoint is there.
     """
     steps.rank, steps.ranks = rank(), ranks()
-    stop, shortcut = StopInTime(), LastTokens(model, steps.pad_id)
+    stop, shortcuts = StopInTime(), (LastTokens(model, steps.pad_id), FusedLora(model))
     callbacks = [Progress(label), stop, WholeCheckpoints(), History(checkpoints.parent / "metrics.jsonl")]
     trainer = ClassifierTrainer(
         member=member,
@@ -241,7 +241,8 @@ def train_classifier(
     trainer.remove_callback(PrinterCallback)
     with interrupts.deferred():
         trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
-    shortcut.remove()
+    for shortcut in shortcuts:
+        shortcut.remove()
     if stop.reason:
         raise interrupts.Stopped(stop.reason)
     history = [dict(entry) for entry in trainer.state.log_history if "loss" in entry]

@@ -13,7 +13,7 @@ from oof.adapters import add_adapters
 from oof.batches import collate
 from oof.config import Lora, Member
 from oof.models import load_base, load_tokenizer
-from oof.shortcuts import LastTokens, checkpoint_trainable_layers, decoder_layers, merged_where_exact
+from oof.shortcuts import FusedLora, LastTokens, checkpoint_trainable_layers, decoder_layers, merged_where_exact
 
 LORA = Lora(rank=4, alpha=8)
 
@@ -97,3 +97,39 @@ def test_a_bf16_base_is_not_merged_into(tmp_path: Path) -> None:
     member = Member(checkpoint=save_tiny("llama", tmp_path), dtype="bfloat16", lora=LORA)
     model = add_adapters(load_base(member, load_tokenizer(member.checkpoint), 0), LORA, 0)
     assert merged_where_exact(model) is model
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_fused_lora_update_is_the_same_function(family: str, tmp_path: Path) -> None:
+    model, pad = model_of(family, tmp_path)
+    logits, grads = gradients(model, batch(pad))
+    shortcut = FusedLora(model)
+    assert len(shortcut.layers) == sum("lora_B" in name for name, _ in model.named_parameters())
+    fused, fused_grads = gradients(model, batch(pad))
+    shortcut.remove()
+    torch.testing.assert_close(fused, logits, atol=1e-5, rtol=1e-4)
+    assert grads.keys() == fused_grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(fused_grads[name], grad, atol=1e-4, rtol=1e-3, msg=name)
+    assert torch.equal(gradients(model, batch(pad))[0], logits)  # removed without a trace
+
+
+def test_in_bfloat16_a_fused_update_is_as_near_the_truth_as_pefts(tmp_path: Path) -> None:
+    model, _ = model_of("llama", tmp_path)
+    layer = next(m for name, m in model.named_modules() if name.endswith("q_proj"))
+    x = torch.randn(64, layer.in_features, generator=torch.Generator().manual_seed(2)).bfloat16()
+    truth = layer.double()(x.double())
+
+    def error() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            return float((layer(x).detach().double() - truth.detach()).square().mean().sqrt())
+
+    layer.float()
+    pefts, shortcut = error(), FusedLora(model)
+    assert layer in shortcut.layers
+    assert error() <= 1.01 * pefts
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=4, alpha=8, dora=True), Lora(rank=4, alpha=8, dropout=0.1)])
+def test_what_is_no_plain_lora_keeps_pefts_forward(lora: Lora, tmp_path: Path) -> None:
+    assert not FusedLora(model_of("llama", tmp_path, lora)[0]).layers
