@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -125,11 +126,12 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
     """Item i = the micro-batches of optimizer step i: ``input_ids``, soft ``targets`` (b, 3m) and ``weights`` (b,).
 
     The weights of a step sum to 1 over all micro-batches and ranks, so the sum of their losses is the mean over the
-    step's sequences, however they were cut and dealt out.
+    step's sequences, however they were cut and dealt out. Every rank has the same number of micro-batches, of about
+    the same shapes: a sharded model's forward passes are collective, and nobody waits long for anybody.
 
     Attributes:
         budget: padded tokens of one micro-batch; may be lowered at any time, which changes no step.
-        rank, ranks: this process's share: every ``ranks``-th sequence in order of length.
+        rank, ranks: this process's share: every ``ranks``-th sequence in order of length, cut where all ranks cut.
     """
 
     def __init__(
@@ -156,10 +158,17 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         lengths = self.encoded.lengths[step.battles, step.orders]
         weights = self.weights[step.battles]
         weights = weights / max(weights.sum(), 1e-12)
-        own = np.argsort(-lengths, kind="stable")[self.rank :: self.ranks]
-        if not len(own):  # a rank without a sequence still takes part in the step
-            own, weights = np.array([0]), np.zeros_like(weights)
-        return [self._micro_batch(step, own[rows], weights) for rows in cut(lengths[own], self.budget)]
+        order = np.argsort(-lengths, kind="stable")
+        # Each leader is the longest of the ``ranks`` sequences that start with it, so what holds for leaders holds
+        # for every rank's share of the same stretch.
+        parts = cut(lengths[order[:: self.ranks]], self.budget)
+        bounds = np.cumsum([0, *map(len, parts)]) * self.ranks
+        own = [order[a:b][self.rank :: self.ranks] for a, b in pairwise(bounds.tolist())]
+        # Only the last stretch can be too short for every rank: one without a row takes part at weight 0.
+        return [
+            self._micro_batch(step, rows, weights) if len(rows) else self._micro_batch(step, order[-1:], weights * 0)
+            for rows in own
+        ]
 
     def longest(self, index: int) -> int:
         """Return the padded tokens of a step's longest sequence: no budget below it is any smaller."""

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed
+from torch import distributed, nn
 
 
 def rank() -> int:
@@ -41,6 +41,36 @@ def add_up(values: NDArray[np.float32], device: torch.device) -> NDArray[np.floa
     tensor = torch.from_numpy(values).to(device)
     distributed.all_reduce(tensor)
     return np.asarray(tensor.cpu().numpy())
+
+
+def add_up_gradients(parameters: list[nn.Parameter], flat: torch.Tensor) -> None:
+    """Give each parameter its part of the sum of every process's ``flat`` (:func:`flat_gradients`)."""
+    if not distributed.is_initialized():
+        return
+    distributed.all_reduce(flat)
+    start = 0
+    for parameter in parameters:
+        part = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter)
+        parameter.grad.copy_(part)
+
+
+def flat_gradients(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """Return all gradients behind one another, so that one collective call adds them up.
+
+    A parameter that no row of this process reached counts as one with gradient 0: another process's may have.
+    """
+    grads = (torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+    return torch.cat([grad.float().flatten() for grad in grads])
+
+
+def same_everywhere(parameters: list[nn.Parameter]) -> None:
+    """Give every process the first one's values of these parameters."""
+    if distributed.is_initialized():
+        for parameter in parameters:
+            distributed.broadcast(parameter.data, src=0)
 
 
 def any_of(flag: bool, device: torch.device) -> bool:

@@ -2,8 +2,8 @@
 
 A Trainer step is one optimizer step: its batch is the list of micro-batches that :mod:`oof.batches` cut, each
 weighted so that their losses add up to the mean over the step's battles. Accumulation therefore happens
-inside ``training_step``, exactly, whatever the sizes; the Trainer keeps the optimizer, the schedule, clipping,
-checkpoints and resuming.
+inside ``training_step``, exactly, whatever the sizes; so does the one exchange of gradients that a step of several
+processes needs. The Trainer keeps the optimizer, the schedule, clipping, checkpoints and resuming.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from oof.batches import TrainingSteps
 from oof.config import Member, Train
 from oof.errors import UserError
 from oof.models import precision_context
-from oof.ranks import any_of, rank, ranks, wait
+from oof.ranks import add_up_gradients, any_of, flat_gradients, rank, ranks, same_everywhere, wait
 from oof.shortcuts import FusedLora, LastTokens
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,11 @@ class ClassifierTrainer(Trainer):
     def __init__(self, member: Member, row_loss: RowLoss, steps: TrainingSteps, **arguments: Any) -> None:
         super().__init__(train_dataset=steps, **arguments)
         self.member, self.row_loss, self.steps = member, row_loss, steps
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]  # type: ignore[union-attr]
         self.halvings = 0
+        # Says that the model exchanges its own gradients, so that no DistributedDataParallel is put around it: that
+        # would exchange them inside a backward pass, where a process that is out of memory leaves the others waiting.
+        self.is_distributed_loading_by_transformers = steps.ranks > 1
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # The plan is already in order; a sampler must not shuffle it, nor accelerate deal it out.
@@ -61,33 +64,38 @@ class ClassifierTrainer(Trainer):
     ) -> torch.Tensor:
         model.train()
         while True:
+            shortage, total, flat = "", torch.zeros((), device=self.args.device), torch.empty(0)
             try:
-                return self._accumulate(model, inputs)
+                total = self._accumulate(model, inputs)
+                flat = flat_gradients(self.trained) if self.steps.ranks > 1 else flat
             except torch.OutOfMemoryError as error:
                 shortage = str(error).splitlines()[0]
-            # Outside the handler, whose traceback would keep the tensors alive.
-            inputs = self._cut_smaller(model, shortage)
+            # Outside the handler, whose traceback would keep the tensors alive. All processes repeat a step together.
+            if not any_of(bool(shortage), self.args.device):
+                add_up_gradients(self.trained, flat)
+                return total * self.steps.ranks  # of which the log takes the mean over processes
+            inputs = self._cut_smaller(model, shortage or "in another process of this job")
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Start every process from the same weights. The stock method also averages gradients, in every backward."""
+        same_everywhere(self.trained)
 
     def _accumulate(self, model: Any, inputs: MicroBatches) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
-        for i, micro in enumerate(inputs):
+        for micro in inputs:
             batch: Any = self._prepare_inputs(micro)
             targets, weights = batch.pop("targets"), batch.pop("weights")
-            # Gradients meet in the last backward pass of each process, however many passes each has.
-            quiet = model.no_sync() if self.steps.ranks > 1 and i < len(inputs) - 1 else nullcontext()
-            with quiet:
-                with precision_context(self.member):
-                    logits = model(**batch).logits
-                # Times the number of processes, over which distributed training takes the mean.
-                loss = (self.row_loss(logits.float(), targets) * weights).sum() * self.steps.ranks
-                self.accelerator.backward(loss)
+            with precision_context(self.member):
+                logits = model(**batch).logits
+            loss = (self.row_loss(logits.float(), targets) * weights).sum()
+            self.accelerator.backward(loss)
             total += loss.detach()
         return total
 
     def _cut_smaller(self, model: nn.Module, shortage: str) -> MicroBatches:
         """Return the same optimizer step in micro-batches of half the tokens."""
         index, steps = self.state.global_step, self.steps
-        if steps.budget <= steps.longest(index) or steps.ranks > 1:
+        if steps.budget <= steps.longest(index):
             raise UserError(
                 f"out of memory at {steps.budget} tokens per batch ({shortage}); lower prompts.max_tokens or "
                 "train.tokens_per_batch, or set train.activation_checkpointing=on"
@@ -283,7 +291,6 @@ def _arguments(
         report_to="none" if report_to == "tensorboard" else report_to,  # see _trackers
         run_name=label,
         project="arena-distill",  # trackio's
-        ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
     )
 
