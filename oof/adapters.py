@@ -15,6 +15,7 @@ from torch import manual_seed, nn
 from oof import store
 from oof.config import Lora, Member
 from oof.errors import UserError
+from oof.shards import what_to_save
 
 RECORD = "arena.json"
 RECORDED = ("attn_softcap", "quantise")
@@ -53,7 +54,7 @@ def _linear_names(model: nn.Module) -> list[str]:
 
 def save_classifier(model: nn.Module, folder: Path, member: Member) -> None:
     """Save the adapter and head (or, for full fine-tuning, the whole model) in the library's own format."""
-    model.save_pretrained(folder)  # type: ignore[operator]  # PeftModel and PreTrainedModel both have it
+    model.save_pretrained(folder, **what_to_save(model))  # type: ignore[operator]  # PeftModel, PreTrainedModel have it
     store.write_json(folder / RECORD, {name: getattr(member, name) for name in RECORDED})
 
 

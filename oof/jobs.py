@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -30,6 +31,7 @@ from oof.models import describe, device, load_base, load_classifier, load_tokeni
 from oof.predict import SWAPPED_CLASSES, predict_logits
 from oof.prompts import Encoded, encode_battles
 from oof.ranks import rank, wait
+from oof.shards import HALVED, ShardedOutOfMemoryError, halve, halvings, place, shards, with_smaller_batches
 from oof.shortcuts import checkpoint_trainable_layers
 from oof.train import RowLoss, train_classifier
 
@@ -101,13 +103,13 @@ def fit_classifier(
         The trained model and facts for the job's manifest.
     """
     member, tokenizer, started = texts.member, texts.tokenizer, time.monotonic()
-    done = folder / store.TRAINED
+    done, n = folder / store.TRAINED, shards(texts.config.jobs)
     if done.is_file():  # killed between training and the end of the job
-        return load_classifier(member, folder / "adapter", tokenizer, seed), store.read_json(done)
-    model = add_adapters(load_base(member, tokenizer, seed), member.lora, seed).to(device())
+        return load_classifier(member, folder / "adapter", tokenizer, seed, n), store.read_json(done)
+    model = place(add_adapters(load_base(member, tokenizer, seed, n), member.lora, seed), device())
     encoded = texts.training.take(rows)
     steps = TrainingSteps(encoded, both_orders(targets), weights, member.train, tokenizer.pad_token_id, seed)
-    checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps) else 0
+    checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps, n) else 0
     report_to = texts.config.jobs.report_to
     facts = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
     facts |= {**describe(model), "steps": len(steps), "seed": seed, "checkpointed_layers": checkpointed}
@@ -137,16 +139,24 @@ def run_job(job: FoldJob, texts: Texts) -> float:
     if rank() == 0:
         job.step.begin()
     wait()
+    halved = halvings(job.folder)
+    texts = replace(texts, member=with_smaller_batches(texts.member, halved))
     roles, folds, labels = (table[name].to_numpy() for name in ("role", "fold", "label"))
     trained = np.flatnonzero((folds != job.fold) & (roles != "unlabelled"))
     held_out = np.flatnonzero((folds == job.fold) & (roles == "train"))
     one_hot = np.eye(3, dtype=np.float32)[labels[trained].astype(int)]
     weights = table["weight"].to_numpy()[trained]
     seed = job_seed(job.config.seed, job.name, job.fold)
-    model, facts = fit_classifier(texts, trained, one_hot, weights, cross_entropy, job.folder, seed, job.label)
-    logits = predict_stored(model, texts, held_out, job.folder, job.fold, job.label)
+    try:
+        model, facts = fit_classifier(texts, trained, one_hot, weights, cross_entropy, job.folder, seed, job.label)
+        logits = predict_stored(model, texts, held_out, job.folder, job.fold, job.label)
+    except ShardedOutOfMemoryError:
+        halve(job.folder, halved)
+        raise
     loss = log_loss(softmax(logits.mean(axis=1)), labels[held_out].astype(int))
     if rank() == 0:
+        (job.folder / HALVED).unlink(missing_ok=True)
+        facts["oom_halvings"] = cast(int, facts["oom_halvings"]) + halved
         store.write_parquet(job.folder / "trained.parquet", table[trained].select("id"))
         named = {"member": job.name, "fold": job.fold, "held_out": job.fold, "depends": job.depends}
         job.step.finish({**facts, **named, "log_loss": loss, "n_trained": len(trained)})

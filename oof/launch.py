@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -12,7 +13,10 @@ from oof.config import Config, to_dict
 from oof.errors import UserError
 from oof.fold_jobs import FoldJob
 from oof.jobs import run_stored
+from oof.shards import halvings, refuse_unshardable
 from oof.workers import run_all
+
+logger = logging.getLogger(__name__)
 
 RESOLVED = "config.json"  # the run's resolved configuration, for processes that are started by name
 
@@ -30,6 +34,8 @@ def run_jobs(config: Config, todo: list[FoldJob]) -> None:
 
         run_on_ray(run_stored, todo, names, config.jobs)
     elif config.jobs.nproc > 1:
+        for job in todo if config.jobs.parallel == "fsdp" else ():
+            refuse_unshardable(f"members.{job.name}", job.member)
         store.write_json(Path(config.run) / RESOLVED, to_dict(config))
         run_all(_run_under_torchrun, todo, names, workers=1)
     else:
@@ -47,13 +53,23 @@ def _run_under_torchrun(job: FoldJob) -> None:
     ]
     command += ["-m", "oof", "job", str(Path(job.config.run) / RESOLVED), "--member", job.name, "--fold", str(job.fold)]
     threads = max(1, (os.cpu_count() or 1) // job.config.jobs.nproc)
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)})  # noqa: S603  # our own interpreter and module
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    job.step.begin()  # what an attempt with other settings left must not count
+    while not job.step.done:
+        halved = halvings(job.folder)
+        status = _call(command, environment)
+        interrupts.check()
+        if halvings(job.folder) > halved:
+            logger.warning("%s: out of memory; its processes start again with half the tokens per batch", job.label)
+        elif not job.step.done:
+            raise UserError(f"{job.label} failed (status {status}); its output above says why; finished jobs are kept")
+
+
+def _call(command: list[str], environment: dict[str, str]) -> int:
+    process = subprocess.Popen(command, env=environment)  # noqa: S603  # our own interpreter and module
     try:
-        status = process.wait()
+        return process.wait()
     except (interrupts.Stopped, KeyboardInterrupt):
         process.terminate()  # torchrun passes it on; each process writes its checkpoint
         process.wait()
         raise
-    interrupts.check()
-    if not job.step.done:
-        raise UserError(f"{job.label} failed (status {status}); its output above says why; finished jobs are kept")

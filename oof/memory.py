@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from oof.batches import TrainingSteps
-from oof.blueprint import trace
+from oof.blueprint import spared_bytes, trace
 from oof.config import Member
 
 logger = logging.getLogger(__name__)
@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 ROOM = 0.9  # share of the memory that a plan may fill; the rest is for fragmentation
 
 
-def needs_checkpointing(model: Any, member: Member, steps: TrainingSteps) -> bool:
+def needs_checkpointing(model: Any, member: Member, steps: TrainingSteps, shards: int = 1) -> bool:
     """Return whether the layers with trainable weights must recompute their activations.
 
     ``train.activation_checkpointing: auto`` says yes where the plan of the longest micro-batch fills more than
-    90 % of the GPU. On a CPU it says no.
+    90 % of the GPU, with the base shared out over ``shards`` of them. On a CPU it says no.
     """
     wanted = member.train.activation_checkpointing
     if wanted != "auto":
@@ -32,6 +32,7 @@ def needs_checkpointing(model: Any, member: Member, steps: TrainingSteps) -> boo
     attention = "eager" if model.config._attn_implementation == "eager" else "sdpa"
     cost = trace(member, max(1, steps.budget // longest), longest, True, False, attention)
     free = torch.cuda.mem_get_info()[1] * ROOM
-    if cost.peak_bytes > free:
-        logger.info("activation checkpointing: on (%.0f GB planned, %.0f GB there)", cost.peak_bytes / 1e9, free / 1e9)
-    return cost.peak_bytes > free
+    planned = cost.peak_bytes - spared_bytes(member, shards)
+    if planned > free:
+        logger.info("activation checkpointing: on (%.0f GB planned, %.0f GB there)", planned / 1e9, free / 1e9)
+    return planned > free

@@ -28,6 +28,7 @@ from oof.attention import resolve_attention, sdpa_allowed
 from oof.config import Member
 from oof.errors import UserError
 from oof.prompts import prepare_tokenizer
+from oof.shards import loading, place, refuse_unshardable, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,19 +79,22 @@ def load_tokenizer(checkpoint: str, hints: str = "none") -> Any:
     return tokenizer
 
 
-def load_base(member: Member, tokenizer: Any, seed: int) -> Any:
+def load_base(member: Member, tokenizer: Any, seed: int, shards: int = 1) -> Any:
     """Return the checkpoint as a sequence classifier with a fresh float32 ``score`` head.
 
-    The fresh head depends on ``seed`` alone, not on what ran before in the process.
+    The fresh head depends on ``seed`` alone, not on what ran before in the process. The base is shared out over
+    ``shards`` processes (:mod:`oof.shards`), which must all be here.
 
     Raises:
-        UserError: the checkpoint cannot be opened or brings no sequence classifier.
+        UserError: the checkpoint cannot be opened, brings no sequence classifier, or cannot be sharded as set.
     """
+    if shards > 1:
+        refuse_unshardable(member.checkpoint, member)
     with readable_errors(member.checkpoint):
         config = AutoConfig.from_pretrained(member.checkpoint, trust_remote_code=False)
         own_head = _brings_our_head(member.checkpoint, config)
         _make_classifier(config, tokenizer, member)
-        model = _from_pretrained(member, config)
+        model = _from_pretrained(member, config, shards)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise UserError(f"{member.checkpoint}: {type(model).__name__} has no linear 'score' head; use a decoder model")
     if own_head:
@@ -129,7 +133,7 @@ def _make_classifier(config: Any, tokenizer: Any, member: Member) -> None:
         config.get_text_config().attn_logit_softcapping = None
 
 
-def _from_pretrained(member: Member, config: Any) -> Any:
+def _from_pretrained(member: Member, config: Any, shards: int = 1) -> Any:
     attention = resolve_attention(config, member.attn, member.attn_softcap)
     dtype = resolve_dtype(member.dtype)
     with _quiet_loading(), sdpa_allowed(config, attention):
@@ -141,6 +145,7 @@ def _from_pretrained(member: Member, config: Any) -> Any:
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # a reward model's head of another size gives way to a fresh one
             **_quantisation(member.quantise, dtype),
+            **loading(shards),
         )
 
 
@@ -172,11 +177,11 @@ def _fresh_head(width: int, std: float, seed: int) -> Float32Head:
 
 def _compute_head_in_float32(model: Any) -> None:
     head = Float32Head(model.score.in_features, len(LABELS), bias=False)
-    head.weight = nn.Parameter(model.score.weight.detach().float())
+    head.weight = nn.Parameter(whole(model.score.weight.detach()).float())
     model.score = head
 
 
-def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> Any:
+def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int, shards: int = 1) -> Any:
     """Return the classifier that :func:`oof.adapters.save_classifier` wrote, on this device, in eval mode.
 
     Raises:
@@ -186,10 +191,10 @@ def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> 
     if not (folder / "adapter_config.json").is_file():
         trained: Any = load_trained(replace(member, checkpoint=str(folder), quantise="none"), tokenizer)
     else:
-        base = load_base(member, tokenizer, seed)
+        base = load_base(member, tokenizer, seed, shards)
         with readable_errors(str(folder)):
             trained = PeftModel.from_pretrained(base, str(folder))
-    return trained.to(device()).eval()
+    return place(trained, device()).eval()
 
 
 def load_trained(member: Member, tokenizer: Any) -> Any:

@@ -1,7 +1,7 @@
 """Score battles with a trained classifier: both orders, sorted by length, under a token budget.
 
 Scores are streamed to a file beside the job, so a killed scoring goes on where it was. Several processes of one
-job score every n-th batch each.
+job score every n-th batch each; of a sharded model, they go through it equally often.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from oof.errors import UserError
 from oof.half import half_precision
 from oof.models import device, precision_context
 from oof.prompts import Encoded
+from oof.shards import ShardedOutOfMemoryError, is_sharded
 from oof.shortcuts import FusedLora, LastTokens, merged_where_exact
 
 logger = logging.getLogger(__name__)
@@ -52,16 +53,20 @@ def predict_logits(
     n, n_orders = encoded.lengths.shape
     flat = _open(partial, n * n_orders)
     shortcuts = (LastTokens(model, pad_id), FusedLora(model))
-    with torch.inference_mode(), ExitStack() as stack:
+    # Gathering a sharded layer writes into tensors that training made, which inference mode forbids.
+    with torch.no_grad() if is_sharded(model) else torch.inference_mode(), ExitStack() as stack:
         for shortcut in shortcuts:
             stack.callback(shortcut.remove)
         if member.score_dtype == "float16":
             stack.enter_context(half_precision(model, member, encoded, pad_id, label))
         else:
             stack.enter_context(precision_context(member))
-        _score(model, flat, encoded, pad_id, member.score_tokens_per_batch, label)
+        _score(model, flat, encoded, pad_id, _share(encoded, member), label)
     own = np.array(flat)
     if ranks.ranks() > 1:
+        # A file of an earlier call that was cut otherwise may hold rows that are another process's now.
+        others = np.delete(np.arange(len(own)), np.concatenate([np.zeros(0, int), *_share(encoded, member)]))
+        own[others] = 0.0
         own = ranks.add_up(np.nan_to_num(own, nan=0.0, posinf=np.inf, neginf=-np.inf), device())
     if not np.isfinite(own).all():
         broken = int((~np.isfinite(own)).any(axis=1).sum())
@@ -74,15 +79,28 @@ def predict_logits(
     return logits
 
 
-def _score(model: nn.Module, flat: NDArray[np.float32], encoded: Encoded, pad_id: int, budget: int, label: str) -> None:
+def _share(encoded: Encoded, member: Member) -> list[NDArray[np.int64]]:
+    """Return this process's batches: rows of (n * orders)."""
+    return cut(encoded.lengths.reshape(-1), member.score_tokens_per_batch)[ranks.rank() :: ranks.ranks()]
+
+
+def _score(
+    model: nn.Module,
+    flat: NDArray[np.float32],
+    encoded: Encoded,
+    pad_id: int,
+    share: list[NDArray[np.int64]],
+    label: str,
+) -> None:
     """Fill this process's rows of ``flat`` (n * orders, 3) that are still NaN."""
     lengths = encoded.lengths.reshape(-1)
-    n_orders = encoded.lengths.shape[1]
-    todo = [rows for rows in cut(lengths, budget)[ranks.rank() :: ranks.ranks()] if np.isnan(flat[rows]).any()]
+    n_orders, together = encoded.lengths.shape[1], is_sharded(model)
+    todo = [rows for rows in share if np.isnan(flat[rows]).any()]
     bar = tqdm(total=sum(map(len, todo)), desc=label, disable=not sys.stderr.isatty(), leave=False)
-    while todo:
-        interrupts.check()
-        rows = todo.pop(0)
+    while ranks.any_of(bool(todo), device()) if together else todo:
+        _stop_if_due(together)
+        own = bool(todo)  # one that is done goes through the model as long as another is not, and keeps nothing
+        rows = todo.pop(0) if own else np.array([lengths.argmin()])
         sequences = [encoded.sequence(row // n_orders, row % n_orders) for row in rows]
         try:
             batch = {name: tensor.to(device()) for name, tensor in collate(sequences, pad_id).items()}
@@ -92,13 +110,25 @@ def _score(model: nn.Module, flat: NDArray[np.float32], encoded: Encoded, pad_id
         if scores is None:  # outside the handler, whose traceback would keep the tensors alive
             if len(rows) == 1:
                 raise UserError(f"{label}: one sequence of {lengths[rows[0]]} tokens does not fit; lower max_tokens")
+            if together:  # the others are inside their passes
+                raise ShardedOutOfMemoryError(f"{label}: out of memory on {len(rows)} sequences of a sharded model")
             torch.cuda.empty_cache()
             logger.info("%s: out of memory on %d sequences; halved", label, len(rows))
             todo = [part for batch_rows in (rows, *todo) for part in np.array_split(batch_rows, 2) if len(part)]
             continue
-        flat[rows] = scores
-        bar.update(len(rows))
+        if own:
+            flat[rows] = scores
+            bar.update(len(rows))
     bar.close()
+
+
+def _stop_if_due(together: bool) -> None:
+    """Raise Stopped where this process, or with a sharded model any process, must stop."""
+    if not together:
+        return interrupts.check()
+    reason = interrupts.due()
+    if ranks.any_of(bool(reason), device()):
+        raise interrupts.Stopped(reason or "another process of this job")
 
 
 def _of_rank(partial: Path) -> Path:

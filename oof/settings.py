@@ -103,7 +103,8 @@ class Member:
 @dataclass(frozen=True)
 class Jobs:
     workers: int = 1  # fold jobs at a time on this machine, each in a process (and on a GPU) of its own
-    nproc: int = 1  # processes (GPUs) of one fold job: distributed data parallel through torchrun
+    nproc: int = 1  # processes (GPUs) of one fold job, started by torchrun; the optimizer steps stay the same
+    parallel: str = "ddp"  # ddp (each process has the whole base) | fsdp (each holds 1/nproc of the frozen base)
     backend: str = "local"  # local | ray: where fold jobs run
     address: str = ""  # of a Ray cluster ("auto", "ray://…"); empty = a Ray of our own on this machine
     gpus_per_job: float = 0.0  # GPUs that Ray reserves for a fold job
@@ -180,6 +181,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attn_softcap": ("on", "off"),
     "activation_checkpointing": ("auto", "on", "off"),
     "backend": ("local", "ray"),
+    "parallel": ("ddp", "fsdp"),
     "report_to": ("none", "trackio", "tensorboard", "wandb", "mlflow"),
     "attn": ("auto", "eager", "blockwise", "sdpa", "flash_attention_2", "flex_attention"),
     "swap": ("none", "random", "paired"),
