@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "oof")]
 
 from oof import bases, interrupts, ranks  # noqa: E402
 from oof.adapters import add_adapters, save_classifier  # noqa: E402
-from oof.batches import TrainingSteps  # noqa: E402
+from oof.batches import TrainingSteps, cut  # noqa: E402
 from oof.config import Lora, Member, Prompts, Train  # noqa: E402
 from oof.errors import UserError  # noqa: E402
 from oof.jobs import both_orders  # noqa: E402
@@ -78,10 +78,23 @@ def run(folder: Path, name: str, member: Member = MEMBER, shards: int = 1, check
     ranks.wait()
     found = load_classifier(member, folder / name / "adapter", tokenizer, 9, shards)
     logits = predict_logits(found, member, encoded, tokenizer.pad_token_id, name)
+    again = rescored(found, member, encoded, tokenizer.pad_token_id, logits, folder / name / "partial")
     trained = np.concatenate([p.detach().flatten().numpy() for p in model.parameters() if p.requires_grad])
     if ranks.rank() == 0:
-        np.savez(folder / f"{name}.npz", trained=trained, logits=logits, gradients=np.stack(gradients))
+        np.savez(folder / f"{name}.npz", trained=trained, logits=logits, again=again, gradients=np.stack(gradients))
     (folder / f"{name}-{ranks.rank()}.json").write_text(json.dumps(facts))
+
+
+def rescored(model: Any, member: Member, encoded: Any, pad_id: int, logits: np.ndarray, partial: Path) -> np.ndarray:
+    """Score again where the first process has its rows already, and nonsense in the rows of the others."""
+    if ranks.rank() == 0:
+        flat = np.full((logits.shape[0] * 2, 3), 7.0, dtype=np.float32)
+        mine = np.concatenate(cut(encoded.lengths.reshape(-1), member.score_tokens_per_batch)[:: ranks.ranks()])
+        presented = np.stack([logits[:, 0], logits[:, 1][:, [1, 0, 2]]], axis=1).reshape(-1, 3)
+        flat[mine] = presented[mine]
+        np.save(partial.with_name("partial-0.npy"), flat)
+    ranks.wait()
+    return predict_logits(model, member, encoded, pad_id, "again", partial)
 
 
 def short_of_memory(work: Callable[[], None]) -> None:

@@ -100,3 +100,25 @@ def test_collate_refuses_a_sequence_that_ends_in_the_pad_token() -> None:
     batch = collate([np.array([5, 0, 7], dtype=np.int32), np.array([4], dtype=np.int32)], pad_id=0)
     assert batch["input_ids"].shape == (2, 8)
     assert set(batch) == {"input_ids"}
+
+
+@settings(max_examples=60)
+@given(LENGTHS, st.integers(1, 9), st.integers(8, 1500), st.integers(1, 5), st.sampled_from(["none", "paired"]))
+def test_processes_have_equally_many_micro_batches_and_each_sequence_once(
+    lengths: np.ndarray, size: int, budget: int, ranks: int, swap: str
+) -> None:
+    recipe = Train(batch_battles=size, tokens_per_batch=budget, swap=swap)
+    n = len(lengths)
+    for index in range(-(-n // size)):
+        parts = []
+        for rank in range(ranks):
+            steps = TrainingSteps(encoded(lengths), np.full((n, 2, 3), 1 / 3), np.ones(n), recipe, 0, 0)
+            steps.rank, steps.ranks = rank, ranks
+            parts.append(steps[index])
+        assert len({len(part) for part in parts}) == 1
+        micros = [micro for part in parts for micro in part]
+        assert all(len(m["input_ids"]) == 1 or m["input_ids"].numel() <= budget for m in micros)
+        weighed = [(m["input_ids"][m["weights"] > 0][:, 0], m["weights"]) for m in micros]
+        seen = sorted(int(i) - 1 for ids, _ in weighed for i in ids)
+        assert seen == sorted(steps.steps[index].battles.tolist())
+        assert sum(float(w.sum()) for _, w in weighed) == pytest.approx(1)
