@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oof.attention import resolve_attention
-from oof.blueprint import Cost, base_config, frozen_bytes, trace
+from oof.blueprint import Cost, base_config, frozen_bytes, spared_bytes, trace
 from oof.config import Config, Member
 from oof.dataset import read_sample
 from oof.memory import ROOM
@@ -38,7 +38,9 @@ CARDS: dict[str, tuple[float, float, bool]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to fit a member on a card: quantisation, activation checkpointing, tokens per batch; and its hours."""
+    """One way to fit a member on a card: quantisation, activation checkpointing, tokens per batch, over how many cards
+    (``shards``) the base is shared out; and the hours of all its cards together.
+    """
 
     card: str
     quantise: str
@@ -46,6 +48,7 @@ class Setting:
     tokens_per_batch: int
     gigabytes: float
     hours: float
+    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,15 @@ def _plan_member(config: Config, name: str, member: Member, lengths: NDArray[np.
     checkpointing = train.activation_checkpointing == "on"
     cost = trace(member, batch, tokens, True, checkpointing, attention)
     share = (config.folds.k - 1) / config.folds.k if name != "student" else 1.0
+    # The student is trained in one process, and so has its base whole.
+    shards = config.jobs.nproc if config.jobs.parallel == "fsdp" and name != "student" else 1
     orders = 2 if train.swap == "paired" else 1
     epoch = float(trained.sum() * share * orders)
     score = trace(member, batch, tokens, False, False, attention)
     settings = {
-        card: _fastest(card, member, tokens, attention, epoch * train.epochs, float(scored.sum()) * 2 * (1 - share))
+        card: _fastest(
+            card, member, tokens, attention, epoch * train.epochs, float(scored.sum()) * 2 * (1 - share), shards
+        )
         for card in CARDS
     }
     base = cost.parameters * 2.0
@@ -141,27 +148,30 @@ def _attention_of(member: Member) -> str:
 
 
 def _fastest(
-    card: str, member: Member, tokens: int, attention: str, train_tokens: float, score_tokens: float
+    card: str, member: Member, tokens: int, attention: str, train_tokens: float, score_tokens: float, shards: int
 ) -> Setting | None:
-    """Return the fastest setting that fits a card: whole before quantised, stored before recomputed activations."""
+    """Return the fastest setting that fits a card: whole before quantised, stored before recomputed activations.
+
+    A base that is shared out over ``shards`` cards is not quantised.
+    """
     memory, peak, bf16 = CARDS[card]
-    kinds = [member.quantise] if member.quantise != "none" else ["none", "nf4"]
+    kinds = [member.quantise] if member.quantise != "none" or shards > 1 else ["none", "nf4"]
     options: list[Setting] = []
     for quantise in kinds:
         # A card without bf16 computes the base in float32, whose rate is an eighth of the 16-bit one.
         recipe = replace(member, quantise=quantise, dtype=member.dtype if bf16 or quantise != "none" else "float32")
         rate = peak * UTILISATION / SLOWER[quantise] / (1.0 if bf16 else 8.0)
-        weights = frozen_bytes(recipe)
-        for checkpointing in (False, True) if weights < memory else ():
+        spared = spared_bytes(recipe, shards)
+        for checkpointing in (False, True) if frozen_bytes(recipe) - spared < memory else ():
             budget = max(tokens, member.train.tokens_per_batch)
             while budget >= tokens:
                 cost = trace(recipe, max(1, budget // tokens), tokens, True, checkpointing, attention)
-                if cost.peak_bytes <= memory * ROOM:
+                held = cost.peak_bytes - spared
+                if held <= memory * ROOM:
                     work = train_tokens * cost.flops / (max(1, budget // tokens) * tokens)
                     work += score_tokens * 2.0 * cost.parameters
-                    options.append(
-                        Setting(card, quantise, checkpointing, budget, cost.peak_bytes / 1e9, work / rate / 3600)
-                    )
+                    hours = work / rate / 3600
+                    options.append(Setting(card, quantise, checkpointing, budget, held / 1e9, hours, shards))
                     break
                 budget = budget // 2 if budget > tokens else 0
     return min(options, key=lambda option: option.hours, default=None)
@@ -189,8 +199,9 @@ def format_plan(plans: list[MemberPlan]) -> str:
 
 def _describe(card: str, setting: Setting | None) -> str:
     if setting is None:
-        return f"{card:8} does not fit, not even in 4 bits with activation checkpointing"
+        return f"{card:8} does not fit, even with all that saves memory (4 bits or shards, activation checkpointing)"
     how: list[Any] = [f"{setting.tokens_per_batch} tokens per batch"]
     how += [f"quantise={setting.quantise}"] if setting.quantise != "none" else []
     how += ["activation checkpointing"] if setting.checkpointing else []
+    how += [f"base over {setting.shards} cards"] if setting.shards > 1 else []
     return f"{card:8} {setting.hours:8.2f} h {setting.gigabytes:7.1f} GB  {', '.join(how)}"
