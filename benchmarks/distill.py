@@ -179,7 +179,7 @@ def ensemble_logits(config: Config) -> Logits:
     if members is None:
         raise UserError("the members' held-out logits are missing; run the script again")
     _, result = stack.load_ensemble(config)
-    calibrated = np.log(np.maximum(result.predict(stack.design_of(test, dict(members))), 1e-12))
+    calibrated = np.log(np.maximum(result.predict(result.design(test, dict(members))), 1e-12))
     return {"calibrated": calibrated, **{f"member {name}": mean_of_orders(z) for name, z in members.items()}}
 
 

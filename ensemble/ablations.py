@@ -67,8 +67,10 @@ def run_ablations(config: Config) -> dict[str, Any]:
     """Make every item that is not done yet, write ``ablations.json`` and return its content.
 
     Raises:
-        UserError: stage two is missing or out of date.
+        UserError: stage two is missing or out of date, or has the text baseline as a member.
     """
+    if config.stack.text_member:
+        raise UserError("ablations leave stack.text_member out; run them in a run folder where it is false")
     inputs, _ = stack.load_ensemble(config)
     folder = Path(config.run) / "stack"
     manifest = store.read_json(folder / "manifest.json")

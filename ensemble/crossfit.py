@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ensemble.calibrate import Calibrator, fit_calibrator
 from ensemble.combiners import Combiner, length_only_probs, mean_logits, prior_probs
-from ensemble.design import Design
+from ensemble.design import Design, add_member, build_design
 from ensemble.families import KINDS, SIMPLE, Choice, choose, load_combiner, out_of_fold
 from ensemble.processes import cores, map_tasks
 from ensemble.stacker import Stacker, fit_stacker
-from ensemble.text_baseline import Texts, text_probs
+from ensemble.text_baseline import TextModel, Texts, count_terms, fit_text, out_of_fold_text, text_probs
 from ensemble.tuning import inner_folds, tune
 from oof import store
 from oof.config import Stack
@@ -44,6 +45,8 @@ CROSS_FITTED = (
     "teacher",
     *(f"combiner:{kind}" for kind in KINDS),
 )
+TEXT_MEMBER = "baseline:text"  # a name that no member of a run can have
+TEXT_FILE = "text.json"
 FINAL = -1  # the task that leaves no fold out
 WORTH_A_PROCESS = 10_000  # battles times trials from which processes of their own pay
 
@@ -60,6 +63,8 @@ class StackResult:
         folds: per outer fold the choice with its reason, the calibrator, LightGBM's parameters, rounds and
             importances.
         choice: the final choice.
+        text: the text baseline that is a member (``stack.text_member``).
+        features: the columns that the combiners were fitted on.
     """
 
     predictions: Probabilities
@@ -67,10 +72,17 @@ class StackResult:
     calibrator: Calibrator
     folds: list[dict[str, Any]] = field(default_factory=list)
     choice: Choice | None = None
+    text: TextModel | None = None
+    features: list[str] = field(default_factory=list)
 
     def predict(self, design: Design) -> NDArray[np.float64]:
         """Return (n, 3) calibrated probabilities of battles that were never in the run."""
         return self.calibrator.apply(self.combiner.logits(design))
+
+    def design(self, table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -> Design:
+        """Return what the combiner reads of battles that were never in the run, given their members' logits."""
+        design = build_design(table, logits)
+        return design if self.text is None else _with_text(design, self.text.logits(count_terms(table)))
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest and the report say."""
@@ -82,11 +94,14 @@ class StackResult:
         """Save the final stack: boosters as text, the rest as JSON."""
         self.combiner.save(folder)
         store.write_json(folder / "calibrator.json", self.calibrator.to_dict())
+        if self.text is not None:
+            self.text.save(folder / TEXT_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> StackResult:
         calibrator = Calibrator(**store.read_json(folder / "calibrator.json"))
-        return cls({}, load_combiner(folder), calibrator)
+        text = TextModel.load(folder / TEXT_FILE) if (folder / TEXT_FILE).is_file() else None
+        return cls({}, load_combiner(folder), calibrator, text=text)
 
 
 @dataclass(frozen=True)
@@ -119,6 +134,13 @@ class _Fit:
     logits: Probabilities
     params: dict[str, Any]
     rounds: int
+    text: TextModel | None
+    features: list[str]
+
+
+def _with_text(design: Design, logits: NDArray[np.float64]) -> Design:
+    """Return the design with the text baseline as a member, which reads both orders as one."""
+    return add_member(design, TEXT_MEMBER, np.repeat(logits[:, None], 2, axis=1))
 
 
 def cross_fit(
@@ -144,8 +166,10 @@ def cross_fit(
         texts: (n) term counts for the text baseline; without them there is none.
 
     Raises:
-        UserError: fewer than two folds, or a logit is not finite.
+        UserError: fewer than two folds, a logit is not finite, or ``text_member`` without texts.
     """
+    if config.text_member and texts is None:
+        raise UserError("stack.text_member=true needs the battles' texts, which are not here; set it to false")
     outer = [int(fold) for fold in np.unique(folds)]
     if len(outer) < 2:
         raise UserError(f"stacking needs battles in at least 2 folds, not {len(outer)}")
@@ -162,7 +186,7 @@ def cross_fit(
     choice, last = choose(config.final, cross_fitted, labels, groups), fits[FINAL]
     logger.info("final combiner: %s", choice.reason)
     calibrator = fit_calibrator(config.calibrator, config.order, last.inner[choice.kind], labels, groups, seed)
-    return StackResult(out, last.combiners[choice.kind], calibrator, facts, choice)
+    return StackResult(out, last.combiners[choice.kind], calibrator, facts, choice, last.text, last.features)
 
 
 def _fit_all(data: _Data, tasks: list[int]) -> dict[int, _Fit]:
@@ -179,6 +203,10 @@ def _fit(data: _Data, fold: int) -> _Fit:
     """Fit all combiners without ``fold``, and score it; with ``FINAL``, on all rows."""
     rest, held = np.flatnonzero(data.folds != fold), np.flatnonzero(data.folds == fold)
     part, y, g = data.design.take(rest), data.labels[rest], data.groups[rest]
+    text = None
+    if data.texts is not None and data.config.text_member:
+        seen = data.texts.take(rest)
+        text, part = fit_text(seen, y), _with_text(part, out_of_fold_text(seen, y, g, data.seed))
     config, journal = data.config, data.studies / f"{'final' if fold == FINAL else f'fold-{fold}'}.log"
     tuned = tune(part, y, data.folds[rest], g, config.trials, config.rounds, data.seed, journal)
     inner = inner_folds(y, data.folds[rest], g, data.seed)
@@ -186,13 +214,15 @@ def _fit(data: _Data, fold: int) -> _Fit:
     combiners["lightgbm"] = fit_stacker(part, y, tuned.params, tuned.rounds, data.seed)
     logits = {kind: out_of_fold(kind, part, y, inner) for kind in SIMPLE} | {"lightgbm": tuned.logits}
     if fold == FINAL:
-        return _Fit(combiners, logits, {}, {}, tuned.params, tuned.rounds)
+        return _Fit(combiners, logits, {}, {}, tuned.params, tuned.rounds, text, part.names)
     unseen = data.design.take(held)
+    if data.texts is not None and text is not None:
+        unseen = _with_text(unseen, text.logits(data.texts.take(held)))
     probs = {"prior": prior_probs(y, len(held)), "length_only": length_only_probs(part, y, unseen)}
     if data.texts is not None:
         probs["text"] = text_probs(data.texts.take(rest), y, data.texts.take(held))
     outer = {kind: combiner.logits(unseen) for kind, combiner in combiners.items()}
-    return _Fit(combiners, logits, probs, outer, tuned.params, tuned.rounds)
+    return _Fit(combiners, logits, probs, outer, tuned.params, tuned.rounds, text, part.names)
 
 
 def _fill(out: Probabilities, data: _Data, fold: int, fit: _Fit) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -118,6 +118,31 @@ def build_design(table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -
     x_swapped = _matrix(features.mirror(texts), _opinions(mirrored)[0])
     pool = np.stack([_centred(values.astype(np.float64).mean(axis=1)) for values in logits.values()], axis=1)
     return Design(x, x_swapped, pool, list(families), families, list(logits), table["id"].to_list())
+
+
+def add_member(design: Design, name: str, logits: NDArray[np.floating]) -> Design:
+    """Return the design with one more member; the columns between members stay those of the others.
+
+    Args:
+        design: (n) battles.
+        name: of the member.
+        logits: (n, 2, 3), finite.
+    """
+    columns, mirrored = _member(name, logits), _member(name, mirror_logits(logits))
+    x, x_swapped = (
+        np.column_stack([old, *new.values()]).astype(np.float32)
+        for old, new in ((design.x, columns), (design.x_swapped, mirrored))
+    )
+    centred = _centred(logits.astype(np.float64).mean(axis=1))
+    return replace(
+        design,
+        x=x,
+        x_swapped=x_swapped,
+        pool=np.concatenate([design.pool, centred[:, None]], axis=1),
+        names=[*design.names, *columns],
+        families=design.families | dict.fromkeys(columns, f"member:{name}"),
+        members=[*design.members, name],
+    )
 
 
 def _centred(logits: NDArray[np.floating]) -> NDArray[np.float64]:

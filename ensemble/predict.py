@@ -113,7 +113,7 @@ def _ensemble(config: Config) -> Scorer:
             logits = fold_jobs.test_logits(jobs, table)
         if logits is None:
             raise UserError(f"{config.run}: the members' test logits cannot be read back; check the disk and run again")
-        return result.predict(stack.design_of(table, logits))
+        return result.predict(result.design(table, logits))
 
     return score
 

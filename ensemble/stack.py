@@ -7,14 +7,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from ensemble.crossfit import StackResult, cross_fit
-from ensemble.design import Design, build_design, join_logits
+from ensemble.design import build_design, join_logits
 from ensemble.features import RECIPE, has_text
 from ensemble.inputs import Inputs, external_inputs
 from ensemble.scores import score_table
@@ -107,7 +106,7 @@ def run_stack(config: Config) -> bool:
     suspects = possibly_in_sample(
         inputs.logits, inputs.labels, inputs.folds, config.stack.in_sample_margin, config.seed
     )
-    facts = {"possibly_in_sample": suspects, "log_loss": losses, "features": design.names, **inputs.facts}
+    facts = {"possibly_in_sample": suspects, "log_loss": losses, "features": result.features, **inputs.facts}
     seconds = round(time.monotonic() - started, 1)  # of the call that finished it
     step.finish({**facts, **result.facts(), "seconds": seconds})
     logger.info("stack: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
@@ -147,10 +146,6 @@ def load_ensemble(config: Config) -> tuple[Inputs, StackResult]:
             f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first"
         )
     return inputs, StackResult.load(step.folder / "model")
-
-
-def design_of(table: pl.DataFrame, logits: dict[str, Any]) -> Design:
-    return build_design(table, logits)
 
 
 def predictions_frame(ids: pl.Series, predictions: Mapping[str, NDArray[np.floating]]) -> pl.DataFrame:

@@ -30,6 +30,7 @@ from ensemble.calibrate import fit_temperature
 from ensemble.crossfit import StackResult, cross_fit
 from ensemble.design import build_design, join_logits
 from ensemble.distill import FINAL, StudentPlan, cross_fitted_temperature, texts_key
+from ensemble.text_baseline import count_terms
 from oof import store
 from oof.config import Member
 from oof.dataset import FORMAT
@@ -212,7 +213,8 @@ def nested_stack(plan: StudentPlan, fold: int) -> store.Step:
     step.begin()
     design = build_design(plan.table[rows], logits)
     parts = plan.labels[rows], plan.folds[rows], plan.inputs.groups[rows]
-    result = cross_fit(design, *parts, config.stack, config.seed, step.folder / "studies")
+    texts = count_terms(plan.table[rows]) if config.stack.text_member else None
+    result = cross_fit(design, *parts, config.stack, config.seed, step.folder / "studies", texts)
     result.save(step.folder / "model")
     frame = stack.predictions_frame(plan.table["id"][rows], {"teacher": result.predictions["teacher"]})
     store.write_parquet(step.folder / "predictions.parquet", frame)
@@ -251,4 +253,4 @@ def _stacked(plan: StudentPlan, fold: int, table: pl.DataFrame, logits: Logits) 
         result = StackResult.load(nested_stack(plan, fold).folder / "model")
     else:
         _, result = stack.load_ensemble(plan.config)
-    return result.calibrator.apply_symmetric(result.combiner.logits(build_design(table, logits)))
+    return result.calibrator.apply_symmetric(result.combiner.logits(result.design(table, logits)))

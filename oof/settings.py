@@ -121,6 +121,7 @@ class Stack:
     order: str = "auto"  # symmetric | position | auto: may one first-shown term be modelled?
     calibrator: str = "temperature"  # temperature | vector (the tie has its own scale and bias) | none
     final: str = "auto"  # auto (the simplest within a standard error of the best) or the name of one combiner
+    text_member: bool = False  # is the text baseline also a member? Of use where members are weak or battles many
     workers: int = 0  # processes, at most K + 1; 0 = as many as cores where there is enough to do; never the result
     logits: dict[str, str] = field(default_factory=dict)  # member -> file of logits made elsewhere; empty = stage one's
     in_sample_margin: float = 0.05  # nats by which a member must beat every other to look in-sample

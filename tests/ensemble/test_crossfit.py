@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 from stack_fixtures import Arena, make_arena
 
 from ensemble.combiners import fit_log_pool, length_only_probs, mean_logits
-from ensemble.crossfit import CROSS_FITTED, StackResult, cross_fit
+from ensemble.crossfit import CROSS_FITTED, TEXT_MEMBER, StackResult, cross_fit
 from ensemble.design import build_design, mirror_logits, mirror_table
+from ensemble.logistic import Logistic
+from ensemble.text_baseline import count_terms
 from ensemble.tuning import tune
 from oof.config import Stack
 from oof.errors import UserError
@@ -133,3 +136,45 @@ def test_one_fold_is_refused(tmp_path: Path) -> None:
     arena = make_arena(30)
     with pytest.raises(UserError, match="at least 2"):
         cross_fit(arena.design, arena.labels, arena.folds * 0, arena.groups, SETTINGS, 0, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def with_text(arena: Arena, tmp_path_factory: pytest.TempPathFactory) -> StackResult:
+    return run_with_text(arena, tmp_path_factory.mktemp("text"), arena.labels)
+
+
+def run_with_text(arena: Arena, folder: Path, labels: np.ndarray) -> StackResult:
+    parts = arena.design, labels, arena.folds, arena.groups
+    settings = replace(SETTINGS, text_member=True, final="logistic")
+    return cross_fit(*parts, settings, 0, folder, count_terms(arena.table))
+
+
+def test_the_text_baseline_as_a_member_owes_nothing_to_a_folds_own_labels(
+    arena: Arena, with_text: StackResult, tmp_path: Path
+) -> None:
+    fold = arena.folds == 1
+    changed = np.where(fold & (np.arange(len(fold)) % 4 == 0), (arena.labels + 1) % 3, arena.labels)
+    again = run_with_text(arena, tmp_path, changed)
+    for name in (*CROSS_FITTED, "text"):
+        expected = with_text.predictions[name][fold]
+        np.testing.assert_array_equal(again.predictions[name][fold], expected, err_msg=name)
+    assert not np.array_equal(again.predictions["stack"][~fold], with_text.predictions["stack"][~fold])
+
+
+def test_the_text_baseline_as_a_member_is_saved_with_the_stack(
+    arena: Arena, with_text: StackResult, tmp_path: Path
+) -> None:
+    with_text.save(tmp_path)
+    loaded = StackResult.load(tmp_path)
+    design = loaded.design(arena.table, arena.logits)
+    assert design.names == with_text.features
+    assert design.members == ["one", "two", TEXT_MEMBER]
+    assert isinstance(loaded.combiner, Logistic)
+    assert np.abs(np.array(loaded.combiner.coef)[:, 6:9]).max() > 0  # it is listened to
+    swapped = loaded.design(mirror_table(arena.table), {n: mirror_logits(z) for n, z in arena.logits.items()})
+    np.testing.assert_allclose(loaded.predict(swapped), loaded.predict(design)[:, [1, 0, 2]], atol=1e-12)
+
+
+def test_a_text_member_without_texts_is_an_error(arena: Arena, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="text_member"):
+        run(arena, tmp_path, replace(SETTINGS, text_member=True))

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
+from sklearn.feature_extraction.text import TfidfTransformer
 
-from ensemble.text_baseline import count_terms, text_probs
+from ensemble.text_baseline import TextModel, _weighted, count_terms, fit_text, out_of_fold_text, text_probs
 from oof.metrics import log_loss
 
 WORDS = ["plain", "bright", "red", "slow", "tall", "old"]
@@ -53,3 +56,27 @@ def test_a_held_out_battle_is_predicted_the_same_in_any_company() -> None:
 def test_few_rows_and_absent_classes_are_survived(labels: np.ndarray) -> None:
     table, _ = battles(57)
     assert np.isfinite(text_probs(count_terms(table), labels, count_terms(table))).all()
+
+
+def test_term_weights_are_those_of_scikit_learn() -> None:
+    counts = count_terms(battles(40)[0]).a[:, :2000].tocsr()
+    oracle = TfidfTransformer(sublinear_tf=True).fit(counts)
+    np.testing.assert_allclose(_weighted(counts, oracle.idf_).toarray(), oracle.transform(counts).toarray(), atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2], [0, 1], [2]])
+def test_a_saved_model_predicts_the_same(classes: list[int], tmp_path: Path) -> None:
+    table, labels = battles(120)
+    texts = count_terms(table)
+    model = fit_text(texts, np.array(classes)[labels % len(classes)])
+    model.save(tmp_path / "text.json")
+    np.testing.assert_array_equal(TextModel.load(tmp_path / "text.json").logits(texts), model.logits(texts))
+
+
+def test_out_of_fold_logits_owe_nothing_to_a_groups_own_labels() -> None:
+    table, labels = battles(200)
+    texts, groups = count_terms(table), np.arange(200) // 10
+    changed = np.where(groups == 3, (labels + 1) % 3, labels)
+    before, after = (out_of_fold_text(texts, y, groups, seed=0) for y in (labels, changed))
+    np.testing.assert_array_equal(before[groups == 3], after[groups == 3])
+    assert not np.array_equal(before, after)
