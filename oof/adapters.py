@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import manual_seed, nn
 
 from oof import store
@@ -19,6 +20,7 @@ from oof.shards import what_to_save
 
 RECORD = "arena.json"
 RECORDED = ("attn_softcap", "quantise")
+MAX_RANK = 16_384  # above any useful one; a larger number would only take memory
 
 
 def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
@@ -68,7 +70,41 @@ def refuse_another_function(member: Member, folder: Path) -> None:
     if not path.is_file():
         return  # an adapter made elsewhere: the caller's settings are all there is
     record = store.read_json(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: not a JSON object; take the adapter's folder from where it was made")
     for name in RECORDED:
         was, now = record.get(name), getattr(member, name)
         if was != now:
             raise UserError(f"{folder}: trained with {name}={was}, now it is {now}; score it as it was trained")
+
+
+def check_settings(folder: Path) -> None:
+    """Refuse an adapter whose settings cannot be any adapter's, before memory is taken for it.
+
+    Raises:
+        UserError: ``adapter_config.json`` is not an object, or its rank is not one.
+    """
+    path = folder / "adapter_config.json"
+    settings = store.read_json(path)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: not a JSON object; take the adapter's folder from where it was made")
+    rank = settings.get("r", 8)
+    if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+        raise UserError(f"{path}: r is {str(rank)[:40]!r}, not a rank of 1 to {MAX_RANK:,}")
+
+
+def check_weights(model: Any, folder: Path) -> None:
+    """Refuse an adapter file that lacks weights of the model's adapter, which peft would leave as they were drawn.
+
+    Raises:
+        UserError: a weight is missing, unknown or not finite.
+    """
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        return  # an adapter made elsewhere, in another format
+    tensors = load_file(path)
+    expected = get_peft_model_state_dict(model).keys()
+    wrong = sorted(tensors.keys() ^ expected) or [n for n, tensor in tensors.items() if not tensor.isfinite().all()]
+    if wrong:
+        what = "not finite" if wrong[0] in expected and wrong[0] in tensors else "missing or unknown"
+        raise UserError(f"{path}: {len(wrong)} weights are {what}, first {wrong[0]}; train the adapter again")

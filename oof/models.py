@@ -8,7 +8,6 @@ lost where an implementation lacks it.
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -23,7 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from oof.adapters import refuse_another_function
+from oof.adapters import check_settings, check_weights, refuse_another_function
 from oof.attention import resolve_attention, sdpa_allowed
 from oof.config import Member
 from oof.errors import UserError
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
+HEAD = "score.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -108,13 +108,16 @@ def load_base(member: Member, tokenizer: Any, seed: int, shards: int = 1) -> Any
 
 def _brings_our_head(checkpoint: str, config: Any) -> bool:
     """Return whether the checkpoint is a classifier of our three classes already; say so if it is of others."""
-    name = (config.architectures or [""])[0]
-    if not name.endswith("ForSequenceClassification"):
+    if not _claims_a_head(config):
         return False
     ours = tuple(config.id2label.get(i, "") for i in range(config.num_labels)) == LABELS
     if not ours:
         logger.info("%s: its head has %d outputs; a fresh one for ours is trained", checkpoint, config.num_labels)
     return ours
+
+
+def _claims_a_head(config: Any) -> bool:
+    return bool((config.architectures or [""])[0].endswith("ForSequenceClassification"))
 
 
 def _make_classifier(config: Any, tokenizer: Any, member: Member) -> None:
@@ -137,16 +140,27 @@ def _from_pretrained(member: Member, config: Any, shards: int = 1) -> Any:
     attention = resolve_attention(config, member.attn, member.attn_softcap)
     dtype = resolve_dtype(member.dtype)
     with _quiet_loading(), sdpa_allowed(config, attention):
-        return AutoModelForSequenceClassification.from_pretrained(
+        model, found = AutoModelForSequenceClassification.from_pretrained(
             member.checkpoint,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # a reward model's head of another size gives way to a fresh one
+            output_loading_info=True,
             **_quantisation(member.quantise, dtype),
             **loading(shards),
         )
+    # Weights that are absent, or of another shape, have been drawn at random by now: only a head may be.
+    absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])} - {HEAD})
+    if absent:
+        raise UserError(
+            f"checkpoint {member.checkpoint!r}: {len(absent)} of its weights are missing or of another shape than its "
+            f"config.json says, first {absent[0]}; get it again"
+        )
+    if HEAD in found["missing_keys"] and _claims_a_head(config):
+        raise UserError(f"checkpoint {member.checkpoint!r}: a classifier without weights of its head; get it again")
+    return model
 
 
 def _quantisation(kind: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -193,7 +207,9 @@ def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int, sha
     else:
         base = load_base(member, tokenizer, seed, shards)
         with readable_errors(str(folder)):
+            check_settings(folder)
             trained = PeftModel.from_pretrained(base, str(folder))
+            check_weights(trained, folder)
     return place(trained, device()).eval()
 
 
@@ -233,15 +249,17 @@ def describe(model: nn.Module) -> dict[str, object]:
 def readable_errors(checkpoint: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        if not checkpoint:
-            raise UserError("a member or the student has no checkpoint; set members.NAME.checkpoint") from error
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"checkpoint {checkpoint!r} cannot be opened: {first[:300]}") from error
+    except UserError:
+        raise
     except UnpicklingError as error:  # torch's own advice, to load it all the same, is the wrong one
         raise UserError(
             f"checkpoint {checkpoint!r}: its weights are a pickle of more than tensors; get them as .safetensors"
         ) from error
+    except Exception as error:  # a broken file ends in any of a dozen kinds
+        if not checkpoint:
+            raise UserError("a member or the student has no checkpoint; set members.NAME.checkpoint") from error
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"checkpoint {checkpoint!r} cannot be opened: {first[:300]}") from error
 
 
 @contextmanager

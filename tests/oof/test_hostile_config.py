@@ -21,8 +21,8 @@ DEMO = (ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8")
 SECONDS = 5.0
 SCALARS: tuple[Any, ...] = (
     None, True, "", "../x", "a\0b", -1, 0, 1, 2.5, 10**30, -(10**400), float("nan"), float("inf"), "${run}",
-    "${oc.env:HOME}", "???", "<script>", "1e400", "\ud7ff\ue000", [], {}, [[]], {"a": {"a": {}}}, ["x", 1, None], {1: 2}, {"": ""},
-    "!!python/object/apply:os.mkdir [ran]",
+    "${oc.env:HOME}", "???", "<script>", "1e400", "\ud7ff\ue000", [], {}, [[]], {"a": {"a": {}}}, ["x", 1, None],
+    {1: 2}, {"": ""}, "!!python/object/apply:os.mkdir [ran]",
 )  # fmt: skip
 values = st.sampled_from(SCALARS) | st.text(max_size=12) | st.floats() | st.integers()
 
