@@ -144,7 +144,9 @@ def main() -> int:
         store.write_json(clock, seconds)
         if status:
             return status
-    page = report(config, " ".join(["python benchmarks/ukp_stack.py", *sys.argv[1:]]), seconds)
+    options = (f"--{name} {getattr(arguments, name):g}" for name in ("battles", "epochs", "lr"))
+    command = " ".join(["python benchmarks/ukp_stack.py", *options])
+    page = report(config, command, seconds)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(page, encoding="utf-8")
     print(page)
