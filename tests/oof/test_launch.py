@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -106,12 +107,33 @@ def test_two_processes_of_one_job_take_the_same_steps(config: Path, whole: Path,
     assert [round(h["loss"], 2) for h in one["history"]] == pytest.approx([h["loss"] for h in two["history"]], abs=0.02)
 
 
-def test_ray_gives_what_this_process_gives(config: Path, whole: Path, tmp_path: Path) -> None:
+def test_ray_tries_a_killed_worker_again_and_gives_what_this_process_gives(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("ray")
+    psutil = pytest.importorskip("psutil")
     run = tmp_path / "run"
-    done = call(config, run, "jobs.backend=ray", "jobs.cpus_per_job=1")
-    assert done.returncode == 0, done.stderr[-2000:]
+    arguments = command(config, run, "jobs.backend=ray", "jobs.cpus_per_job=1")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)  # noqa: S603
+    checkpoint = run / "oof" / "llama3_1" / "fold-0" / "checkpoints" / "checkpoint-1"
+    deadline = time.monotonic() + 120
+    while not checkpoint.is_dir() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "ray::_in_worker" in _title(p)]
+    assert workers, "no worker of Ray is training"
+    for worker in workers:
+        worker.kill()
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said[-2000:]
     assert logits(run).equals(logits(whole))
+
+
+def _title(process: Any) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except OSError:  # gone meanwhile
+        return ""
 
 
 @pytest.mark.slow
