@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -149,7 +150,7 @@ def stay_within_memory() -> None:
     """Make an allocation beyond this machine's memory an error of this process instead of the machine's trouble."""
     if not torch.cuda.is_available():
         free = psutil.virtual_memory().available
-        resource.setrlimit(resource.RLIMIT_DATA, (int(free * 0.95), resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_DATA, (int(free * 0.8), resource.RLIM_INFINITY))
 
 
 def ours(member: Member, tokenizer: Any, data: Battles, held: Battles, folder: Path) -> Facts:
@@ -252,7 +253,8 @@ def main() -> int:
         checkpoint = checkpoint_of(arguments.model, Path(scratch))
         for name in dict.fromkeys(("ours", *arguments.contenders, PROFILE, *QUALITY)):
             if name not in rows:
-                rows[name] = run_apart(name, checkpoint, str(Path(scratch) / name))
+                short = any(row.get("recomputes") for row in rows.values()) and not PEERS.get(name)
+                rows[name] = run_apart(name, checkpoint, str(Path(scratch) / name), short)
                 said = {key: value for key, value in rows[name].items() if key != "losses"}
                 print(f"{name}: {said}", file=sys.stderr, flush=True)
             if arguments.out:
@@ -266,14 +268,16 @@ def main() -> int:
     return 0
 
 
-def run_apart(name: str, checkpoint: str, folder: str) -> Facts:
-    """Run a contender in a process of its own: none inherits another's memory."""
+def run_apart(name: str, checkpoint: str, folder: str, short: bool) -> Facts:
+    """Run a contender in a process of its own: none inherits another's memory. ``short``: as others recomputed."""
     own = [sys.executable, *sys.argv, "--one", name, checkpoint, folder]
     facts: Facts = {SHORT: True}
-    for command in (own, [*own, "--recompute"]):
+    for command in ([*own, "--recompute"],) if short else (own, [*own, "--recompute"]):
         if SHORT in facts:
-            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            facts = json.loads(said.splitlines()[-1])
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode not in (0, -signal.SIGKILL):  # the latter is the system, short of memory
+                sys.exit(f"{name} failed (status {done.returncode})")
+            facts = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {SHORT: True}
     return facts
 
 

@@ -207,8 +207,10 @@ def _fit(data: _Data, fold: int) -> _Fit:
     if data.texts is not None and data.config.text_member:
         seen = data.texts.take(rest)
         text, part = fit_text(seen, y), _with_text(part, out_of_fold_text(seen, y, g, data.seed))
-    config, journal = data.config, data.studies / f"{'final' if fold == FINAL else f'fold-{fold}'}.log"
-    tuned = tune(part, y, data.folds[rest], g, config.trials, config.rounds, data.seed, journal)
+    config, name = data.config, "final" if fold == FINAL else f"fold-{fold}"
+    parts = part, y, data.folds[rest], g, config.trials, config.rounds, data.seed
+    with store.locked(data.studies, f".{name}.lock", store.LINGERING):
+        tuned = tune(*parts, data.studies / f"{name}.log")
     inner = inner_folds(y, data.folds[rest], g, data.seed)
     combiners = {kind: fit(part, y) for kind, fit in SIMPLE.items()}
     combiners["lightgbm"] = fit_stacker(part, y, tuned.params, tuned.rounds, data.seed)

@@ -19,7 +19,7 @@ from scipy.special import entr, rel_entr
 from ensemble import features
 from oof.errors import UserError
 from oof.metrics import log_softmax, softmax
-from oof.store import LOGIT_COLUMNS
+from oof.store import COUNT_COLUMNS, LOGIT_COLUMNS
 
 Columns = dict[str, NDArray[np.floating]]
 SWAP = [1, 0, 2]  # classes of a battle whose sides are exchanged
@@ -86,20 +86,28 @@ def join_logits(ids: Sequence[str], frame: pl.DataFrame, file: str = "logits fil
     return logits.reshape(-1, 2, 3)
 
 
+def with_counts(table: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return battles with the token counts of a frame in the open logits format, if it has them: features read them."""
+    if not set(COUNT_COLUMNS) <= set(frame.columns):
+        return table
+    return table.join(frame.select("id", *COUNT_COLUMNS), on="id", how="left", validate="1:1", maintain_order="left")
+
+
 def mirror_logits(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return the (n, 2, 3) logits of the mirrored battles: its order ab is the other's ba, with a and b exchanged."""
     return logits[:, ::-1][:, :, SWAP]
 
 
 def mirror_table(table: pl.DataFrame) -> pl.DataFrame:
-    return table.with_columns(pl.col("response_b").alias("response_a"), pl.col("response_a").alias("response_b"))
+    pairs = [(f"{name}_a", f"{name}_b") for name in ("response", "tokens", "kept") if f"{name}_a" in table.columns]
+    return table.with_columns(pl.col(x).alias(y) for a, b in pairs for x, y in ((a, b), (b, a)))
 
 
 def build_design(table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -> Design:
     """Return the design matrix of battles with each member's logits.
 
     Args:
-        table: (n) canonical battles.
+        table: (n) canonical battles, with or without token counts (:func:`with_counts`).
         logits: member -> (n, 2, 3) logits in the table's order.
 
     Raises:

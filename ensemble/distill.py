@@ -85,7 +85,7 @@ def plan_student(config: Config) -> StudentPlan:
     inputs = stack.load_inputs(config)
     calibrated = stack.load_teacher(config, inputs)
     battles = load_battles(Path(config.run))
-    table = pl.concat([inputs.table, *_others(battles, config.distill)])
+    table = pl.concat([inputs.table.select(battles.columns), *_others(battles, config.distill)])
     unlabelled = (table["role"] == "unlabelled").to_numpy()
     labels = np.where(unlabelled, -1, table["label"].fill_null(-1).to_numpy()).astype(np.int64)
     weights = table["weight"].to_numpy() * np.where(unlabelled, config.distill.pseudo_weight, 1.0)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from ensemble import characters
 from oof.schemas import TEXTS
+from oof.store import COUNT_COLUMNS
 
-RECIPE = 2  # raise when the same texts or logits would give other columns
+RECIPE = 3  # raise when the same texts or logits would give other columns
 BLOCK = 256  # battles at a time: bitmaps of 6 MB, and texts that stay in the cache
 BLOCK_BYTES = 4 << 20  # of texts at a time, or one battle
 SIDES = ("a", "b")
@@ -93,6 +94,21 @@ def lengths(texts: Texts) -> Columns:
         **{f"log_lines_{s}": _log(pl.col(s).str.count_matches("\n", literal=True)) for s in SIDES},
     )
     return _with_difference(columns, "log_chars", "log_words", "log_lines")
+
+
+def tokens(texts: Texts) -> Columns:
+    """Log tokens of the prompt and of each response as the first member counts them, their difference (the log ratio
+    of A to B), and the share of each text that truncation took from that member; of a run's own battles.
+    """
+    if not set(COUNT_COLUMNS) <= set(texts.table.columns):  # logits that were made elsewhere
+        return {}
+    frame = texts.table.select(pl.col(COUNT_COLUMNS).cast(pl.Float64))
+    columns: Columns = {}
+    for part in ("prompt", *SIDES):
+        all_, kept = (frame[f"{what}_{part}"].to_numpy() for what in ("tokens", "kept"))
+        columns[f"log_tokens_{part}"] = np.log1p(all_)
+        columns[f"cut_{part}"] = np.clip(1 - kept / np.maximum(all_, 1), 0, 1) * (all_ > 0)
+    return _with_difference(columns, "log_tokens", "cut")
 
 
 def turns(texts: Texts) -> Columns:
@@ -189,6 +205,7 @@ def repetition(texts: Texts) -> Columns:
 
 FAMILIES: dict[str, Callable[[Texts], Columns]] = {
     "lengths": lengths,
+    "tokens": tokens,
     "turns": turns,
     "emptiness": emptiness,
     "formatting": formatting,
@@ -220,7 +237,7 @@ def text_features(table: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, str]]:
 
 def blocks_of(table: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Yield the battles' texts in blocks that bound the memory, however long some texts are."""
-    texts = table.select(TEXTS)
+    texts = table.select(*TEXTS, *(name for name in COUNT_COLUMNS if name in table.columns))
     size = texts.select(pl.sum_horizontal(pl.col(n).list.join("").str.len_bytes() for n in TEXTS)).to_series()
     ends = np.append(0, size.to_numpy().astype(np.int64).cumsum())
     start = 0

@@ -105,15 +105,17 @@ def _ensemble(config: Config) -> Scorer:
     jobs = fold_jobs.fold_jobs(config, load_battles(Path(config.run)))
 
     def score(table: pl.DataFrame) -> NDArray[np.float64]:
-        logits = fold_jobs.test_logits(jobs, table)
-        if logits is None:
+        frames = fold_jobs.test_frames(jobs, table)
+        if frames is None:
             from oof.jobs import score_test
 
             score_test(config, jobs, table)
-            logits = fold_jobs.test_logits(jobs, table)
-        if logits is None:
+            frames = fold_jobs.test_frames(jobs, table)
+        if frames is None:
             raise UserError(f"{config.run}: the members' test logits cannot be read back; check the disk and run again")
-        return result.predict(result.design(table, logits))
+        logits = {name: store.logits_of(frame) for name, frame in frames.items()}
+        counts = frames[next(iter(config.members))].select(store.COUNT_COLUMNS)
+        return result.predict(result.design(table.with_columns(*counts), logits))
 
     return score
 

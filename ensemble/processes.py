@@ -14,6 +14,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from oof import interrupts
 from oof.log import quiet_libraries
 
 _shared: Any = None  # in a child: what all tasks read, sent once
@@ -37,7 +38,7 @@ def map_tasks(
             yield i, done
         return
     spawn = multiprocessing.get_context("spawn")  # a forked OpenMP hangs
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=_start, initargs=(shared,))
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=_start, initargs=(os.getpid(), shared))
     with pool:
         futures = {pool.submit(_call, function, task): i for i, task in enumerate(tasks)}
         children = list((pool._processes or {}).values())
@@ -56,8 +57,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(shared: Any) -> None:
+def _start(parent: int, shared: Any) -> None:
     global _shared
+    interrupts.end_after(parent)
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends us
     quiet_libraries()

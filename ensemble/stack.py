@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble.crossfit import StackResult, cross_fit
-from ensemble.design import build_design, join_logits
+from ensemble.design import build_design, join_logits, with_counts
 from ensemble.features import RECIPE, has_text
 from ensemble.inputs import Inputs, external_inputs
 from ensemble.scores import score_table
@@ -44,12 +44,15 @@ def load_inputs(config: Config) -> Inputs:
     if not (run / "run.json").is_file():
         raise UserError(f"{run}: no finished stage one here; run 'make oof' with this RUN first")
     _refuse_other_settings(run, config)
-    logits = {}
+    logits: dict[str, NDArray[np.float32]] = {}
     for name in config.members:
         path = run / "oof" / name / "logits.parquet"
         if not path.is_file():
             raise UserError(f"{path}: missing; run 'make oof' with this RUN first")
-        logits[name] = join_logits(table["id"].to_list(), store.read_parquet(path))
+        frame = store.read_parquet(path)
+        if not logits:
+            table = with_counts(table, frame)
+        logits[name] = join_logits(table["id"].to_list(), frame)
     labels, groups, folds = (table[name].to_numpy().astype(np.int64) for name in ("label", "group", "fold"))
     return Inputs(table, labels, groups, folds, logits)
 

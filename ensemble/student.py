@@ -26,7 +26,7 @@ from oof.losses import distill_loss
 from oof.metrics import group_interval, log_loss, row_log_loss, scores, softmax
 from oof.models import load_classifier
 from oof.predict import predict_logits
-from oof.workers import run_all
+from oof.workers import run_all, run_alone
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +108,11 @@ def fold_students(plan: StudentPlan, folder: Path, also: Sequence[StudentJob] = 
     """Train the K fold students (and ``also``) and return their (n_scored, 2, 3) held-out logits."""
     jobs = fold_jobs(plan, folder)
     todo = [job for job in (*jobs, *also) if not job.step.done]
-    run_all(run_job, todo, [job.label for job in todo], plan.config.jobs.workers)
+    run_all(partial(run_alone, run_job), todo, [job.label for job in todo], plan.config.jobs.workers)
     out = np.empty((plan.n_scored, 2, 3), dtype=np.float32)
     for job in jobs:
         frame = store.read_parquet(job.folder / "logits.parquet")
-        out[plan.inputs.folds == job.fold] = frame.select(store.LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3)
+        out[plan.inputs.folds == job.fold] = store.logits_of(frame)
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from oof.jobs import Texts, fit_classifier, job_seed
 from oof.losses import cross_entropy
 from oof.models import load_classifier
 from oof.predict import predict_logits
-from oof.workers import run_all
+from oof.workers import run_all, run_alone
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 def prepare_teacher(plan: StudentPlan) -> None:
     """Do what ``ensemble.teacher.targets`` reads, each piece resumable on its own."""
     todo = [piece for piece in work(plan) if not piece.done]
-    run_all(run_piece, todo, [piece.label for piece in todo], plan.config.jobs.workers)
+    run_all(partial(run_alone, run_piece), todo, [piece.label for piece in todo], plan.config.jobs.workers)
     if plan.config.distill.teacher == "nested" and plan.teachers == ["stack"]:
         for fold in range(plan.config.folds.k):
             nested_stack(plan, fold)
@@ -45,7 +46,8 @@ def _score(piece: Scoring) -> None:
     logits = predict_logits(
         model, job.member, texts.scoring, texts.tokenizer.pad_token_id, piece.label, step.folder / "partial"
     )
-    store.write_parquet(step.folder / "logits.parquet", store.logits_frame(table["id"], logits, job.fold))
+    frame = store.logits_frame(table["id"], logits, job.fold, texts.scoring.counts)
+    store.write_parquet(step.folder / "logits.parquet", frame)
     step.finish({"member": job.name, "fold": job.fold, "n": table.height})
     logger.info("%s: %d battles scored", piece.label, table.height)
 

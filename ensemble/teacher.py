@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ensemble import stack
 from ensemble.calibrate import fit_temperature
 from ensemble.crossfit import StackResult, cross_fit
-from ensemble.design import build_design, join_logits
+from ensemble.design import build_design, join_logits, with_counts
 from ensemble.distill import FINAL, StudentPlan, cross_fitted_temperature, texts_key
 from ensemble.text_baseline import count_terms
 from oof import store
@@ -211,7 +211,7 @@ def nested_stack(plan: StudentPlan, fold: int) -> store.Step:
     if step.done:
         return step
     step.begin()
-    design = build_design(plan.table[rows], logits)
+    design = build_design(plan.inputs.table[rows], logits)
     parts = plan.labels[rows], plan.folds[rows], plan.inputs.groups[rows]
     texts = count_terms(plan.table[rows]) if config.stack.text_member else None
     result = cross_fit(design, *parts, config.stack, config.seed, step.folder / "studies", texts)
@@ -253,4 +253,6 @@ def _stacked(plan: StudentPlan, fold: int, table: pl.DataFrame, logits: Logits) 
         result = StackResult.load(nested_stack(plan, fold).folder / "model")
     else:
         _, result = stack.load_ensemble(plan.config)
+    first = _job(plan, next(iter(plan.config.members)), 0).step.folder / "logits.parquet"
+    table = with_counts(table, store.read_parquet(first))
     return result.calibrator.apply_symmetric(result.combiner.logits(result.design(table, logits)))

@@ -114,7 +114,7 @@ def _job(arguments: argparse.Namespace) -> None:
         known = f"members {', '.join(config.members)}, folds 0 to {config.folds.k - 1}"
         raise UserError(f"no job --member {arguments.member} --fold {arguments.fold}; there are {known}")
     ranks.start()
-    lock = store.locked(chosen[0].folder.parent, f".{chosen[0].folder.name}.lock")
+    lock = store.locked(chosen[0].folder.parent, f".{chosen[0].folder.name}.lock", store.LINGERING)
     with lock if ranks.rank() == 0 else nullcontext():
         todo = not chosen[0].step.done
         ranks.wait()

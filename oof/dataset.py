@@ -26,7 +26,7 @@ from oof.quality import prompt_quality, prompt_texts
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise when what the stages write changes its meaning
+FORMAT = 2  # raise when what the stages write changes its meaning
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "lightgbm", "optuna", "scikit-learn", "numpy", "polars")
 
 

@@ -117,9 +117,16 @@ def by_member(jobs: list[FoldJob]) -> dict[str, list[FoldJob]]:
 
 def test_logits(jobs: list[FoldJob], test: pl.DataFrame) -> dict[str, NDArray[np.float32]] | None:
     """Return each member's fold-averaged (n, 2, 3) logits of the test battles, or None if not yet scored."""
+    frames = test_frames(jobs, test)
+    if frames is None:
+        return None
+    return {name: store.logits_of(frame) for name, frame in frames.items()}
+
+
+def test_frames(jobs: list[FoldJob], test: pl.DataFrame) -> dict[str, pl.DataFrame] | None:
+    """Return what :func:`oof.jobs.score_test` kept of the test battles, by member, or None if not yet scored."""
     test_key = battles_key(test)
     steps = {name: test_step(folds, test_key) for name, folds in by_member(jobs).items()}
     if not all(step.done for step in steps.values()):
         return None
-    frames = {name: store.read_parquet(step.folder / "logits.parquet") for name, step in steps.items()}
-    return {name: frame.select(store.LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3) for name, frame in frames.items()}
+    return {name: store.read_parquet(step.folder / "logits.parquet") for name, step in steps.items()}

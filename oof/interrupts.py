@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+import psutil
 
 DEADLINE = "ARENA_DISTILL_DEADLINE"
 EXIT_STATUS = 75  # EX_TEMPFAIL: run the same command again to go on
@@ -36,6 +39,23 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _requested = signal.Signals(number).name
     if _depth == 0:
         raise Stopped(_requested)
+
+
+def end_after(pid: int) -> None:
+    """Let this process end soon after the process ``pid`` did, however that ended: its lock of the run went with it.
+
+    The number must come from that process itself: asking for one's parent says too little, as a process that starts
+    slowly may have lost it by then.
+    """
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            watched = psutil.Process(pid)
+            while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def set_time_limit(seconds: float) -> None:

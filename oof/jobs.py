@@ -27,7 +27,7 @@ from oof.fold_jobs import FoldJob, battles_key, by_member, test_step
 from oof.losses import cross_entropy
 from oof.memory import needs_checkpointing
 from oof.metrics import log_loss, softmax
-from oof.models import describe, device, load_base, load_classifier, load_tokenizer
+from oof.models import describe, device, load_base, load_classifier, load_tokenizer, resolve_dtype
 from oof.predict import SWAPPED_CLASSES, predict_logits
 from oof.prompts import Encoded, encode_battles
 from oof.ranks import rank, wait
@@ -110,6 +110,10 @@ def fit_classifier(
     encoded = texts.training.take(rows)
     steps = TrainingSteps(encoded, both_orders(targets), weights, member.train, tokenizer.pad_token_id, seed)
     checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps, n) else 0
+    if rank() == 0:
+        said, where = describe(model), f"{device()}, {resolve_dtype(member.dtype)}"
+        sizes = f"{said['trainable']:,} of {said['parameters']:,} parameters trained"
+        logger.info("%s: attention %s on %s; %s", label, said["attention"], where, sizes)
     report_to = texts.config.jobs.report_to
     facts = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
     facts |= {**describe(model), "steps": len(steps), "seed": seed, "checkpointed_layers": checkpointed}
@@ -129,7 +133,8 @@ def predict_stored(
     encoded, pad = texts.scoring.take(rows), texts.tokenizer.pad_token_id
     logits = predict_logits(model, texts.member, encoded, pad, f"{label}: predict", folder / "partial")
     if rank() == 0:
-        store.write_parquet(folder / "logits.parquet", store.logits_frame(texts.table["id"][rows], logits, fold))
+        frame = store.logits_frame(texts.table["id"][rows], logits, fold, encoded.counts)
+        store.write_parquet(folder / "logits.parquet", frame)
     return logits
 
 
@@ -188,7 +193,8 @@ def score_test(config: Config, jobs: list[FoldJob], test: pl.DataFrame) -> None:
         step.begin()
         texts = Texts(config.members[name], test, config)
         mean = np.asarray(np.mean([_score(job, texts, step.folder) for job in folds], axis=0, dtype=np.float64))
-        store.write_parquet(step.folder / "logits.parquet", store.logits_frame(test["id"], mean, -1))
+        frame = store.logits_frame(test["id"], mean, -1, texts.scoring.counts)
+        store.write_parquet(step.folder / "logits.parquet", frame)
         step.finish({"member": name, "n": test.height})
         logger.info("%s: %d test battles scored by %d folds", name, test.height, len(folds))
 
@@ -196,7 +202,7 @@ def score_test(config: Config, jobs: list[FoldJob], test: pl.DataFrame) -> None:
 def _score(job: FoldJob, texts: Texts, folder: Path) -> NDArray[np.float32]:
     kept = folder / f"fold-{job.fold}.parquet"
     if kept.is_file():
-        return store.read_parquet(kept).select(store.LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3)
+        return store.logits_of(store.read_parquet(kept))
     model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
     partial, pad = folder / f"partial-{job.fold}", texts.tokenizer.pad_token_id
     logits = predict_logits(model, job.member, texts.scoring, pad, f"{job.label}: test", partial)

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from oof import interrupts, store
@@ -13,8 +14,9 @@ from oof.config import Config, to_dict
 from oof.errors import UserError
 from oof.fold_jobs import FoldJob
 from oof.jobs import run_stored
+from oof.ranks import LAUNCHER
 from oof.shards import halvings, refuse_unshardable
-from oof.workers import run_all
+from oof.workers import run_all, run_alone
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +34,14 @@ def run_jobs(config: Config, todo: list[FoldJob]) -> None:
     if config.jobs.backend == "ray":
         from oof.cluster import run_on_ray
 
-        run_on_ray(run_stored, todo, names, config.jobs)
+        run_on_ray(partial(run_alone, run_stored), todo, names, config.jobs)
     elif config.jobs.nproc > 1:
         for job in todo if config.jobs.parallel == "fsdp" else ():
             refuse_unshardable(f"members.{job.name}", job.member)
         store.write_json(Path(config.run) / RESOLVED, to_dict(config))
         run_all(_run_under_torchrun, todo, names, workers=1)
     else:
-        run_all(run_stored, todo, names, config.jobs.workers)
+        run_all(partial(run_alone, run_stored), todo, names, config.jobs.workers)
 
 
 def _run_under_torchrun(job: FoldJob) -> None:
@@ -53,7 +55,7 @@ def _run_under_torchrun(job: FoldJob) -> None:
     ]
     command += ["-m", "oof", "job", str(Path(job.config.run) / RESOLVED), "--member", job.name, "--fold", str(job.fold)]
     threads = max(1, (os.cpu_count() or 1) // job.config.jobs.nproc)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), LAUNCHER: str(os.getpid())}
     job.step.begin()  # what an attempt with other settings left must not count
     while not job.step.done:
         halved = halvings(job.folder)

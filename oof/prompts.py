@@ -58,6 +58,11 @@ class Encoded:
         total = self.n_tokens.sum(axis=1)
         return np.asarray((total - self.n_kept.sum(axis=1)) / np.maximum(total, 1))
 
+    @property
+    def counts(self) -> NDArray[np.int32]:
+        """(n, 6): ``n_tokens`` beside ``n_kept``, as :func:`oof.store.logits_frame` keeps them."""
+        return np.concatenate([self.n_tokens, self.n_kept], axis=1)
+
     def sequence(self, battle: int, order: int) -> NDArray[np.int32]:
         index = battle * self.n_orders + order
         return self.ids[self.offsets[index] : self.offsets[index + 1]]

@@ -9,6 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed, nn
 
+from oof import interrupts
+
+LAUNCHER = "ARENA_DISTILL_LAUNCHER"  # the process that started torchrun
+
 
 def rank() -> int:
     """Return this process's number among those of its job; 0 where there is only one."""
@@ -21,7 +25,9 @@ def ranks() -> int:
 
 
 def start() -> None:
-    """Join the other processes of the job: NCCL between GPUs, gloo between CPUs."""
+    """Join the other processes of the job: NCCL between GPUs, gloo between CPUs. End when their launcher does."""
+    if LAUNCHER in os.environ:
+        interrupts.end_after(int(os.environ[LAUNCHER]))
     if ranks() > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 from oof.errors import UserError
 
 LOCK_NAME = ".lock"
+LINGERING = 60.0  # seconds that a part of a run waits for a worker of a killed call, which is about to end
 WHOLE_FILE = 64 << 20  # bytes up to which a checkpoint file is hashed whole
 UNFINISHED = ".unfinished"  # holds the key of the step that was begun
 TRAINED = ".trained.json"  # holds a training's facts, once the adapter is there and until the step is finished
 LOGIT_COLUMNS = [f"{order}_{name}" for order in ("ab", "ba") for name in ("a", "b", "tie")]
+COUNT_COLUMNS = [f"{what}_{part}" for what in ("tokens", "kept") for part in ("prompt", "a", "b")]
 
 
 def digest(*parts: object) -> str:
@@ -134,12 +136,28 @@ def read_parquet(path: Path) -> pl.DataFrame:
         raise UserError(f"{path}: cannot be read as Parquet ({error}); delete it and run the stage again") from error
 
 
-def logits_frame(ids: pl.Series, logits: NDArray[np.floating], fold: NDArray[np.integer] | int) -> pl.DataFrame:
-    """Return the open logits format: id, fold and the (n, 2, 3) logits as six Float32 columns."""
+def logits_frame(
+    ids: pl.Series,
+    logits: NDArray[np.floating],
+    fold: NDArray[np.integer] | int,
+    counts: NDArray[np.integer] | None = None,
+) -> pl.DataFrame:
+    """Return the open logits format: id, fold and the (n, 2, 3) logits as six Float32 columns.
+
+    ``counts`` (n, 6) adds what the member read: tokens of prompt, A and B, and how many of them truncation kept.
+    """
     flat = logits.reshape(len(ids), 6).astype(np.float32)
     columns = {name: flat[:, i] for i, name in enumerate(LOGIT_COLUMNS)}
     folds = pl.Series("fold", np.broadcast_to(np.asarray(fold, dtype=np.int32), len(ids)))
-    return pl.DataFrame({"id": ids, "fold": folds, **columns})
+    frame = pl.DataFrame({"id": ids, "fold": folds, **columns})
+    if counts is None:
+        return frame
+    return frame.with_columns(pl.Series(n, counts[:, i], dtype=pl.Int32) for i, n in enumerate(COUNT_COLUMNS))
+
+
+def logits_of(frame: pl.DataFrame) -> NDArray[np.float32]:
+    """Return the (n, 2, 3) logits of a frame in the open logits format, in its order."""
+    return frame.select(LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3)
 
 
 class Step:
@@ -193,24 +211,25 @@ class Step:
         for mark in (UNFINISHED, TRAINED):
             (self.folder / mark).unlink(missing_ok=True)
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path != self.manifest_path]
-        names = sorted(str(path.relative_to(self.folder)) for path in paths) if files is None else files
+        made = sorted(str(path.relative_to(self.folder)) for path in paths if not path.name.startswith("."))  # no locks
+        names = made if files is None else files
         sums = {name: file_digest(self.folder / name) for name in names}
         write_json(self.manifest_path, {**(facts or {}), "key": self.key, "files": sums})
 
 
 @contextmanager
-def locked(run: Path, name: str = LOCK_NAME) -> Iterator[None]:
-    """Hold the run (or, by another name of the lock, one job of it) for writing; a second process is refused.
+def locked(run: Path, name: str = LOCK_NAME, wait: float = 0.0) -> Iterator[None]:
+    """Hold the run (or, by another name of the lock, one part of it) for writing; a second process is refused.
 
     The holder is named. The operating system drops the lock with its process, so a killed holder leaves none behind.
 
     Raises:
-        UserError: the run is held by another process, or its folder cannot be written.
+        UserError: the run is held by another process (for longer than ``wait`` seconds), or cannot be written.
     """
     holder = run / f"{name}.holder"
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run / name, timeout=0)
+        lock = FileLock(run / name, timeout=wait)
         lock.acquire()
     except Timeout as error:
         who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"

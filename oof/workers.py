@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from oof import interrupts
+from oof import interrupts, store
 from oof.errors import UserError
 from oof.log import quiet_libraries
+
+
+class Task(Protocol):
+    """What is run: it stores its result as a step of the run."""
+
+    @property
+    def step(self) -> store.Step: ...
+
+
+def run_alone(function: Callable[[Any], object], task: Task) -> None:
+    """Call ``function`` on a task that is not done, with the lock of its folder: never two processes on one job.
+
+    Raises:
+        UserError: another process has held the lock for too long.
+    """
+    folder = task.step.folder
+    with store.locked(folder.parent, f".{folder.name}.lock", store.LINGERING):
+        if not task.step.done:
+            function(task)
 
 
 def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequence[str], workers: int) -> None:
@@ -50,7 +67,7 @@ def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequ
         return
     spawn = multiprocessing.get_context("spawn")  # a forked torch hangs in its thread pools
     turn = spawn.Value("i", 0)
-    arguments = (workers, turn)
+    arguments = (os.getpid(), workers, turn)
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=arguments) as pool:
         futures = {pool.submit(_unless_due, function, task): name for task, name in zip(tasks, names, strict=True)}
         try:
@@ -82,21 +99,14 @@ def _unless_due(function: Callable[[Any], object], task: Any) -> object:
     return function(task)
 
 
-def _start_worker(workers: int, turn: Any) -> None:
+def _start_worker(parent: int, workers: int, turn: Any) -> None:
+    interrupts.end_after(parent)
     quiet_libraries()
     interrupts.install()
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     with turn.get_lock():
         own, turn.value = turn.value, turn.value + 1
     _see_one_gpu(own)
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this process when its parent was killed: the run's lock went with it, and another may hold it soon."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
 
 
 def _see_one_gpu(turn: int) -> None:

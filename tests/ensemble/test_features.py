@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from ensemble import characters, features
 from ensemble.__main__ import main
-from ensemble.design import build_design, describe, mirror_logits, mirror_table
+from ensemble.design import build_design, describe, mirror_logits, mirror_table, with_counts
 from ensemble.features import text_features
+from oof import store
 
 TURN = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40),
@@ -172,3 +173,22 @@ def test_an_answer_in_another_script_than_the_question_matches_it_less() -> None
 def test_the_documentation_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["features"]) == 0
     assert Path("docs/features.md").read_text(encoding="utf-8") == capsys.readouterr().out
+
+
+def test_token_counts_become_features_and_mirror() -> None:
+    battles = [(["what?"], ["one two"], ["three"]), (["and?"], [""], ["four"])]
+    counts = np.array([[5, 100, 40, 5, 60, 40], [3, 0, 7, 3, 0, 7]])
+    table = table_of(battles)
+    frame = store.logits_frame(table["id"].reverse(), np.zeros((2, 2, 3)), 0, counts[::-1])
+    counted = with_counts(table, frame)
+    columns, families = text_features(counted)
+    assert families["cut_a"] == "tokens"
+    np.testing.assert_allclose(columns["log_tokens_a"], np.log([101, 1]), rtol=1e-6)
+    np.testing.assert_allclose(columns["log_tokens_diff"], np.log([101 / 41, 1 / 8]), rtol=1e-6)
+    np.testing.assert_allclose(columns["cut_a"], [0.4, 0], rtol=1e-6)
+    np.testing.assert_allclose(columns["cut_diff"], [0.4, 0], rtol=1e-6)
+    logits = np.zeros((2, 2, 3), dtype=np.float32)
+    design, mirrored = (build_design(t, {"m": logits}) for t in (counted, mirror_table(counted)))
+    np.testing.assert_array_equal(mirrored.x, design.x_swapped)
+    without = with_counts(table, store.logits_frame(table["id"], logits, 0))
+    assert "tokens" not in text_features(without)[1].values()

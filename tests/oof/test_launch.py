@@ -92,6 +92,27 @@ def test_a_run_stopped_in_training_goes_on_to_the_same_bytes(
     assert not [p for p in run.rglob("*") if p.suffix in (".pt", ".bin", ".npy") or "checkpoint" in p.name]
 
 
+def test_workers_of_a_killed_call_end_and_leave_the_job_to_the_next(config: Path, whole: Path, tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    run = tmp_path / "run"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = command(config, run, "jobs.workers=2")
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)  # noqa: S603
+    workers: list[Any] = []
+    deadline = time.monotonic() + 120
+    while len(workers) < 2 and time.monotonic() < deadline:  # they are still importing: nobody has told them of us
+        workers = [p for p in psutil.Process(process.pid).children() if "multiprocessing-fork" in _title(p)]
+    process.kill()
+    process.communicate()
+    assert len(workers) == 2
+    done = call(config, run, "jobs.workers=2")  # at once, beside those
+    assert done.returncode == 0, done.stderr
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+    ours, theirs = artifacts(run), artifacts(whole)
+    assert not [name for name in theirs if ours.get(name) != theirs[name] and name != "member.json"]
+
+
 def test_a_time_limit_stops_between_two_steps_and_the_next_call_goes_on(
     config: Path, whole: Path, tmp_path: Path
 ) -> None:
