@@ -15,6 +15,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from oof.log import quiet_libraries
+from oof.orphans import end_with_parent
 
 _shared: Any = None  # in a child: what all tasks read, sent once
 
@@ -59,6 +60,7 @@ def cores() -> int:
 def _start(shared: Any) -> None:
     global _shared
     _shared = shared
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends us
     quiet_libraries()
 

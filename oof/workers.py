@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from oof import interrupts
 from oof.errors import UserError
 from oof.log import quiet_libraries
+from oof.orphans import end_with_parent
 
 
 def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequence[str], workers: int) -> None:
@@ -85,18 +84,11 @@ def _unless_due(function: Callable[[Any], object], task: Any) -> object:
 def _start_worker(workers: int, turn: Any) -> None:
     quiet_libraries()
     interrupts.install()
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     with turn.get_lock():
         own, turn.value = turn.value, turn.value + 1
     _see_one_gpu(own)
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this process when its parent was killed: the run's lock went with it, and another may hold it soon."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
 
 
 def _see_one_gpu(turn: int) -> None:
