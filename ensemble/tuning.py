@@ -4,7 +4,7 @@ The study lives in a journal file under a name that digests everything it depend
 the trials it has and never with those of other data. Each trial draws from a sampler seeded by the study's seed and
 the number of trials before it: a study that was interrupted ends exactly as one that was not, and one with more
 trials begins with the same ones. TPE's defaults changed between Optuna versions; sampler and version are recorded
-with the result. Trials that are clearly no gain after some of the inner folds are given up there.
+with the result. Trials that promise no gain after some of the inner folds are given up there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 RECIPE = 2  # raise when the same data would give other trials
 BLOCKS = 8  # of a fold's held-out battles, which pair a trial with the best one
-CLEARLY = 0.1  # p-value below which a trial is given up
+NO_GAIN = 0.3  # p-value below which a trial is given up: what it might still gain is below the noise
 LOSSES = "losses"  # attribute of a study's first trial
 FIRST: dict[str, Any] = {  # a study begins with these, whatever the seed
     "learning_rate": 0.08,
@@ -73,7 +73,7 @@ def inner_folds(labels: Integers, folds: Integers, groups: Integers, seed: int) 
 def suggest(trial: optuna.Trial) -> dict[str, Any]:
     """Draw the parameters of one trial: small, slow, heavily regularised trees; the pool has done most of the work."""
     return {
-        "learning_rate": trial.suggest_float("learning_rate", 0.03, 0.2, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 0.05, 0.2, log=True),
         "num_leaves": trial.suggest_int("num_leaves", 2, 24, log=True),
         "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 20, 300, log=True),
         "feature_fraction": trial.suggest_float("feature_fraction", 0.3, 1.0),
@@ -122,7 +122,7 @@ def tune(
 
 
 class _Search:
-    """The trials of one study: inner cross-validation, fold after fold, given up where it is clearly no gain.
+    """The trials of one study: inner cross-validation, fold after fold, given up where a gain is unlikely.
 
     After each fold Wilcoxon's test compares the trial with the best one so far, block by block of the held-out
     battles. Optuna also compares means over all folds with means over the folds so far; since folds differ in
@@ -213,7 +213,7 @@ def _open(journal: Path, name: str) -> optuna.Study:
     storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        pruner = optuna.pruners.WilcoxonPruner(p_threshold=CLEARLY, n_startup_steps=BLOCKS)
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=NO_GAIN, n_startup_steps=BLOCKS)
     study = optuna.create_study(study_name=name, storage=storage, pruner=pruner, load_if_exists=True)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # killed in the middle: it is run again

@@ -69,6 +69,7 @@ def test_the_calibrated_stack_is_near_the_known_optimum(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # minutes of computing, on a machine that others use too
 def test_with_50_000_battles_the_stack_is_within_5_millinats_of_the_optimum(tmp_path: Path) -> None:
     assert 0 <= excess(50_000, tmp_path, trials=10) < 0.005
 
