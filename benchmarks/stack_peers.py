@@ -79,7 +79,7 @@ def sklearn(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cor
 
 
 def autogluon(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cores: int) -> Any:
-    """AutoGluon's best_quality preset with our inner folds as its bags: boosting, forests; no networks without torch."""
+    """AutoGluon's best_quality preset with our inner folds as its bags: boosting, forests, no networks."""
     import pandas as pd
     from autogluon.tabular import TabularPredictor
 
