@@ -19,7 +19,7 @@ OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(
             $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack ablate distill predict table report demo test test-slow lint format bases plan bench-oof faults check audit clean-demo
+.PHONY: help setup oof stack ablate distill predict table report demo test test-slow lint format bases plan bench-oof bench-stack faults check audit clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -82,6 +82,9 @@ plan: $(READY)  ## parameters, memory, hours and disk of CONFIG on five cards, b
 
 bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--model FOLDER --battles 48")
 	@$(PY) benchmarks/training.py $(ARGS)
+
+bench-stack: $(READY)  ## stage two beside LightGBMTunerCV, StackingClassifier, AutoGluon (ARGS="--battles 6000 --trials 5")
+	@$(PY) benchmarks/bench_stack.py $(ARGS)
 
 faults: $(READY)  ## stage one killed at random instants: the same bytes every time (ARGS="--kills 40")
 	@$(PY) benchmarks/faults.py $(ARGS)

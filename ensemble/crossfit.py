@@ -177,7 +177,7 @@ def cross_fit(
     out = {name: np.full((len(labels), 3), np.nan) for name in names}
     out["mean"] = softmax(mean_logits(design))
     data = _Data(design, labels, folds, groups, config, seed, studies, texts)
-    fits = _fit_all(data, [*outer, FINAL])
+    fits = _fit_all(data, [FINAL, *outer])  # the longest first: processes end together
     facts = [_fill(out, data, fold, fits[fold]) for fold in outer]
     cross_fitted = {kind: np.empty((len(labels), 3)) for kind in KINDS}
     for fold in outer:

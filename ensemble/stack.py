@@ -19,6 +19,7 @@ from ensemble.inputs import Inputs, external_inputs
 from ensemble.scores import score_table
 from ensemble.suspects import possibly_in_sample
 from ensemble.text_baseline import count_terms
+from ensemble.tuning import RECIPE as TUNING
 from oof import store
 from oof.config import Config, to_dict
 from oof.dataset import FORMAT, load_battles
@@ -81,7 +82,7 @@ def _step(config: Config, inputs: Inputs) -> store.Step:
     battles = [inputs.table["id"].to_list(), store.digest(inputs.labels, inputs.groups, inputs.folds)]
     settings = replace(config.stack, workers=0)  # they do not change the result
     key = store.digest(
-        "stack", FORMAT, settings, config.seed, list(config.members), logits, battles, inputs.facts, RECIPE
+        "stack", FORMAT, settings, config.seed, list(config.members), logits, battles, inputs.facts, RECIPE, TUNING
     )
     return store.Step(Path(config.run) / "stack", key)
 

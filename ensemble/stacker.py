@@ -7,6 +7,7 @@ so exchanging A and B exchanges the output exactly. LightGBM's ``predict`` ignor
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,20 +19,25 @@ from numpy.typing import NDArray
 from ensemble.combiners import LogPool, doubled, fit_log_pool, write_parameters
 from ensemble.design import SWAP, Design
 from oof import store
+from oof.metrics import log_softmax
 
 SMALL = 50_000  # rows up to which one thread is as fast as many, and far faster on a busy machine
 FIXED: dict[str, Any] = {
     "objective": "multiclass",
     "num_class": 3,
-    "metric": "multi_logloss",
+    "metric": "None",  # early stopping watches what is predicted: see _Watch
     "boost_from_average": False,
     "deterministic": True,
     "force_row_wise": True,
     "max_bin": 63,
+    "feature_pre_filter": False,  # or one binned data set could not serve trials of any min_data_in_leaf
+    "data_random_seed": 1,  # likewise, of any seed; it matters from 200,000 rows, which are sampled to find the bins
     "bagging_freq": 1,
     "verbosity": -1,
 }
-PATIENCE = 25  # rounds without a gain
+PATIENCE = 25  # rounds without a gain, at most
+REACH = 1.0  # what rounds without a gain may add up to, times the learning rate
+TINY = 1e-300  # a probability whose logarithm is still a number
 
 Integers = NDArray[np.integer[Any]]
 
@@ -90,7 +96,6 @@ def _dataset(design: Design, labels: Integers, pool: LogPool, reference: lgb.Dat
         reference=reference,
         feature_name=names,
         params=FIXED,
-        free_raw_data=False,
     )
 
 
@@ -103,21 +108,53 @@ def fit_stacker(design: Design, labels: Integers, params: dict[str, Any], rounds
     return Stacker(lgb.Booster(model_str=booster.model_to_string()), pool)
 
 
-def fit_early_stopped(
-    train: Design,
-    labels: Integers,
-    held_out: Design,
-    held_labels: Integers,
-    params: dict[str, Any],
-    rounds: int,
-    seed: int,
-) -> tuple[int, NDArray[np.float64]]:
+class Split:
+    """One split of the training rows, made ready once: every trial of a study trains on the same binned data.
+
+    Args:
+        design: all training rows.
+        labels: theirs.
+        held: which of them are held out.
+    """
+
+    def __init__(self, design: Design, labels: Integers, held: NDArray[np.bool_]) -> None:
+        rest, self.held = np.flatnonzero(~held), np.flatnonzero(held)
+        train, held_out = design.take(rest), design.take(self.held)
+        pool = fit_log_pool(train, labels[rest])
+        self.labels = labels[self.held]
+        self.threads = _threads(train)
+        self.train = _dataset(train, labels[rest], pool).construct()
+        self.valid = _dataset(held_out, self.labels, pool, reference=self.train).construct()
+
+
+class _Watch:
+    """LightGBM's metric of the held-out rows: the log loss of the mean of each battle's and its mirror image's scores.
+
+    It keeps the scores of the best round, so that nothing is predicted again.
+    """
+
+    def __init__(self, labels: Integers) -> None:
+        self.labels, self.rows = labels, np.arange(len(labels))
+        self.loss, self.logits = np.inf, np.zeros((len(labels), 3))
+
+    def __call__(self, probs: NDArray[np.float64], data: lgb.Dataset) -> tuple[str, float, bool]:
+        given, swapped = np.split(
+            np.log(np.maximum(probs, TINY)), 2
+        )  # (2n, 3), not raw scores: the objective is theirs
+        logits = (given + swapped[:, SWAP]) / 2
+        loss = float(-log_softmax(logits)[self.rows, self.labels].mean())
+        if loss < self.loss:
+            self.loss, self.logits = loss, logits
+        return "log_loss", loss, False
+
+
+def fit_early_stopped(split: Split, params: dict[str, Any], rounds: int, seed: int) -> tuple[int, NDArray[np.float64]]:
     """Train with early stopping on held-out rows; return the best round and the held-out (n, 3) logits there."""
-    pool = fit_log_pool(train, labels)
-    data = _dataset(train, labels, pool)
-    valid = _dataset(held_out, held_labels, pool, reference=data)
-    settings = {**FIXED, **params, "seed": seed, "num_threads": _threads(train)}
-    stop = lgb.early_stopping(PATIENCE, verbose=False)
-    booster = lgb.train(settings, data, num_boost_round=rounds, valid_sets=[valid], callbacks=[stop])
-    best = max(1, booster.best_iteration)
-    return best, pool.logits(held_out) + _boosted(booster, held_out, best)
+    watch = _Watch(split.labels)
+    settings = {**FIXED, **params, "seed": seed, "num_threads": split.threads}
+    patience = min(PATIENCE, math.ceil(REACH / params["learning_rate"]))
+    stop = lgb.early_stopping(patience, verbose=False)
+    booster = lgb.train(
+        settings, split.train, num_boost_round=rounds, valid_sets=[split.valid], feval=watch, callbacks=[stop]
+    )
+    return max(1, booster.best_iteration), watch.logits

@@ -159,3 +159,27 @@ def test_a_fit_that_is_worse_than_none_is_refused(caplog: pytest.LogCaptureFixtu
     logits, labels = planted(500, 1.0)
     assert refuse_worse(Calibrator(1e5), logits, labels) == Calibrator()
     assert "left out" in caplog.text
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.5])
+def test_calibrators_agree_with_probmetrics(temperature: float) -> None:
+    calibrators = pytest.importorskip("probmetrics.calibrators", reason="probmetrics is optional: pip install it")
+    import torch
+    from probmetrics.distributions import CategoricalLogits
+
+    logits, labels = planted(2000, temperature)
+    logits[:, 2] *= 1.5  # the tie has a scale of its own
+    # Theirs treats A and B apart; on battles and their mirror images the best does not.
+    logits, labels = (
+        np.concatenate([logits, logits[:, [1, 0, 2]]]),
+        np.concatenate([labels, np.array([1, 0, 2])[labels]]),
+    )
+    logits -= logits.mean(axis=1, keepdims=True)
+    given = CategoricalLogits(torch.tensor(logits)), torch.tensor(labels)
+    ours = {
+        "TemperatureScalingCalibrator": softmax(logits / fit_temperature(logits, labels)),
+        "VectorScalingCalibrator": fit_vector(logits, labels).apply(logits),
+    }
+    for name, probs in ours.items():
+        theirs = getattr(calibrators, name)().fit_torch(*given).predict_proba_torch(given[0]).get_probs().numpy()
+        np.testing.assert_allclose(probs, theirs, atol=1e-3, err_msg=name)  # where the optimisers stopped

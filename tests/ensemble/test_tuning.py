@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from stack_fixtures import Arena, make_arena
 
 import ensemble.tuning as tuning
+from ensemble.stacker import Split, fit_early_stopped, fit_stacker
 from ensemble.tuning import Tuned, tune
+from oof.metrics import log_loss, softmax
+
+COMPLETE, PRUNED = TrialState.COMPLETE, TrialState.PRUNED
 
 
 @pytest.fixture(scope="module")
@@ -24,24 +33,36 @@ def same(a: Tuned, b: Tuned) -> bool:
     return a.params == b.params and a.rounds == b.rounds and a.loss == b.loss and np.array_equal(a.logits, b.logits)
 
 
+def history(journal: Path) -> list[tuple[str, dict[str, float], list[float]]]:
+    """Return state, parameters and reported values of each trial that counts."""
+    name = json.loads(journal.read_text().splitlines()[0])["study_name"]
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    trials = optuna.load_study(study_name=name, storage=storage).get_trials(states=(COMPLETE, PRUNED))
+    return [(trial.state.name, trial.params, list(trial.intermediate_values.values())) for trial in trials]
+
+
 def test_a_study_killed_in_a_trial_ends_as_one_that_was_not(
     arena: Arena, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(arena, tmp_path / "whole.log")
-    fit, calls = tuning.fit_early_stopped, 0
+    fit, calls, last = tuning.fit_early_stopped, 0, 10**6
 
-    def killed(*arguments: object) -> object:
+    def counted(*arguments: object) -> object:
         nonlocal calls
         calls += 1
-        if calls == 40:  # in the middle of trial 13, past TPE's random start
+        if calls == last:
             raise KeyboardInterrupt
         return fit(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tuning, "fit_early_stopped", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(arena, tmp_path / "killed.log")
-    monkeypatch.setattr(tuning, "fit_early_stopped", fit)
-    assert same(run(arena, tmp_path / "killed.log"), whole)
+    monkeypatch.setattr(tuning, "fit_early_stopped", counted)
+    whole = run(arena, tmp_path / "whole.log")
+    total = calls
+    for kills, last in enumerate((1, 5, total - 2)):  # the first fit, an early trial, one past TPE's random start
+        calls, journal = 0, tmp_path / f"killed-{kills}.log"
+        with pytest.raises(KeyboardInterrupt):
+            run(arena, journal)
+        last, calls = 10**6, 0
+        assert same(run(arena, journal), whole)
+        assert history(journal) == history(tmp_path / "whole.log")
 
 
 def test_more_trials_begin_with_the_same_ones(arena: Arena, tmp_path: Path) -> None:
@@ -74,3 +95,45 @@ def test_a_lock_left_by_a_dead_process_does_not_hold_up_the_study(arena: Arena, 
     run(arena, tmp_path / "a.log", trials=1)
     (tmp_path / "a.log.lock").write_text("")
     run(arena, tmp_path / "a.log", trials=2)
+
+
+def test_a_trial_that_is_given_up_would_not_have_won(tmp_path: Path) -> None:
+    arena = make_arena(2400, seed=4)
+    journal = tmp_path / "a.log"
+    best = tune(arena.design, arena.labels, arena.folds, arena.groups, 16, 60, 0, journal)
+    trials = history(journal)
+    given_up = [(params, values) for state, params, values in trials if state == "PRUNED"]
+    assert 2 <= len(given_up) <= 14
+    assert all(len(values) % tuning.BLOCKS == 0 and len(values) < 3 * tuning.BLOCKS for _, values in given_up)
+    splits = [Split(arena.design, arena.labels, arena.folds == fold) for fold in range(3)]
+    for params, _ in given_up:
+        logits = np.empty((2400, 3))
+        for split in splits:
+            _, logits[split.held] = fit_early_stopped(split, params, 60, 0)
+        assert log_loss(softmax(logits), arena.labels) > best.loss
+
+
+def test_a_study_begins_with_the_same_parameters_whatever_the_seed(arena: Arena, tmp_path: Path) -> None:
+    tuned = tune(arena.design, arena.labels, arena.folds, arena.groups, 1, 10, 99, tmp_path / "a.log")
+    assert tuned.params == tuning.FIRST
+
+
+def test_trials_share_binned_data_without_leaving_a_trace(arena: Arena) -> None:
+    held = arena.folds == 0
+    one = tuning.FIRST
+    other = {**one, "min_data_in_leaf": 5, "num_leaves": 16, "bagging_fraction": 0.9, "lambda_l2": 10.0}
+    shared = Split(arena.design, arena.labels, held)
+    made = [fit_early_stopped(shared, params, 30, seed) for params, seed in ((one, 0), (other, 3), (one, 0))]
+    for n, (params, seed) in enumerate(((one, 0), (other, 3), (one, 0))):
+        rounds, logits = fit_early_stopped(Split(arena.design, arena.labels, held), params, 30, seed)
+        assert rounds == made[n][0]
+        np.testing.assert_array_equal(logits, made[n][1])
+
+
+def test_the_scores_that_early_stopping_keeps_are_those_of_the_stacker(arena: Arena) -> None:
+    held = arena.folds == 0
+    rounds, logits = fit_early_stopped(Split(arena.design, arena.labels, held), tuning.FIRST, 40, 0)
+    rest = np.flatnonzero(~held)
+    stacker = fit_stacker(arena.design.take(rest), arena.labels[rest], tuning.FIRST, rounds, 0)
+    theirs = softmax(stacker.logits(arena.design.take(np.flatnonzero(held))))
+    np.testing.assert_allclose(softmax(logits), theirs, atol=1e-9)
