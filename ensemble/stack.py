@@ -49,7 +49,8 @@ def load_inputs(config: Config) -> Inputs:
         path = run / "oof" / name / "logits.parquet"
         if not path.is_file():
             raise UserError(f"{path}: missing; run 'make oof' with this RUN first")
-        logits[name] = join_logits(table["id"].to_list(), store.read_parquet(path))
+        frame = store.read_parquet(store.verified(path, "member.json", "make oof"))
+        logits[name] = join_logits(table["id"].to_list(), frame)
     labels, groups, folds = (table[name].to_numpy().astype(np.int64) for name in ("label", "group", "fold"))
     return Inputs(table, labels, groups, folds, logits)
 

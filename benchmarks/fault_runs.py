@@ -1,0 +1,177 @@
+"""A reduced demo as a chain of commands: run it, kill it at an instant, and compare what it leaves byte for byte."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "configs/demo.yaml"
+MEMBERS = ("gemma2", "llama3_1")
+STAGES = ("stack", "distill", "predict", "table")
+OOF = [
+    "data.synth.battles=240",
+    "data.synth.test_battles=30",
+    "folds.k=2",
+    "jobs.workers=2",
+    *(f"members.{name}.train.checkpoint_steps=2" for name in MEMBERS),
+]
+ALL = [
+    "data.synth.battles=120",
+    "data.synth.test_battles=12",
+    "folds.k=2",
+    "jobs.workers=2",
+    *(f"members.{name}.train.{setting}" for name in MEMBERS for setting in ("checkpoint_steps=2", "epochs=0.5")),
+    "distill.student.train.checkpoint_steps=2",
+    "distill.student.train.epochs=0.5",
+    "stack.trials=2",
+    "stack.rounds=20",
+]
+# What tells when and how long rather than what; everything else must be equal byte for byte.
+RECORDS = ("seconds", "history", "files", "checksum")
+MANIFESTS = ("battles.json", "job.json", "manifest.json", "member.json", "submission.json")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A chain that ended: its last status, what it said, seconds by the clock and by the processor, where it ended."""
+
+    status: int
+    said: str
+    seconds: float
+    busy: float
+    verb: str
+
+    @property
+    def last(self) -> str:
+        return (self.said.strip().splitlines() or [""])[-1]
+
+
+def commands(run: Path, stage: str, more: Sequence[str] = ()) -> list[list[str]]:
+    """Return the calls of the make targets: stage one, or all stages and the report."""
+    python = [sys.executable, "-m"]
+    settings = [CONFIG, f"run={run}", *(OOF if stage == "oof" else ALL), *more]
+    first = [[*python, "oof", "oof", *settings]]
+    if stage == "oof":
+        return first
+    return [
+        *first,
+        *([*python, "ensemble", verb, *settings] for verb in STAGES),
+        [*python, "ensemble", "report", str(run)],
+    ]
+
+
+def adopt_orphans() -> None:
+    """Become the parent of workers whose parent was killed, so that their processor time is counted (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def busy_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run_chain(
+    calls: Sequence[Sequence[str]],
+    due: Callable[[], bool] = lambda: False,
+    everybody: bool = True,
+    environment: Mapping[str, str] | None = None,
+    limits: Callable[[], None] | None = None,
+) -> Outcome:
+    """Run one command after the other until one fails; kill -9 what runs once ``due`` says so.
+
+    Args:
+        calls: the commands.
+        due: asked all the time.
+        everybody: kill the whole process group, or the verb's own process alone.
+        environment: laid over ours.
+        limits: called in the child before it becomes the command.
+    """
+    started, before, said, status, verb = time.monotonic(), busy_seconds(), "", 0, ""
+    for call in calls:
+        verb = call[3]
+        process = subprocess.Popen(
+            call,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **(environment or {})},
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=limits,
+        )
+        killed = False
+        with process:
+            while process.poll() is None and not killed:
+                if due():
+                    os.killpg(process.pid, signal.SIGKILL) if everybody else process.kill()
+                    killed = True
+                time.sleep(0.005)
+            said += process.communicate()[1]  # ends when the last worker has
+        _reap(process.pid)
+        status = process.returncode
+        if status:
+            break
+    return Outcome(status, said, time.monotonic() - started, busy_seconds() - before, verb)
+
+
+def _reap(group: int) -> None:
+    """Wait for what is left of a process group (see ``adopt_orphans``)."""
+    try:
+        while True:
+            os.waitpid(-group, 0)
+    except ChildProcessError:
+        pass
+
+
+def fingerprint(run: Path) -> dict[str, str]:
+    """Return the checksum of every result of a finished run, by path; of manifests that of all but the times.
+
+    Of studies' journals, logs and the report, which name times, the presence counts; the token cache does not.
+    """
+    found = {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".lock")):
+        name = str(path.relative_to(run))
+        if path.name in MANIFESTS:
+            facts = {k: v for k, v in json.loads(path.read_text()).items() if k not in RECORDS}
+            found[name] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        elif name.startswith("tokens"):
+            continue
+        elif path.suffix in (".log", ".jsonl") or name.startswith("report"):
+            found[name] = ""
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def half_written(run: Path) -> list[str]:
+    """Return what a manifest vouches for and is not what it says, and manifests that cannot be read."""
+    broken = []
+    for manifest in sorted(path for path in run.rglob("*.json") if path.name in MANIFESTS):
+        try:
+            files = json.loads(manifest.read_text())["files"]
+        except (ValueError, KeyError):
+            broken.append(str(manifest.relative_to(run)))
+            continue
+        for name, expected in files.items():
+            path = manifest.parent / name
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+                broken.append(str(path.relative_to(run)))
+    return broken
+
+
+def differences(run: Path, expected: Mapping[str, str]) -> list[str]:
+    """Return the results of a finished run that are not the reference's."""
+    found = fingerprint(run)
+    return sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
