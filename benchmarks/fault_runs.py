@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -10,6 +11,8 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +85,66 @@ def busy_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+class Server:
+    """A ``verb_server.py``, started when first asked; ``call`` runs one command, and kills it once ``due`` says so."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+
+    def _ask(self, order: dict) -> dict:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def call(self, argv: Sequence[str], said: Path, due: Callable[[], bool], everybody: bool) -> tuple[int, float]:
+        """Return the status and the processor seconds of one command."""
+        if self.process is None:
+            command = [sys.executable, str(Path(__file__).with_name("verb_server.py"))]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self.process = subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes)
+            self._answer()
+        child = self._ask({"argv": list(argv), "said": str(said)})["pid"]
+        answered = threading.Event()
+        watch = threading.Thread(target=_kill_when, args=(due, child, everybody, answered))
+        watch.start()
+        found = self._answer()
+        answered.set()
+        watch.join()
+        return found["status"], found["busy"]
+
+
+_preloaded: list[threading.local] = []  # the servers by thread, once ``preload`` was called
+
+
+def preload() -> None:
+    """Start commands from ``verb_server.py`` from now on."""
+    _preloaded.append(threading.local())
+
+
+def _server() -> Server:
+    mine = _preloaded[0]
+    if not hasattr(mine, "server"):
+        mine.server = Server()
+    server: Server = mine.server
+    return server
+
+
+def _kill_when(due: Callable[[], bool], child: int, everybody: bool, answered: threading.Event) -> None:
+    while not answered.wait(0.005):
+        if due():
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if everybody else os.kill)(child, signal.SIGKILL)
+            return
+
+
 def run_chain(
     calls: Sequence[Sequence[str]],
     due: Callable[[], bool] = lambda: False,
@@ -91,6 +154,8 @@ def run_chain(
 ) -> Outcome:
     """Run one command after the other until one fails; kill -9 what runs once ``due`` says so.
 
+    Each starts from nothing, or after ``preload`` from this thread's server where nothing special is asked of it.
+
     Args:
         calls: the commands.
         due: asked all the time.
@@ -98,32 +163,47 @@ def run_chain(
         environment: laid over ours.
         limits: called in the child before it becomes the command.
     """
-    started, before, said, status, verb = time.monotonic(), busy_seconds(), "", 0, ""
+    started, busy, said, status, verb = time.monotonic(), 0.0, "", 0, ""
     for call in calls:
         verb = call[3]
+        with tempfile.NamedTemporaryFile("r+", suffix=".txt") as file:  # not in the run's folder
+            if _preloaded and not environment and limits is None:
+                status, used = _server().call(call, Path(file.name), due, everybody)
+            else:
+                status, used = _start(call, file.name, due, everybody, environment, limits)
+            said += file.read()
+        busy += used
+        if status:
+            break
+    return Outcome(status, said, time.monotonic() - started, busy, verb)
+
+
+def _start(
+    call: Sequence[str],
+    said: str,
+    due: Callable[[], bool],
+    everybody: bool,
+    environment: Mapping[str, str] | None,
+    limits: Callable[[], None] | None,
+) -> tuple[int, float]:
+    before = busy_seconds()
+    with open(said, "a") as errors:
         process = subprocess.Popen(
             call,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **(environment or {})},
-            text=True,
             start_new_session=True,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=errors,
             preexec_fn=limits,
         )
-        killed = False
-        with process:
-            while process.poll() is None and not killed:
-                if due():
-                    os.killpg(process.pid, signal.SIGKILL) if everybody else process.kill()
-                    killed = True
-                time.sleep(0.005)
-            said += process.communicate()[1]  # ends when the last worker has
-        _reap(process.pid)
-        status = process.returncode
-        if status:
-            break
-    return Outcome(status, said, time.monotonic() - started, busy_seconds() - before, verb)
+    while process.poll() is None:
+        if due():
+            os.killpg(process.pid, signal.SIGKILL) if everybody else process.kill()
+            process.wait()
+        time.sleep(0.005)
+    _reap(process.pid)
+    return process.returncode, busy_seconds() - before
 
 
 def _reap(group: int) -> None:

@@ -116,6 +116,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     parser.add_argument("--set", nargs="*", default=[], metavar="key.sub=value", help="laid over the reduced demo")
+    parser.add_argument("--preloaded", action="store_true", help="fork verbs from a process with the libraries loaded")
     parser.add_argument("--only", nargs="*", default=[], help="faults by name (kill, 'full disk', damage …)")
     parser.add_argument("--write", type=Path, help="page for the table, for example docs/results-faults.md")
     arguments = parser.parse_args()
@@ -124,6 +125,8 @@ def main() -> int:
     out = arguments.out.resolve() / arguments.stage
     out.mkdir(parents=True, exist_ok=True)
     runs.adopt_orphans()
+    if arguments.preloaded:
+        runs.preload()
     run, log = out / "run", out / "faults.jsonl"
     whole = reference(out, run, arguments.stage, list(arguments.set))
     done = {}

@@ -56,6 +56,11 @@ def _linear_names(model: nn.Module) -> list[str]:
 
 def save_classifier(model: nn.Module, folder: Path, member: Member) -> None:
     """Save the adapter and head (or, for full fine-tuning, the whole model) in the library's own format."""
+    for settings in getattr(model, "peft_config", {}).values():  # a set is written in another order by each process
+        for name in ("target_modules", "modules_to_save"):
+            value = getattr(settings, name, None)
+            if isinstance(value, set | list):
+                setattr(settings, name, sorted(value))
     model.save_pretrained(folder, **what_to_save(model))  # type: ignore[operator]  # PeftModel, PreTrainedModel have it
     store.write_json(folder / RECORD, {name: getattr(member, name) for name in RECORDED})
 
