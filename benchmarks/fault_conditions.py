@@ -42,7 +42,7 @@ def _call(*command: str) -> int:
 @contextmanager
 def small_disk(run: Path, size: int) -> Iterator[None]:
     """Mount a file system of ``size`` bytes on the run folder."""
-    shutil.rmtree(run, ignore_errors=True)
+    runs.clear(run)
     run.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(run)], check=True)
     try:
@@ -73,7 +73,7 @@ def full_disk(run: Path, calls: list[list[str]], whole: dict, share: float, moun
     Without the right to mount, the size of any one file is limited instead, to that share of the largest.
     """
     if not mounted:
-        shutil.rmtree(run, ignore_errors=True)
+        runs.clear(run)
         limit = int(share * whole["largest"])
         first = runs.run_chain(calls, limits=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
         return _after_full(run, calls, whole, first, share, "limit on the size of a file")
@@ -122,7 +122,7 @@ def _every_byte(run: Path) -> dict[str, bytes]:
 
 def two_starts(run: Path, calls: list[list[str]], whole: dict, later: float) -> dict:
     """Start a run twice, the second ``later`` seconds after the first; whoever is refused says who is at work."""
-    shutil.rmtree(run, ignore_errors=True)
+    runs.clear(run)
     ended: list[runs.Outcome] = []
 
     def start() -> None:
@@ -144,7 +144,7 @@ def two_starts(run: Path, calls: list[list[str]], whole: dict, later: float) -> 
 
 def jumping_clock(run: Path, calls: list[list[str]], whole: dict, seed: int) -> dict:
     """Run while the time of day jumps."""
-    shutil.rmtree(run, ignore_errors=True)
+    runs.clear(run)
     folder = run.parent / "clock"
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(JUMPING_CLOCK.format(seed=seed))
@@ -156,7 +156,7 @@ def jumping_clock(run: Path, calls: list[list[str]], whole: dict, seed: int) -> 
 
 def kill(run: Path, calls: list[list[str]], whole: dict, due: Callable[[], bool], everybody: bool) -> dict:
     """Kill a run with -9 once ``due``, run it again to its end, and compare."""
-    shutil.rmtree(run, ignore_errors=True)
+    runs.clear(run)
     first = runs.run_chain(calls, due, everybody)
     broken = runs.half_written(run) if run.is_dir() else []
     second = runs.run_chain(calls) if first.status else first

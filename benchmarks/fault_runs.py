@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +216,13 @@ def _reap(group: int) -> None:
         pass
 
 
+def clear(run: Path) -> None:
+    """Remove a run's folder, with the small file system that a benchmark which was killed left there."""
+    if run.is_mount():
+        subprocess.run(["umount", str(run)], check=True)
+    shutil.rmtree(run, ignore_errors=True)
+
+
 def fingerprint(run: Path) -> dict[str, str]:
     """Return the checksum of every result of a finished run, by path; of manifests that of all but the times.
 
@@ -223,13 +231,13 @@ def fingerprint(run: Path) -> dict[str, str]:
     found = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".lock")):
         name = str(path.relative_to(run))
-        if path.name in MANIFESTS:
+        if name.startswith("report") or path.suffix in (".log", ".jsonl"):
+            found[name] = ""
+        elif path.name in MANIFESTS:
             facts = {k: v for k, v in json.loads(path.read_text()).items() if k not in RECORDS}
             found[name] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         elif name.startswith("tokens"):
             continue
-        elif path.suffix in (".log", ".jsonl") or name.startswith("report"):
-            found[name] = ""
         else:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

@@ -39,7 +39,7 @@ def reference(out: Path, run: Path, stage: str, more: list[str]) -> dict:
         if {name: known.get(name) for name in made_of} == made_of:
             return known
     for name in ("whole", "run"):
-        shutil.rmtree(out / name, ignore_errors=True)
+        runs.clear(out / name)
     (out / "faults.jsonl").unlink(missing_ok=True)
     done = runs.run_chain(calls)
     if done.status:
@@ -100,7 +100,7 @@ def _conditions(seed: int, run: Path, whole: dict, arguments: argparse.Namespace
 
 
 def _corrupt(run: Path, name: str, how: str, seed: int, more: list[str]) -> dict:
-    shutil.rmtree(run, ignore_errors=True)
+    runs.clear(run)
     shutil.copytree(run.parent / "whole", run)
     return corruptions.corrupt(run, name, how, seed, "all", more)
 
@@ -145,7 +145,12 @@ def main() -> int:
     lines, failures = summary(list(done.values()), whole)
     print("\n".join(lines))
     if arguments.write:
-        write_page(arguments.write, f"python benchmarks/faults.py {shlex.join(sys.argv[1:])}", lines, done, whole)
+        words = [
+            f"--{name} {getattr(arguments, name)}" for name in ("kills", "full", "starts", "clocks", "exports", "seed")
+        ]
+        words += ["--preloaded"] if arguments.preloaded else []
+        words += [f"--set {shlex.join(arguments.set)}"] if arguments.set else []
+        write_page(arguments.write, f"python benchmarks/faults.py {' '.join(words)}", lines, done, whole)
     return int(bool(failures))
 
 
