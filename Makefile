@@ -83,8 +83,8 @@ plan: $(READY)  ## parameters, memory, hours and disk of CONFIG on five cards, b
 bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--model FOLDER --battles 48")
 	@$(PY) benchmarks/training.py $(ARGS)
 
-faults: $(READY)  ## stage one killed at random instants: the same bytes every time (ARGS="--kills 40")
-	@$(PY) benchmarks/faults.py $(ARGS)
+faults: $(READY)  ## every stage killed, on bad disks, damaged: the same bytes (ARGS="--kills 12", "--stage oof --kills 40")
+	@$(PY) benchmarks/faults.py $(or $(ARGS),--write docs/results-faults.md)
 
 check: $(READY)  ## profile battle files and list every problem: make check DATA="a.csv b.jsonl"
 	@$(PY) -m oof check $(DATA)

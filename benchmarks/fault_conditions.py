@@ -161,7 +161,8 @@ def kill(run: Path, calls: list[list[str]], whole: dict, due: Callable[[], bool]
     broken = runs.half_written(run) if run.is_dir() else []
     second = runs.run_chain(calls) if first.status else first
     lost = (first.busy + second.busy if first.status else first.busy) - whole["busy"]
-    return {"verb": first.verb, "half_written": broken, **judged(run, second, whole, lost)}
+    facts = {"verb": first.verb, "killed": first.status < 0, "half_written": broken}
+    return {**facts, **judged(run, second, whole, lost)}
 
 
 def interrupted_export(run: Path, calls: list[list[str]], whole: dict, delay: float) -> dict:

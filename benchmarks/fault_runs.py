@@ -219,7 +219,7 @@ def _reap(group: int) -> None:
 def clear(run: Path) -> None:
     """Remove a run's folder, with the small file system that a benchmark which was killed left there."""
     if run.is_mount():
-        subprocess.run(["umount", str(run)], check=True)
+        subprocess.run(["umount", "-l", str(run)], check=True)  # lazily: a killed verb may hold it
     shutil.rmtree(run, ignore_errors=True)
 
 

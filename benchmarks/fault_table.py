@@ -24,6 +24,8 @@ def wrong(entry: Mapping) -> list[str]:
 
 def summary(entries: list[dict], whole: Mapping) -> tuple[list[str], list[str]]:
     """Return the table's lines (Markdown) and the failures."""
+    alive = [entry for entry in entries if not entry.get("killed", True)]  # it was faster than the reference
+    entries = [entry for entry in entries if entry not in alive]
     faults = list(dict.fromkeys(entry["fault"] for entry in entries))
     lines = [
         "| fault | cases | identical results | half-written artifacts | refusals not in one clear sentence | "
@@ -43,6 +45,7 @@ def summary(entries: list[dict], whole: Mapping) -> tuple[list[str], list[str]]:
             f"{np.median(lost):.1f}, {max(lost):.1f}" if fault not in ("two starts", "read-only folder") else "",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += ["", f"{len(alive)} more runs ended before their kill was due, and are not counted."] if alive else []
     failures = [f"{entry['fault']} {entry['case']}: {what}" for entry in entries for what in wrong(entry)]
     lines += ["", f"An uninterrupted run takes {whole['busy']:.0f} processor seconds ({whole['seconds']:.0f} s by the "
               f"clock), a call of every stage that finds nothing to do {whole['idle']:.0f}."]  # fmt: skip
@@ -80,7 +83,7 @@ def write_page(path: Path, command: str, lines: list[str], done: Mapping, whole:
     """Write the page."""
     entries = list(done.values())
     run = next(word.removeprefix("run=") for word in whole["calls"][0] if word.startswith("run="))
-    killed = [entry for entry in entries if entry["fault"] == "kill"]
+    killed = [entry for entry in entries if entry["fault"] == "kill" and entry["killed"]]
     verbs = {verb: sum(entry["verb"] == verb for entry in killed) for verb in sorted({e["verb"] for e in killed})}
     ways = sorted({entry["how"] for entry in entries if entry.get("how")})
     kinds = kinds_table(entries)

@@ -7,7 +7,7 @@ import os
 
 # What libraries make of a disk's refusal is an exception of their own, with the system's words in it.
 DISK = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]
-TORCH_WRITER = "PytorchStreamWriter failed writing"  # torch 2.13 says no more than this
+TORCH_WRITER = ("PytorchStreamWriter failed writing", "inline_container.cc")  # torch 2.13 says no more than this
 
 
 class UserError(Exception):
@@ -30,7 +30,7 @@ def disk_trouble(error: BaseException | None) -> str:
     """Return what an exception, or one behind it, says of a disk that is full or cannot be written; "" if nothing."""
     while error is not None:
         text = str(error)
-        if TORCH_WRITER in text:
+        if any(words in text for words in TORCH_WRITER):
             return "a file cannot be written (is the disk full?)"
         found = [words for words in DISK if words in text]
         if found:

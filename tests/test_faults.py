@@ -46,7 +46,7 @@ def results(run: Path) -> dict[str, bytes]:
     """Return the files that do not say when or where they were made."""
     skipped = (".log", ".jsonl", ".html")
     paths = [p for p in sorted(run.rglob("*")) if p.is_file() and p.name[0] != "." and p.suffix not in skipped]
-    located = (*fault_runs.MANIFESTS, "run.json", "report.json")
+    located = (*fault_runs.MANIFESTS, "run.json", "report.json", "battles.parquet")  # the last has a column source
     return {str(p.relative_to(run)): p.read_bytes() for p in paths if p.name not in located}
 
 
@@ -228,5 +228,6 @@ def test_a_library_s_words_for_a_full_disk_are_understood(number: int) -> None:
     ours.__cause__ = theirs
     assert disk_trouble(theirs) == disk_trouble(ours) == words
     assert disk_trouble(ValueError("cannot save")) == ""
+    assert "disk full?" in disk_trouble(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64"))
     assert str(failure("gemma2 fold 0", ours)).startswith(f"gemma2 fold 0: {words}; make room")
     assert isinstance(failure("gemma2 fold 0", ValueError("x")), UserError)
