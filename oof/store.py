@@ -227,7 +227,9 @@ def locked(run: Path, name: str = LOCK_NAME) -> Iterator[None]:
         who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"
         raise UserError(f"{run}: the run is in use by {who}; wait for it, or choose another RUN") from error
     except OSError as error:
-        raise UserError(f"{run}: cannot write the run folder ({error.strerror}); choose another RUN") from error
+        raise UserError(
+            f"{run}: cannot write the run folder ({error.strerror or error}); choose another RUN"
+        ) from error
     try:
         holder.write_text(f"process {os.getpid()} on {os.uname().nodename}\n", encoding="utf-8")
         if name == LOCK_NAME:

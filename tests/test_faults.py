@@ -114,7 +114,7 @@ DAMAGED = (  # a kind of each stage that costs little to make again
 )
 
 
-@pytest.mark.parametrize("how", corruptions.DAMAGES)
+@pytest.mark.parametrize("how", ["flipped", pytest.param("cut", marks=pytest.mark.slow)])
 def test_a_damaged_file_is_named_and_comes_back(copied: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     rng, kinds = np.random.default_rng(0), corruptions.kinds(copied)
     paths = [kinds[kind][-1 if kind.endswith("member.json") else 0] for kind in DAMAGED]
