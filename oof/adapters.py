@@ -20,6 +20,7 @@ from oof.shards import what_to_save
 
 RECORD = "arena.json"
 RECORDED = ("attn_softcap", "quantise")
+UNORDERED = ("target_modules", "modules_to_save", "exclude_modules")  # of adapter_config.json
 MAX_RANK = 16_384  # above any useful one; a larger number would only take memory
 
 
@@ -56,12 +57,13 @@ def _linear_names(model: nn.Module) -> list[str]:
 
 def save_classifier(model: nn.Module, folder: Path, member: Member) -> None:
     """Save the adapter and head (or, for full fine-tuning, the whole model) in the library's own format."""
-    for settings in getattr(model, "peft_config", {}).values():  # a set is written in another order by each process
-        for name in ("target_modules", "modules_to_save"):
-            value = getattr(settings, name, None)
-            if isinstance(value, set | list):
-                setattr(settings, name, sorted(value))
     model.save_pretrained(folder, **what_to_save(model))  # type: ignore[operator]  # PeftModel, PreTrainedModel have it
+    settings = folder / "adapter_config.json"
+    if settings.is_file():  # peft 0.21 writes sets in an order that differs between processes
+        written = store.read_json(settings)
+        store.write_json(
+            settings, {k: sorted(v) if k in UNORDERED and isinstance(v, list) else v for k, v in written.items()}
+        )
     store.write_json(folder / RECORD, {name: getattr(member, name) for name in RECORDED})
 
 

@@ -1,0 +1,111 @@
+"""Does the cost of a fold job grow in proportion to its battles? Tokens per second at 1,000 to 16,000 battles.
+
+    python benchmarks/growth.py [--battles 1000 4000 16000] [--config configs/demo.yaml] [--member llama3_1]
+
+For each size, on the synthetic arena: read, group and fold the battles, tokenise them, train one fold job (both orders,
+half of the battles) and predict its held-out half, through the functions that ``make oof`` calls. Each size but the
+largest runs ``--repeat`` times, in turn, in this process, after a warm-up; the median counts. Seconds are the
+processor's, which a busy machine does not inflate, and the clock's. The last line says how far the rate of training and
+prediction moves between the sizes; status 1 if it is by more than ``--tolerance``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from oof import config as configuration
+from oof.dataset import prepare
+from oof.fold_jobs import fold_jobs
+from oof.jobs import Texts, fit_classifier, predict_stored
+from oof.log import quiet_libraries
+from oof.losses import cross_entropy
+
+PHASES = ("prepare", "tokenise", "train", "predict")
+
+
+def measure(arguments: argparse.Namespace, battles: int, run: Path) -> dict[str, tuple[int, float, float]]:
+    """Return phase -> (tokens of both orders, processor seconds, seconds)."""
+    others = [name for name in configuration.load(arguments.config, []).members if name != arguments.member]
+    settings = [f"run={run}", f"data.synth.battles={battles}", "data.synth.test_battles=1", "folds.k=2"]
+    config = configuration.load(arguments.config, settings)
+    for name in others:
+        del config.members[name]
+    out: dict[str, tuple[int, float, float]] = {}
+
+    def timed(name: str, call: Callable[[], object], tokens: Callable[[], int]) -> None:
+        processor, clock = time.process_time(), time.perf_counter()
+        call()
+        spent = time.process_time() - processor, time.perf_counter() - clock
+        out[name] = tokens(), *spent
+
+    tables: list = []
+    timed("prepare", lambda: tables.append(prepare(config)), lambda: 0)
+    job, table = fold_jobs(config, tables[0])[0], tables[0]
+    texts = Texts(job.member, table, config)
+    timed("tokenise", lambda: texts.training, lambda: int(texts.training.lengths.sum()))
+    out["prepare"] = out["tokenise"][0], *out["prepare"][1:]
+    folds, labels = table["fold"].to_numpy(), table["label"].to_numpy().astype(int)
+    trained, held = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
+    model: list = []
+
+    def train() -> None:
+        targets, weights = np.eye(3, dtype=np.float32)[labels[trained]], np.ones(len(trained))
+        model.append(fit_classifier(texts, trained, targets, weights, cross_entropy, job.folder, 0, "growth")[0])
+
+    timed("train", train, lambda: int(texts.training.lengths[trained].sum()))
+    timed(
+        "predict",
+        lambda: predict_stored(model[0], texts, held, job.folder, 0, "growth"),
+        lambda: int(texts.scoring.lengths[held].sum()),
+    )
+    return out
+
+
+@contextmanager
+def silence():
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--battles", type=int, nargs="+", default=[1000, 4000, 16000])
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--member", default="llama3_1")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--tolerance", type=float, default=0.1)
+    arguments = parser.parse_args()
+    quiet_libraries()
+    seen: dict[int, list[dict[str, tuple[int, float, float]]]] = {n: [] for n in arguments.battles}
+    with silence(), tempfile.TemporaryDirectory() as scratch:
+        measure(arguments, 200, Path(scratch) / "warm-up")
+        for i in range(arguments.repeat):
+            for n in [n for n in arguments.battles if i == 0 or i < max(arguments.battles) // n]:
+                seen[n].append(measure(arguments, n, Path(scratch) / f"{n}-{i}"))
+                print(f"{n} battles, {i + 1} of {arguments.repeat}", file=sys.stderr, flush=True)
+    rates = {
+        n: {phase: np.median([[r[phase][0] / s for s in r[phase][1:]] for r in runs], axis=0) for phase in PHASES}
+        for n, runs in seen.items()
+    }
+    print("thousand tokens of both orders per second of processor (and of the clock)")
+    print(f"{'battles':>8} " + " ".join(f"{phase:>18}" for phase in PHASES))
+    for n, row in rates.items():
+        cells = " ".join(f"{row[phase][0] / 1e3:9.1f} ({row[phase][1] / 1e3:6.1f})" for phase in PHASES)
+        print(f"{n:8} {cells}")
+    moved = {p: max(r[p][0] for r in rates.values()) / min(r[p][0] for r in rates.values()) - 1 for p in PHASES[2:]}
+    print("largest rate over smallest: " + ", ".join(f"{phase} {1 + by:.3f}" for phase, by in moved.items()))
+    return int(max(moved.values()) > arguments.tolerance)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
