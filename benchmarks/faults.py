@@ -143,6 +143,9 @@ def main() -> int:
         said = "identical" if entry["identical"] else "DIFFERENT"
         print(f"{fault} {case}: {said}, {entry['lost_seconds']:.1f} s lost {entry.get('verb', '')}", flush=True)
     lines, failures = summary(list(done.values()), whole)
+    planned = sum(1 for _ in cases(arguments, run, whole))
+    if len(done) < planned:
+        lines += ["", f"{len(done)} of {planned} planned cases are done; the same command goes on with the others."]
     print("\n".join(lines))
     if arguments.write:
         words = [
