@@ -86,8 +86,8 @@ bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--mode
 bench-stack: $(READY)  ## stage two beside LightGBMTunerCV, StackingClassifier, AutoGluon (ARGS="--battles 6000 --trials 5")
 	@$(PY) benchmarks/bench_stack.py $(ARGS)
 
-faults: $(READY)  ## stage one killed at random instants: the same bytes every time (ARGS="--kills 40")
-	@$(PY) benchmarks/faults.py $(ARGS)
+faults: $(READY)  ## every stage killed, on bad disks, damaged: the same bytes (ARGS="--kills 12", "--stage oof --kills 40")
+	@$(PY) benchmarks/faults.py $(or $(ARGS),--write docs/results-faults.md)
 
 check: $(READY)  ## profile battle files and list every problem: make check DATA="a.csv b.jsonl"
 	@$(PY) -m oof check $(DATA)

@@ -1,129 +1,160 @@
-"""Stage one killed at random instants: it always ends with the same bytes.
+"""A reduced demo under faults: whatever happens, it ends with the same bytes, or says in one sentence why it cannot.
 
-    python benchmarks/faults.py [--kills 40] [--seed 0] [--out runs/faults]
+    python benchmarks/faults.py [--kills 60] [--write docs/results-faults.md]     (about two hours on two cores)
+    python benchmarks/faults.py --stage oof --kills 40                            (stage one alone, kills alone)
 
-One uninterrupted run gives the reference. Then, for each kill: a fresh run of the same reduced demo (two members, two
-folds) is started, gets kill -9 at a random instant of the reference's time (with its workers, or alone, in turn), is
-started again and left to finish; its artifacts must equal the reference's byte for byte. Resumable: ``kills.jsonl``
-keeps what is done. Prints the number of identical runs, the work that was lost, and how many half-written artifacts
-were found (must be 0).
+One uninterrupted run gives the reference. Then, each from the beginning: kill -9 at random instants (with all workers,
+or the verb's process alone, in turn), a disk that fills, a read-only run folder, two starts at once, a clock that
+jumps, an interrupted export, and on copies of the finished run damage to one file of every kind. Seeded; resumable:
+``faults.jsonl`` keeps what is done, for one commit and one set of settings. Exit status 1 if a result differs or an
+artifact is half-written.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
+import corruptions
+import fault_conditions as conditions
+import fault_runs as runs
+from fault_table import summary, write_page
 
-ROOT = Path(__file__).resolve().parents[1]
-REDUCED = [
-    "data.synth.battles=240",
-    "data.synth.test_battles=30",
-    "folds.k=2",
-    "jobs.workers=2",
-    *(f"members.{name}.train.checkpoint_steps=2" for name in ("gemma2", "llama3_1")),
-]
-ARTIFACTS = ("logits.parquet", "folds.parquet", "battles.parquet", "adapter_model.safetensors")
+Case = Callable[[], dict]
 
 
-def start(run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "oof", "oof", "configs/demo.yaml", f"run={run}", *REDUCED]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, text=True, env=environment, start_new_session=True, **quiet)
+def reference(out: Path, run: Path, stage: str, more: list[str]) -> dict:
+    """Return facts of an uninterrupted run, whose files stay in ``out/whole``; made once for a commit and settings."""
+    path = out / "reference.json"
+    calls = runs.commands(run, stage, more)
+    made_of = {"commit": commit(), "calls": calls}
+    if path.is_file():
+        known = json.loads(path.read_text())
+        if {name: known.get(name) for name in made_of} == made_of:
+            return known
+    for name in ("whole", "run"):
+        runs.clear(out / name)
+    (out / "faults.jsonl").unlink(missing_ok=True)
+    done = runs.run_chain(calls)
+    if done.status:
+        sys.exit(f"the run failed by itself (status {done.status}): {done.last}")
+    shutil.copytree(run, out / "whole")
+    sizes = [file.stat().st_size for file in run.rglob("*") if file.is_file()]
+    idle = runs.run_chain(calls)
+    facts = {**made_of, "seconds": done.seconds, "busy": done.busy, "idle": idle.busy, "files": runs.fingerprint(run)}
+    if runs.differences(run, facts["files"]) or runs.half_written(run):
+        sys.exit("an uninterrupted run does not leave what its own manifests say")
+    path.write_text(json.dumps({**facts, "bytes": sum(sizes), "largest": max(sizes)}))
+    return json.loads(path.read_text())
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    _, said = process.communicate()
-    if process.returncode:
-        sys.exit(f"the run failed by itself (status {process.returncode}): {said.strip().splitlines()[-1:]}")
+def commit() -> str:
+    """Return the commit of the checkout, marked where tracked files were changed."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
-def fingerprint(run: Path) -> dict[str, str]:
-    """Return the checksum of every artifact of a finished run."""
-    paths = [path for path in run.rglob("*") if path.name in ARTIFACTS]
-    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+def cases(arguments: argparse.Namespace, run: Path, whole: dict) -> Iterator[tuple[str, str, Case]]:
+    """Yield (fault, name of the case, call) in a fixed order."""
+    seed, seconds, calls = arguments.seed, whole["seconds"], whole["calls"]
+    if arguments.stage == "all":
+        yield from _conditions(seed, run, whole, arguments)
+    # Drawn one after the other, so that more kills begin with the same ones.
+    rng = conditions.np.random.default_rng(seed)
+    for i in range(arguments.kills):
+        at = float(rng.uniform(0.02, 1.0) * seconds)
+        everybody = i % 2 == 0
+        facts = {"at": round(at, 1), "everybody": everybody}
+        yield (
+            "kill",
+            str(i),
+            lambda at=at, e=everybody, f=facts: f | conditions.kill(run, calls, whole, conditions.after(at), e),
+        )
 
 
-def half_written(run: Path) -> list[str]:
-    """Return artifacts that a manifest vouches for and that are not what it says, after a kill."""
-    broken = []
-    for manifest in [path for path in run.rglob("*.json") if path.name in ("job.json", "member.json", "battles.json")]:
-        try:
-            files = json.loads(manifest.read_text())["files"]
-        except (ValueError, KeyError):
-            broken.append(str(manifest))
-            continue
-        for name, expected in files.items():
-            path = manifest.parent / name
-            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-                broken.append(str(path))
-    return broken
+def _conditions(seed: int, run: Path, whole: dict, arguments: argparse.Namespace) -> Iterator[tuple[str, str, Case]]:
+    calls, more = whole["calls"], list(arguments.set)
+    out, seconds = run.parent, whole["seconds"]
+    mounted = conditions.can_mount(out / "mount")
+    for i, share in enumerate(conditions.shares(seed, arguments.full, 0.02, 0.9)):
+        yield "full disk", str(i), lambda s=share: conditions.full_disk(run, calls, whole, s, mounted)
+    if mounted:
+        at = seconds / 3
+        yield "read-only folder", "0", lambda: conditions.read_only(run, calls, whole, out / "whole", at)
+    for i, later in enumerate([0.0, *conditions.shares(seed, arguments.starts - 1, 1.0, seconds * 0.8)]):
+        yield "two starts", str(i), lambda s=later: conditions.two_starts(run, calls, whole, s)
+    for i in range(arguments.clocks):
+        yield "jumping clock", str(i), lambda i=i: conditions.jumping_clock(run, calls, whole, seed + i)
+    for i, delay in enumerate(conditions.shares(seed, arguments.exports, 0.0, 8.0)):
+        yield "interrupted export", str(i), lambda d=delay: conditions.interrupted_export(run, calls, whole, d)
+    for how in corruptions.DAMAGES:
+        for name in corruptions.BATCHES:
+            yield f"damage: {how}", name, lambda h=how, n=name: _corrupt(run, n, h, seed, more)
+
+
+def _corrupt(run: Path, name: str, how: str, seed: int, more: list[str]) -> dict:
+    runs.clear(run)
+    shutil.copytree(run.parent / "whole", run)
+    return corruptions.corrupt(run, name, how, seed, "all", more)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--stage", choices=["all", "oof"], default="all")
+    parser.add_argument("--kills", type=int, help="default: 60, of stage one alone 40")
+    parser.add_argument("--full", type=int, default=6, help="disks that fill")
+    parser.add_argument("--starts", type=int, default=3, help="pairs of starts")
+    parser.add_argument("--clocks", type=int, default=2, help="runs under a clock that jumps")
+    parser.add_argument("--exports", type=int, default=3, help="interrupted exports")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="key.sub=value", help="laid over the reduced demo")
+    parser.add_argument("--preloaded", action="store_true", help="fork verbs from a process with the libraries loaded")
+    parser.add_argument("--only", nargs="*", default=[], help="faults by name (kill, 'full disk', damage …)")
+    parser.add_argument("--write", type=Path, help="page for the table, for example docs/results-faults.md")
     arguments = parser.parse_args()
-    out = arguments.out.resolve()
+    if arguments.kills is None:
+        arguments.kills = 60 if arguments.stage == "all" else 40
+    out = arguments.out.resolve() / arguments.stage
     out.mkdir(parents=True, exist_ok=True)
-    reference, log = out / "reference.json", out / "kills.jsonl"
-    if not reference.is_file():
-        shutil.rmtree(out / "whole", ignore_errors=True)
-        started = time.monotonic()
-        finish(start(out / "whole"))
-        facts = {"seconds": time.monotonic() - started, "files": fingerprint(out / "whole")}
-        reference.write_text(json.dumps(facts))
-    whole = json.loads(reference.read_text())
-    done = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    instants = np.random.default_rng(arguments.seed).uniform(0.02, 1.0, arguments.kills) * whole["seconds"]
-    for i in range(len(done), arguments.kills):
-        done.append(one_kill(out / f"kill-{i}", float(instants[i]), whole, everybody=i % 2 == 0))
+    runs.adopt_orphans()
+    if arguments.preloaded:
+        runs.preload()
+    run, log = out / "run", out / "faults.jsonl"
+    whole = reference(out, run, arguments.stage, list(arguments.set))
+    done = {}
+    for line in log.read_text().splitlines() if log.is_file() else []:
+        entry = json.loads(line)
+        done[entry["fault"], entry["case"]] = entry
+    for fault, case, call in cases(arguments, run, whole):
+        if (fault, case) in done or (arguments.only and not any(fault.startswith(name) for name in arguments.only)):
+            continue
+        entry = {"fault": fault, "case": case, **call()}
+        done[fault, case] = entry
         with log.open("a") as file:
-            file.write(json.dumps(done[-1]) + "\n")
-        print(
-            f"kill {i + 1}: at {instants[i]:.1f} s, {'identical' if done[-1]['identical'] else 'DIFFERENT'}", flush=True
-        )
-    identical, broken = sum(d["identical"] for d in done), sum(len(d["half_written"]) for d in done)
-    lost = [d["lost_seconds"] for d in done]
-    print(
-        f"{len(done)} kills: {identical} identical results, {broken} half-written artifacts, work lost: "
-        f"median {np.median(lost):.1f} s, most {max(lost):.1f} s of a {whole['seconds']:.1f} s run"
-    )
-    return int(identical != len(done) or broken > 0)
-
-
-def one_kill(run: Path, at: float, whole: dict, everybody: bool) -> dict:
-    shutil.rmtree(run, ignore_errors=True)
-    process = start(run)
-    started = time.monotonic()
-    while time.monotonic() - started < at and process.poll() is None:
-        time.sleep(0.005)
-    if process.poll() is None:
-        if everybody:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:  # its workers must end by themselves
-            process.kill()
-        process.wait()
-    spent = time.monotonic() - started
-    broken = half_written(run) if run.is_dir() else []
-    started = time.monotonic()
-    finish(start(run))
-    total = spent + time.monotonic() - started
-    facts = {"at": at, "identical": fingerprint(run) == whole["files"], "half_written": broken}
-    shutil.rmtree(run)
-    return {**facts, "lost_seconds": round(max(0.0, total - whole["seconds"]), 2)}
+            file.write(json.dumps(entry) + "\n")
+        said = "identical" if entry["identical"] else "DIFFERENT"
+        print(f"{fault} {case}: {said}, {entry['lost_seconds']:.1f} s lost {entry.get('verb', '')}", flush=True)
+    lines, failures = summary(list(done.values()), whole)
+    planned = sum(1 for _ in cases(arguments, run, whole))
+    if len(done) < planned:
+        lines += ["", f"{len(done)} of {planned} planned cases are done; the same command goes on with the others."]
+    print("\n".join(lines))
+    if arguments.write:
+        words = [
+            f"--{name} {getattr(arguments, name)}" for name in ("kills", "full", "starts", "clocks", "exports", "seed")
+        ]
+        words += ["--preloaded"] if arguments.preloaded else []
+        words += [f"--set {shlex.join(arguments.set)}"] if arguments.set else []
+        write_page(arguments.write, f"python benchmarks/faults.py {' '.join(words)}", lines, done, whole)
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

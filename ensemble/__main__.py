@@ -59,7 +59,7 @@ def _table(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
     with store.locked(Path(config.run)):
         metrics = compute_metrics(config)
-        store.write_json(Path(config.run) / "metrics.json", metrics)
+        store.rewrite_json(Path(config.run) / "metrics.json", metrics)
     print_table(metrics)
 
 

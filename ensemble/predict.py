@@ -53,10 +53,13 @@ def run_predict(config: Config) -> bool:
     how = [config.predict.model, data.columns, data.on_bad_row]
     key = store.digest("submission", FORMAT, how, made, config.prompts, files)
     step = store.Step(run, key, manifest="submission.json")
-    if step.done:
-        return False
-    scorer = _student(config) if config.predict.model == "student" else _ensemble(config)
     parts = store.Step(run / "predict", store.digest(key, config.predict.chunk))
+    if step.done:
+        shutil.rmtree(parts.folder, ignore_errors=True)  # a kill at the very end leaves it
+        return False
+    if not store.Step(manifest.parent, made).done:
+        raise UserError(f"{manifest.parent}: damaged (see above); run '{stage[1]}' with this RUN again")
+    scorer = _student(config) if config.predict.model == "student" else _ensemble(config)
     parts.begin()
     paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(chunks(config, data, parts.folder))]
     n = write_submission(run / SUBMISSION, paths)
@@ -107,6 +110,8 @@ def _ensemble(config: Config) -> Scorer:
     def score(table: pl.DataFrame) -> NDArray[np.float64]:
         frames = fold_jobs.test_frames(jobs, table)
         if frames is None:
+            if not all(job.step.done for job in jobs):
+                raise UserError(f"{config.run}: not every fold job is whole; run 'make oof' with this RUN again")
             from oof.jobs import score_test
 
             score_test(config, jobs, table)

@@ -50,7 +50,7 @@ def load_inputs(config: Config) -> Inputs:
         path = run / "oof" / name / "logits.parquet"
         if not path.is_file():
             raise UserError(f"{path}: missing; run 'make oof' with this RUN first")
-        frame = store.read_parquet(path)
+        frame = store.read_parquet(store.verified(path, "member.json", "make oof"))
         if not logits:
             table = with_counts(table, frame)
         logits[name] = join_logits(table["id"].to_list(), frame)

@@ -38,7 +38,7 @@ def compute_metrics(config: Config) -> dict[str, object]:
     student = run / "distill" / "predictions.parquet"
     if not student.is_file():
         raise UserError(f"{student}: no student here yet; run 'make distill' with this RUN first")
-    probs |= stack.read_predictions(student, ids)
+    probs |= stack.read_predictions(store.verified(student, "manifest.json", "make distill"), ids)
     truth = truth_of(run, ids)
     if truth is not None:
         probs["bayes"] = truth

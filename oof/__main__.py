@@ -13,7 +13,7 @@ from pathlib import Path
 
 from oof import config as configuration
 from oof import interrupts, store
-from oof.errors import UserError
+from oof.errors import UserError, disk_trouble
 from oof.log import quiet_libraries
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ def run_verb(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        remedy = "; make room and run the same command again, what is done is kept" if disk_trouble(error) else ""
+        print(f"error: {error.filename or 'file system'}: {error.strerror or error}{remedy}", file=sys.stderr)
         return 2
     except interrupts.Stopped as stop:
         print(f"stopped by {stop}; what is done is kept, run the same command again to go on", file=sys.stderr)
@@ -47,7 +48,12 @@ def run_verb(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
-    except Exception as error:  # ours to mend, yet a user should read a sentence; the details go to a file
+    except Exception as error:
+        trouble = disk_trouble(error)
+        if trouble:
+            print(f"error: {trouble}; make room and run the same command again, what is done is kept", file=sys.stderr)
+            return 2
+        # Ours to mend, yet a user should read a sentence; the details go to a file.
         with tempfile.NamedTemporaryFile("w", prefix="arena-distill-", suffix=".txt", delete=False) as file:
             traceback.print_exc(file=file)
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

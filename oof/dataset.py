@@ -140,9 +140,7 @@ def load_battles(run: Path) -> pl.DataFrame:
     manifest = run / "battles.json"
     if not manifest.is_file() or not (run / "battles.parquet").is_file():
         raise UserError(f"{run}: no battles here yet; run 'make oof' with this RUN first")
-    if store.file_digest(run / "battles.parquet") != store.read_json(manifest)["files"]["battles.parquet"]:
-        raise UserError(f"{run / 'battles.parquet'}: damaged (checksum differs); run 'make oof' again")
-    return store.read_parquet(run / "battles.parquet")
+    return store.read_parquet(store.verified(run / "battles.parquet", manifest.name, "make oof"))
 
 
 def read_test(config: Config) -> pl.DataFrame:
@@ -176,4 +174,4 @@ def write_run(config: Config) -> None:
     hardware = {"machine": platform.machine(), "python": platform.python_version(), "system": platform.system()}
     fingerprint = store.read_json(run / "battles.json")["fingerprint"]
     facts = {"config": to_dict(config), "versions": versions, "hardware": hardware, "data": fingerprint}
-    store.write_json(run / "run.json", facts)
+    store.rewrite_json(run / "run.json", facts)

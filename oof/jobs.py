@@ -105,6 +105,8 @@ def fit_classifier(
     member, tokenizer, started = texts.member, texts.tokenizer, time.monotonic()
     done, n = folder / store.TRAINED, shards(texts.config.jobs)
     if done.is_file():  # killed between training and the end of the job
+        if rank() == 0:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return load_classifier(member, folder / "adapter", tokenizer, seed, n), store.read_json(done)
     model = place(add_adapters(load_base(member, tokenizer, seed, n), member.lora, seed), device())
     encoded = texts.training.take(rows)

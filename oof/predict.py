@@ -147,6 +147,6 @@ def _open(partial: Path | None, n: int) -> NDArray[np.float32]:
     except (OSError, ValueError, EOFError):
         pass  # none yet, or one that a full disk cut short
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, 3))
-    fresh[:] = np.nan
-    return fresh
+    with path.open("wb") as file:  # written, not mapped: a full disk ends a process that writes to a map of it
+        np.save(file, np.full((n, 3), np.nan, dtype=np.float32))
+    return np.lib.format.open_memmap(path, mode="r+")

@@ -3,19 +3,18 @@
 A *step* is a folder of the run with a manifest that is written last: ``{"key", "files": {name: sha256}, …}``.
 A step is done when its manifest carries the key that today's inputs and configuration give, and its files
 are intact. The key is a digest of everything that the step depends on, so a change re-runs exactly what
-depends on it.
+depends on it. A file that is not what its manifest says is named and made again; a manifest holds a checksum of
+itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,43 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from oof.errors import UserError
+from oof.files import (
+    TEMPORARY,
+    digest,
+    file_digest,
+    parse_json,
+    read_json,
+    replacing,
+    rewrite_json,
+    sealed,
+    sweep,
+    verified,
+    write_json,
+)
+
+__all__ = [
+    "LOGIT_COLUMNS",
+    "TEMPORARY",
+    "TRAINED",
+    "Step",
+    "checkpoint_digest",
+    "digest",
+    "file_digest",
+    "locked",
+    "logits_frame",
+    "parse_json",
+    "read_json",
+    "read_parquet",
+    "replacing",
+    "rewrite_json",
+    "sealed",
+    "sweep",
+    "verified",
+    "write_json",
+    "write_parquet",
+]
+
+logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
 LINGERING = 60.0  # seconds that a part of a run waits for a worker of a killed call, which is about to end
@@ -34,24 +70,6 @@ UNFINISHED = ".unfinished"  # holds the key of the step that was begun
 TRAINED = ".trained.json"  # holds a training's facts, once the adapter is there and until the step is finished
 LOGIT_COLUMNS = [f"{order}_{name}" for order in ("ab", "ba") for name in ("a", "b", "tie")]
 COUNT_COLUMNS = [f"{what}_{part}" for what in ("tokens", "kept") for part in ("prompt", "a", "b")]
-
-
-def digest(*parts: object) -> str:
-    """Return the sha256 of ``parts``: dataclasses, arrays, frames' fingerprints, anything JSON holds."""
-    sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            sha.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
-        else:
-            plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
-            sha.update(json.dumps(plain, sort_keys=True, default=str).encode())
-        sha.update(b"\0")
-    return sha.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache
@@ -75,53 +93,6 @@ def _fingerprint(path: Path) -> str:
         head = file.read(1 << 20)
         file.seek(-(1 << 20), os.SEEK_END)
         return hashlib.sha256(head + file.read() + str(size).encode()).hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is flushed to disk and replaces ``path``.
-
-    Whatever happens, ``path`` is the old file or the whole new one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide a shared run from colleagues
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the rename itself; a folder cannot be opened for this on every system."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: object) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); delete it and run the stage again") from error
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
@@ -160,6 +131,12 @@ def logits_of(frame: pl.DataFrame) -> NDArray[np.float32]:
     return frame.select(LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3)
 
 
+@cache
+def _say_damaged(path: Path, why: object) -> None:
+    """Name a damaged file, once a process: a step is looked at more than once."""
+    logger.warning("%s: damaged (%s)", path, why)
+
+
 class Step:
     """One folder of a run whose manifest, written last, says with which key its files were made."""
 
@@ -167,24 +144,39 @@ class Step:
         self.folder, self.key, self.manifest_path = folder, key, folder / manifest
 
     def manifest(self) -> dict[str, Any] | None:
-        """Return the manifest if the step is done with this key and its files are intact, else None."""
+        """Return the manifest if the step is done with this key and its files are intact, else None.
+
+        Files that are not intact are named in the log.
+        """
+        manifest = self._own_manifest()
+        if manifest is None:
+            return None
+        damaged = self._damaged(manifest)
+        for path in damaged:
+            _say_damaged(path, "checksum differs" if path.is_file() else "missing")
+        return None if damaged else manifest
+
+    def _own_manifest(self) -> dict[str, Any] | None:
+        """Return the manifest if it is whole and has this key; name it if it is not whole."""
         if not self.manifest_path.is_file():
             return None
         try:
-            manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-            intact = manifest["key"] == self.key and all(
-                (self.folder / name).is_file() and file_digest(self.folder / name) == sha
-                for name, sha in manifest["files"].items()
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            manifest: dict[str, Any] = parse_json(self.manifest_path)
+            manifest["files"].items()
+            return manifest if manifest["key"] == self.key else None
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            _say_damaged(self.manifest_path, error)
             return None
-        return manifest if intact else None
+
+    def _damaged(self, manifest: dict[str, Any]) -> list[Path]:
+        paths = {self.folder / name: sha for name, sha in manifest["files"].items()}
+        return [path for path, sha in paths.items() if not (path.is_file() and file_digest(path) == sha)]
 
     def stale_because(self, depends: Mapping[str, str]) -> str:
         """Return what changed since the step was made ("" if it never was), from what each part digests to now."""
         try:
-            before = json.loads(self.manifest_path.read_text(encoding="utf-8"))["depends"]
-        except (OSError, ValueError, KeyError, TypeError):
+            before = parse_json(self.manifest_path)["depends"]
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
             return ""
         changed = [name for name, now in depends.items() if before.get(name) != now]
         return f"changed: {', '.join(changed)}" if changed else "its files are damaged"
@@ -194,11 +186,23 @@ class Step:
         return self.manifest() is not None
 
     def begin(self) -> None:
-        """Start the step: keep what an interrupted attempt with the same key left, clear anything else."""
+        """Start the step: keep what an interrupted attempt with the same key left, clear anything else.
+
+        Of a finished step that was damaged, what is intact stays: the steps inside it, mostly.
+        """
         mark = self.folder / UNFINISHED
-        if not (mark.is_file() and mark.read_text(encoding="utf-8") == self.key):
+        if mark.is_file() and mark.read_bytes() == self.key.encode():
+            sweep(self.folder.rglob(TEMPORARY))
+            return
+        manifest = self._own_manifest()
+        if manifest is None:
             self.clear()
-            mark.write_text(self.key, encoding="utf-8")
+        else:
+            damaged = self._damaged(manifest)
+            self.manifest_path.unlink()
+            for path in damaged:  # before the mark, which says that whatever is here can be gone on with
+                path.unlink(missing_ok=True)
+        mark.write_text(self.key, encoding="utf-8")
 
     def clear(self) -> None:
         """Empty the folder, the manifest first, so that no half-deleted step looks done."""
@@ -214,7 +218,14 @@ class Step:
         made = sorted(str(path.relative_to(self.folder)) for path in paths if not path.name.startswith("."))  # no locks
         names = made if files is None else files
         sums = {name: file_digest(self.folder / name) for name in names}
-        write_json(self.manifest_path, {**(facts or {}), "key": self.key, "files": sums})
+        write_json(self.manifest_path, sealed({**(facts or {}), "key": self.key, "files": sums}))
+
+
+def _leftovers(run: Path) -> list[Path]:
+    """Return the run's temporary files, except where a process may write that does not hold the run's lock."""
+    found = [path.relative_to(run) for path in run.rglob(TEMPORARY)]
+    others = [path for path in found if path.parts[0] == "report" or (path.parts[0] == "oof" and len(path.parts) > 3)]
+    return [run / path for path in found if path not in others]
 
 
 @contextmanager
@@ -235,9 +246,13 @@ def locked(run: Path, name: str = LOCK_NAME, wait: float = 0.0) -> Iterator[None
         who = holder.read_text(encoding="utf-8").strip() if holder.is_file() else "another process"
         raise UserError(f"{run}: the run is in use by {who}; wait for it, or choose another RUN") from error
     except OSError as error:
-        raise UserError(f"{run}: cannot write the run folder ({error.strerror}); choose another RUN") from error
+        raise UserError(
+            f"{run}: cannot write the run folder ({error.strerror or error}); choose another RUN"
+        ) from error
     try:
         holder.write_text(f"process {os.getpid()} on {os.uname().nodename}\n", encoding="utf-8")
+        if name == LOCK_NAME:
+            sweep(_leftovers(run))
         yield
     finally:
         holder.unlink(missing_ok=True)

@@ -180,5 +180,7 @@ def write_arena(out: Path, battles: int, seed: int, test_battles: int = 300) -> 
         test.select("id", "prompt", "response_a", "response_b").write_csv(paths["test"])
         pl.concat([truth, test_truth]).write_csv(paths["truth"])
     except OSError as error:
-        raise UserError(f"{out}: cannot write the synthetic arena ({error.strerror}); choose another folder") from error
+        raise UserError(
+            f"{out}: cannot write the synthetic arena ({error.strerror or error}); choose another folder"
+        ) from error
     return paths

@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -198,7 +198,9 @@ def _read_shard(path: Path, wanted: NDArray[np.bytes_]) -> tuple[NDArray[np.int6
                 raise ValueError("lengths do not match")
             return at, pool
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("%s: not a whole token cache file (%s); its texts are tokenised again", path, error)
+        logger.warning("%s: damaged, not a whole token cache file (%s); its texts are tokenised again", path, error)
+        with suppress(OSError):  # a folder that others own
+            path.unlink(missing_ok=True)
         return None
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from oof import interrupts, store
-from oof.errors import UserError
+from oof.errors import UserError, disk_trouble
 from oof.log import quiet_libraries
 
 
@@ -91,6 +91,9 @@ def _raise_from(future: Future[object], name: str, pool: ProcessPoolExecutor) ->
 
 def failure(name: str, error: BaseException) -> UserError:
     """Return what a user reads of a job that failed."""
+    trouble = disk_trouble(error)
+    if trouble:
+        return UserError(f"{name}: {trouble}; make room and run again, what is done is kept")
     return UserError(f"{name} failed: {type(error).__name__}: {error}; finished jobs are kept, run again to go on")
 
 

@@ -95,7 +95,7 @@ def load_run(folder: Path) -> RunData:
     probs = {name: softmax_mean(values) for name, values in logits.items()}
     for path in (folder / "stack" / "predictions.parquet", folder / "distill" / "predictions.parquet"):
         if path.is_file():
-            found = read_predictions(path, ids)
+            found = read_predictions(store.verified(path, "manifest.json", f"make {path.parent.name}"), ids)
             probs |= {name: p for name, p in found.items() if not name.startswith("member:")}
     truth = truth_of(folder, ids)
     if truth is not None:
@@ -134,6 +134,8 @@ def _members(folder: Path, facts: dict[str, Any]) -> list[str]:
 
 
 def _logits(path: Path, ids: pl.Series) -> NDArray[np.float32]:
+    student = path.parent.name == "distill"
+    store.verified(path, *(("manifest.json", "make distill") if student else ("member.json", "make oof")))
     try:
         return join_logits(ids.to_list(), store.read_parquet(path))
     except UserError as error:

@@ -94,9 +94,13 @@ def write_comparison(folders: Sequence[Path]) -> Path:
 
 
 def _write(folder: Path, report: dict[str, Any], page: str) -> Path:
+    step = store.Step(folder, store.digest(report, page))
+    step.manifest()  # names a file that was damaged since it was written from these very numbers
+    store.sweep(folder.glob(store.TEMPORARY))
     store.write_json(folder / "report.json", report)
     with store.replacing(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
+    step.finish(files=["index.html", "report.json"])
     return folder / "index.html"
 
 

@@ -26,7 +26,9 @@ def without_times(folder: Path) -> dict[str, object]:
         if path.is_file():
             content: object = path.read_bytes()
             if path.name in ("job.json", "manifest.json"):
-                content = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("seconds", "files")}
+                content = {
+                    k: v for k, v in json.loads(path.read_text()).items() if k not in ("seconds", "files", "checksum")
+                }
             found[str(path.relative_to(folder))] = content
     return found
 

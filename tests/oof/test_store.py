@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,76 @@ def test_a_broken_parquet_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1nonsense")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         store.read_parquet(tmp_path / "x.parquet")
+
+
+def finished(folder: Path, **files: str) -> store.Step:
+    step = store.Step(folder, "key")
+    step.begin()
+    for name, content in files.items():
+        (step.folder / name).write_text(content)
+    step.finish({"fact": 1.5})
+    return step
+
+
+def test_a_damaged_file_is_named_and_the_intact_ones_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    step = finished(tmp_path / "s", one="1", two="2", three="3")
+    (step.folder / "one").write_text("x")
+    (step.folder / "two").unlink()
+    assert not step.done
+    assert [
+        f"{step.folder / 'one'}: damaged (checksum differs)",
+        f"{step.folder / 'two'}: damaged (missing)",
+    ] == sorted(caplog.messages)
+    step.begin()
+    assert sorted(path.name for path in step.folder.iterdir()) == [store.UNFINISHED, "three"]
+    store.Step(step.folder, "other").begin()
+    assert [path.name for path in step.folder.iterdir()] == [store.UNFINISHED]
+
+
+def test_one_changed_digit_of_a_manifest_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    step = finished(tmp_path / "s", one="1")
+    text = step.manifest_path.read_text()
+    step.manifest_path.write_text(text.replace("1.5", "1.7"))
+    assert not step.done
+    assert caplog.messages == [f"{step.manifest_path}: damaged (its checksum differs)"]
+    with pytest.raises(UserError, match="its checksum differs"):
+        store.read_json(step.manifest_path)
+    step.manifest_path.write_text(json.dumps({k: v for k, v in json.loads(text).items() if k != "checksum"}))
+    assert step.done  # one of an earlier version
+
+
+def test_begin_and_the_lock_remove_what_a_killed_write_left(tmp_path: Path) -> None:
+    step = store.Step(tmp_path / "oof" / "one" / "fold-0", "key")
+    step.begin()
+    leftovers = [step.folder / ".a.x.tmp", tmp_path / ".b.x.tmp", tmp_path / "tokens" / ".c.x.tmp"]
+    leftovers[2].parent.mkdir()
+    for path in leftovers:
+        path.write_text("half")
+    with store.locked(tmp_path):
+        assert [path.exists() for path in leftovers] == [True, False, False]  # a job elsewhere may be writing the first
+    step.begin()
+    assert not leftovers[0].exists()
+
+
+def test_a_rewritten_file_says_that_the_old_one_was_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.json"
+    for content in ({"a": {"1": 1.5}}, {"a": (1, 2)}):
+        store.rewrite_json(path, content)
+        assert {k: v for k, v in store.read_json(path).items() if k != "checksum"} == json.loads(json.dumps(content))
+    assert caplog.messages == []
+    path.write_bytes(path.read_bytes().replace(b"2", b"3"))
+    store.rewrite_json(path, {"a": 1})
+    assert caplog.messages == [f"{path}: damaged (its checksum differs); written again"]
+
+
+def test_a_file_is_verified_by_the_manifest_beside_it(tmp_path: Path) -> None:
+    step = finished(tmp_path / "s", one="1")
+    path = step.folder / "one"
+    assert store.verified(path, "manifest.json", "make it") == path
+    assert store.verified(path, "absent.json", "make it") == path
+    path.write_text("2")
+    with pytest.raises(UserError, match=r"one: damaged \(checksum differs\); run 'make it' again"):
+        store.verified(path, "manifest.json", "make it")
+    step.manifest_path.write_text("{")
+    with pytest.raises(UserError, match="run 'make it' again"):
+        store.verified(path, "manifest.json", "make it")
