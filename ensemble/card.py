@@ -113,6 +113,10 @@ def _recipe(plan: StudentPlan) -> str:
     names = ", ".join(plan.config.members if plan.teachers == ["stack"] else plan.teachers)
     terms = ", ".join(f"{name} {weight:g}" for name, weight in asdict(distill.losses).items() if weight)
     how = f"LoRA of rank {student.lora.rank}, alpha {student.lora.alpha:g}" if student.lora.rank else "full fine-tuning"
+    first = ""
+    if plan.pretrain is not None:
+        files = ", ".join(f"`{Path(path).name}`" for path in plan.config.pretrain.data)
+        first = f"* Before that: trained on other preference pairs ({files}), none near a scored prompt.\n"
     final = "one more student, trained on every battle" if distill.final == "all" else "the fold students' average"
     return f"""
 ## Recipe
@@ -121,7 +125,7 @@ def _recipe(plan: StudentPlan) -> str:
 * Loss: weighted mean of {terms}; temperature {distill.temperature:g}.
 * Student: `{student.checkpoint}`, {how}, {train.epochs:g} epochs of {train.batch_battles} battles a step, \
 learning rate {train.lr:g} (head {train.head_lr:g}), orders: {train.swap}.
-* These weights: {final}. Seed {plan.config.seed}."""
+{first}* These weights: {final}. Seed {plan.config.seed}."""
 
 
 def _metrics(plan: StudentPlan, facts: dict[str, Any]) -> str:

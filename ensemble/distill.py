@@ -8,7 +8,7 @@ Whether its *targets* do is ``distill.teacher``'s choice (see docs/distillation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from oof.dataset import FORMAT, load_battles
 from oof.errors import UserError
 from oof.fold_jobs import FoldJob, fold_jobs
 from oof.metrics import softmax
+from oof.pretrain import PretrainJob, pretrain_job
 
 FINAL = -1  # in place of a fold: the student that is exported
 VARIANTS = ("int8", "nf4")
@@ -42,6 +43,7 @@ class StudentPlan:
         oof: (n_scored, t, 3) each teacher's calibrated out-of-fold probabilities of the scored battles.
         jobs: the members' fold jobs, where other battles than the scored ones need targets; else empty.
         key: digest of everything that the result depends on.
+        pretrain: the training that every student starts from; None = each starts fresh.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class StudentPlan:
     oof: NDArray[np.float64]
     jobs: list[FoldJob]
     key: str
+    pretrain: PretrainJob | None = None
 
     @property
     def n_scored(self) -> int:
@@ -95,12 +98,16 @@ def plan_student(config: Config) -> StudentPlan:
     asked = config.distill.teacher != "oof" or table.height > inputs.table.height
     jobs = _finished_jobs(config, battles) if asked else []
     student = config.distill.student
-    recipe: Distill = replace(config.distill, student=replace(student, score_tokens_per_batch=0), variants=[])
+    recipe = asdict(replace(config.distill, student=replace(student, score_tokens_per_batch=0), variants=[]))
+    if not config.distill.losses.consistency:  # so that students from before there was such a term stay valid
+        del recipe["losses"]["consistency"]
     sources = [[job.step.key for job in jobs], store.digest(calibrated.round(9)), config.stack if jobs else None]
     data = [texts_key(table), store.digest(labels, folds, weights, oof.round(9)), sources]
     checkpoint = store.checkpoint_digest(student.checkpoint)
-    key = store.digest("distill", FORMAT, recipe, checkpoint, config.prompts, config.seed, data)
-    return StudentPlan(config, inputs, table, labels, folds, weights, oof, jobs, key)
+    first = pretrain_job(config, None)
+    parts = [checkpoint, config.prompts, config.seed, data, *([] if first is None else [first.step.key])]
+    key = store.digest("distill", FORMAT, recipe, *parts)
+    return StudentPlan(config, inputs, table, labels, folds, weights, oof, jobs, key, first)
 
 
 def _check_settings(config: Config) -> None:
@@ -109,7 +116,14 @@ def _check_settings(config: Config) -> None:
         raise UserError("distill.student.checkpoint is empty; set a Hugging Face folder or hub name")
     losses = distill.losses
     if not losses.ce + losses.kl + losses.cosine + losses.mse:
-        raise UserError("distill.losses: every weight is 0; give at least one term a weight, for example kl: 1")
+        raise UserError(
+            "distill.losses: ce, kl, cosine and mse are all 0; give one of them a weight, for example kl: 1"
+        )
+    if losses.consistency and distill.student.train.swap != "paired":
+        raise UserError(
+            f"distill.losses.consistency compares the two orders of a battle, and distill.student.train.swap="
+            f"{distill.student.train.swap} does not train on both in one step; set swap=paired, or consistency=0"
+        )
     if distill.teacher == "nested" and config.folds.k < 3:
         raise UserError("distill.teacher=nested trains without two folds at a time; set folds.k to at least 3")
     if distill.final == "fold_average" and distill.student.lora.dora:

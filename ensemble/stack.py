@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from ensemble.suspects import possibly_in_sample
 from ensemble.text_baseline import count_terms
 from ensemble.tuning import RECIPE as TUNING
 from oof import store
-from oof.config import Config, to_dict
+from oof.config import Config, Pretrain, to_dict
 from oof.dataset import FORMAT, load_battles
 from oof.errors import UserError
 from oof.metrics import log_loss
@@ -29,7 +29,7 @@ from oof.metrics import log_loss
 logger = logging.getLogger(__name__)
 
 CLASSES = ("a", "b", "tie")
-STAGE_ONE = ("seed", "members", "prompts", "folds", "groups")  # settings that OOF logits depend on
+STAGE_ONE = ("seed", "members", "pretrain", "prompts", "folds", "groups")  # settings that OOF logits depend on
 
 
 def load_inputs(config: Config) -> Inputs:
@@ -60,6 +60,7 @@ def load_inputs(config: Config) -> Inputs:
 
 def _refuse_other_settings(run: Path, config: Config) -> None:
     made, now = store.read_json(run / "run.json")["config"], to_dict(config)
+    made.setdefault("pretrain", asdict(Pretrain()))  # a run from before there was such a stage
     for section in STAGE_ONE:
         for name, (before, after) in _differences(section, made.get(section), now[section]).items():
             if not name.endswith("score_tokens_per_batch"):

@@ -21,11 +21,12 @@ from ensemble.merge import fold_average
 from ensemble.teach import prepare_teacher
 from ensemble.teacher import targets
 from oof import store
-from oof.jobs import Texts, fit_classifier, job_seed
+from oof.jobs import Texts, fit_classifier, job_seed, run_pretrain
 from oof.losses import distill_loss
 from oof.metrics import group_interval, log_loss, row_log_loss, scores, softmax
 from oof.models import load_classifier
 from oof.predict import predict_logits
+from oof.pretrain import start_of
 from oof.workers import run_all, run_alone
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 def train_students(plan: StudentPlan, step: store.Step, variants: Sequence[store.Step] = ()) -> None:
     """Do stage three in ``step``'s folder and finish it; then the quantised ``variants`` that are missing."""
     if not step.done:
+        if plan.pretrain is not None and not plan.pretrain.step.done:
+            run_all(run_pretrain, [plan.pretrain], [plan.pretrain.label], plan.config.jobs.workers)
         prepare_teacher(plan)
         step.begin()
         _train_and_export(plan, step)
@@ -127,7 +130,10 @@ def run_job(job: StudentJob) -> None:
     seed = job_seed(plan.config.seed, job.label)
     job.step.begin()
     parts = rows, targets(plan, job.fold)[rows], plan.weights[rows]
-    model, facts = fit_classifier(texts, *parts, row_loss, job.folder, seed, job.label)
+    compared = recipe.losses.consistency > 0
+    model, facts = fit_classifier(
+        texts, *parts, row_loss, job.folder, seed, job.label, start=start_of(plan.pretrain), whole_battles=compared
+    )
     if len(held_out):
         encoded, pad = texts.scoring.take(held_out), texts.tokenizer.pad_token_id
         logits = predict_logits(model, texts.member, encoded, pad, f"{job.label}: predict", job.folder / "partial")

@@ -15,6 +15,7 @@ from oof.jobs import Texts, fit_classifier, job_seed
 from oof.losses import cross_entropy
 from oof.models import load_classifier
 from oof.predict import predict_logits
+from oof.pretrain import start_of
 from oof.workers import run_all, run_alone
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def _train_and_score(piece: PairJob) -> None:
     held_out = np.flatnonzero(out[: plan.n_scored])
     seed = job_seed(plan.config.seed, piece.name, *piece.without)
     parts = rows, np.eye(3, dtype=np.float32)[plan.labels[rows]], plan.weights[rows]
-    model, facts = fit_classifier(texts, *parts, cross_entropy, step.folder, seed, piece.label)
+    start = start_of(next(job.pretrain for job in plan.jobs if job.name == piece.name))
+    model, facts = fit_classifier(texts, *parts, cross_entropy, step.folder, seed, piece.label, start)
     encoded = texts.scoring.take(held_out)
     logits = predict_logits(
         model, piece.member, encoded, texts.tokenizer.pad_token_id, f"{piece.label}: predict", step.folder / "partial"

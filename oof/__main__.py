@@ -73,23 +73,26 @@ def load_config(arguments: argparse.Namespace) -> configuration.Config:
 
 
 def _oof(arguments: argparse.Namespace) -> None:
-    from oof import dataset, fold_jobs
+    from oof import dataset, fold_jobs, pretrain
 
     config = load_config(arguments)
     run = Path(config.run)
     with store.locked(run):
         table = dataset.prepare(config)
         test = dataset.read_test(config)
+        pretrain.prepare_pairs(config, table, test)
         jobs = fold_jobs.fold_jobs(config, table)
         todo = [job for job in jobs if not job.step.done]
         if todo:
             from oof.launch import run_jobs
 
-            for job in todo:
+            stages: list[Sequence[fold_jobs.FoldJob | pretrain.PretrainJob]] = [fold_jobs.before(todo), todo]
+            for job in (job for stage in stages for job in stage):
                 reason = job.step.stale_because(job.depends)
                 if reason:
                     logger.info("%s: made again, %s", job.label, reason)
-            run_jobs(config, todo)
+            for stage in stages:
+                run_jobs(config, stage)
         for folds in fold_jobs.by_member(jobs).values():
             fold_jobs.join_folds(folds, table)
         if test.height and fold_jobs.test_logits(jobs, test) is None:
@@ -102,11 +105,12 @@ def _oof(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from oof import dataset
+    from oof import dataset, pretrain
 
     config = load_config(arguments)
     with store.locked(Path(config.run)):
         table = dataset.prepare(config)
+        pretrain.prepare_pairs(config, table, dataset.read_test(config) if config.pretrain.data else table.clear())
     print(f"prepare: {table.height} battles in {config.folds.k} folds ({config.run})")
 
 
@@ -115,21 +119,25 @@ def _job(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments)
     jobs = fold_jobs.fold_jobs(config, dataset.load_battles(Path(config.run)))
-    chosen = [job for job in jobs if (job.name, job.fold) == (arguments.member, arguments.fold)]
-    if not chosen:
+    own = [job for job in jobs if job.name == arguments.member]
+    named = [job.pretrain for job in own[:1]] if arguments.pretrain else [j for j in own if j.fold == arguments.fold]
+    if not named or named[0] is None:
+        asked = "--pretrain" if arguments.pretrain else f"--fold {arguments.fold}"
         known = f"members {', '.join(config.members)}, folds 0 to {config.folds.k - 1}"
-        raise UserError(f"no job --member {arguments.member} --fold {arguments.fold}; there are {known}")
+        known += "" if config.pretrain.data else ", and no pretrain.data"
+        raise UserError(f"no job --member {arguments.member} {asked}; there are {known}")
+    job = named[0]
     ranks.start()
-    lock = store.locked(chosen[0].folder.parent, f".{chosen[0].folder.name}.lock", store.LINGERING)
+    lock = store.locked(job.folder.parent, f".{job.folder.name}.lock", store.LINGERING)
     with lock if ranks.rank() == 0 else nullcontext():
-        todo = not chosen[0].step.done
+        todo = not job.step.done
         ranks.wait()
         if todo:
-            from oof.jobs import run_stored
+            from oof.launch import run_one
 
-            run_stored(chosen[0])
+            run_one(job)
     if ranks.rank() == 0:
-        print(f"job: {chosen[0].label} {'done' if todo else 'up to date, nothing to do'}")
+        print(f"job: {job.label} {'done' if todo else 'up to date, nothing to do'}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -181,7 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     job = verbs.add_parser("job", help="run one fold job of a prepared run (for torchrun and queues)")
     add_config_arguments(job)
     job.add_argument("--member", required=True)
-    job.add_argument("--fold", required=True, type=int)
+    which = job.add_mutually_exclusive_group(required=True)
+    which.add_argument("--fold", type=int)
+    which.add_argument("--pretrain", action="store_true", help="the member's training before its folds")
     job.set_defaults(verb=_job)
     plan = verbs.add_parser("plan", help="parameters, memory, hours and disk before you pay for them")
     add_config_arguments(plan)

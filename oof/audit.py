@@ -8,31 +8,21 @@ status *violated* means that some number of this run is not out of fold, or cann
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
 from oof import audit_prompts, store
+from oof.audit_pretrain import audit_pretraining
 from oof.config import Folds, Groups
 from oof.errors import UserError
+from oof.findings import Finding, Status, read_columns
 
-Status = Literal["ok", "warning", "violated"]
 TRAINABLE = ("train", "extra", "unlabelled")  # roles that a job or a student may learn from
 CLASSES = ("a", "b", "tie")
 MAX_SHARE_DIFFERENCE = 0.05  # of a class's share in a fold from its overall share, beyond which we warn
 MAX_SIZE_RATIO = 1.5  # of the largest fold to the smallest, beyond which we warn
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check of a run: its name, its result, one sentence and up to three examples."""
-
-    check: str
-    status: Status
-    message: str
-    examples: tuple[str, ...] = ()
 
 
 def audit_run(run: Path, sample: int = 1000) -> list[Finding]:
@@ -45,11 +35,11 @@ def audit_run(run: Path, sample: int = 1000) -> list[Finding]:
     Raises:
         UserError: the folder is no run: no battles or folds in it, or they cannot be read.
     """
-    table = _read(
+    table = read_columns(
         run / "battles.parquet", ("id", "role", "label", "prompt", "response_a", "response_b", "group", "fold")
     )
-    folds = _read(run / "folds.parquet", ("id", "role", "group", "fold"))
-    groups, k = _configuration(run, table)
+    folds = read_columns(run / "folds.parquet", ("id", "role", "group", "fold"))
+    groups, k, pretrained = _configuration(run, table)
     findings = [_same_tables(table, folds)]
     table = table.filter(pl.col("role").is_in(TRAINABLE))
     findings += [
@@ -59,6 +49,8 @@ def audit_run(run: Path, sample: int = 1000) -> list[Finding]:
         _equal_rows(table),
         _balance(table, k),
     ]
+    scored = table.filter(pl.col("role") == "train").select("id", "prompt")
+    findings += audit_pretraining(run, scored, groups.threshold, sample, pretrained)
     members = sorted(path for path in (run / "oof").glob("*") if path.is_dir())
     if not members:
         findings.append(Finding("predictions", "violated", "no member has out-of-fold logits; run 'make oof'"))
@@ -86,12 +78,12 @@ def audit_member(folder: Path, table: pl.DataFrame, k: int) -> list[Finding]:
     try:
         findings = [_job(job, scored, table) for job in jobs]
         if jobs:
-            parts = [_read(job / "logits.parquet", _COLUMNS) for job in jobs]
+            parts = [read_columns(job / "logits.parquet", _COLUMNS) for job in jobs]
             findings.append(_once(f"{name}, fold jobs", pl.concat(parts, how="vertical_relaxed"), scored))
         else:
             message = "logits come from elsewhere, without fold jobs: what they were trained on cannot be checked"
             findings.append(Finding(name, "warning", message))
-        joined = _read(folder / "logits.parquet", _COLUMNS)
+        joined = read_columns(folder / "logits.parquet", _COLUMNS)
         findings.append(_once(f"{name}, joined", joined, scored))
         if jobs:
             findings.append(_same_logits(f"{name}, joined", joined, pl.concat(parts, how="vertical_relaxed")))
@@ -115,7 +107,10 @@ def _job(folder: Path, scored: pl.DataFrame, table: pl.DataFrame) -> Finding:
         raise UserError(
             f"{folder / 'job.json'}: not the record of a fold job; delete the folder and run 'make oof' again"
         )
-    logits, trained = _read(folder / "logits.parquet", _COLUMNS), _read(folder / "trained.parquet", ("id",))
+    logits, trained = (
+        read_columns(folder / "logits.parquet", _COLUMNS),
+        read_columns(folder / "trained.parquet", ("id",)),
+    )
     wrong = []
     for file, sha in facts["files"].items():
         if file in ("logits.parquet", "trained.parquet") and store.file_digest(folder / file) != sha:
@@ -258,23 +253,15 @@ def _balance(table: pl.DataFrame, k: int) -> Finding:
     return Finding("fold balance", "warning" if uneven else "ok", message)
 
 
-def _read(path: Path, columns: Sequence[str]) -> pl.DataFrame:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; audit needs a run whose stage one is finished (make oof)")
-    frame = store.read_parquet(path)
-    absent = [name for name in columns if name not in frame.columns]
-    if absent:
-        raise UserError(f"{path}: no column {absent[0]!r}; the file was not written by this version's stage one")
-    return frame.select(columns)
-
-
-def _configuration(run: Path, table: pl.DataFrame) -> tuple[Groups, int]:
-    """Return the run's grouping and number of folds; without run.json the defaults and the folds that occur."""
+def _configuration(run: Path, table: pl.DataFrame) -> tuple[Groups, int, bool]:
+    """Return the run's grouping, number of folds and whether it has pretraining; without run.json what is there."""
     path = run / "run.json"
     if path.is_file():
         try:
             facts: dict[str, Any] = store.read_json(path)["config"]
-            return Groups(**facts["groups"]), Folds(**facts["folds"]).k
-        except (KeyError, TypeError) as error:
+            pretrained = bool(facts.get("pretrain", {}).get("data"))
+            return Groups(**facts["groups"]), Folds(**facts["folds"]).k, pretrained
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: no readable configuration ({error}); run 'make oof' again") from error
-    return Groups(), max([-1, *table["fold"].drop_nulls().unique().to_list()]) + 1
+    k = max([-1, *table["fold"].drop_nulls().unique().to_list()]) + 1
+    return Groups(), k, (run / "pretrain" / "battles.json").is_file()

@@ -129,9 +129,13 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
     step's sequences, however they were cut and dealt out. Every rank has the same number of micro-batches, of about
     the same shapes: a sharded model's forward passes are collective, and nobody waits long for anybody.
 
+    With ``whole_battles`` a step is dealt out and cut between battles only: rows 2i and 2i + 1 of a micro-batch are the
+    orders ab and ba of one battle, for losses that compare them.
+
     Attributes:
         budget: padded tokens of one micro-batch; may be lowered at any time, which changes no step.
-        rank, ranks: this process's share: every ``ranks``-th sequence in order of length, cut where all ranks cut.
+        rank, ranks: this process's share: every ``ranks``-th sequence (battle) in order of length, cut where all cut.
+        unit: sequences that are never parted: 2 with ``whole_battles``, else 1.
     """
 
     def __init__(
@@ -142,8 +146,16 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         recipe: Train,
         pad_id: int,
         seed: int,
+        whole_battles: bool = False,
     ) -> None:
-        """``targets`` (n, 2, 3m): probabilities per battle and order, as presented. ``weights`` (n,)."""
+        """``targets`` (n, 2, 3m): probabilities per battle and order, as presented. ``weights`` (n,).
+
+        Raises:
+            ValueError: ``whole_battles`` without ``recipe.swap="paired"``, which alone has both orders in a step.
+        """
+        if whole_battles and recipe.swap != "paired":
+            raise ValueError(f"whole_battles needs both orders of a battle in a step: swap=paired, not {recipe.swap}")
+        self.unit = 2 if whole_battles else 1
         self.encoded, self.pad_id, self.budget = encoded, pad_id, recipe.tokens_per_batch
         self.rank, self.ranks = 0, 1
         self.targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32))
@@ -155,13 +167,13 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
 
     def __getitem__(self, index: int) -> list[dict[str, torch.Tensor]]:
         step = self.steps[index]
-        lengths = self.encoded.lengths[step.battles, step.orders]
+        lengths = self._lengths(step)
         weights = self.weights[step.battles]
         weights = weights / max(weights.sum(), 1e-12)
         order = np.argsort(-lengths, kind="stable")
         # Each leader is the longest of the ``ranks`` sequences that start with it, so what holds for leaders holds
         # for every rank's share of the same stretch.
-        parts = cut(lengths[order[:: self.ranks]], self.budget)
+        parts = cut(lengths[order[:: self.ranks]], self.budget // self.unit)
         bounds = np.cumsum([0, *map(len, parts)]) * self.ranks
         own = [order[a:b][self.rank :: self.ranks] for a, b in pairwise(bounds.tolist())]
         # Only the last stretch can be too short for every rank: one without a row takes part at weight 0.
@@ -171,13 +183,18 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         ]
 
     def longest(self, index: int) -> int:
-        """Return the padded tokens of a step's longest sequence: no budget below it is any smaller."""
-        step = self.steps[index]
-        return int(_padded(self.encoded.lengths[step.battles, step.orders]).max())
+        """Return the padded tokens of a step's longest sequence (battle): no budget below it is any smaller."""
+        return int(_padded(self._lengths(self.steps[index])).max()) * self.unit
+
+    def _lengths(self, step: Step) -> NDArray[np.integer]:
+        """Return the tokens of each sequence, or of the longer sequence of each battle."""
+        lengths: NDArray[np.integer] = self.encoded.lengths[step.battles, step.orders]
+        return np.asarray(lengths.reshape(-1, self.unit).max(axis=1))
 
     def _micro_batch(
-        self, step: Step, rows: NDArray[np.int64], weights: NDArray[np.float64]
+        self, step: Step, units: NDArray[np.int64], weights: NDArray[np.float64]
     ) -> dict[str, torch.Tensor]:
+        rows = (units[:, None] * self.unit + np.arange(self.unit)).reshape(-1)
         battles, orders = step.battles[rows], step.orders[rows]
         batch = collate([self.encoded.sequence(b, o) for b, o in zip(battles, orders, strict=True)], self.pad_id)
         batch["targets"] = self.targets[torch.from_numpy(battles), torch.from_numpy(orders)]

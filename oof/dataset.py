@@ -58,7 +58,7 @@ def prepare(config: Config) -> pl.DataFrame:
         UserError: as :func:`oof.battles.read_battles` and :func:`oof.folds.assign_folds`.
     """
     run, data = Path(config.run), resolve_data(config)
-    sources = {role: [(p, store.file_digest(Path(p))) for p in _existing(getattr(data, role))] for role in _ROLES}
+    sources = {role: [(p, store.file_digest(Path(p))) for p in existing(getattr(data, role))] for role in _ROLES}
     settings = [data.columns, data.on_bad_row, data.extra_weight, config.groups, config.folds, config.seed]
     settings += [data.min_prompt_quality] if data.min_prompt_quality else []
     step = store.Step(run, store.digest("battles", FORMAT, sources, *settings), manifest="battles.json")
@@ -119,7 +119,7 @@ def leave_out_junk(table: pl.DataFrame, least: float) -> tuple[pl.DataFrame, int
 _ROLES = ("train", "extra", "unlabelled")
 
 
-def _existing(patterns: list[str]) -> list[str]:
+def existing(patterns: list[str]) -> list[str]:
     """Expand globs in a fixed order; missing files are left for the reader to name."""
     paths: list[str] = []
     for pattern in patterns:
@@ -163,8 +163,13 @@ def read_sample(config: Config, n: int) -> tuple[int, NDArray[np.float64]]:
         return config.data.synth.battles, np.array(characters, dtype=np.float64)
     table = read_battles(config.data, seed=config.seed, roles=("train",)).table
     part = table.sample(min(n, table.height), seed=config.seed)
+    return table.height, text_characters(part)
+
+
+def text_characters(table: pl.DataFrame) -> NDArray[np.float64]:
+    """Return (n,) characters of prompt and both responses together."""
     texts = [pl.col(name).list.join("\n").str.len_chars() for name in ("prompt", "response_a", "response_b")]
-    return table.height, part.select(pl.sum_horizontal(texts)).to_series().to_numpy().astype(np.float64)
+    return table.select(pl.sum_horizontal(texts)).to_series().to_numpy().astype(np.float64)
 
 
 def write_run(config: Config) -> None:

@@ -7,7 +7,7 @@ it. :mod:`oof.jobs` runs them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,9 +16,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from oof import store
-from oof.config import Config, Member, to_dict
+from oof.config import Config, Member
 from oof.dataset import FORMAT
 from oof.errors import UserError
+from oof.keys import battles_key, recipe_parts
+from oof.pretrain import PretrainJob, pretrain_job
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class FoldJob:
     name: str
     fold: int
     battles: str  # battles_key of the run's table
+    pretrain: PretrainJob | None = None  # what it starts from; None = a fresh head and adapters
 
     @property
     def member(self) -> Member:
@@ -42,28 +45,21 @@ class FoldJob:
     def folder(self) -> Path:
         return Path(self.config.run) / "oof" / self.name / f"fold-{self.fold}"
 
+    @property
+    def arguments(self) -> list[str]:
+        """Of ``python -m oof job``."""
+        return ["--member", self.name, "--fold", str(self.fold)]
+
     @cached_property
     def depends(self) -> dict[str, str]:
         """What the job's result depends on, each part's digest: kept in ``job.json`` to say what changed."""
-        # How scoring is cut and what is recomputed changes nothing but speed.
-        train = replace(self.member.train, activation_checkpointing="auto")
-        recipe = to_dict(replace(self.member, score_tokens_per_batch=0, train=train))
-        parts: dict[str, object] = {name: value for name, value in recipe.items() if name not in ("lora", "train")}
-        parts |= {f"{section}.{name}": v for section in ("lora", "train") for name, v in recipe[section].items()}
-        parts["checkpoint"] = store.checkpoint_digest(self.member.checkpoint)
-        parts |= {"prompts": self.config.prompts, "seed": self.config.seed, "battles": self.battles}
+        parts = recipe_parts(self.config, self.member, self.battles)
+        parts |= {} if self.pretrain is None else {"pretrain": self.pretrain.step.key}
         return {name: store.digest(value)[:16] for name, value in parts.items()}
 
     @cached_property
     def step(self) -> store.Step:
         return store.Step(self.folder, store.digest("job", FORMAT, self.depends, self.fold), "job.json")
-
-
-def battles_key(table: pl.DataFrame) -> str:
-    """Return the digest of all that fold jobs read of the battles: texts, labels, weights, folds, row order."""
-    used = table.filter(pl.col("role") != "unlabelled") if "role" in table.columns else table
-    columns = ("id", "role", "label", "weight", "fold", "prompt", "response_a", "response_b")
-    return store.digest(*(used[name].to_list() for name in columns if name in used.columns))
 
 
 def fold_jobs(config: Config, table: pl.DataFrame) -> list[FoldJob]:
@@ -78,7 +74,14 @@ def fold_jobs(config: Config, table: pl.DataFrame) -> list[FoldJob]:
         if not member.checkpoint:
             raise UserError(f"members.{name}.checkpoint is empty; set a Hugging Face folder or hub name")
     key = battles_key(table)
-    return [FoldJob(config, name, fold, key) for name in config.members for fold in range(config.folds.k)]
+    first = {name: pretrain_job(config, name) for name in config.members}
+    return [FoldJob(config, name, fold, key, first[name]) for name in config.members for fold in range(config.folds.k)]
+
+
+def before(jobs: list[FoldJob]) -> list[PretrainJob]:
+    """Return the pretraining that these jobs start from and that is not done."""
+    needed = {job.name: job.pretrain for job in jobs if job.pretrain is not None}
+    return [job for job in needed.values() if not job.step.done]
 
 
 def join_folds(jobs: list[FoldJob], table: pl.DataFrame) -> None:

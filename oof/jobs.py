@@ -19,19 +19,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from oof import store
-from oof.adapters import add_adapters, save_classifier
+from oof.adapters import save_classifier
 from oof.batches import TrainingSteps
 from oof.config import Config, Member
 from oof.dataset import load_battles
-from oof.fold_jobs import FoldJob, battles_key, by_member, test_step
+from oof.fold_jobs import FoldJob, by_member, test_step
+from oof.keys import battles_key
 from oof.losses import cross_entropy
 from oof.memory import needs_checkpointing
 from oof.metrics import log_loss, softmax
-from oof.models import describe, device, load_base, load_classifier, load_tokenizer, resolve_dtype
+from oof.models import describe, device, load_classifier, load_tokenizer, load_trainable, resolve_dtype
 from oof.predict import SWAPPED_CLASSES, predict_logits
+from oof.pretrain import PretrainJob, load_pairs, start_of
 from oof.prompts import Encoded, encode_battles
 from oof.ranks import rank, wait
-from oof.shards import HALVED, ShardedOutOfMemoryError, halve, halvings, place, shards, with_smaller_batches
+from oof.shards import HALVED, ShardedOutOfMemoryError, halve, halvings, shards, with_smaller_batches
 from oof.shortcuts import checkpoint_trainable_layers
 from oof.train import RowLoss, train_classifier
 
@@ -85,8 +87,10 @@ def fit_classifier(
     folder: Path,
     seed: int,
     label: str,
+    start: Path | None = None,
+    whole_battles: bool = False,
 ) -> tuple[nn.Module, dict[str, object]]:
-    """Train a fresh classifier on ``rows`` of the table and save it as ``folder/adapter``.
+    """Train a classifier on ``rows`` of the table and save it as ``folder/adapter``.
 
     Args:
         texts: the member and its encoded battles.
@@ -98,6 +102,8 @@ def fit_classifier(
         folder: the job's folder; its checkpoints live in ``folder/checkpoints`` until the job is done.
         seed: of head, adapters, plan and dropout.
         label: name in progress bars.
+        start: folder of the adapter and head to start from (:mod:`oof.pretrain`); by default they are fresh.
+        whole_battles: whether ``row_loss`` compares the two orders of a battle (:class:`oof.batches.TrainingSteps`).
 
     Returns:
         The trained model and facts for the job's manifest.
@@ -108,9 +114,9 @@ def fit_classifier(
         if rank() == 0:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return load_classifier(member, folder / "adapter", tokenizer, seed, n), store.read_json(done)
-    model = place(add_adapters(load_base(member, tokenizer, seed, n), member.lora, seed), device())
-    encoded = texts.training.take(rows)
-    steps = TrainingSteps(encoded, both_orders(targets), weights, member.train, tokenizer.pad_token_id, seed)
+    model = load_trainable(member, start, tokenizer, seed, n)
+    encoded, pad = texts.training.take(rows), tokenizer.pad_token_id
+    steps = TrainingSteps(encoded, both_orders(targets), weights, member.train, pad, seed, whole_battles)
     checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps, n) else 0
     if rank() == 0:
         said, where = describe(model), f"{device()}, {resolve_dtype(member.dtype)}"
@@ -154,8 +160,10 @@ def run_job(job: FoldJob, texts: Texts) -> float:
     one_hot = np.eye(3, dtype=np.float32)[labels[trained].astype(int)]
     weights = table["weight"].to_numpy()[trained]
     seed = job_seed(job.config.seed, job.name, job.fold)
+    parts = trained, one_hot, weights, cross_entropy
+    start = start_of(job.pretrain)
     try:
-        model, facts = fit_classifier(texts, trained, one_hot, weights, cross_entropy, job.folder, seed, job.label)
+        model, facts = fit_classifier(texts, *parts, job.folder, seed, job.label, start)
         logits = predict_stored(model, texts, held_out, job.folder, job.fold, job.label)
     except ShardedOutOfMemoryError:
         halve(job.folder, halved)
@@ -165,12 +173,38 @@ def run_job(job: FoldJob, texts: Texts) -> float:
         (job.folder / HALVED).unlink(missing_ok=True)
         facts["oom_halvings"] = cast(int, facts["oom_halvings"]) + halved
         store.write_parquet(job.folder / "trained.parquet", table[trained].select("id"))
-        named = {"member": job.name, "fold": job.fold, "held_out": job.fold, "depends": job.depends}
+        named: dict[str, object] = {"member": job.name, "fold": job.fold, "held_out": job.fold, "depends": job.depends}
+        named |= {} if job.pretrain is None else {"pretrain": job.pretrain.step.key}
         job.step.finish({**facts, **named, "log_loss": loss, "n_trained": len(trained)})
         seconds = facts["seconds"]
         logger.info("%s: log loss %.4f on %d held-out battles, %.0f s", job.label, loss, len(held_out), seconds)
     wait()
     return loss
+
+
+def run_pretrain(job: PretrainJob) -> None:
+    """Train a classifier on the run's extra pairs and store it, for its fold jobs to start from."""
+    if rank() == 0:
+        job.step.begin()
+    wait()
+    halved = halvings(job.folder)
+    table = load_pairs(Path(job.config.run))
+    texts = Texts(with_smaller_batches(job.member, halved), table, job.config)
+    targets = np.eye(3, dtype=np.float32)[table["label"].to_numpy().astype(int)]
+    parts = np.arange(table.height), targets, table["weight"].to_numpy(), cross_entropy
+    seed = job_seed(job.config.seed, "pretrain", job.name)
+    try:
+        _, facts = fit_classifier(texts, *parts, job.folder, seed, job.label)
+    except ShardedOutOfMemoryError:
+        halve(job.folder, halved)
+        raise
+    if rank() == 0:
+        (job.folder / HALVED).unlink(missing_ok=True)
+        facts["oom_halvings"] = cast(int, facts["oom_halvings"]) + halved
+        store.write_parquet(job.folder / "trained.parquet", table.select("id"))
+        job.step.finish({**facts, "member": job.name, "depends": job.depends, "n_trained": table.height})
+        logger.info("%s: trained on %d pairs, %.0f s", job.label, table.height, facts["seconds"])
+    wait()
 
 
 _TEXTS: dict[tuple[str, str], Texts] = {}  # one process runs several jobs of a member on the same texts

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,38 +14,50 @@ from oof import interrupts, store
 from oof.config import Config, to_dict
 from oof.errors import UserError
 from oof.fold_jobs import FoldJob
-from oof.jobs import run_stored
+from oof.jobs import run_pretrain, run_stored
+from oof.pretrain import PretrainJob
 from oof.ranks import LAUNCHER
 from oof.shards import halvings, refuse_unshardable
 from oof.workers import run_all, run_alone
 
 logger = logging.getLogger(__name__)
 
+Job = FoldJob | PretrainJob
 RESOLVED = "config.json"  # the run's resolved configuration, for processes that are started by name
 
 
-def run_jobs(config: Config, todo: list[FoldJob]) -> None:
-    """Run the fold jobs in ``todo`` where ``config.jobs`` says.
+def run_jobs(config: Config, todo: Sequence[Job]) -> None:
+    """Run the jobs in ``todo`` where ``config.jobs`` says.
 
     Raises:
         UserError: a checkpoint cannot be opened; a job failed (by name).
         interrupts.Stopped: asked to stop; run again to go on.
     """
     names = [job.label for job in todo]
+    if not todo:
+        return
     if config.jobs.backend == "ray":
         from oof.cluster import run_on_ray
 
-        run_on_ray(partial(run_alone, run_stored), todo, names, config.jobs)
+        run_on_ray(partial(run_alone, run_one), todo, names, config.jobs)
     elif config.jobs.nproc > 1:
         for job in todo if config.jobs.parallel == "fsdp" else ():
             refuse_unshardable(f"members.{job.name}", job.member)
         store.write_json(Path(config.run) / RESOLVED, to_dict(config))
         run_all(_run_under_torchrun, todo, names, workers=1)
     else:
-        run_all(partial(run_alone, run_stored), todo, names, config.jobs.workers)
+        run_all(partial(run_alone, run_one), todo, names, config.jobs.workers)
 
 
-def _run_under_torchrun(job: FoldJob) -> None:
+def run_one(job: Job) -> None:
+    """Run one job of a prepared run in this process."""
+    if isinstance(job, PretrainJob):
+        run_pretrain(job)
+    else:
+        run_stored(job)
+
+
+def _run_under_torchrun(job: Job) -> None:
     """Run one job in ``jobs.nproc`` processes, each calling ``python -m oof job``."""
     command = [
         sys.executable,
@@ -53,7 +66,7 @@ def _run_under_torchrun(job: FoldJob) -> None:
         "--standalone",
         f"--nproc-per-node={job.config.jobs.nproc}",
     ]
-    command += ["-m", "oof", "job", str(Path(job.config.run) / RESOLVED), "--member", job.name, "--fold", str(job.fold)]
+    command += ["-m", "oof", "job", str(Path(job.config.run) / RESOLVED), *job.arguments]
     threads = max(1, (os.cpu_count() or 1) // job.config.jobs.nproc)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), LAUNCHER: str(os.getpid())}
     job.step.begin()  # what an attempt with other settings left must not count

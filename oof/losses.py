@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cosine_similarity, log_softmax
 
 from oof.config import Losses
+from oof.predict import SWAPPED_CLASSES
 
 RowTerm = Callable[[torch.Tensor], torch.Tensor]  # one teacher's (b, 3) targets -> (b,)
 SMALLEST = 1e-8  # probabilities are clamped here before their logarithm is taken
@@ -62,14 +63,31 @@ def centred_mse(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return apart.square().mean(dim=-1)
 
 
+def order_inconsistency(logits: torch.Tensor) -> torch.Tensor:
+    """Return (b,) ``(KL(p || q) + KL(q || p)) / 2 = sum_c (p_c - q_c) (log p_c - log q_c) / 2``, equal in both rows.
+
+    p is the prediction of a battle in the order ab, q that in the order ba with the classes a and b changed back, both
+    at temperature 1 and both trained: neither is the other's teacher. It is 0 exactly where the order does not matter.
+    Source: Liang et al., R-Drop: Regularized Dropout for Neural Networks, NeurIPS 2021, section 2.1, whose two passes
+    differ in dropout where ours differ in order.
+
+    Args:
+        logits: (b, 3), b even: rows 2i and 2i + 1 are the orders ab and ba of one battle, as presented
+            (:class:`oof.batches.TrainingSteps` with ``whole_battles``).
+    """
+    pairs = log_softmax(logits, dim=-1).reshape(-1, 2, 3)
+    ab, ba = pairs[:, 0], pairs[:, 1, SWAPPED_CLASSES]
+    return ((ab.exp() - ba.exp()) * (ab - ba)).sum(dim=-1).div(2).repeat_interleave(2)
+
+
 def distill_loss(logits: torch.Tensor, targets: torch.Tensor, weights: Losses, temperature: float) -> torch.Tensor:
     """Return (b,) the weighted mean of the terms of ``weights``.
 
-    ``(ce CE + kl mean_j KL_j + cosine mean_j cos_j + mse mean_j MSE_j) / (ce + kl + cosine + mse)`` over teachers j.
-    With two teachers, ``ce: 1, kl: 2, cosine: 2`` is (CE + KL_1 + cos_1 + KL_2 + cos_2) / 5.
+    ``(ce CE + kl mean_j KL_j + cosine mean_j cos_j + mse mean_j MSE_j + consistency C) / (sum of the weights)`` over
+    teachers j. With two teachers, ``ce: 1, kl: 2, cosine: 2`` is (CE + KL_1 + cos_1 + KL_2 + cos_2) / 5.
 
     Args:
-        logits: (b, 3).
+        logits: (b, 3); with a consistency term the two orders of a battle in rows 2i and 2i + 1.
         targets: (b, 3 (m + 1)): each teacher's probabilities, then the one-hot label, zeros where there is none.
         weights: of the terms; not all zero.
         temperature: T of KL and cosine.
@@ -84,4 +102,6 @@ def distill_loss(logits: torch.Tensor, targets: torch.Tensor, weights: Losses, t
     for weight, term in terms:
         if weight:
             total = total + weight * torch.stack([term(teacher) for teacher in teachers]).mean(dim=0)
-    return total / (weights.ce + weights.kl + weights.cosine + weights.mse)
+    if weights.consistency:
+        total = total + weights.consistency * order_inconsistency(logits)
+    return total / (weights.ce + weights.kl + weights.cosine + weights.mse + weights.consistency)

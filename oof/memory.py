@@ -30,7 +30,7 @@ def needs_checkpointing(model: Any, member: Member, steps: TrainingSteps, shards
     lengths = steps.encoded.lengths
     longest = int(-(-int(lengths.max()) // 8) * 8)
     attention = "eager" if model.config._attn_implementation == "eager" else "sdpa"
-    cost = trace(member, max(1, steps.budget // longest), longest, True, False, attention)
+    cost = trace(member, max(steps.unit, steps.budget // longest), longest, True, False, attention)
     free = torch.cuda.mem_get_info()[1] * ROOM
     planned = cost.peak_bytes - spared_bytes(member, shards)
     if planned > free:

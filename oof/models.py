@@ -22,7 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from oof.adapters import check_settings, check_weights, refuse_another_function
+from oof.adapters import add_adapters, check_settings, check_weights, refuse_another_function
 from oof.attention import resolve_attention, sdpa_allowed
 from oof.config import Member
 from oof.errors import UserError
@@ -205,12 +205,30 @@ def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int, sha
     if not (folder / "adapter_config.json").is_file():
         trained: Any = load_trained(replace(member, checkpoint=str(folder), quantise="none"), tokenizer)
     else:
-        base = load_base(member, tokenizer, seed, shards)
-        with readable_errors(str(folder)):
-            check_settings(folder)
-            trained = PeftModel.from_pretrained(base, str(folder))
-            check_weights(trained, folder)
+        trained = _with_adapter(load_base(member, tokenizer, seed, shards), folder)
     return place(trained, device()).eval()
+
+
+def load_trainable(member: Member, start: Path | None, tokenizer: Any, seed: int, shards: int = 1) -> Any:
+    """Return a classifier to train, on this device: fresh (``start`` None), or as it was saved in ``start``.
+
+    Raises:
+        UserError: as :func:`load_classifier`.
+    """
+    if start is None:
+        return place(add_adapters(load_base(member, tokenizer, seed, shards), member.lora, seed), device())
+    refuse_another_function(member, start)
+    if not (start / "adapter_config.json").is_file():  # a whole classifier is a checkpoint that brings our head
+        return place(load_base(replace(member, checkpoint=str(start)), tokenizer, seed, shards), device())
+    return place(_with_adapter(load_base(member, tokenizer, seed, shards), start, trainable=True), device())
+
+
+def _with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:
+    with readable_errors(str(folder)):
+        check_settings(folder)
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+        check_weights(model, folder)
+    return model
 
 
 def load_trained(member: Member, tokenizer: Any) -> Any:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from oof.attention import resolve_attention
 from oof.blueprint import Cost, base_config, frozen_bytes, spared_bytes, trace
 from oof.config import Config, Member
-from oof.dataset import read_sample
+from oof.dataset import read_sample, text_characters
 from oof.memory import ROOM
+from oof.pretrain import read_pairs
 
 # Tokens of 700 real arena battles with Gemma2's tokenizer, all three texts: log-normal with this median and spread.
 ARENA_MEDIAN, ARENA_SIGMA, ARENA_BATTLES = 563.0, 0.78, 57_477
@@ -39,7 +40,7 @@ CARDS: dict[str, tuple[float, float, bool]] = {
 @dataclass(frozen=True)
 class Setting:
     """One way to fit a member on a card: quantisation, activation checkpointing, tokens per batch, over how many cards
-    (``shards``) the base is shared out; and the hours of all its cards together.
+    (``shards``) the base is shared out; and the hours of all its cards together: of a fold job, and of ``pretrain``.
     """
 
     card: str
@@ -49,6 +50,7 @@ class Setting:
     gigabytes: float
     hours: float
     shards: int = 1
+    pretrain_hours: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class MemberPlan:
         cost: of one training pass as configured (``batch`` sequences of ``tokens`` tokens).
         batch, tokens: its shape: the longest sequence, as many as the budget holds.
         epoch_tokens: real tokens of one epoch of one fold job, both orders where trained so.
-        train_flops, score_flops: of one fold job.
+        pretrain_tokens: real tokens of the whole training before the folds; 0 without one.
+        train_flops, score_flops: of one fold job. pretrain_flops: once a member.
         settings: per card the fastest one that fits; None where none does.
         disk_bytes: base checkpoint, adapters and checkpoints of one job.
     """
@@ -75,6 +78,8 @@ class MemberPlan:
     score_flops: float
     settings: dict[str, Setting | None]
     disk_bytes: float
+    pretrain_tokens: float = 0.0
+    pretrain_flops: float = 0.0
 
 
 def make_plan(config: Config) -> list[MemberPlan]:
@@ -83,11 +88,11 @@ def make_plan(config: Config) -> list[MemberPlan]:
     Raises:
         UserError: a checkpoint's configuration, or the data, cannot be read.
     """
-    lengths = battle_tokens(config)
+    lengths, pairs = battle_tokens(config), pair_tokens(config)
     members = dict(config.members)
     if config.distill.student.checkpoint:
         members["student"] = config.distill.student
-    return [_plan_member(config, name, member, lengths) for name, member in members.items()]
+    return [_plan_member(config, name, member, lengths, pairs) for name, member in members.items()]
 
 
 def battle_tokens(config: Config, sample: int = 2000) -> NDArray[np.float64]:
@@ -99,17 +104,27 @@ def battle_tokens(config: Config, sample: int = 2000) -> NDArray[np.float64]:
     return np.resize(characters / CHARACTERS_PER_TOKEN, n)
 
 
+def pair_tokens(config: Config) -> NDArray[np.float64]:
+    """Return the (n,) estimated tokens of every pair of ``pretrain.data``, before any is left out; (0,) without."""
+    if not config.pretrain.data:
+        return np.empty(0)
+    return text_characters(read_pairs(config).table) / CHARACTERS_PER_TOKEN
+
+
 def _normal_quantile(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.stats import norm
 
     return np.asarray(norm.ppf(shares))
 
 
-def _plan_member(config: Config, name: str, member: Member, lengths: NDArray[np.float64]) -> MemberPlan:
+def _plan_member(
+    config: Config, name: str, member: Member, lengths: NDArray[np.float64], pairs: NDArray[np.float64]
+) -> MemberPlan:
     prompts, train = config.prompts, member.train
     trained = np.minimum(lengths + TEMPLATE_TOKENS, prompts.max_tokens)
     scored = np.minimum(lengths + TEMPLATE_TOKENS, prompts.score_max_tokens or prompts.max_tokens)
-    tokens = int(-(-int(trained.max()) // 8) * 8)
+    paired = np.minimum(pairs + TEMPLATE_TOKENS, prompts.max_tokens)
+    tokens = int(-(-int(max(trained.max(), paired.max(initial=0))) // 8) * 8)
     batch = max(1, train.tokens_per_batch // tokens)
     attention = _attention_of(member)
     checkpointing = train.activation_checkpointing == "on"
@@ -119,10 +134,11 @@ def _plan_member(config: Config, name: str, member: Member, lengths: NDArray[np.
     shards = config.jobs.nproc if config.jobs.parallel == "fsdp" and name != "student" else 1
     orders = 2 if train.swap == "paired" else 1
     epoch = float(trained.sum() * share * orders)
+    before = float(paired.sum() * orders * config.pretrain.epochs)
     score = trace(member, batch, tokens, False, False, attention)
     settings = {
         card: _fastest(
-            card, member, tokens, attention, epoch * train.epochs, float(scored.sum()) * 2 * (1 - share), shards
+            card, member, tokens, attention, epoch * train.epochs, float(scored.sum()) * 2 * (1 - share), shards, before
         )
         for card in CARDS
     }
@@ -137,7 +153,9 @@ def _plan_member(config: Config, name: str, member: Member, lengths: NDArray[np.
         epoch * train.epochs * cost.flops / (batch * tokens),
         float(scored.sum()) * 2 * (1 - share) * score.flops / (batch * tokens),
         settings,
-        base + cost.trainable * 4.0 * (config.folds.k + 1 + 2 * 3),
+        base + cost.trainable * 4.0 * (config.folds.k + 1 + 2 * 3 + (before > 0)),
+        before,
+        before * cost.flops / (batch * tokens),
     )
 
 
@@ -148,7 +166,14 @@ def _attention_of(member: Member) -> str:
 
 
 def _fastest(
-    card: str, member: Member, tokens: int, attention: str, train_tokens: float, score_tokens: float, shards: int
+    card: str,
+    member: Member,
+    tokens: int,
+    attention: str,
+    train_tokens: float,
+    score_tokens: float,
+    shards: int,
+    pretrain_tokens: float,
 ) -> Setting | None:
     """Return the fastest setting that fits a card: whole before quantised, stored before recomputed activations.
 
@@ -168,10 +193,10 @@ def _fastest(
                 cost = trace(recipe, max(1, budget // tokens), tokens, True, checkpointing, attention)
                 held = cost.peak_bytes - spared
                 if held <= memory * ROOM:
-                    work = train_tokens * cost.flops / (max(1, budget // tokens) * tokens)
-                    work += score_tokens * 2.0 * cost.parameters
-                    hours = work / rate / 3600
-                    options.append(Setting(card, quantise, checkpointing, budget, held / 1e9, hours, shards))
+                    per_token = cost.flops / (max(1, budget // tokens) * tokens)
+                    hours = (train_tokens * per_token + score_tokens * 2.0 * cost.parameters) / rate / 3600
+                    first = pretrain_tokens * per_token / rate / 3600
+                    options.append(Setting(card, quantise, checkpointing, budget, held / 1e9, hours, shards, first))
                     break
                 budget = budget // 2 if budget > tokens else 0
     return min(options, key=lambda option: option.hours, default=None)
@@ -190,6 +215,11 @@ def format_plan(plans: list[MemberPlan]) -> str:
             f"  one fold job: {plan.epoch_tokens / 1e6:.2f} M tokens an epoch, training {plan.train_flops / 1e15:.2f} "
             f"PFLOP, scoring {plan.score_flops / 1e15:.2f} PFLOP; disk {plan.disk_bytes / 1e9:.2f} GB",
         ]
+        if plan.pretrain_tokens:
+            lines.append(
+                f"  before the folds, once: {plan.pretrain_tokens / 1e6:.2f} M tokens, "
+                f"{plan.pretrain_flops / 1e15:.2f} PFLOP (pretrain.data, before pairs near scored battles are left out)"
+            )
         lines += [f"    {_describe(card, setting)}" for card, setting in plan.settings.items()]
     lines.append(
         f"hours are per fold job at {UTILISATION:.0%} of a card's peak rate; memory is planned to {ROOM:.0%} of it"
@@ -203,5 +233,6 @@ def _describe(card: str, setting: Setting | None) -> str:
     how: list[Any] = [f"{setting.tokens_per_batch} tokens per batch"]
     how += [f"quantise={setting.quantise}"] if setting.quantise != "none" else []
     how += ["activation checkpointing"] if setting.checkpointing else []
+    how += [f"{setting.pretrain_hours:.2f} h before the folds, once"] if setting.pretrain_hours else []
     how += [f"base over {setting.shards} cards"] if setting.shards > 1 else []
     return f"{card:8} {setting.hours:8.2f} h {setting.gigabytes:7.1f} GB  {', '.join(how)}"

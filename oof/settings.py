@@ -101,6 +101,19 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Pretrain:
+    """Before the folds, members and the student are trained on other preference pairs, each by its own recipe."""
+
+    data: list[str] = field(default_factory=list)  # preference files of any known schema; empty = no such stage
+    columns: dict[str, str] = field(default_factory=dict)  # our column name -> these files' column name
+    on_bad_row: str = "error"  # error | drop
+    epochs: float = 1.0  # over the pairs; more would fit them rather than what they share with the battles
+    lr: float | None = None  # peak rate of the adapters; null = the member's own
+    head_lr: float | None = None  # peak rate of the fresh head; null = the member's own
+    batch_battles: int | None = None  # pairs per optimizer step; null = the member's own
+
+
+@dataclass(frozen=True)
 class Jobs:
     workers: int = 1  # fold jobs at a time on this machine, each in a process (and on a GPU) of its own
     nproc: int = 1  # processes (GPUs) of one fold job, started by torchrun; the optimizer steps stay the same
@@ -135,6 +148,7 @@ class Losses:
     kl: float = 1.0  # T^2 KL(teacher || student) of distributions softened by T
     cosine: float = 0.0  # 1 - cosine of the softened probabilities
     mse: float = 0.0  # mean squared difference of the centred logits
+    consistency: float = 0.0  # symmetric KL between the two orders of a battle; needs swap: paired
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,7 @@ class Config:
     folds: Folds = field(default_factory=Folds)
     prompts: Prompts = field(default_factory=Prompts)
     members: dict[str, Member] = field(default_factory=dict)
+    pretrain: Pretrain = field(default_factory=Pretrain)
     jobs: Jobs = field(default_factory=Jobs)
     stack: Stack = field(default_factory=Stack)
     distill: Distill = field(default_factory=Distill)
@@ -231,6 +246,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "kl": (0.0, 1000.0),
     "cosine": (0.0, 1000.0),
     "mse": (0.0, 1000.0),
+    "consistency": (0.0, 1000.0),
     "pseudo_weight": (0.0, 1000.0),
     "chunk": (1, 100_000_000),
     "extra_weight": (0.0, 1000.0),

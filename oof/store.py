@@ -224,7 +224,11 @@ class Step:
 def _leftovers(run: Path) -> list[Path]:
     """Return the run's temporary files, except where a process may write that does not hold the run's lock."""
     found = [path.relative_to(run) for path in run.rglob(TEMPORARY)]
-    others = [path for path in found if path.parts[0] == "report" or (path.parts[0] == "oof" and len(path.parts) > 3)]
+    others = [
+        path
+        for path in found
+        if path.parts[0] in ("report", "pretrain") or (path.parts[0] == "oof" and len(path.parts) > 3)
+    ]
     return [run / path for path in found if path not in others]
 
 

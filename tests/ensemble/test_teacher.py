@@ -151,7 +151,7 @@ def test_settings_that_do_not_fit_are_sentences(tmp_path: Path) -> None:
     config = configuration.load(ROOT / "configs" / "demo.yaml", [f"run={tmp_path}"])
     for changes, said in (
         ({"teacher": "nested"}, "folds.k"),
-        ({"losses": configuration.Losses(kl=0)}, "every weight is 0"),
+        ({"losses": configuration.Losses(kl=0)}, "are all 0"),
         ({"variants": ["int4"]}, "int4"),
         ({"student": configuration.Member()}, "checkpoint is empty"),
     ):

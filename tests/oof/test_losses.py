@@ -16,7 +16,7 @@ from oof import bases
 from oof.batches import TrainingSteps
 from oof.config import Losses, Prompts, Train
 from oof.jobs import both_orders
-from oof.losses import centred_mse, cosine_distance, cross_entropy, distill_loss, soft_kl
+from oof.losses import centred_mse, cosine_distance, cross_entropy, distill_loss, order_inconsistency, soft_kl
 from oof.models import load_tokenizer
 from oof.prompts import encode_battles
 
@@ -114,12 +114,44 @@ def test_a_battle_without_a_label_has_no_hard_term() -> None:
     assert distill_loss(logits, targets, Losses(ce=1, kl=0), 2.0).abs().max() == 0
 
 
+@given(st.lists(st.floats(-8, 8), min_size=12, max_size=12))
+def test_the_consistency_term_is_scipys_symmetric_kl_of_a_battle_s_two_orders(values: list[float]) -> None:
+    logits = np.array(values).reshape(4, 3)  # two battles, each in the orders ab and ba
+    canonical = [logits[0], logits[1][[1, 0, 2]], logits[2], logits[3][[1, 0, 2]]]
+    p = [softmax(z) for z in canonical]
+    expected = [(entropy(p[i], p[i + 1]) + entropy(p[i + 1], p[i])) / 2 for i in (0, 2)]
+    found = order_inconsistency(torch.tensor(logits))
+    np.testing.assert_allclose(found.numpy(), np.repeat(expected, 2), atol=1e-9, rtol=1e-6)
+    with_kl = distill_loss(
+        torch.tensor(logits), torch.full((4, 6), 1 / 3, dtype=torch.float64), Losses(kl=1, consistency=3), 1.0
+    )
+    kl = soft_kl(torch.tensor(logits), torch.full((4, 3), 1 / 3, dtype=torch.float64), 1.0)
+    torch.testing.assert_close(with_kl, (kl + 3 * found) / 4)
+
+
+@given(st.lists(st.floats(-8, 8), min_size=3, max_size=3), st.floats(-30, 30))
+def test_a_student_that_does_not_mind_the_order_is_consistent(values: list[float], constant: float) -> None:
+    ab = torch.tensor(values, dtype=torch.float64)
+    pair = torch.stack([ab, ab[[1, 0, 2]] + constant])
+    assert order_inconsistency(pair).abs().max() < 1e-9
+
+
+def test_the_consistency_term_is_trained_from_both_orders() -> None:
+    logits = torch.tensor([[1.0, 0.2, -0.5], [0.3, 0.1, 0.9]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(order_inconsistency, logits)
+    grad = torch.autograd.grad(order_inconsistency(logits).sum(), logits)[0]
+    assert (grad.abs().sum(dim=1) > 0.1).all()
+
+
 def pooled(batch: dict[str, torch.Tensor], table: torch.Tensor, pad: int) -> torch.Tensor:
     """A linear classifier of token counts: its gradient can be written down."""
     return (table[batch["input_ids"]] * (batch["input_ids"] != pad)[..., None]).sum(dim=1) / 50
 
 
-@pytest.mark.parametrize("losses", [Losses(), Losses(ce=1, kl=1), Losses(ce=1, kl=2, cosine=2, mse=0.5)])
+WHOLE = Losses(ce=1, kl=2, consistency=5)
+
+
+@pytest.mark.parametrize("losses", [Losses(), Losses(ce=1, kl=1), Losses(ce=1, kl=2, cosine=2, mse=0.5), WHOLE])
 def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(losses: Losses) -> None:
     tokenizer = load_tokenizer(str(ROOT / "configs" / "bases" / "tiny-llama"))
     table, _, _ = bases.transcripts(24, 5)
@@ -129,10 +161,13 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(losses: Losses)
     weights = rng.uniform(0.2, 3.0, 24)
     model = torch.tensor(rng.normal(size=(len(tokenizer), 3))).requires_grad_()
 
-    def gradient(cut: Callable[[Train], Train]) -> tuple[torch.Tensor, list[int]]:
-        recipe = cut(Train(batch_battles=24))
-        steps = TrainingSteps(encoded, targets, weights, recipe, tokenizer.pad_token_id, seed=1)
-        micro = steps[0]
+    def gradient(cut: Callable[[Train], Train], ranks: int = 1) -> tuple[torch.Tensor, list[int]]:
+        recipe, pad = cut(Train(batch_battles=24)), tokenizer.pad_token_id
+        steps = TrainingSteps(encoded, targets, weights, recipe, pad, 1, whole_battles=losses.consistency > 0)
+        micro = []
+        for steps.rank in range(ranks):
+            steps.ranks = ranks
+            micro += steps[0]
         logits = [pooled(b, model, tokenizer.pad_token_id) for b in micro]
         each = [distill_loss(z, b["targets"].double(), losses, 2.0) for z, b in zip(logits, micro, strict=True)]
         total = sum((loss * b["weights"]).sum() for loss, b in zip(each, micro, strict=True))
@@ -145,3 +180,14 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(losses: Losses)
         assert len(sizes) > 5
         assert budget == 1 or len(set(sizes)) > 1  # unequal micro-batches
         torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-8)
+    for ranks in (2, 5):
+        shared, sizes = gradient(lambda r: Train(batch_battles=r.batch_battles, tokens_per_batch=700), ranks)
+        assert len(sizes) % ranks == 0
+        torch.testing.assert_close(shared, whole, rtol=1e-5, atol=1e-8)
+
+
+def test_parted_orders_would_give_another_gradient() -> None:
+    """What keeping a battle's orders together is for: rows that are no pair have another 'inconsistency'."""
+    logits = torch.tensor(np.random.default_rng(3).normal(size=(4, 3)))
+    mixed = logits[[0, 2, 1, 3]]
+    assert (order_inconsistency(logits).sum() - order_inconsistency(mixed).sum()).abs() > 1e-3
