@@ -63,10 +63,10 @@ demo: $(READY)  ## all of it on the embedded synthetic arena, on a CPU
 
 # Two processes of one thread each: small models gain nothing from a second thread.
 test: $(READY)  ## the tests (slow ones: make test-slow)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## every test, the slow ones too
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m 'slow or not slow'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow or not slow'
 
 lint: $(READY)  ## ruff, mypy --strict, import contracts
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

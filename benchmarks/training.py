@@ -57,7 +57,7 @@ PROFILED = 8  # battles of which each operation is timed
 PEERS = {"random": 0, "group_by_length": 0, "max_length": 0, "random, 2 at a time": 2}  # 0 = --peer-batch sequences
 SHORT = "short of memory"
 # A few steps on long battles time well and say nothing of quality; these are many steps on short ones.
-SHORT_BATTLES, SHORT_TOKENS = 480, 48
+SHORT_BATTLES, SHORT_TOKENS, NOISE = 480, 48, 0.4
 QUALITY = {"ours, short battles": "ours", "random, short battles": "random"}
 RECOMPUTES = "  (recomputes activations, as 8 at a time did not fit)"
 Facts = dict[str, Any]
@@ -76,11 +76,15 @@ def arena_lengths(n: int, cap: int, seed: int = 0) -> np.ndarray:
 
 
 def make_battles(n: int, cap: int, vocabulary: int, seed: int) -> tuple[Encoded, np.ndarray]:
-    """Return random token sequences whose label shows in their last tokens, so that there is something to learn."""
+    """Return random token sequences whose last tokens show the label or, in a share ``NOISE`` of them, any label.
+
+    Without noise both contenders end near 0, where a difference says nothing.
+    """
     rng = np.random.default_rng(seed)
     lengths, labels = arena_lengths(n, cap, seed), rng.integers(3, size=n)
+    shown = np.where(rng.random(n) < NOISE, rng.integers(3, size=n), labels)
     rows = [rng.integers(100, vocabulary - 100, size) for size in lengths]
-    for row, label in zip(rows, labels, strict=True):
+    for row, label in zip(rows, shown, strict=True):
         row[-8:] = 50 + label
     offsets, none = np.concatenate([[0], np.cumsum(lengths)]), np.zeros((n, 3), dtype=np.int32)
     return Encoded(np.concatenate(rows).astype(np.int32), offsets, 1, none, none), labels

@@ -30,6 +30,14 @@ def small_arguments(run: Path, *more: str) -> list[str]:
     return [str(ROOT / "configs" / "demo.yaml"), f"run={run}", *SMALL, *more]
 
 
+# They start processes of their own and take minutes: begun first, they leave no process of the suite waiting at the end.
+LONGEST = ("test_launch.py", "test_shards.py", "test_faults.py", "test_run.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative paths in the shipped configurations start at the repository."""

@@ -83,7 +83,8 @@ def test_blocks_hold_every_battle_once_and_no_more_text_than_allowed(monkeypatch
 
 
 def test_every_column_has_a_family_with_a_meaning() -> None:
-    frame, families = text_features(table_of([(["p"], ["a"], ["b"])]))
+    counts = {name: pl.Series([1], dtype=pl.Int32) for name in store.COUNT_COLUMNS}
+    frame, families = text_features(table_of([(["p"], ["a"], ["b"])]).with_columns(**counts))
     assert list(families) == frame.columns
     assert set(families.values()) == set(features.FAMILIES)
     assert all(len(describe()[family]) > 20 for family in features.FAMILIES)

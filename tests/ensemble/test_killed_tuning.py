@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = """
@@ -55,6 +56,7 @@ def written(out: Path) -> int:
     return sum(path.stat().st_size for path in (out / "studies").glob("*.log")) if out.is_dir() else 0
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_tuning_ends_with_the_same_booster_files(tmp_path: Path) -> None:
     script = tmp_path / "stack.py"
     script.write_text(STACK)

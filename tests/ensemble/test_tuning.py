@@ -115,7 +115,7 @@ def test_a_trial_that_is_given_up_would_not_have_won(tmp_path: Path) -> None:
 
 def test_a_study_begins_with_the_same_parameters_whatever_the_seed(arena: Arena, tmp_path: Path) -> None:
     tuned = tune(arena.design, arena.labels, arena.folds, arena.groups, 1, 10, 99, tmp_path / "a.log")
-    assert tuned.params == tuning.FIRST
+    assert tuned.params == tuning.first_parameters(len(arena.labels))
 
 
 def test_trials_share_binned_data_without_leaving_a_trace(arena: Arena) -> None:

@@ -92,6 +92,7 @@ def test_a_run_stopped_in_training_goes_on_to_the_same_bytes(
     assert not [p for p in run.rglob("*") if p.suffix in (".pt", ".bin", ".npy") or "checkpoint" in p.name]
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_call_end_and_leave_the_job_to_the_next(config: Path, whole: Path, tmp_path: Path) -> None:
     psutil = pytest.importorskip("psutil")
     run = tmp_path / "run"

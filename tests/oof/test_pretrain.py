@@ -238,7 +238,7 @@ def with_a_scored_prompt(run: Path) -> None:
     pairs.write_parquet(folder / "battles.parquet")
     record = json.loads((folder / "battles.json").read_text())
     record["files"]["battles.parquet"] = store.file_digest(folder / "battles.parquet")
-    (folder / "battles.json").write_text(json.dumps(record))
+    store.write_json(folder / "battles.json", store.sealed(record))
 
 
 def with_a_test_prompt(run: Path) -> None:
@@ -254,7 +254,7 @@ def with_other_pairs(run: Path) -> None:
 
 def with_another_start(run: Path) -> None:
     path = run / "oof" / "llama3_1" / "fold-1" / "job.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"pretrain": "0" * 64}))
+    store.write_json(path, store.sealed(json.loads(path.read_text()) | {"pretrain": "0" * 64}))
 
 
 def without_it(run: Path) -> None:
