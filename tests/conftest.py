@@ -30,7 +30,7 @@ def small_arguments(run: Path, *more: str) -> list[str]:
     return [str(ROOT / "configs" / "demo.yaml"), f"run={run}", *SMALL, *more]
 
 
-# They start processes of their own and take minutes: begun first, they leave no process of the suite waiting at the end.
+# They start processes of their own and take minutes: begun first, they leave no worker of the suite waiting at the end.
 LONGEST = ("test_launch.py", "test_shards.py", "test_faults.py", "test_run.py")
 
 
