@@ -112,7 +112,14 @@ def test_deep_and_wide_is_extrapolated_from_small(member: Member) -> None:
     assert trace(member, 6, TOKENS, False, False, attention).flops < wide.flops / 1.9
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def _shipped() -> list[object]:
+    """Every shipped configuration; planning the variants of lmsys.yaml again takes half a minute each."""
+    slow = {True: pytest.mark.slow, False: ()}
+    paths = sorted((ROOT / "configs").glob("*.yaml"))
+    return [pytest.param(p, marks=slow[p.name.startswith("lmsys-")], id=p.name) for p in paths]
+
+
+@pytest.mark.parametrize("path", _shipped())
 def test_every_shipped_configuration_is_loaded_and_planned(path: Path) -> None:
     plans = make_plan(configuration.load(path))
     text = format_plan(plans)

@@ -137,6 +137,7 @@ def test_two_processes_of_one_job_take_the_same_steps(config: Path, whole: Path,
     assert [round(h["loss"], 2) for h in one["history"]] == pytest.approx([h["loss"] for h in two["history"]], abs=0.02)
 
 
+@pytest.mark.slow
 def test_ray_tries_a_killed_worker_again_and_gives_what_this_process_gives(
     config: Path, whole: Path, tmp_path: Path
 ) -> None:
