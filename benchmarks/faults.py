@@ -151,6 +151,7 @@ def main() -> int:
         words = [
             f"--{name} {getattr(arguments, name)}" for name in ("kills", "full", "starts", "clocks", "exports", "seed")
         ]
+        words += ["--stage", "oof"] if arguments.stage == "oof" else []
         words += ["--preloaded"] if arguments.preloaded else []
         words += [f"--set {shlex.join(arguments.set)}"] if arguments.set else []
         write_page(arguments.write, f"python benchmarks/faults.py {' '.join(words)}", lines, done, whole)
