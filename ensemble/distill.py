@@ -8,7 +8,7 @@ Whether its *targets* do is ``distill.teacher``'s choice (see docs/distillation.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +98,7 @@ def plan_student(config: Config) -> StudentPlan:
     asked = config.distill.teacher != "oof" or table.height > inputs.table.height
     jobs = _finished_jobs(config, battles) if asked else []
     student = config.distill.student
-    recipe = asdict(replace(config.distill, student=replace(student, score_tokens_per_batch=0), variants=[]))
-    if not config.distill.losses.consistency:  # so that students from before there was such a term stay valid
-        del recipe["losses"]["consistency"]
+    recipe: Distill = replace(config.distill, student=replace(student, score_tokens_per_batch=0), variants=[])
     sources = [[job.step.key for job in jobs], store.digest(calibrated.round(9)), config.stack if jobs else None]
     data = [texts_key(table), store.digest(labels, folds, weights, oof.round(9)), sources]
     checkpoint = store.checkpoint_digest(student.checkpoint)

@@ -214,7 +214,7 @@ def _open(journal: Path, name: str) -> optuna.Study:
         if whole < len(written):
             with journal.open("rb+") as file:
                 file.truncate(whole)
-    Path(f"{journal}.lock").unlink(missing_ok=True)  # the run is locked: whoever held this is dead
+    Path(f"{journal}.lock").unlink(missing_ok=True)  # the study is locked: whoever held this is dead
     storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

@@ -196,18 +196,21 @@ def load_pairs(run: Path) -> pl.DataFrame:
     Raises:
         UserError: they have not been prepared, or their file is damaged.
     """
-    path = run / PAIRS / "battles.parquet"
-    if store.file_digest(path) != _manifest(run)["files"]["battles.parquet"]:
-        raise UserError(f"{path}: damaged (checksum differs); run 'make oof' again")
-    return store.read_parquet(path)
+    manifest = _manifest_path(run)
+    return store.read_parquet(store.verified(manifest.parent / "battles.parquet", manifest.name, "make oof"))
 
 
-def _manifest(run: Path) -> dict[str, Any]:
+def _manifest_path(run: Path) -> Path:
     path = run / PAIRS / "battles.json"
     if not path.is_file() or not (path.parent / "battles.parquet").is_file():
         raise UserError(
             f"{path.parent}: the pairs of pretrain.data are not here yet; run 'make oof' with this RUN first"
         )
+    return path
+
+
+def _manifest(run: Path) -> dict[str, Any]:
+    path = _manifest_path(run)
     manifest = store.read_json(path)
     if not isinstance(manifest, dict) or not {"battles", "files"} <= manifest.keys():
         raise UserError(f"{path}: damaged; delete it and run 'make oof' again")
