@@ -1,7 +1,7 @@
 """A model without its weights: parameters, memory and arithmetic of one step, traced on tensors that hold no data.
 
 The stock classifier is built on the meta device, given its adapters, and run forward and backward on fake tensors:
-a dispatch mode adds up the live storages, PyTorch's own counter the floating-point operations. So soft-capping,
+a dispatch mode adds up the live storages and, by PyTorch's own formulas, the floating-point operations. So soft-capping,
 frozen layers and activation checkpointing cost here what they cost in earnest. Deep models are traced at two small
 depths and extrapolated: every further pair of layers costs the same.
 """
@@ -19,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 from transformers import AutoConfig, AutoModelForSequenceClassification, Gemma2Config, LlamaConfig
 
 from oof.adapters import add_adapters
@@ -138,30 +138,29 @@ def _trace(
     model = _build(member, depth, dtype, attention)
     sizes = {name: (p.numel(), p.requires_grad) for name, p in model.named_parameters()}
     trainable = sum(n for n, trained in sizes.values() if trained)
-    peak, flops = PeakMemory(), FlopCounterMode(display=False)
+    spent = Spending()
     with _fake(model):
         if checkpointing:
             checkpoint_trainable_layers(model)
         model.train(training)
         shortcut = LastTokens(model, pad_id=0)
         for tensor in (*model.parameters(), *model.buffers()):
-            peak.add(tensor)
-        weights = peak.now
+            spent.add(tensor)
+        weights = spent.now
         ids = torch.ones(batch, tokens, dtype=torch.long)
-        for counter in (peak, flops):  # one after the other: the second keeps tensors alive that the first would count
-            with counter, torch.set_grad_enabled(training), _autocast(dtype):
-                logits = model(input_ids=ids).logits
-                if training:
-                    logits.float().sum().backward()
-            model.zero_grad(set_to_none=True)
+        with spent, torch.set_grad_enabled(training), _autocast(dtype):
+            logits = model(input_ids=ids).logits
+            if training:
+                logits.float().sum().backward()
+        model.zero_grad(set_to_none=True)
         shortcut.remove()
     optimizer = (ADAM_BYTES - 4) * trainable if training else 0  # this pass's gradients are in the peak
     return Cost(
         parameters=sum(n for n, _ in sizes.values()),
         trainable=trainable,
         weight_bytes=weights,
-        peak_bytes=peak.peak + optimizer,
-        flops=flops.get_total_flops(),
+        peak_bytes=spent.peak + optimizer,
+        flops=spent.flops,
     )
 
 
@@ -233,12 +232,15 @@ class _fake:  # noqa: N801  # reads as a verb: with _fake(model)
         self.mode.__exit__(*error)
 
 
-class PeakMemory(TorchDispatchMode):
-    """Adds up the live storages of all tensors made inside; ``peak`` is the most bytes at any moment."""
+class Spending(TorchDispatchMode):
+    """Adds up the live storages of all tensors made inside: ``peak`` is the most bytes at any moment; and ``flops``.
+
+    ``FlopCounterMode`` reads the same formulas, but takes a second pass: it keeps tensors alive that count here.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
         self.live: dict[int, tuple[Any, int]] = {}
 
     def add(self, tensor: torch.Tensor) -> None:
@@ -254,7 +256,11 @@ class PeakMemory(TorchDispatchMode):
         self.now -= self.live.pop(key)[1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
         for value in tree_iter(out):
             if isinstance(value, torch.Tensor):
                 self.add(value)
