@@ -1,0 +1,171 @@
+"""What the documents say is true: commands run as they stand, links and names lead somewhere.
+
+A fenced block of commands or Python runs, unless the line above it is ``<!-- not run: REASON -->`` with one of
+``REASONS``. They run, document after document, in a copy of the repository whose demo is cut down, beside the files
+that the documents speak of (``train.csv`` and so on). ``make test`` only collects there: what it runs is this suite.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from conftest import ROOT
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+REASONS = ("needs a GPU", "needs a cluster", "needs Slurm", "needs Kaggle", "installs packages")
+FENCE = re.compile(r"^(?:<!-- not run: (?P<why>[^>]+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]*)(#[^)\s]+)?\)")
+SPOKEN = re.compile(r"(?:`|^)((?:make|python -m|python) [^`\n]+)", re.M)  # also of commands inside a sentence
+NAMED_FILES = re.compile(r"`((?:oof|ensemble|tests|benchmarks|configs|docs)/[\w./-]+\.\w+)`")
+
+
+@dataclass(frozen=True)
+class Block:
+    kind: str
+    text: str
+    why: str | None
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    for match in FENCE.finditer(path.read_text(encoding="utf-8")):
+        yield Block(match["kind"], match["text"], match["why"])
+
+
+def runnable(path: Path) -> list[Block]:
+    return [block for block in blocks(path) if block.kind in ("bash", "python") and block.why is None]
+
+
+by_name = {"ids": lambda path: path.name if isinstance(path, Path) else None}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, **by_name)
+def test_what_is_not_run_says_why(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("<!-- not run:") == sum(block.why is not None for block in blocks(path))
+    for block in blocks(path):
+        assert block.why is None or block.why in REASONS, block.text
+        assert block.kind in ("bash", "python", ""), "a fence of commands says bash or python, so that it is run"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, **by_name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for file, anchor in LINK.findall(path.read_text(encoding="utf-8")):
+        if "://" in file:
+            continue
+        target = path.parent / file if file else path
+        assert target.exists(), f"{path.name} -> {file}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
+            slugs = {"#" + re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in slugs, f"{path.name} -> {file}{anchor}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, **by_name)
+def test_commands_and_files_that_a_document_names_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    verbs = {p: set(re.findall(r'"([a-z]+)"', (ROOT / p / "__main__.py").read_text())) for p in ("oof", "ensemble")}
+    for command in SPOKEN.findall(text):
+        words = command.split("#")[0].split()
+        if words[0] == "make":
+            named = [w for w in words[1:] if re.fullmatch(r"[a-z][a-z-]*", w)]
+            assert set(named[:1]) <= targets, command
+        elif words[1] == "-m" and words[2] in verbs:
+            assert words[3] in verbs[words[2]], command
+        elif words[1].endswith(".py"):
+            assert (ROOT / words[1]).is_file(), command
+    for file in NAMED_FILES.findall(text):
+        assert (ROOT / file).is_file(), f"{path.name}: {file}"
+
+
+def test_the_tree_in_the_readme_names_modules_that_exist_and_all_of_them() -> None:
+    tree = next(b.text for b in blocks(ROOT / "README.md") if b.text.startswith("Makefile"))
+    for package in ("oof", "ensemble"):
+        part = re.search(rf"^{package}/.*\n((?: +.*\n)+)", tree, re.M)[1]
+        said = set(re.findall(r"[a-z_]+", part))
+        modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
+        assert modules <= said, f"not in the tree: {sorted(modules - said)}"
+        first = re.findall(r"^  ((?:[a-z_]+, )*[a-z_]+)  ", part, re.M)
+        named = {name for line in first for name in line.split(", ")}
+        assert named <= modules, f"in the tree, but not in {package}/: {sorted(named - modules)}"
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the repository, its demo cut down and run, with the files that the documents speak of."""
+    folder = tmp_path_factory.mktemp("docs") / "repository"
+    skipped = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+    shutil.copytree(ROOT, folder, ignore=skipped)
+    (folder / ".venv").symlink_to(Path(sys.prefix))
+    demo = folder / "configs" / "demo.yaml"
+    tree = yaml.safe_load(demo.read_text())
+    tree["data"]["synth"] |= {"battles": 150, "test_battles": 20}
+    tree["jobs"]["workers"] = 1
+    tree["stack"] |= {"trials": 2, "rounds": 20}
+    for recipe in (*tree["members"].values(), tree["distill"]["student"]):
+        recipe["train"]["epochs"] = 0.3
+    demo.write_text(yaml.safe_dump(tree))
+    run(folder, "make demo")
+    synth, made = folder / "runs" / "demo" / "synth", folder / "runs" / "demo"
+    for source, name in (("train", "train.csv"), ("train", "labels.csv"), ("test", "test.csv")):
+        shutil.copy(synth / f"{source}.csv", folder / name)
+    shutil.copytree(made, folder / "runs" / "a")
+    shutil.copytree(made, folder / "runs" / "b")
+    members = sorted(path.parent.name for path in (made / "oof").glob("*/fold-0"))
+    for name, write in zip(("a.csv", "b.parquet"), (pl.DataFrame.write_csv, pl.DataFrame.write_parquet), strict=True):
+        paths = sorted((made / "oof" / members[name == "a.csv"]).glob("fold-*/logits.parquet"))
+        write(pl.concat([pl.read_parquet(path) for path in paths]).select("id", "^(ab|ba)_.*$"), folder / name)
+    battles = pl.read_csv(synth / "train.csv")
+    (folder / "battles.jsonl").write_text(
+        "".join(
+            f'{{"id": {i}, "prompt": {row[0]}, "response_a": {row[1]}, "response_b": {row[2]}}}\n'
+            for i, row in enumerate(battles.select("prompt", "response_a", "response_b").head(5).iter_rows())
+        )
+    )
+    (folder / "ultrafeedback.jsonl").write_text(
+        "".join(
+            f'{{"prompt": "What is {i} times {j}?", "chosen": "It is {i * j}.", "rejected": "Who knows."}}\n'
+            for i in range(5, 9)
+            for j in range(20, 26)
+        )
+    )
+    (folder / "lmsys-chat-1m").mkdir()
+    battles.select("prompt").head(40).write_parquet(folder / "lmsys-chat-1m" / "part.parquet")
+    return folder
+
+
+def run(folder: Path, command: str) -> None:
+    """Run a block as a user would, who has activated the environment: the first command that fails ends it."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "PYTEST_ADDOPTS": "--collect-only",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    line = ["bash", "-euo", "pipefail", "-c", command]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if runnable(path)], **by_name)
+def test_what_a_document_says_to_type_works(path: Path, sandbox: Path) -> None:
+    script = sandbox / "from_document.py"
+    for block in runnable(path):
+        if block.kind == "bash":
+            run(sandbox, block.text)
+    script.write_text("\n".join(block.text for block in runnable(path) if block.kind == "python"))
+    run(sandbox, f"python {script.name}")
