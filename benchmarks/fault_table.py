@@ -87,7 +87,9 @@ def write_page(path: Path, command: str, lines: list[str], done: Mapping, whole:
     verbs = {verb: sum(entry["verb"] == verb for entry in killed) for verb in sorted({e["verb"] for e in killed})}
     ways = sorted({entry["how"] for entry in entries if entry.get("how")})
     kinds = kinds_table(entries)
-    text = f"""# A run under faults
+    alone = "--stage oof" in command
+    title = "Stage one under kill -9" if alone else "A run under faults"
+    text = f"""# {title}
 
 Written by `{command}` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d} from commit {whole["commit"]}
 ({platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, Python {platform.python_version()}).
@@ -101,6 +103,9 @@ manifests, journals of trials, logs and the report, which name times, everything
 Half-written: a manifest vouches for a file that is not what it says, at the instant after the fault.
 
 Kills by the verb that was running: {", ".join(f"{verb} {n}" for verb, n in verbs.items()) or "none"}.
+"""
+    if not alone:
+        text += f"""
 How disks were made to fail: {", ".join(ways) or "not tried"}.
 
 What a refused call says:

@@ -45,11 +45,19 @@ def reference(out: Path, run: Path, stage: str, more: list[str]) -> dict:
     if done.status:
         sys.exit(f"the run failed by itself (status {done.status}): {done.last}")
     shutil.copytree(run, out / "whole")
+    runs.clear(run)
+    again = runs.run_chain(calls)  # the first one also warmed the machine's caches: kills are due in what this takes
     sizes = [file.stat().st_size for file in run.rglob("*") if file.is_file()]
     idle = runs.run_chain(calls)
-    facts = {**made_of, "seconds": done.seconds, "busy": done.busy, "idle": idle.busy, "files": runs.fingerprint(run)}
-    if runs.differences(run, facts["files"]) or runs.half_written(run):
-        sys.exit("an uninterrupted run does not leave what its own manifests say")
+    facts = {
+        **made_of,
+        "seconds": again.seconds,
+        "busy": again.busy,
+        "idle": idle.busy,
+        "files": runs.fingerprint(out / "whole"),
+    }
+    if again.status or runs.differences(run, facts["files"]) or runs.half_written(run):
+        sys.exit("two uninterrupted runs differ, or one does not leave what its own manifests say")
     path.write_text(json.dumps({**facts, "bytes": sum(sizes), "largest": max(sizes)}))
     return json.loads(path.read_text())
 
@@ -61,14 +69,16 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def cases(arguments: argparse.Namespace, run: Path, whole: dict) -> Iterator[tuple[str, str, Case]]:
-    """Yield (fault, name of the case, call) in a fixed order."""
+def cases(arguments: argparse.Namespace, run: Path, whole: dict, done: dict) -> Iterator[tuple[str, str, Case]]:
+    """Yield (fault, name of the case, call) in a fixed order; kills until as many as wanted have met the run."""
     seed, seconds, calls = arguments.seed, whole["seconds"], whole["calls"]
     if arguments.stage == "all":
         yield from _conditions(seed, run, whole, arguments)
     # Drawn one after the other, so that more kills begin with the same ones.
-    rng = conditions.np.random.default_rng(seed)
-    for i in range(arguments.kills):
+    rng, met = conditions.np.random.default_rng(seed), 0
+    for i in range(2 * arguments.kills):
+        if met == arguments.kills:
+            break
         at = float(rng.uniform(0.02, 1.0) * seconds)
         everybody = i % 2 == 0
         facts = {"at": round(at, 1), "everybody": everybody}
@@ -77,6 +87,7 @@ def cases(arguments: argparse.Namespace, run: Path, whole: dict) -> Iterator[tup
             str(i),
             lambda at=at, e=everybody, f=facts: f | conditions.kill(run, calls, whole, conditions.after(at), e),
         )
+        met += done.get(("kill", str(i)), {"killed": True})["killed"]
 
 
 def _conditions(seed: int, run: Path, whole: dict, arguments: argparse.Namespace) -> Iterator[tuple[str, str, Case]]:
@@ -133,7 +144,7 @@ def main() -> int:
     for line in log.read_text().splitlines() if log.is_file() else []:
         entry = json.loads(line)
         done[entry["fault"], entry["case"]] = entry
-    for fault, case, call in cases(arguments, run, whole):
+    for fault, case, call in cases(arguments, run, whole, done):
         if (fault, case) in done or (arguments.only and not any(fault.startswith(name) for name in arguments.only)):
             continue
         entry = {"fault": fault, "case": case, **call()}
@@ -143,15 +154,16 @@ def main() -> int:
         said = "identical" if entry["identical"] else "DIFFERENT"
         print(f"{fault} {case}: {said}, {entry['lost_seconds']:.1f} s lost {entry.get('verb', '')}", flush=True)
     lines, failures = summary(list(done.values()), whole)
-    planned = sum(1 for _ in cases(arguments, run, whole))
+    planned = sum(1 for _ in cases(arguments, run, whole, done))
     if len(done) < planned:
         lines += ["", f"{len(done)} of {planned} planned cases are done; the same command goes on with the others."]
     print("\n".join(lines))
     if arguments.write:
-        words = [
-            f"--{name} {getattr(arguments, name)}" for name in ("kills", "full", "starts", "clocks", "exports", "seed")
-        ]
-        words += ["--stage", "oof"] if arguments.stage == "oof" else []
+        given = (
+            ("kills", "full", "starts", "clocks", "exports", "seed") if arguments.stage == "all" else ("kills", "seed")
+        )
+        words = ["--stage oof"] if arguments.stage == "oof" else []
+        words += [f"--{name} {getattr(arguments, name)}" for name in given]
         words += ["--preloaded"] if arguments.preloaded else []
         words += [f"--set {shlex.join(arguments.set)}"] if arguments.set else []
         write_page(arguments.write, f"python benchmarks/faults.py {' '.join(words)}", lines, done, whole)
