@@ -19,7 +19,7 @@ OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(
             $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack ablate distill predict table report demo test test-slow lint format bases plan bench-oof bench-stack faults check audit clean-demo
+.PHONY: help setup oof stack ablate distill predict table report demo test test-slow lint format bases plan bench-oof bench-stack quality faults check audit clean-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,6 +85,9 @@ bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--mode
 
 bench-stack: $(READY)  ## stage two beside LightGBMTunerCV, StackingClassifier, AutoGluon (ARGS="--battles 6000 --trials 5")
 	@$(PY) benchmarks/bench_stack.py $(ARGS)
+
+quality: $(READY)  ## all stages on real judgements and pre-trained models (QUICK=1; ARGS="--data DIR --models DIR")
+	@$(PY) benchmarks/quality.py $(if $(QUICK),--quick) $(ARGS)
 
 faults: $(READY)  ## every stage killed, on bad disks, damaged: the same bytes (ARGS="--kills 12", "--stage oof --kills 40")
 	@$(PY) benchmarks/faults.py $(or $(ARGS),--write docs/results-faults.md)

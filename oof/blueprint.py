@@ -1,7 +1,7 @@
 """A model without its weights: parameters, memory and arithmetic of one step, traced on tensors that hold no data.
 
 The stock classifier is built on the meta device, given its adapters, and run forward and backward on fake tensors:
-a dispatch mode adds up the live storages and, by PyTorch's own formulas, the floating-point operations. So soft-capping,
+a dispatch mode adds up the live storages and, by PyTorch's own formulas, the arithmetic. So soft-capping,
 frozen layers and activation checkpointing cost here what they cost in earnest. Deep models are traced at two small
 depths and extrapolated: every further pair of layers costs the same.
 """

@@ -1,0 +1,252 @@
+"""All three stages on real judgements with small pre-trained models: docs/results.md.
+
+    make quality ARGS="--models DIR"           # DIR has smollm2-135m and gemma3-270m; hours, run again to go on
+    make quality QUICK=1 ARGS="--models DIR"   # the same with so little of everything that it only shows that it runs
+
+Two sets of battles in the LMSYS schema: arguments (UKPConvArg1: which of two arguments of a debate convinces more) and
+chats (PandaLM's test set and the human judgements of Tulu 1 together, the arguments being ``data.extra``). Members of
+both families (SmolLM2-135M, which is a Llama, and Gemma3-270M), a Gemma3-270M student, 3 folds. Nothing was tuned on
+what is reported: half of the prompts, drawn by seed, are left for development (``--half develop``), the page is about
+the other half, and the recipe stands in ``settings``. Every row is out of fold; intervals resample groups of
+near-duplicate prompts. The in-sample-teacher student learns from teachers that trained on the same battles (``teacher:
+fold_matched``), as first place's did; it is scored by fold students, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from distill_demo import train as train_students
+from numpy.typing import NDArray
+from ukp_stack import title_and_side
+
+from ensemble import stack
+from oof import config as configuration
+from oof import store
+from oof.config import Config
+from oof.errors import UserError
+from oof.log import quiet_libraries
+from oof.metrics import group_interval, row_log_loss
+
+MEMBERS = {"smollm2": "smollm2-135m", "gemma3": "gemma3-270m"}
+STUDENT = "gemma3-270m"
+IN_SAMPLE = "in-sample-teacher student"
+COLUMNS = ["id", "prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"]
+FILES = {"arguments": ["ukpconvarg1_dev.csv"], "chats": ["pandalm_testset.csv", "tulu_human_eval.csv"]}
+TOKENS = {"arguments": 160, "chats": 384}
+QUICK = {"battles": 72, "tokens": 96, "epochs": 0.5, "trials": 3}
+FULL = {"battles": 1500, "tokens": 0, "epochs": 2.0, "trials": 30}
+Losses = Mapping[str, NDArray[np.float64]]
+
+
+def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of one set; JSON is YAML."""
+    train = {"epochs": size["epochs"], "lr": 5e-4, "head_lr": 2e-3, "batch_battles": 8, "swap": "random"}
+    train |= {"tokens_per_batch": 2048, "checkpoint_steps": 25}
+
+    def recipe(checkpoint: str) -> dict[str, Any]:
+        return {
+            "checkpoint": str(models / checkpoint),
+            "dtype": "auto",
+            "score_tokens_per_batch": 4096,
+            "lora": {"rank": 16, "alpha": 32},
+            "train": dict(train),
+        }
+
+    data: dict[str, Any] = {"train": [str(folder / "battles.csv")]}
+    if name == "chats":
+        data["extra"] = [str(folder / "extra.csv")]
+    return {
+        "run": str(folder / "run"),
+        "data": data,
+        "folds": {"k": 3},
+        "prompts": {"max_tokens": size["tokens"] or TOKENS[name]},
+        "members": {member: recipe(checkpoint) for member, checkpoint in MEMBERS.items()},
+        "stack": {"trials": size["trials"], "text_member": True},
+        "distill": {"student": recipe(STUDENT)},
+    }
+
+
+def read(files: list[Path]) -> pl.DataFrame:
+    """Return the battles of several files; ids are made different, prompts of arguments cut to title and side."""
+    parts = [
+        pl.read_csv(path, infer_schema=False).select(COLUMNS).with_columns(pl.lit(f"{path.stem}-") + pl.col("id"))
+        for path in files
+    ]
+    table = pl.concat(parts)
+    if files[0].name.startswith("ukp"):
+        table = table.with_columns(pl.col("prompt").map_elements(title_and_side, return_dtype=pl.String))
+    return table
+
+
+def sample(table: pl.DataFrame, half: str, n: int, seed: int = 0) -> pl.DataFrame:
+    """Return at most n random battles of one half of the prompts, in the table's order."""
+    prompts = np.random.default_rng(seed).permutation(table["prompt"].unique().sort().to_numpy())
+    kept = prompts[::2] if half == "report" else prompts[1::2]
+    rows = np.flatnonzero(table["prompt"].is_in(list(kept)).to_numpy())
+    return table[np.sort(np.random.default_rng(seed + 1).permutation(rows)[:n])]
+
+
+def prepare(name: str, folder: Path, arguments: argparse.Namespace, size: Mapping[str, Any]) -> Path:
+    """Write the set's battles and configuration; return the latter's path."""
+    sets = {"battles": read([arguments.data / file for file in FILES[name]])}
+    if name == "chats":
+        sets["extra"] = read([arguments.data / file for file in FILES["arguments"]])
+    for file, table in sets.items():
+        n = size["battles"] // (3 if file == "extra" else 1)
+        with store.replacing(folder / f"{file}.csv") as temporary:
+            sample(table, arguments.half, n).write_csv(temporary)
+    path = folder / "config.yaml"
+    store.write_json(path, settings(name, folder, arguments.models, size))
+    return path
+
+
+def run_stage(folder: Path, stage: str, command: list[str]) -> None:
+    """Run one stage; add its seconds to those of earlier calls and keep the largest process's peak memory."""
+    path = folder / "spent.json"
+    spent: dict[str, dict[str, float]] = store.read_json(path) if path.is_file() else {}
+    facts = spent.setdefault(stage, {"seconds": 0.0, "peak_gb": 0.0})
+    begun = time.monotonic()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    facts["seconds"] += time.monotonic() - begun
+    facts["peak_gb"] = max(facts["peak_gb"], usage.ru_maxrss * 1024 / 1e9)
+    store.write_json(path, spent)
+    if process.returncode:
+        sys.exit(process.returncode)
+
+
+def probabilities(config: Config, path: Path) -> tuple[dict[str, NDArray[np.float64]], Any]:
+    """Return every predictor's (n, 3) out-of-fold probabilities, and the inputs of stage two."""
+    inputs = stack.load_inputs(config)
+    ids, run = inputs.table["id"], Path(config.run)
+    known = stack.read_predictions(run / "stack" / "predictions.parquet", ids)
+    known |= stack.read_predictions(run / "distill" / "predictions.parquet", ids)
+    rows = ["prior", "length_only", "text", *(f"member:{m}" for m in MEMBERS), "mean", "stack", "calibrated", "student"]
+    probs = {name: known[name] for name in rows}
+    probs[IN_SAMPLE] = train_students(IN_SAMPLE, [str(path), "distill.teacher=fold_matched"])
+    return probs, inputs
+
+
+def tokens_of(config: Config) -> int:
+    """Return the tokens that the fold jobs of stage one read, in training and in scoring of both orders."""
+    total = 0
+    for name, member in config.members.items():
+        tables = [pl.read_parquet(path) for path in sorted(Path(config.run).glob(f"oof/{name}/fold-*/logits.parquet"))]
+        held = [int(table.select(pl.sum_horizontal("^kept_.*$").sum()).item()) for table in tables]
+        orders = 2 if member.train.swap == "paired" else 1
+        total += int(sum((sum(held) - own) * member.train.epochs * orders + 2 * own for own in held))
+    return total
+
+
+def cell(values: NDArray[np.float64], groups: NDArray[np.int64], sign: str = "") -> str:
+    row = group_interval(values, groups, 0)
+    return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
+
+
+def section(name: str, config: Config, probs: Mapping[str, NDArray[np.float64]], inputs: Any, folder: Path) -> str:
+    """Return one set's part of the page."""
+    losses = {row: row_log_loss(p, inputs.labels) for row, p in probs.items()}
+    best = min((row for row in losses if row.startswith("member:")), key=lambda row: float(losses[row].mean()))
+    groups = inputs.groups
+    lines = [f"## {name.capitalize()}", ""]
+    lines.append(f"{len(inputs.labels):,} battles in {len(np.unique(groups))} groups of near-duplicate prompts.")
+    lines += ["", f"| | log loss | minus calibrated | minus {best} | minus text |", "|---|---|---|---|---|"]
+    for row, loss in losses.items():
+        apart = [cell(loss - losses[o], groups, "+") if o != row else "" for o in ("calibrated", best, "text")]
+        lines.append(f"| {row} | {cell(loss, groups)} | {' | '.join(apart)} |")
+    lines += ["", "| to hold | |", "|---|---|"]
+    for what, one, other in (
+        (f"calibrated better than {best}", "calibrated", best),
+        ("calibrated better than the text baseline", "calibrated", "text"),
+        (f"student better than {best}", "student", best),
+    ):
+        holds = group_interval(losses[one] - losses[other], groups, 0)["high"] < 0
+        lines.append(f"| {what}, interval below 0 | {'yes' if holds else '**no**'} |")
+    near = float((losses["student"] - losses["calibrated"]).mean()) <= 0.03
+    lines.append(f"| student at most 0.03 nats behind calibrated | {'yes' if near else '**no**'} |")
+    spent = store.read_json(folder / "spent.json")
+    lines += ["", "| stage | seconds | tokens/s | largest process, GB |", "|---|---|---|---|"]
+    for stage, facts in spent.items():
+        rate = f"{tokens_of(config) / facts['seconds']:,.0f}" if stage == "oof" else ""
+        lines.append(f"| {stage} | {facts['seconds']:,.0f} | {rate} | {facts['peak_gb']:.1f} |")
+    return "\n".join(lines)
+
+
+def page(sections: list[str], arguments: argparse.Namespace, size: Mapping[str, Any]) -> str:
+    words = " QUICK=1" if arguments.quick else ""
+    words += "" if arguments.half == "report" else ' ARGS="--half develop"'
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    lines = [
+        "# All three stages on real judgements",
+        "",
+        f"Written by `make quality{words}` on {datetime.now(UTC):%Y-%m-%d} from commit {commit} "
+        f"({platform.machine()}, {os.cpu_count()} cores, no GPU). {(__doc__ or '').split(chr(10) * 2)[2]}",
+        "",
+        f"LoRA of rank 16 on all layers, {size['epochs']:g} epochs, {size['trials']} trials. Seconds are the sum over "
+        "all calls, whatever else the machine did.",
+    ]
+    if arguments.quick:
+        lines += ["", "**Of too few battles to say anything**: it shows that the command runs."]
+    return "\n".join([*lines, "", "\n\n".join(sections)]) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--models", type=Path, default=Path("../shared/models"))
+    parser.add_argument("--out", type=Path, help="default: runs/quality, of the quick version runs/quality-quick")
+    parser.add_argument("--write", type=Path, help="default: docs/results.md, of the quick version OUT/results.md")
+    parser.add_argument("--half", choices=["report", "develop"], default="report")
+    parser.add_argument("--sets", nargs="*", choices=list(FILES), default=list(FILES))
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    size = QUICK if arguments.quick else FULL
+    out = arguments.out or Path("runs/quality-quick" if arguments.quick else "runs/quality")
+    needed = [arguments.data / file for files in FILES.values() for file in files]
+    needed += [arguments.models / checkpoint for checkpoint in (*MEMBERS.values(), STUDENT)]
+    missing = [str(path) for path in needed if not path.exists()]
+    if missing:
+        print(f"error: {missing[0]}: not there; give --data and --models", file=sys.stderr)
+        return 2
+    sections = []
+    for name in arguments.sets:
+        folder = out / arguments.half / name
+        path = prepare(name, folder, arguments, size)
+        for package, verb in (("oof", "oof"), ("ensemble", "stack"), ("ensemble", "distill")):
+            run_stage(folder, verb, [sys.executable, "-m", package, verb, str(path)])
+        config = configuration.load(str(path), [])
+        try:
+            probs, inputs = probabilities(config, path)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        sections.append(section(name, config, probs, inputs, folder))
+        print(sections[-1], flush=True)
+    text = page(sections, arguments, size)
+    default = out / "results.md" if arguments.quick or arguments.half == "develop" else Path("docs/results.md")
+    target = arguments.write or default
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with store.replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"written: {target}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
