@@ -80,7 +80,7 @@ bases: $(READY)  ## rebuild the demo's base checkpoints (about 20 minutes)
 plan: $(READY)  ## parameters, memory, hours and disk of CONFIG on five cards, before you pay for them
 	@$(PY) -m oof plan $(CONFIG) $(OVERRIDES)
 
-bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--model FOLDER --battles 24")
+bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--model FOLDER")
 	@$(PY) benchmarks/training.py $(ARGS)
 
 bench-stack: $(READY)  ## stage two beside LightGBMTunerCV, StackingClassifier, AutoGluon (ARGS="--battles 6000 --trials 5")

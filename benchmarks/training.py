@@ -1,7 +1,7 @@
 """How fast a fold job trains and predicts, beside transformers' own Trainer on the same battles in the same run.
 
-    python benchmarks/training.py --model ../models/smollm2-135m --battles 24        # any checkpoint
-    python benchmarks/training.py --model gemma2-12x640 --battles 24                 # a random Gemma2, 12 layers of 640
+    python benchmarks/training.py --model ../models/smollm2-135m                     # any checkpoint
+    python benchmarks/training.py --model gemma2-12x640                              # a random Gemma2, 12 layers of 640
 
 Peers: ``Trainer`` with ``DataCollatorWithPadding`` (a) in random order, (b) ``train_sampling_strategy=
 "group_by_length"``, (c) padding to ``max_length``; all with the same adapters, dtype, battles per optimizer step,
@@ -238,7 +238,7 @@ def member_of(arguments: argparse.Namespace, checkpoint: str) -> Member:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="gemma2-12x640")
-    parser.add_argument("--battles", type=int, default=24)
+    parser.add_argument("--battles", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--peer-batch", type=int, default=8, help="sequences at a time; 8 is Trainer's default")
