@@ -33,6 +33,7 @@ import numpy as np
 import polars as pl
 import psutil
 from features import battles  # the benchmark beside this file
+from pages import cell
 from scipy.special import expit
 
 from ensemble import features
@@ -41,7 +42,7 @@ from ensemble.design import build_design
 from ensemble.processes import cores
 from oof import store
 from oof.config import Stack
-from oof.metrics import group_interval, row_log_loss
+from oof.metrics import row_log_loss
 
 HERE = Path(__file__).resolve().parent
 CONTENDERS = ("ours", "tuner", "sklearn", "autogluon")
@@ -212,18 +213,13 @@ def table(arguments: argparse.Namespace, done: dict[str, dict[str, Any]]) -> str
         apart = (
             ""
             if name == TITLES["ours"] or TITLES["ours"] not in losses
-            else _cell(losses[TITLES["ours"]] - loss, groups, "+")
+            else cell(losses[TITLES["ours"]] - loss, groups, "+")
         )
         spent = [f"{facts[k]:,.0f}" if facts else "" for k in ("seconds", "cpu_seconds")]
         memory = f"{facts['peak_bytes'] / 1e9:.2f}" if facts else ""
-        lines.append(f"| {name} | {_cell(loss, groups)} | {apart} | {spent[0]} | {spent[1]} | {memory} |")
+        lines.append(f"| {name} | {cell(loss, groups)} | {apart} | {spent[0]} | {spent[1]} | {memory} |")
     lines += [f"\n{TITLES[n]} is left out: {f['failed']}." for n, f in done.items() if "failed" in f]
     return "\n".join(lines) + "\n"
-
-
-def _cell(values: np.ndarray, groups: np.ndarray, sign: str = "") -> str:
-    row = group_interval(values, groups, 0)
-    return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
 
 
 def main() -> int:

@@ -27,6 +27,7 @@ import numpy as np
 import polars as pl
 import yaml
 from numpy.typing import NDArray
+from pages import cell
 
 from ensemble import stack
 from ensemble.__main__ import main as ensemble_main
@@ -39,7 +40,7 @@ from oof.config import Config
 from oof.dataset import load_battles, read_test
 from oof.errors import UserError
 from oof.log import quiet_libraries
-from oof.metrics import group_interval, row_log_loss
+from oof.metrics import row_log_loss
 
 HARD, DEFAULT = "hard labels only", "default: OOF teacher + pseudo-labelled battles, KL, T = 1"
 LABELLED_ONLY = "distill.pseudo_weight=0"
@@ -192,10 +193,6 @@ def table(logits: Logits, out: Path) -> str:
     losses = {n: row_log_loss(cross_fitted_temperature(z, labels, groups % 2)[0], labels) for n, z in logits.items()}
     best = min((name for name in losses if name.startswith("member")), key=lambda name: losses[name].mean(), default="")
 
-    def cell(values: NDArray[np.float64], sign: str = "+") -> str:
-        row = group_interval(values, units, seed=0)
-        return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
-
     lines = [
         f"{len(labels):,} held-out battles of {groups.max() + 1} prompts; 95 % intervals over the arguments shown "
         "first, which recur (the prompts are too few to resample).",
@@ -204,8 +201,10 @@ def table(logits: Logits, out: Path) -> str:
         "|---|---|---|---|---|",
     ]
     for name, loss in losses.items():
-        others = [cell(loss - losses[o]) if o in losses and o != name else "" for o in ("calibrated", best, HARD)]
-        lines.append(f"| {name} | {cell(loss, '')} | {' | '.join(others)} |")
+        others = [
+            cell(loss - losses[o], units, "+") if o in losses and o != name else "" for o in ("calibrated", best, HARD)
+        ]
+        lines.append(f"| {name} | {cell(loss, units)} | {' | '.join(others)} |")
     lines += [f"| {name} | not run yet | | | |" for name in RECIPES if name not in losses]
     return "\n".join(lines)
 

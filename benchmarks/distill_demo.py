@@ -15,10 +15,10 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pages import cell
 
 from ensemble import stack
 from ensemble.distill import cross_fitted_temperature, plan_student
@@ -26,7 +26,7 @@ from oof import config as configuration
 from oof import store
 from oof.errors import UserError
 from oof.log import quiet_libraries
-from oof.metrics import group_interval, row_log_loss
+from oof.metrics import row_log_loss
 
 HARD = "hard labels only"
 RECIPES: dict[str, list[str]] = {
@@ -84,16 +84,13 @@ def compare(path: str, overrides: Sequence[str], recipes: Mapping[str, Sequence[
             probs[name] = train(name, [path, *overrides, *changes])
     losses = {name: row_log_loss(p, inputs.labels) for name, p in probs.items()}
 
-    def cell(values: NDArray[Any], sign: str = "+") -> str:
-        row = group_interval(values, inputs.groups, config.seed)
-        return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
-
+    groups, seed = inputs.groups, config.seed
     lines = [f"{len(inputs.labels)} battles, 95 % intervals over groups of near-duplicate prompts.", ""]
     lines += ["| student | log loss | minus calibrated | minus hard labels only |", "|---|---|---|---|"]
     for name, loss in losses.items():
-        hard = cell(loss - losses[HARD]) if HARD in losses and name != HARD else ""
-        apart = cell(loss - losses["calibrated"]) if name != "calibrated" else ""
-        lines.append(f"| {name} | {cell(loss, '')} | {apart} | {hard} |")
+        hard = cell(loss - losses[HARD], groups, "+", seed) if HARD in losses and name != HARD else ""
+        apart = cell(loss - losses["calibrated"], groups, "+", seed) if name != "calibrated" else ""
+        lines.append(f"| {name} | {cell(loss, groups, seed=seed)} | {apart} | {hard} |")
     return "\n".join(lines)
 
 

@@ -203,11 +203,11 @@ def _start(
             os.killpg(process.pid, signal.SIGKILL) if everybody else process.kill()
             process.wait()
         time.sleep(0.005)
-    _reap(process.pid)
+    reap(process.pid)
     return process.returncode, busy_seconds() - before
 
 
-def _reap(group: int) -> None:
+def reap(group: int) -> None:
     """Wait for what is left of a process group (see ``adopt_orphans``)."""
     try:
         while True:

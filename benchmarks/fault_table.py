@@ -79,16 +79,15 @@ def refusals(entries: Iterable[Mapping], run: str) -> list[str]:
     return [f"* `{sentence}`" for sentence in sorted(said)]
 
 
-def write_page(path: Path, command: str, lines: list[str], done: Mapping, whole: Mapping) -> None:
-    """Write the page."""
+def write_page(path: Path, command: str, lines: list[str], done: Mapping, whole: Mapping, everything: bool) -> None:
+    """Write the page: of every fault in all stages, or of kills in stage one."""
     entries = list(done.values())
     run = next(word.removeprefix("run=") for word in whole["calls"][0] if word.startswith("run="))
     killed = [entry for entry in entries if entry["fault"] == "kill" and entry["killed"]]
     verbs = {verb: sum(entry["verb"] == verb for entry in killed) for verb in sorted({e["verb"] for e in killed})}
     ways = sorted({entry["how"] for entry in entries if entry.get("how")})
     kinds = kinds_table(entries)
-    alone = "--stage oof" in command
-    title = "Stage one under kill -9" if alone else "A run under faults"
+    title = "A run under faults" if everything else "Stage one under kill -9"
     text = f"""# {title}
 
 Written by `{command}` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d} from commit {whole["commit"]}
@@ -104,7 +103,7 @@ Half-written: a manifest vouches for a file that is not what it says, at the ins
 
 Kills by the verb that was running: {", ".join(f"{verb} {n}" for verb, n in verbs.items()) or "none"}.
 """
-    if not alone:
+    if everything:
         text += f"""
 How disks were made to fail: {", ".join(ways) or "not tried"}.
 

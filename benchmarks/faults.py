@@ -16,7 +16,6 @@ import argparse
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ import corruptions
 import fault_conditions as conditions
 import fault_runs as runs
 from fault_table import summary, write_page
+from pages import commit
 
 Case = Callable[[], dict]
 
@@ -60,13 +60,6 @@ def reference(out: Path, run: Path, stage: str, more: list[str]) -> dict:
         sys.exit("two uninterrupted runs differ, or one does not leave what its own manifests say")
     path.write_text(json.dumps({**facts, "bytes": sum(sizes), "largest": max(sizes)}))
     return json.loads(path.read_text())
-
-
-def commit() -> str:
-    """Return the commit of the checkout, marked where tracked files were changed."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def cases(arguments: argparse.Namespace, run: Path, whole: dict, done: dict) -> Iterator[tuple[str, str, Case]]:
@@ -159,14 +152,14 @@ def main() -> int:
         lines += ["", f"{len(done)} of {planned} planned cases are done; the same command goes on with the others."]
     print("\n".join(lines))
     if arguments.write:
-        given = (
-            ("kills", "full", "starts", "clocks", "exports", "seed") if arguments.stage == "all" else ("kills", "seed")
-        )
-        words = ["--stage oof"] if arguments.stage == "oof" else []
+        everything = arguments.stage == "all"
+        given = ["kills", *(["full", "starts", "clocks", "exports"] if everything else []), "seed"]
+        words = [] if everything else ["--stage oof"]
         words += [f"--{name} {getattr(arguments, name)}" for name in given]
         words += ["--preloaded"] if arguments.preloaded else []
         words += [f"--set {shlex.join(arguments.set)}"] if arguments.set else []
-        write_page(arguments.write, f"python benchmarks/faults.py {' '.join(words)}", lines, done, whole)
+        command = f"python benchmarks/faults.py {' '.join(words)}"
+        write_page(arguments.write, command, lines, done, whole, everything)
     return int(bool(failures))
 
 

@@ -29,6 +29,7 @@ import numpy as np
 import polars as pl
 from distill_demo import train as train_students
 from numpy.typing import NDArray
+from pages import cell, commit
 from ukp_stack import title_and_side
 
 from ensemble import stack
@@ -44,10 +45,10 @@ STUDENT = "gemma3-270m"
 IN_SAMPLE = "in-sample-teacher student"
 COLUMNS = ["id", "prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"]
 FILES = {"arguments": ["ukpconvarg1_dev.csv"], "chats": ["pandalm_testset.csv", "tulu_human_eval.csv"]}
+STAGES = {"oof": "oof", "stack": "ensemble", "distill": "ensemble"}  # verb: its package
 TOKENS = {"arguments": 160, "chats": 384}
 QUICK = {"battles": 72, "tokens": 96, "epochs": 0.5, "trials": 3}
 FULL = {"battles": 1500, "tokens": 0, "epochs": 2.0, "trials": 30}
-Losses = Mapping[str, NDArray[np.float64]]
 
 
 def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,11 +152,6 @@ def tokens_of(config: Config) -> int:
     return total
 
 
-def cell(values: NDArray[np.float64], groups: NDArray[np.int64], sign: str = "") -> str:
-    row = group_interval(values, groups, 0)
-    return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
-
-
 def section(name: str, config: Config, probs: Mapping[str, NDArray[np.float64]], inputs: Any, folder: Path) -> str:
     """Return one set's part of the page."""
     losses = {row: row_log_loss(p, inputs.labels) for row, p in probs.items()}
@@ -179,7 +175,8 @@ def section(name: str, config: Config, probs: Mapping[str, NDArray[np.float64]],
     lines.append(f"| student at most 0.03 nats behind calibrated | {'yes' if near else '**no**'} |")
     spent = store.read_json(folder / "spent.json")
     lines += ["", "| stage | seconds | tokens/s | largest process, GB |", "|---|---|---|---|"]
-    for stage, facts in spent.items():
+    for stage in STAGES:
+        facts = spent[stage]
         rate = f"{tokens_of(config) / facts['seconds']:,.0f}" if stage == "oof" else ""
         lines.append(f"| {stage} | {facts['seconds']:,.0f} | {rate} | {facts['peak_gb']:.1f} |")
     return "\n".join(lines)
@@ -188,13 +185,10 @@ def section(name: str, config: Config, probs: Mapping[str, NDArray[np.float64]],
 def page(sections: list[str], arguments: argparse.Namespace, size: Mapping[str, Any]) -> str:
     words = " QUICK=1" if arguments.quick else ""
     words += "" if arguments.half == "report" else ' ARGS="--half develop"'
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     lines = [
         "# All three stages on real judgements",
         "",
-        f"Written by `make quality{words}` on {datetime.now(UTC):%Y-%m-%d} from commit {commit} "
+        f"Written by `make quality{words}` on {datetime.now(UTC):%Y-%m-%d} from commit {commit()} "
         f"({platform.machine()}, {os.cpu_count()} cores, no GPU). {(__doc__ or '').split(chr(10) * 2)[2]}",
         "",
         f"LoRA of rank 16 on all layers, {size['epochs']:g} epochs, {size['trials']} trials. Seconds are the sum over "
@@ -228,7 +222,7 @@ def main() -> int:
     for name in arguments.sets:
         folder = out / arguments.half / name
         path = prepare(name, folder, arguments, size)
-        for package, verb in (("oof", "oof"), ("ensemble", "stack"), ("ensemble", "distill")):
+        for verb, package in STAGES.items():
             run_stage(folder, verb, [sys.executable, "-m", package, verb, str(path)])
         config = configuration.load(str(path), [])
         try:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from pages import cell, commit
 
 from ensemble import stack
 from oof import config as configuration
@@ -62,11 +63,6 @@ def title_and_side(prompt: str) -> str:
     return json.dumps(["\n".join([lines[0], *(line for line in lines if line.startswith("Stance:"))])])
 
 
-def cell(values: np.ndarray, groups: np.ndarray, sign: str = "") -> str:
-    row = group_interval(values, groups, 0)
-    return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
-
-
 def report(config_path: Path, command: str, seconds: Mapping[str, float]) -> str:
     """Return the Markdown page of a finished run."""
     config = configuration.load(str(config_path), [])
@@ -91,7 +87,7 @@ def report(config_path: Path, command: str, seconds: Mapping[str, float]) -> str
         + ", ".join(f"{stage} {value:,.0f}" for stage, value in seconds.items())
         + ".",
         "",
-        f"Made on {date.today()} at commit {_commit()}, {os.cpu_count()} CPU cores, no GPU. "
+        f"Made on {date.today()} at commit {commit()}, {os.cpu_count()} CPU cores, no GPU. "
         "The member's recipe was fixed beforehand; `stack.text_member` had been tried once, on 1,000 battles of "
         "this file.",
         "",
@@ -110,12 +106,6 @@ def report(config_path: Path, command: str, seconds: Mapping[str, float]) -> str
         verdicts.append(f"than {name}: {'yes' if high < 0 else 'no'}")
     lines += ["", f"Better, by a paired interval below 0: {'; '.join(verdicts)}."]
     return "\n".join(lines) + "\n"
-
-
-def _commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
 
 
 def main() -> int:

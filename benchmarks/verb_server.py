@@ -16,7 +16,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from fault_runs import adopt_orphans
+from fault_runs import adopt_orphans, busy_seconds, reap
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -57,17 +57,6 @@ def become(argv: list[str], said: str) -> None:
         os._exit(status)
 
 
-def orphans_seconds(group: int) -> float:
-    """Wait for what a killed verb left behind, and return its processor seconds: nobody else would count them."""
-    busy = 0.0
-    while True:
-        try:
-            _, _, used = os.wait4(-group, 0)
-        except ChildProcessError:
-            return busy
-        busy += used.ru_utime + used.ru_stime
-
-
 def serve() -> None:
     adopt_orphans()
     for line in sys.stdin:
@@ -76,8 +65,10 @@ def serve() -> None:
         if not child:
             become(order["argv"], order["said"])
         print(json.dumps({"pid": child}), flush=True)
-        _, status, used = os.wait4(child, 0)
-        busy = used.ru_utime + used.ru_stime + orphans_seconds(child)
+        before = busy_seconds()
+        _, status = os.waitpid(child, 0)
+        reap(child)
+        busy = busy_seconds() - before
         print(json.dumps({"status": os.waitstatus_to_exitcode(status), "busy": busy}), flush=True)
 
 

@@ -79,6 +79,10 @@ def test_parameters_and_arithmetic_are_the_real_model_s(member: Member, layers: 
     with FlopCounterMode(display=False) as flops:
         model(input_ids=torch.full((BATCH, TOKENS), 10)).logits.sum().backward()
     assert planned.flops == pytest.approx(flops.get_total_flops(), rel=0.05)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        model(input_ids=torch.full((BATCH, TOKENS), 10))
+    scored = trace(member, BATCH, TOKENS, False, False, attention)
+    assert scored.flops == pytest.approx(flops.get_total_flops(), rel=0.05)
 
 
 @pytest.mark.parametrize(

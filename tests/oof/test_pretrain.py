@@ -7,97 +7,39 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import ROOT, small_arguments
+from conftest import ROOT
+from pretrain_runs import FRESH, LLAMA, finished, overrides_in, starts, weights
 from safetensors.torch import load_file
 
 from oof import config as configuration
-from oof import fold_jobs, plan, store
+from oof import fold_jobs, plan
 from oof.__main__ import main as oof_main
 from oof.audit import audit_run
 from oof.batches import TrainingSteps
 from oof.dataset import load_battles, read_test
 from oof.pretrain import prepare_pairs, pretrain_job
-from oof.synth import write_arena
-
-LLAMA = "members.llama3_1"
-STILL = [f"{LLAMA}.train.lr=0", f"{LLAMA}.train.head_lr=0"]  # fold jobs that stay where they started
-MOVING = ["pretrain.lr=2e-3", "pretrain.head_lr=5e-3", "pretrain.batch_battles=8"]
-FRESH = 24  # pairs about nothing that any battle asks
-
-
-def write_data(folder: Path) -> list[str]:
-    """Write battles, and pairs of which some have a scored battle's prompt; return the overrides that name them."""
-    paths = write_arena(folder, 60, 0, 8)
-    asked = {name: [json.loads(text) for text in pl.read_csv(paths[name])["prompt"]] for name in ("train", "test")}
-    single = {name: [turns[0] for turns in prompts if len(turns) == 1] for name, prompts in asked.items()}
-    rng = np.random.default_rng(0)
-    prompts = [" ".join(f"w{n}" for n in rng.integers(10_000, size=12)) for _ in range(FRESH)]
-    prompts += [single["train"][0], single["train"][1].upper() + "!!", f"please, {single['test'][0]}"]
-    rows = [
-        {"prompt": prompt, "chosen": f"a good and long answer to number {i}", "rejected": f"bad {i}"}
-        for i, prompt in enumerate(prompts)
-    ]
-    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return [
-        f"data.train=[{paths['train']}]",
-        f"data.test=[{paths['test']}]",
-        f"pretrain.data=[{folder / 'pairs.jsonl'}]",
-    ]
-
-
-def only_llama(folder: Path) -> Path:
-    text = (ROOT / "configs" / "demo.yaml").read_text()
-    path = folder / "one.yaml"
-    path.write_text(text[: text.index("  gemma2:")] + text[text.index("  llama3_1:") :])
-    return path
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return the configuration and its overrides, without a run."""
-    folder = tmp_path_factory.mktemp("pairs")
-    shared = [a for a in small_arguments(Path("unused"))[2:] if "gemma2" not in a and "synth" not in a]
-    return [
-        str(only_llama(folder)),
-        *shared,
-        *write_data(folder),
-        "folds.k=2",
-        *MOVING,
-        *STILL,
-        f"{LLAMA}.train.checkpoint_steps=1",
-    ]
-
-
-def config_of(base: list[str], run: Path, *more: str) -> configuration.Config:
-    return configuration.load(base[0], [*base[1:], f"run={run}", *more])
+    return overrides_in(tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.fixture(scope="module")
 def whole(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished run (do not write to it)."""
-    before, run = Path.cwd(), tmp_path_factory.mktemp("runs") / "whole"
-    os.chdir(ROOT)
-    try:
-        assert oof_main(["oof", *base, f"run={run}"]) == 0
-    finally:
-        os.chdir(before)
-    return run
+    return finished(base, tmp_path_factory.mktemp("runs") / "whole")
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(next(folder.glob("*.safetensors")))
-
-
-def starts(run: Path) -> dict[str, torch.Tensor]:
-    return weights(run / "pretrain" / "member-llama3_1" / "adapter")
+def config_of(base: list[str], run: Path, *more: str) -> configuration.Config:
+    return configuration.load(base[0], [*base[1:], f"run={run}", *more])
 
 
 def test_no_pair_of_a_scored_prompt_is_trained_on(whole: Path) -> None:
@@ -216,70 +158,6 @@ def test_another_test_file_redoes_only_the_comparison(base: list[str], whole: Pa
     assert after is not None
     assert not after.step.done  # one pair less
     assert pl.read_parquet(run / "pretrain" / "battles.parquet").height == FRESH - 1
-
-
-def test_the_audit_proves_it(whole: Path) -> None:
-    findings = {finding.check: finding for finding in audit_run(whole)}
-    assert not [check for check, finding in findings.items() if finding.status == "violated"]
-    assert "3 left out for a scored battle's prompt" in findings["pretraining pairs"].message
-    assert "0 pairs are near" in findings["pretraining pairs near scored prompts"].message
-    assert "2 fold jobs started from it" in findings["pretraining of llama3_1"].message
-
-
-def plant(pairs: pl.DataFrame, prompt: list[str]) -> pl.DataFrame:
-    return pl.concat([pairs[:-1], pairs[-1:].with_columns(prompt=pl.Series([prompt]))])
-
-
-def with_a_scored_prompt(run: Path) -> None:
-    """A pair gets a scored battle's prompt, slightly edited; every checksum is made to agree."""
-    folder = run / "pretrain"
-    prompt = pl.read_parquet(run / "battles.parquet").filter(pl.col("role") == "train")["prompt"][0].to_list()
-    pairs = plant(pl.read_parquet(folder / "battles.parquet"), [prompt[0] + " thanks", *prompt[1:]])
-    pairs.write_parquet(folder / "battles.parquet")
-    record = json.loads((folder / "battles.json").read_text())
-    record["files"]["battles.parquet"] = store.file_digest(folder / "battles.parquet")
-    store.write_json(folder / "battles.json", store.sealed(record))
-
-
-def with_a_test_prompt(run: Path) -> None:
-    folder = run / "pretrain"
-    prompt = pl.read_parquet(folder / "test.parquet")["prompt"][2].to_list()
-    plant(pl.read_parquet(folder / "battles.parquet"), prompt).write_parquet(folder / "battles.parquet")
-
-
-def with_other_pairs(run: Path) -> None:
-    path = run / "pretrain" / "member-llama3_1" / "trained.parquet"
-    pl.read_parquet(path)[1:].write_parquet(path)
-
-
-def with_another_start(run: Path) -> None:
-    path = run / "oof" / "llama3_1" / "fold-1" / "job.json"
-    store.write_json(path, store.sealed(json.loads(path.read_text()) | {"pretrain": "0" * 64}))
-
-
-def without_it(run: Path) -> None:
-    shutil.rmtree(run / "pretrain")
-
-
-@pytest.mark.parametrize(
-    ("damage", "check", "said"),
-    [
-        (with_a_scored_prompt, "pretraining pairs near scored prompts", "1 pairs are near a scored prompt"),
-        (with_a_test_prompt, "pretraining pairs near scored prompts", "1 have an equal one"),
-        (with_other_pairs, "pretraining of llama3_1", "other pairs"),
-        (with_another_start, "pretraining of llama3_1", "fold-1 started from something else"),
-        (without_it, "pretraining", "battles.json: no such file"),
-    ],
-)
-def test_the_audit_catches_what_is_not_so(
-    whole: Path, tmp_path: Path, damage: Callable[[Path], None], check: str, said: str
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    damage(run)
-    found = {finding.check: finding for finding in audit_run(run)}[check]
-    assert found.status == "violated"
-    assert said in found.message
 
 
 def test_the_plan_counts_it(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
