@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         merged = OmegaConf.merge(schema, tree, changes)
         assert isinstance(merged, DictConfig)
         config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: {_first_line(error)}") from error
     assert isinstance(config, Config)
     _check_values(str(path), config)
@@ -135,6 +136,8 @@ def _refuse_unknown(origin: str, tree: object, schema: Any, prefix: str = "") ->
             near = difflib.get_close_matches(str(key), list(fields), n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(fields)}"
             raise UserError(f"{origin}: unknown key {name!r}; {hint}")
+        if isinstance(value, int) and abs(value) > sys.float_info.max:  # omegaconf fails to make a float of it
+            raise UserError(f"{origin}: {name}: a number of more than 308 digits; no setting takes one")
         inner = vars(settings).get(str(fields[key]))
         if dataclasses.is_dataclass(inner):
             _refuse_unknown(origin, value, inner, f"{name}.")

@@ -151,6 +151,26 @@ def test_yaml_that_does_harm_elsewhere_is_refused_at_once(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hostile.yaml"]
 
 
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize("key", ["distill.student.train.warmup_share", "members.gemma2.train.lr", "seed", "data.train"])
+def test_a_number_too_long_for_a_float_is_named(tmp_path: Path, key: str, sign: str) -> None:
+    number = f"{sign}1{'0' * 400}"
+    tree = yaml.safe_load(DEMO)
+    put(tree, tuple(key.split(".")), int(number))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    for path, overrides in ((tmp_path / "c.yaml", []), (ROOT / "configs" / "demo.yaml", [f"{key}={number}"])):
+        with pytest.raises(UserError, match=f"{key}: a number of more than 308 digits") as refused:
+            load(path, overrides)
+        assert len(str(refused.value)) < 300
+
+
+def test_a_long_number_inside_a_mapping_is_one_sentence(tmp_path: Path) -> None:
+    tree = yaml.safe_load(DEMO)
+    tree["distill"]["losses"] = {"kl": 10**400}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert loads_or_is_one_sentence(tmp_path / "c.yaml", []) is None
+
+
 @pytest.mark.parametrize("name", ["../evil", "..", ".", "a/b", "/etc/x", "a\\b", "", "a\nb", "x" * 65, "-rf"])
 def test_a_member_s_name_cannot_leave_the_run_folder(tmp_path: Path, name: str) -> None:
     path = tmp_path / "c.yaml"
