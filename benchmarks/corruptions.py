@@ -30,7 +30,7 @@ BATCHES: dict[str, Callable[[str], bool]] = {
 def kinds(run: Path) -> dict[str, list[Path]]:
     """Return a run's files by kind: their paths with members, folds, models and digests left open."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".lock")):
+    for path in sorted(path for path in run.rglob("*") if path.is_file() and not path.name.endswith(".lock")):
         name = re.sub(r"fold-\d+", "fold-K", str(path.relative_to(run)))
         name = re.sub(r"\b[0-9a-f]{12,32}\b", "DIGEST", name)
         name = re.sub(f"^oof/({'|'.join(runs.MEMBERS)})", "oof/MEMBER", name)
