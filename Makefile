@@ -19,7 +19,7 @@ OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(
             $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack ablate distill predict table report demo test test-slow lint format bases plan bench-oof bench-stack quality faults check audit
+.PHONY: help setup oof stack ablate distill predict table report demo test test-slow test-gpu lint format bases plan bench-oof bench-stack quality faults check audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,9 @@ test: $(READY)  ## the tests (slow ones: make test-slow)
 
 test-slow: $(READY)  ## every test, the slow ones too
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow or not slow'
+
+test-gpu: $(READY)  ## the tests that need a CUDA GPU, on this machine's
+	@ARENA_TEST_GPU=1 $(PY) -m pytest tests/oof/test_cuda.py
 
 lint: $(READY)  ## ruff, mypy --strict, import contracts
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

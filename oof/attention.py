@@ -2,110 +2,145 @@
 
 Gemma2 caps its attention logits (soft-capping), which PyTorch's sdpa has no term for: an implementation without it
 computes another function without a word. So sdpa is refused for such a family unless its soft-capping is switched
-off (``attn_softcap: off``), and flex attention (on a GPU) or our blockwise one (on a CPU) is used only after it has
-agreed with eager on this machine.
+off (``attn_softcap: off``), and our blockwise attention, or flex attention on a GPU, is used only after it has agreed
+with eager on this machine, at the model's own heads and precision: a kernel may fail on one card, or one size, alone.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from oof import blockwise
+from oof import blockwise, flex
 from oof.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CHECK_TOKENS, CHECK_TOLERANCE = 48, 2e-2  # bf16 has three digits
+FLEX = "flex_attention"  # the setting; of a soft-capped family ours, see :mod:`oof.flex`
+CHECK_TOKENS, CHECK_WINDOW, CHECK_CAP = (40, 200), 16, 2.0  # scores are about as large as the cap
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # of the largest output or gradient
 
 
-def resolve_attention(config: Any, wanted: str, softcap: str = "on") -> str:
+def resolve_attention(config: Any, wanted: str, softcap: str = "on", dtype: torch.dtype = torch.float32) -> str:
     """Return the attention implementation for a model configuration.
 
     Args:
         config: of transformers; one with ``attn_logit_softcapping`` is a soft-capped family.
-        wanted: ``attn`` of the member; "auto" takes FlashAttention 2 on a GPU that has it, else flex attention on a
-            GPU or blockwise attention on a CPU if it passes its self-check, else eager; without soft-capping, sdpa.
+        wanted: ``attn`` of the member; "auto" takes FlashAttention 2 on a GPU that has it, else blockwise attention
+            if it passes its self-check, else eager; without soft-capping, sdpa.
         softcap: "on" or "off", as trained.
+        dtype: in which the model computes.
 
     Raises:
-        UserError: the wanted one drops the model's soft-capping, or needs one.
+        UserError: the wanted one drops the model's soft-capping, needs one, or fails its self-check.
+    """
+    refuse_attention(config, wanted, softcap)
+    text = config.get_text_config()
+    capped, on_gpu = _is_capped(text, softcap), torch.cuda.is_available()
+    if not capped:
+        return "sdpa" if wanted == "auto" else wanted
+    if wanted == "auto" and on_gpu and is_flash_attn_2_available():
+        return "flash_attention_2"
+    ours = {"auto": blockwise.NAME, FLEX: flex.NAME}.get(wanted)
+    if ours is None or not blockwise.computes(text):
+        return "eager" if wanted == "auto" else wanted
+    if ours == flex.NAME and not on_gpu:  # it has no backward pass there, and trains nothing
+        return ours
+    heads, head_dim = text.num_attention_heads, getattr(text, "head_dim", 0)
+    shape = heads, text.num_key_value_heads, head_dim or text.hidden_size // heads
+    if agrees_with_eager(ours, shape, dtype, "cuda" if on_gpu else "cpu"):
+        return ours
+    if wanted == FLEX:
+        raise UserError("attn=flex_attention fails its self-check on this machine (see above); use attn=auto")
+    return "eager"
+
+
+def refuse_attention(config: Any, wanted: str, softcap: str) -> None:
+    """Refuse an attention that would compute another function than the model's.
+
+    Raises:
+        UserError: it drops the model's soft-capping, or needs one.
     """
     text = config.get_text_config()
-    capped = getattr(text, "attn_logit_softcapping", None) is not None and softcap == "on"
-    in_blocks = capped and blockwise.computes(text)
-    if capped and wanted == "sdpa":
+    if _is_capped(text, softcap) and wanted == "sdpa":
         raise UserError(
             f"attn=sdpa drops the soft-capping of {config.model_type}; use attn=auto, or train and score with "
             "attn_softcap=off"
         )
-    if wanted == blockwise.NAME and not in_blocks:
+    if wanted == blockwise.NAME and not (_is_capped(text, softcap) and blockwise.computes(text)):
         raise UserError(
             f"attn=blockwise computes soft-capped, causal attention without dropout, and {config.model_type}'s here is "
             "another; use attn=auto"
         )
-    if wanted != "auto":
-        return wanted
-    if not capped:
-        return "sdpa"
-    family: Any = type(config)
-    if not torch.cuda.is_available():
-        return blockwise.NAME if in_blocks and agrees_with_eager(family, blockwise.NAME, "cpu") else "eager"
-    if is_flash_attn_2_available():
-        return "flash_attention_2"
-    return "flex_attention" if agrees_with_eager(family, "flex_attention", "cuda") else "eager"
+
+
+def _is_capped(text: Any, softcap: str) -> bool:
+    return getattr(text, "attn_logit_softcapping", None) is not None and softcap == "on"
 
 
 @cache
-def agrees_with_eager(config_class: Hashable, attention: str, device: str) -> bool:
-    """Return whether an attention gives eager's logits and gradients on a tiny model of a family."""
+def agrees_with_eager(attention: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> bool:
+    """Return whether an attention gives eager's outputs and gradients, full and sliding, at two lengths.
+
+    Args:
+        attention: its registered name.
+        shape: query heads, key heads and head size.
+        dtype: of queries, keys and values; eager computes in float32 what they say.
+        device: "cpu" or "cuda".
+    """
     try:
-        difference = _difference(config_class, attention, device)
-    except Exception as error:  # compilers fail in many ways; each means eager
-        logger.info("%s is not usable here (%s); eager instead", attention, f"{error}".splitlines()[0][:120])
+        difference = max(
+            _difference(attention, shape, dtype, device, length, window)
+            for length in CHECK_TOKENS
+            for window in (None, CHECK_WINDOW)
+        )
+    except Exception as error:  # compilers fail in many ways; each means another attention
+        logger.info("%s attention is not usable here (%s)", attention, f"{error}".splitlines()[0][:120])
         return False
-    if difference > CHECK_TOLERANCE:
-        logger.warning("%s differs from eager by %.2g here; eager instead", attention, difference)
-    return difference <= CHECK_TOLERANCE
+    if not difference <= TOLERANCE[dtype]:
+        logger.warning("%s attention differs from eager by %.2g here and is not used", attention, difference)
+    return difference <= TOLERANCE[dtype]
 
 
-def _difference(config_class: Any, attention: str, device: str) -> float:
-    tiny = config_class(
-        vocab_size=64,
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        sliding_window=16,
-        num_labels=3,
-        pad_token_id=0,
+def _difference(
+    attention: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str, length: int, window: int | None
+) -> float:
+    groups, size = shape[0] // shape[1], shape[2]
+    heads, key_heads = 2 * groups, 2  # more of them are more of the same
+    generator = torch.Generator().manual_seed(length)
+    drawn = [torch.randn((2, n, length, size), generator=generator) for n in (heads, key_heads, key_heads)]
+    drawn[0] *= CHECK_CAP  # so that the cap bites
+    given = [x.to(device, dtype) for x in drawn]
+    upstream = torch.randn((2, length, heads, size), generator=generator).to(device, dtype)
+    settings: dict[str, Any] = {"scaling": size**-0.5, "softcap": CHECK_CAP}
+    module: Any = SimpleNamespace(num_key_value_groups=groups, training=False, is_causal=True)
+
+    place = torch.arange(length, device=device)
+    seen = (place <= place[:, None]) & (place > place[:, None] - (window or length))
+    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    exact = [x.float().requires_grad_() for x in given]
+    query, key, value = exact
+    expected = eager_attention_forward(module, query, key, value, mask, **settings)[0]
+    tested = [x.requires_grad_() for x in given]
+    found = ALL_ATTENTION_FUNCTIONS[attention](module, *tested, None, sliding_window=window, **settings)[0]
+    pairs = zip(
+        (found, *torch.autograd.grad(found, tested, upstream)),
+        (expected, *torch.autograd.grad(expected, exact, upstream.float())),
+        strict=True,
     )
-    ids = torch.randint(1, 64, (2, CHECK_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
-    results, weights = [], None
-    for implementation in ("eager", attention):
-        settings = copy.deepcopy(tiny)  # from_config writes the implementation into its argument
-        model: Any = AutoModelForSequenceClassification.from_config(settings, attn_implementation=implementation)  # type: ignore[no-untyped-call]
-        model = model.to(device)
-        weights = weights or model.state_dict()
-        model.load_state_dict(weights)
-        model.requires_grad_(attention != "flex_attention" or device != "cpu")  # there, it has no backward pass
-        logits = model(input_ids=ids).logits
-        compared = [logits.detach().flatten()]
-        if logits.requires_grad:
-            logits.square().sum().backward()
-            compared.append(model.model.embed_tokens.weight.grad.flatten())
-        results.append(torch.cat(compared))
-    return float((results[0] - results[1]).abs().max() / results[0].abs().max())
+    return max(
+        float((mine.float() - theirs).detach().abs().max() / theirs.detach().abs().max()) for mine, theirs in pairs
+    )
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Soft-capped causal attention in blocks of queries, for processors: eager's function without its (t, t) matrices.
+"""Soft-capped causal attention in blocks of queries: eager's function without its (t, t) matrices, nothing compiled.
 
 Transformers' eager attention writes every t x t score five times through main memory and computes the half above the
 diagonal in vain; sdpa has no soft-capping, and flex attention has no backward pass on a CPU. Here a block of queries
-meets the keys that it may see, small enough to stay in the cache, and the backward pass computes the block again, as
-in FlashAttention. A soft-capped score cannot exceed the cap, so that its exponential needs no running maximum.
+meets the keys that it may see, on a CPU small enough to stay in the cache, and the backward pass computes the block
+again, as in FlashAttention. A soft-capped score cannot exceed the cap, so that its exponential needs no running
+maximum. On a GPU a block is large enough to fill it.
 
 Sequences padded on the right need no mask, as causal attention never looks there. With a mask, eager computes it.
 
@@ -24,7 +25,8 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 NAME = "blockwise"
 LARGEST_CAP = 80.0  # exp(80) x 2^31 keys is still a float32
-IN_CACHE = 2**19  # scores of one block: 2 MB, a few copies of which stay in a shared cache
+# Scores of one block: 2 MB, a few copies of which stay in a shared cache; on a GPU, enough to fill it.
+SCORES = {"cpu": 2**19, "cuda": 2**25}
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,21 @@ class Block:
         """Set the weights (r * n, g * q, k) of keys after the query, or before its window, to 0 in place."""
         size = self.last - self.first
         seen = weights.view(len(weights), -1, size, weights.shape[-1])
-        later = torch.ones(size, size, dtype=torch.bool).triu_(1)
+        later = torch.ones(size, size, dtype=torch.bool, device=seen.device).triu_(1)
         seen[..., self.first - self.lowest :].masked_fill_(later, 0.0)
         behind = self.last - 1 - self.window - self.lowest  # the last key that the last query has lost
         if behind >= 0:
-            query, key = torch.arange(self.first, self.last), torch.arange(self.lowest, self.lowest + behind + 1)
+            query = torch.arange(self.first, self.last, device=seen.device)
+            key = torch.arange(self.lowest, self.lowest + behind + 1, device=seen.device)
             seen[..., : behind + 1].masked_fill_(key <= query[:, None] - self.window, 0.0)
         return weights
 
 
-def _blocks(batch: int, heads: int, length: int, window: int) -> Iterator[Block]:
-    size = max(8, min(length, IN_CACHE // (heads * length)))
-    together = max(1, IN_CACHE // (heads * length * size))
+def _blocks(query: torch.Tensor, window: int) -> Iterator[Block]:
+    batch, heads, length = len(query), query.shape[1] * query.shape[2], query.shape[3]
+    scores = SCORES.get(query.device.type, SCORES["cpu"])
+    size = max(8, min(length, scores // (heads * length)))
+    together = max(1, scores // (heads * length * size))
     for row in range(0, batch, together):
         rows = slice(row, min(row + together, batch))
         for first in range(0, length, size):
@@ -81,8 +86,8 @@ class SoftcappedAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         batch, n, g, length, _ = query.shape
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        norm = torch.empty((batch, n, g, length, 1), dtype=torch.float32)
-        for block in _blocks(batch, n * g, length, window):
+        norm = torch.empty((batch, n, g, length, 1), dtype=torch.float32, device=query.device)
+        for block in _blocks(query, window):
             q = query[block.queries]
             scores = torch.bmm(_flat(q), _flat(key[block.keys]).transpose(1, 2)).float()
             weights = block.hide_(scores.mul_(scaling / cap).tanh_().mul_(cap).exp_())
@@ -99,11 +104,10 @@ class SoftcappedAttention(torch.autograd.Function):
         (grad,) = gradients
         query, key, value, out, norm = ctx.saved_tensors
         scaling, cap, window = ctx.constants
-        batch, n, g, length, _ = query.shape
         grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.zeros(x.shape, dtype=torch.float32) for x in (key, value))
+        grad_key, grad_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
         shift = (grad.float() * out.float()).sum(dim=-1, keepdim=True)
-        for block in _blocks(batch, n * g, length, window):
+        for block in _blocks(query, window):
             q, k, v = _flat(query[block.queries]), _flat(key[block.keys]), _flat(value[block.keys])
             upstream = _flat(grad[block.queries])
             capped = torch.bmm(q, k.transpose(1, 2)).float().mul_(scaling / cap).tanh_()
@@ -156,7 +160,7 @@ def attention(
     return out.flatten(1, 2).transpose(1, 2).contiguous(), None
 
 
-def _mask_if_needed(attention_mask: torch.Tensor | None = None, **more: Any) -> torch.Tensor | None:
+def mask_if_needed(attention_mask: torch.Tensor | None = None, **more: Any) -> torch.Tensor | None:
     """Return no mask where no token is masked: the cut is causal by itself."""
     if attention_mask is None or bool(attention_mask.all()):
         return None
@@ -165,4 +169,4 @@ def _mask_if_needed(attention_mask: torch.Tensor | None = None, **more: Any) -> 
 
 
 AttentionInterface.register(NAME, attention)  # a name that no library uses: nothing else changes
-AttentionMaskInterface.register(NAME, _mask_if_needed)
+AttentionMaskInterface.register(NAME, mask_if_needed)

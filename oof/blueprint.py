@@ -20,13 +20,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
-from transformers import AutoConfig, AutoModelForSequenceClassification, Gemma2Config, LlamaConfig
+from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceClassification, Gemma2Config, LlamaConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface
 
 from oof.adapters import add_adapters
 from oof.attention import sdpa_allowed
 from oof.config import Lora, Member
 from oof.models import LABELS, readable_errors, resolve_dtype
-from oof.shortcuts import LastTokens, checkpoint_trainable_layers
+from oof.shortcuts import FusedLora, LastTokens, checkpoint_trainable_layers
 
 DEPTHS = (2, 4)  # even, for families whose layers alternate, and for adapters in the upper half
 BYTES_PER_WEIGHT = {"nf4": 0.516, "int8": 1.0}  # nf4 with double quantisation: 4 bits and 8.1 / 512 of a constant
@@ -62,6 +64,13 @@ KNOWN: dict[str, tuple[type[Any], dict[str, Any]]] = {
 }
 
 
+IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}  # the formula of
+# A model on fake tensors is handed a mask that it is not handed in a fold job, and sdpa with a mask is another kernel.
+UNMASKED = "unmasked_sdpa"
+AttentionInterface.register(UNMASKED, sdpa_attention_forward)
+AttentionMaskInterface.register(UNMASKED, lambda *_, **__: None)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Of one forward (and backward) pass of a batch.
@@ -91,6 +100,17 @@ def base_config(checkpoint: str) -> Any:
         return kind(**shape)
     with readable_errors(checkpoint):
         return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+
+
+def kind_of_attention(attention: str, config: Any, dtype: torch.dtype) -> str:
+    """Return which of the two traced kinds an attention is on a GPU: "eager" stores the scores, "sdpa" none.
+
+    Of sdpa's kernels only one, which stores them, takes float32 with fewer key heads than query heads (seen with
+    PyTorch 2.11 on an H200).
+    """
+    text = config.get_text_config()
+    grouped = text.num_key_value_heads != text.num_attention_heads
+    return "eager" if attention == "eager" or (attention == "sdpa" and grouped and dtype == torch.float32) else "sdpa"
 
 
 def trace(member: Member, batch: int, tokens: int, training: bool, checkpointing: bool, attention: str) -> Cost:
@@ -143,7 +163,7 @@ def _trace(
         if checkpointing:
             checkpoint_trainable_layers(model)
         model.train(training)
-        shortcut = LastTokens(model, pad_id=0)
+        shortcuts = (LastTokens(model, pad_id=0), FusedLora(model))
         for tensor in (*model.parameters(), *model.buffers()):
             spent.add(tensor)
         weights = spent.now
@@ -153,7 +173,8 @@ def _trace(
             if training:
                 logits.float().sum().backward()
         model.zero_grad(set_to_none=True)
-        shortcut.remove()
+        for shortcut in shortcuts:
+            shortcut.remove()
     optimizer = (ADAM_BYTES - 4) * trainable if training else 0  # this pass's gradients are in the peak
     return Cost(
         parameters=sum(n for n, _ in sizes.values()),
@@ -203,7 +224,9 @@ def _build(member: Member, depth: int, dtype: torch.dtype, attention: str) -> An
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"), sdpa_allowed(config, attention):
-            model: Any = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)  # type: ignore[no-untyped-call]
+            model: Any = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+                config, attn_implementation=UNMASKED if attention == "sdpa" else attention, dtype=dtype
+            )
     finally:
         torch.set_default_dtype(before)
     with torch.device("meta"):
@@ -258,7 +281,7 @@ class Spending(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
+        formula = flop_registry.get(IN_PLACE.get(func._overloadpacket, func._overloadpacket))
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         for value in tree_iter(out):

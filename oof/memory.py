@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from oof.batches import TrainingSteps
-from oof.blueprint import spared_bytes, trace
+from oof.blueprint import kind_of_attention, spared_bytes, trace
 from oof.config import Member
+from oof.models import resolve_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def needs_checkpointing(model: Any, member: Member, steps: TrainingSteps, shards
         return False
     lengths = steps.encoded.lengths
     longest = int(-(-int(lengths.max()) // 8) * 8)
-    attention = "eager" if model.config._attn_implementation == "eager" else "sdpa"
+    attention = kind_of_attention(model.config._attn_implementation, model.config, resolve_dtype(member.dtype))
     cost = trace(member, max(steps.unit, steps.budget // longest), longest, True, False, attention)
     free = torch.cuda.mem_get_info()[1] * ROOM
     planned = cost.peak_bytes - spared_bytes(member, shards)

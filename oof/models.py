@@ -137,8 +137,8 @@ def _make_classifier(config: Any, tokenizer: Any, member: Member) -> None:
 
 
 def _from_pretrained(member: Member, config: Any, shards: int = 1) -> Any:
-    attention = resolve_attention(config, member.attn, member.attn_softcap)
     dtype = resolve_dtype(member.dtype)
+    attention = resolve_attention(config, member.attn, member.attn_softcap, dtype)
     with _quiet_loading(), sdpa_allowed(config, attention):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             member.checkpoint,

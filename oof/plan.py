@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oof.attention import resolve_attention
-from oof.blueprint import Cost, base_config, frozen_bytes, spared_bytes, trace
+from oof.attention import refuse_attention
+from oof.blueprint import Cost, base_config, frozen_bytes, kind_of_attention, spared_bytes, trace
 from oof.config import Config, Member
 from oof.dataset import read_sample, text_characters
 from oof.memory import ROOM
+from oof.models import resolve_dtype
 from oof.pretrain import read_pairs
 
 # Tokens of 700 real arena battles with Gemma2's tokenizer, all three texts: log-normal with this median and spread.
@@ -161,8 +162,11 @@ def _plan_member(
 
 def _attention_of(member: Member) -> str:
     """Return which of the two traced kinds of attention a GPU would run: one that stores the scores, or none."""
-    wanted = resolve_attention(base_config(member.checkpoint), member.attn, member.attn_softcap)
-    return "eager" if wanted == "eager" and member.attn == "eager" else "sdpa"
+    config = base_config(member.checkpoint)
+    refuse_attention(config, member.attn, member.attn_softcap)
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    usual = "blockwise" if capped and member.attn_softcap == "on" else "sdpa"
+    return kind_of_attention(usual if member.attn == "auto" else member.attn, config, resolve_dtype(member.dtype))
 
 
 def _fastest(

@@ -133,7 +133,7 @@ def test_gemma2_never_runs_on_sdpa() -> None:
     gemma, llama = (AutoConfig.from_pretrained(BASES / name) for name in NAMES)
     with pytest.raises(UserError, match="soft-capping"):
         resolve_attention(gemma, "sdpa")
-    assert resolve_attention(gemma, "auto") in ("blockwise", "flash_attention_2", "flex_attention")
+    assert resolve_attention(gemma, "auto") in ("blockwise", "flash_attention_2", "softcapped_flex")
     assert resolve_attention(gemma, "auto", softcap="off") == "sdpa"
     assert resolve_attention(llama, "auto") == "sdpa"
 

@@ -29,12 +29,13 @@ SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+SMALL_HEADS = {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8}
 FAMILIES: dict[str, Any] = {
-    "gemma2": lambda **more: Gemma2Config(head_dim=8, sliding_window=16, query_pre_attn_scalar=8, **more),
-    "gemma3_text": lambda **more: Gemma3TextConfig(head_dim=8, sliding_window=16, query_pre_attn_scalar=8, **more),
+    "gemma2": lambda **more: Gemma2Config(**SMALL_HEADS | more),
+    "gemma3_text": lambda **more: Gemma3TextConfig(**SMALL_HEADS | more),
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
-    "qwen3": lambda **more: Qwen3Config(head_dim=8, **more),
+    "qwen3": lambda **more: Qwen3Config(**{"head_dim": 8} | more),
 }
 
 

@@ -1,0 +1,210 @@
+"""On a GPU: the same function as plain transformers on the CPU, and memory that ends where it is planned to.
+
+Skipped where there is none. Models are random and small, but have the head size of the real ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from test_models import table
+from tiny_models import save_tiny
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from oof import bases, blockwise, flex
+from oof.adapters import add_adapters, save_classifier
+from oof.attention import agrees_with_eager, resolve_attention
+from oof.batches import TrainingSteps
+from oof.blueprint import kind_of_attention, trace
+from oof.config import Lora, Member, Prompts, Train
+from oof.jobs import both_orders
+from oof.losses import cross_entropy
+from oof.memory import needs_checkpointing
+from oof.models import DTYPES, load_base, load_classifier, load_tokenizer
+from oof.predict import predict_logits
+from oof.prompts import encode_battles
+from oof.shortcuts import FusedLora, LastTokens, checkpoint_trainable_layers
+from oof.train import train_classifier
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    pytest.mark.timeout(600),  # flex attention compiles its kernels
+]
+
+WIDTH = {"hidden_size": 512, "intermediate_size": 512}
+GEMMA = WIDTH | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256}
+REAL_HEADS: dict[str, dict[str, Any]] = {
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA,
+    "llama": WIDTH,  # heads of 128
+    "qwen3": WIDTH | {"head_dim": 128},
+}
+RECIPE = Train(epochs=1, lr=1e-3, head_lr=1e-3, batch_battles=8, tokens_per_batch=4096, warmup_share=0.0)
+
+
+@pytest.fixture(scope="module", params=list(REAL_HEADS))
+def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Member:
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = save_tiny(request.param, folder, scale=2.0, **REAL_HEADS[request.param])
+    return Member(checkpoint=checkpoint, dtype="float32", lora=Lora(rank=8, alpha=16), train=RECIPE)
+
+
+def saved_classifier(member: Member, folder: Path) -> Path:
+    """Save a classifier whose adapter is not the identity."""
+    model = add_adapters(load_base(member, load_tokenizer(member.checkpoint), 0), member.lora, 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    save_classifier(model, folder, member)
+    return folder
+
+
+def score(member: Member, folder: Path) -> np.ndarray:
+    tokenizer = load_tokenizer(member.checkpoint)
+    encoded = encode_battles(table(6), tokenizer, Prompts(max_tokens=200), 200)
+    model = load_classifier(member, folder, tokenizer, seed=5)
+    return predict_logits(model, member, encoded, tokenizer.pad_token_id, "test")
+
+
+def reference(member: Member, folder: Path) -> np.ndarray:
+    """Return (n, 2, 3) logits of plain transformers and peft: one unpadded row, float32, eager, on the CPU."""
+    tokenizer = load_tokenizer(member.checkpoint)
+    encoded = encode_battles(table(6), tokenizer, Prompts(max_tokens=200), 200)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        member.checkpoint,
+        num_labels=3,
+        dtype=torch.float32,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",
+    )
+    model = PeftModel.from_pretrained(base, str(folder), torch_device="cpu").eval().cpu()
+
+    def logits(i: int, order: int) -> list[float]:
+        return model(input_ids=torch.tensor(encoded.sequence(i, order)[None].astype(np.int64))).logits[0].tolist()
+
+    with torch.inference_mode():
+        return np.array([[logits(i, 0), [logits(i, 1)[k] for k in (1, 0, 2)]] for i in range(6)])
+
+
+@pytest.mark.parametrize("attn", ["auto", "eager", "flex_attention"])
+@pytest.mark.parametrize(("change", "tolerance"), [({}, 2e-3), ({"dtype": "bfloat16"}, 0.1), ({"float16": True}, 0.05)])
+def test_logits_are_those_of_plain_transformers_on_the_cpu(
+    member: Member, attn: str, change: dict[str, Any], tolerance: float, tmp_path: Path
+) -> None:
+    if attn == "flex_attention" and "gemma2" not in member.checkpoint:
+        pytest.skip("those families run on sdpa")
+    if attn == "flex_attention" and change == {}:
+        pytest.skip("its kernels for float32 and heads of 256 do not fit into every card")
+    folder = saved_classifier(member, tmp_path / "adapter")
+    changed = replace(member, attn=attn, dtype=change.get("dtype", "float32"))
+    changed = replace(changed, score_dtype="float16" if "float16" in change else "same")
+    expected = reference(member, folder)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(score(changed, folder), expected, atol=tolerance * max(1.0, float(expected.std())))
+
+
+def test_soft_capped_attention_is_not_left_to_sdpa(member: Member) -> None:
+    config = AutoConfig.from_pretrained(member.checkpoint)
+    chosen = resolve_attention(config, "auto")
+    if "gemma2" in member.checkpoint:
+        assert chosen in ("flash_attention_2", blockwise.NAME)
+        for dtype in (torch.float32, torch.bfloat16):
+            assert agrees_with_eager(blockwise.NAME, (4, 2, 256), dtype, "cuda")
+        assert agrees_with_eager(flex.NAME, (4, 2, 256), torch.bfloat16, "cuda")
+    else:
+        assert chosen == "sdpa"
+
+
+def steps_of(member: Member, n: int = 32) -> tuple[TrainingSteps, Any]:
+    tokenizer = load_tokenizer(member.checkpoint)
+    battles, _, _ = bases.transcripts(n, 5)
+    encoded = encode_battles(battles, tokenizer, Prompts(max_tokens=256), 256)
+    targets = both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=n))
+    return TrainingSteps(encoded, targets, np.ones(n), member.train, tokenizer.pad_token_id, seed=2), tokenizer
+
+
+def train(member: Member, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the losses logged in 4 steps, and the facts of the training."""
+    steps, tokenizer = steps_of(member)
+    model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
+    facts: dict[str, Any] = train_classifier(model, member, steps, cross_entropy, folder, 3, "test")
+    return np.array([entry["loss"] for entry in facts["history"]]), facts
+
+
+def test_training_follows_eager_in_every_attention_and_precision(member: Member, tmp_path: Path) -> None:
+    expected, _ = train(replace(member, attn="eager"), tmp_path / "eager")
+    for dtype, tolerance in (("float32", 5e-3), ("bfloat16", 5e-2)):
+        losses, _ = train(replace(member, dtype=dtype), tmp_path / dtype)
+        np.testing.assert_allclose(losses, expected, atol=tolerance * max(1.0, float(expected.max())), err_msg=dtype)
+
+
+def test_a_real_out_of_memory_halves_the_batch_and_keeps_the_optimisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 8}
+    checkpoint = save_tiny("llama", tmp_path / "base", scale=1.0, **wide)
+    recipe = replace(RECIPE, tokens_per_batch=512, activation_checkpointing="off")
+    small = Member(checkpoint=checkpoint, dtype="float32", lora=Lora(rank=8), train=recipe)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    expected, facts = train(small, tmp_path / "small")
+    assert facts["oom_halvings"] == 0
+    needed = torch.cuda.max_memory_reserved()
+    large = replace(small, train=replace(recipe, tokens_per_batch=8192))
+    torch.cuda.empty_cache()
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 1.2 * needed / total))
+    try:
+        losses, facts = train(large, tmp_path / "large")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert facts["oom_halvings"] >= 1
+    assert facts["tokens_per_batch"] < 8192
+    np.testing.assert_allclose(losses, expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_planned_memory_is_near_the_peak(member: Member, dtype: str, checkpointing: bool, tmp_path: Path) -> None:
+    batch, tokens = 8, 1024
+    family = next(name for name in REAL_HEADS if name in member.checkpoint)
+    wide = REAL_HEADS[family] | {"intermediate_size": 2048, "num_hidden_layers": 8, "max_position_embeddings": 2048}
+    recipe = replace(member, checkpoint=save_tiny(family, tmp_path / "base", scale=1.0, **wide), dtype=dtype)
+    config = AutoConfig.from_pretrained(recipe.checkpoint)
+    attention = kind_of_attention(resolve_attention(config, "auto"), config, DTYPES[dtype])
+    planned = trace(recipe, batch, tokens, True, checkpointing, attention).peak_bytes
+    tokenizer = load_tokenizer(recipe.checkpoint)
+    torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")  # so that the library's workspace is there
+    before = torch.cuda.memory_allocated()
+    model = add_adapters(load_base(recipe, tokenizer, 0), recipe.lora, 0).cuda().train()
+    if checkpointing:
+        checkpoint_trainable_layers(model)
+    _ = LastTokens(model, tokenizer.pad_token_id), FusedLora(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(3):
+        ids = torch.full((batch, tokens), 10, device="cuda")
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(input_ids=ids).logits.float().sum()
+        loss.backward()
+        optimizer.step()
+    measured = torch.cuda.max_memory_allocated() - before
+    assert planned == pytest.approx(measured, rel=0.2)
+
+
+def test_recomputing_activations_is_decided_by_the_card_s_memory(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, tokenizer = steps_of(member)
+    model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
+    assert not needs_checkpointing(model, member, steps)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *a: (2**20, 2**20))
+    assert needs_checkpointing(model, member, steps)
