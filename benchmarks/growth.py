@@ -2,13 +2,14 @@
 
     python benchmarks/growth.py [--battles 1000 4000 16000] [--config configs/demo.yaml] [--member llama3_1]
 
-For each size, on the synthetic arena: read, group and fold the battles, tokenise them, train one fold job (both orders,
-half of the battles) and predict its held-out half, through the functions that ``make oof`` calls. After a warm-up each
-size runs, in this process, as often as it takes to do as many battles as the largest does at once, the sizes in turn:
-a processor whose speed moves from second to second (a rate at 1,000 battles alone was seen to move by half) does so to
-all of them alike. Rates are all tokens over all seconds: the processor's, which a busy machine does not inflate, and
-the clock's. The last line says how far the rate of training and prediction moves between the sizes; status 1 if it is
-by more than ``--tolerance``.
+For each size, on the synthetic arena: read, group and fold the battles, tokenise them, load the base, train one fold
+job (both orders, half of the battles) and predict its held-out half, through the functions that ``make oof`` calls.
+Loading costs the same whatever the number of battles, so it is a column of its own, in milliseconds. After a warm-up
+each size runs, in this process, as often as it takes to do as many battles as the largest does at once, the sizes in
+turn: a processor whose speed moves from second to second (a rate at 1,000 battles alone was seen to move by half) does
+so to all of them alike. Rates are all tokens over all seconds: the processor's, which a busy machine does not inflate,
+and the clock's. The last line says how far the rate of training and prediction moves between the sizes; status 1 if it
+is by more than ``--tolerance``.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ from pathlib import Path
 import numpy as np
 
 from oof import config as configuration
+from oof.adapters import save_classifier
+from oof.batches import TrainingSteps
 from oof.dataset import prepare
 from oof.fold_jobs import fold_jobs
-from oof.jobs import Texts, fit_classifier, predict_stored
+from oof.jobs import Texts, both_orders, predict_stored
 from oof.log import quiet_libraries
 from oof.losses import cross_entropy
+from oof.models import load_trainable
+from oof.train import train_classifier
 
 PHASES = ("prepare", "tokenise", "train", "predict")
+LOAD = "load"
 
 
 def measure(arguments: argparse.Namespace, battles: int, run: Path) -> dict[str, tuple[int, float, float]]:
@@ -59,11 +65,16 @@ def measure(arguments: argparse.Namespace, battles: int, run: Path) -> dict[str,
     trained, held = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
     model: list = []
 
-    def train() -> None:
-        targets, weights = np.eye(3, dtype=np.float32)[labels[trained]], np.ones(len(trained))
-        model.append(fit_classifier(texts, trained, targets, weights, cross_entropy, job.folder, 0, "growth")[0])
+    texts_of, pad = texts.training.take(trained), texts.tokenizer.pad_token_id
+    timed(LOAD, lambda: model.append(load_trainable(job.member, None, texts.tokenizer, 0, 1)), lambda: 1)
 
-    timed("train", train, lambda: int(texts.training.lengths[trained].sum()))
+    def train() -> None:
+        targets = both_orders(np.eye(3, dtype=np.float32)[labels[trained]])
+        steps = TrainingSteps(texts_of, targets, np.ones(len(trained)), job.member.train, pad, 0)
+        train_classifier(model[0], job.member, steps, cross_entropy, job.folder / "checkpoints", 0, "growth")
+        save_classifier(model[0], job.folder / "adapter", job.member)
+
+    timed("train", train, lambda: int(texts_of.lengths.sum()))
     timed(
         "predict",
         lambda: predict_stored(model[0], texts, held, job.folder, 0, "growth"),
@@ -95,13 +106,13 @@ def main() -> int:
             for n in [n for n in arguments.battles if i < times[n]]:
                 seen[n].append(measure(arguments, n, Path(scratch) / f"{n}-{i}"))
                 print(f"{n} battles, {i + 1} of {times[n]}", file=sys.stderr, flush=True)
-    totals = {n: {phase: np.sum([r[phase] for r in runs], axis=0) for phase in PHASES} for n, runs in seen.items()}
-    rates = {n: {phase: total[0] / total[1:] for phase, total in row.items()} for n, row in totals.items()}
+    totals = {n: {p: np.sum([r[p] for r in runs], axis=0) for p in (*PHASES, LOAD)} for n, runs in seen.items()}
+    rates = {n: {phase: row[phase][0] / row[phase][1:] for phase in PHASES} for n, row in totals.items()}
     print("thousand tokens of both orders per second of processor (and of the clock)")
-    print(f"{'battles':>8} " + " ".join(f"{phase:>18}" for phase in PHASES))
+    print(f"{'battles':>8} " + " ".join(f"{phase:>18}" for phase in PHASES) + f"{'load, ms':>12}")
     for n, row in rates.items():
         cells = " ".join(f"{row[phase][0] / 1e3:9.1f} ({row[phase][1] / 1e3:6.1f})" for phase in PHASES)
-        print(f"{n:8} {cells}")
+        print(f"{n:8} {cells}{1e3 * totals[n][LOAD][1] / totals[n][LOAD][0]:12.0f}")
     moved = {p: max(r[p][0] for r in rates.values()) / min(r[p][0] for r in rates.values()) - 1 for p in PHASES[2:]}
     print("largest rate over smallest: " + ", ".join(f"{phase} {1 + by:.3f}" for phase, by in moved.items()))
     return int(max(moved.values()) > arguments.tolerance)

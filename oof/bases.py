@@ -172,7 +172,8 @@ class _Transcripts(Dataset[dict[str, torch.Tensor]]):
         stop = int(tokenizer.convert_tokens_to_ids("."))  # type: ignore[arg-type]
         self.on_topic = [_mark_sentences(*pair, stop) for pair in zip(self.sequences, flags, strict=True)]
         lengths = np.array([len(sequence) for sequence in self.sequences])
-        batches = cut(lengths, BATCH_SEQUENCES * int(lengths.mean()))
+        budget = BATCH_SEQUENCES * int(lengths.mean())
+        batches = cut(lengths, budget, spare=budget)
         self.batches = [batches[i] for i in np.random.default_rng(seed).permutation(len(batches))]
         self.pad_id = int(tokenizer.pad_token_id or 0)
 

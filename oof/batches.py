@@ -25,24 +25,31 @@ from oof.prompts import Encoded
 
 RUNS = 4  # runs of similar lengths in one step; not a function of the memory, so that a step stays the same step
 WINDOW_STEPS = 16  # steps per length-sorted window: wide enough for equal lengths, narrow enough to stay mixed
+SPARE = {"cpu": 256, "cuda": 1024}  # what a pass costs beside its tokens, in tokens, about
 MULTIPLE = 8  # sequences are padded to multiples of this many tokens, which kernels like
 
 
-def cut(lengths: NDArray[np.integer], budget: int) -> list[NDArray[np.int64]]:
+def cut(lengths: NDArray[np.integer], budget: int, spare: int | None = None) -> list[NDArray[np.int64]]:
     """Cut sequences into batches whose padded size (count x longest) stays within ``budget`` tokens.
 
     Args:
         lengths: (n,) tokens of each sequence.
         budget: padded tokens of one batch; a sequence longer than this gets a batch of its own.
+        spare: tokens of padding that a batch may have, beside that to multiples of 8: more of it would cost more
+            than another pass. By default ``SPARE`` of this machine.
 
     Returns:
         Index arrays into ``lengths``, longest first: an out-of-memory shows up at once, not after hours.
     """
+    if spare is None:
+        spare = SPARE["cuda" if torch.cuda.is_available() else "cpu"]
     order = np.argsort(-lengths, kind="stable")
     padded = _padded(lengths[order])
     batches, start = [], 0
     while start < len(order):
-        size = max(1, budget // int(padded[start]))
+        ahead = padded[start : start + max(1, budget // int(padded[start]))]
+        waste = np.cumsum(padded[start] - ahead)
+        size = int(np.searchsorted(waste, spare, side="right"))  # at least 1: a sequence alone wastes nothing
         batches.append(order[start : start + size])
         start += size
     return batches

@@ -105,22 +105,40 @@ def test_whole_battles_need_both_orders() -> None:
         TrainingSteps(encoded(np.array([9])), np.ones((1, 2, 3)), np.ones(1), Train(swap="random"), 0, 0, True)
 
 
-def test_sorting_saves_padding_on_arena_lengths() -> None:
-    """With many micro-batches a step, runs of similar lengths pad less than random ones (DESIGN: 2.2x to 1.03x)."""
+def test_windows_of_similar_lengths_save_padding_and_passes_on_arena_lengths() -> None:
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(6.3, 0.8, 2000), 60, 3000).astype(int)
     recipe = Train(batch_battles=16, tokens_per_batch=8192)
 
-    def padded(steps: list) -> float:
-        total = 0
-        for step in steps:
-            each = lengths[step.battles]
-            total += sum(len(rows) * int(each[rows].max()) for rows in cut(each, recipe.tokens_per_batch))
-        return total / (2 * lengths.sum())
+    def cost(steps: list[Step], spare: int) -> tuple[float, int]:
+        """Return padded over real tokens, and the passes."""
+        parts = [lengths[s.battles][rows] for s in steps for rows in cut(lengths[s.battles], 8192, spare)]
+        return sum(len(part) * int(part.max()) for part in parts) / (2 * lengths.sum()), len(parts)
 
-    planned = padded(plan_steps(lengths, recipe, 0))
-    random = rng.permutation(len(lengths)).reshape(-1, 16)
-    assert planned < 1.16 < padded([Step(np.repeat(battles, 2), battles * 0) for battles in random])
+    windows = plan_steps(lengths, recipe, 0)
+    random = [Step(np.repeat(rows, 2), rows * 0) for rows in rng.permutation(len(lengths)).reshape(-1, 16)]
+    assert cost(windows, 10**9)[0] < 1.16 < cost(random, 10**9)[0]
+    padding, passes = cost(windows, 256)
+    assert padding < 1.03
+    assert passes < 0.7 * cost(random, 256)[1]
+
+
+@given(LENGTHS, st.integers(8, 2000), st.integers(0, 500))
+def test_a_batch_ends_where_its_padding_would_cost_more_than_another_pass(
+    lengths: np.ndarray, budget: int, spare: int
+) -> None:
+    """Against a loop that adds one sequence after the other."""
+    expected: list[list[int]] = []
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        size = -(-int(lengths[row]) // 8) * 8
+        last = expected[-1] if expected else []
+        longest = -(-int(lengths[last[0]]) // 8) * 8 if last else 0
+        waste = sum(longest - -(-int(lengths[r]) // 8) * 8 for r in last) + longest - size
+        if last and longest * (len(last) + 1) <= budget and waste <= spare:
+            last.append(row)
+        else:
+            expected.append([row])
+    assert [rows.tolist() for rows in cut(lengths, budget, spare)] == expected
 
 
 def test_collate_refuses_a_sequence_that_ends_in_the_pad_token() -> None:

@@ -12,7 +12,7 @@ from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from oof import bases
+from oof import bases, batches
 from oof.batches import TrainingSteps
 from oof.config import Losses, Prompts, Train
 from oof.jobs import both_orders
@@ -152,7 +152,9 @@ WHOLE = Losses(ce=1, kl=2, consistency=5)
 
 
 @pytest.mark.parametrize("losses", [Losses(), Losses(ce=1, kl=1), Losses(ce=1, kl=2, cosine=2, mse=0.5), WHOLE])
-def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(losses: Losses) -> None:
+def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(
+    losses: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = load_tokenizer(str(ROOT / "configs" / "bases" / "tiny-llama"))
     table, _, _ = bases.transcripts(24, 5)
     encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
@@ -173,7 +175,9 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(losses: Losses)
         total = sum((loss * b["weights"]).sum() for loss, b in zip(each, micro, strict=True))
         return torch.autograd.grad(total, model)[0], [len(b["weights"]) for b in micro]
 
-    whole, sizes = gradient(lambda r: Train(batch_battles=r.batch_battles, tokens_per_batch=100_000))
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "SPARE", dict.fromkeys(batches.SPARE, 100_000))
+        whole, sizes = gradient(lambda r: Train(batch_battles=r.batch_battles, tokens_per_batch=100_000))
     assert sizes == [48]
     for budget in (1, 300, 700):
         cut, sizes = gradient(lambda r, b=budget: Train(batch_battles=r.batch_battles, tokens_per_batch=b))
