@@ -1,7 +1,9 @@
-"""What the benchmarks' pages share: a figure with its interval as a table cell, and the commit that made it."""
+"""What the benchmarks' pages share: a figure with its interval as a table cell, the commit and the machine."""
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 from pathlib import Path
 
@@ -23,3 +25,11 @@ def commit() -> str:
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    """Return the processor, its cores and the GPU in words."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {gpu}"

@@ -1,11 +1,11 @@
 """All three stages on real judgements with small pre-trained models: docs/results.md.
 
     make quality ARGS="--models DIR"           # DIR has smollm2-135m and gemma3-270m; hours, run again to go on
-    make quality QUICK=1 ARGS="--models DIR"   # the same with so little of everything that it only shows that it runs
+    make quality QUICK=1 ARGS="--models DIR"   # one set, with so little of everything that it only shows that it runs
 
 Two sets of battles in the LMSYS schema: arguments (UKPConvArg1: which of two arguments of a debate convinces more) and
 chats (PandaLM's test set and the human judgements of Tulu 1 together, the arguments being ``data.extra``). Members of
-both families (SmolLM2-135M, which is a Llama, and Gemma3-270M), a Gemma3-270M student, 3 folds. Nothing was tuned on
+both families (SmolLM2-135M, which is a Llama, and Gemma3-270M), a Gemma3-270M student. Nothing was tuned on
 what is reported: half of the prompts, drawn by seed, are left for development (``--half develop``), the page is about
 the other half, and the recipe stands in ``settings``. Every row is out of fold; intervals resample groups of
 near-duplicate prompts. The in-sample-teacher student learns from teachers that trained on the same battles (``teacher:
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -29,7 +28,7 @@ import numpy as np
 import polars as pl
 from distill_demo import train as train_students
 from numpy.typing import NDArray
-from pages import cell, commit
+from pages import cell, commit, machine
 from ukp_stack import title_and_side
 
 from ensemble import stack
@@ -47,8 +46,8 @@ COLUMNS = ["id", "prompt", "response_a", "response_b", "winner_model_a", "winner
 FILES = {"arguments": ["ukpconvarg1_dev.csv"], "chats": ["pandalm_testset.csv", "tulu_human_eval.csv"]}
 STAGES = {"oof": "oof", "stack": "ensemble", "distill": "ensemble"}  # verb: its package
 TOKENS = {"arguments": 160, "chats": 384}
-QUICK = {"battles": 72, "tokens": 96, "epochs": 0.5, "trials": 3}
-FULL = {"battles": 1500, "tokens": 0, "epochs": 2.0, "trials": 30}
+QUICK = {"battles": 72, "tokens": 96, "epochs": 0.5, "trials": 3, "folds": 2}
+FULL = {"battles": 1500, "tokens": 0, "epochs": 2.0, "trials": 30, "folds": 3}
 
 
 def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> 
     return {
         "run": str(folder / "run"),
         "data": data,
-        "folds": {"k": 3},
+        "folds": {"k": size["folds"]},
         "prompts": {"max_tokens": size["tokens"] or TOKENS[name]},
         "members": {member: recipe(checkpoint) for member, checkpoint in MEMBERS.items()},
         "stack": {"trials": size["trials"], "text_member": True},
@@ -189,10 +188,10 @@ def page(sections: list[str], arguments: argparse.Namespace, size: Mapping[str, 
         "# All three stages on real judgements",
         "",
         f"Written by `make quality{words}` on {datetime.now(UTC):%Y-%m-%d} from commit {commit()} "
-        f"({platform.machine()}, {os.cpu_count()} cores, no GPU). {(__doc__ or '').split(chr(10) * 2)[2]}",
+        f"({machine()}). {(__doc__ or '').split(chr(10) * 2)[2]}",
         "",
-        f"LoRA of rank 16 on all layers, {size['epochs']:g} epochs, {size['trials']} trials. Seconds are the sum over "
-        "all calls, whatever else the machine did.",
+        f"{size['folds']} folds, LoRA of rank 16 on all layers, {size['epochs']:g} epochs, {size['trials']} trials. "
+        "Seconds are the sum over all calls, whatever else the machine did.",
     ]
     if arguments.quick:
         lines += ["", "**Of too few battles to say anything**: it shows that the command runs."]
@@ -206,7 +205,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="default: runs/quality, of the quick version runs/quality-quick")
     parser.add_argument("--write", type=Path, help="default: docs/results.md, of the quick version OUT/results.md")
     parser.add_argument("--half", choices=["report", "develop"], default="report")
-    parser.add_argument("--sets", nargs="*", choices=list(FILES), default=list(FILES))
+    parser.add_argument("--sets", nargs="*", choices=list(FILES), help="default: all; of the quick version, the first")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     quiet_libraries()
@@ -219,7 +218,7 @@ def main() -> int:
         print(f"error: {missing[0]}: not there; give --data and --models", file=sys.stderr)
         return 2
     sections = []
-    for name in arguments.sets:
+    for name in arguments.sets or list(FILES)[: 1 if arguments.quick else None]:
         folder = out / arguments.half / name
         path = prepare(name, folder, arguments, size)
         for verb, package in STAGES.items():

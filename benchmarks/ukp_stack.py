@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from pages import cell, commit
+from pages import cell, commit, machine
 
 from ensemble import stack
 from oof import config as configuration
@@ -87,7 +86,7 @@ def report(config_path: Path, command: str, seconds: Mapping[str, float]) -> str
         + ", ".join(f"{stage} {value:,.0f}" for stage, value in seconds.items())
         + ".",
         "",
-        f"Made on {date.today()} at commit {commit()}, {os.cpu_count()} CPU cores, no GPU. "
+        f"Made on {date.today()} at commit {commit()} ({machine()}). "
         "The member's recipe was fixed beforehand; `stack.text_member` had been tried once, on 1,000 battles of "
         "this file.",
         "",
