@@ -19,7 +19,7 @@ OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(
             $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack ablate distill predict table report demo test test-slow test-gpu lint format bases plan bench-oof bench-stack quality faults check audit
+.PHONY: help setup oof stack ablate distill predict table report demo test test-slow test-gpu lint format bases plan bench-oof bench-stack quality faults fuzz check audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -94,6 +94,9 @@ quality: $(READY)  ## all stages on real judgements and pre-trained models (QUIC
 
 faults: $(READY)  ## every stage killed, on bad disks, damaged: the same bytes (ARGS="--kills 12", "--stage oof --kills 40")
 	@$(PY) benchmarks/faults.py $(or $(ARGS),--write docs/results-faults.md)
+
+fuzz: $(READY)  ## hostile input at length: battles, configurations, logits, weights, texts (ARGS="--seed 2")
+	@$(PY) benchmarks/fuzz.py $(or $(ARGS),--write docs/results-fuzz.md)
 
 check: $(READY)  ## profile battle files and list every problem: make check DATA="a.csv b.jsonl"
 	@$(PY) -m oof check $(DATA)

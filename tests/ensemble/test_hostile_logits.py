@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import currently_in_test_context, event, given, settings
 from hypothesis import strategies as st
 from stack_fixtures import make_arena
 
@@ -33,6 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _note(outcome: str) -> None:
+    if currently_in_test_context():
+        event(outcome)
+
+
 def inputs_of(folder: Path, file: Path) -> np.ndarray | None:
     """Return the member's logits by battle, or None where the file was refused in one sentence that names it."""
     changes = [f"run={folder / 'run'}", f"data.train=[{folder / 'labels.csv'}]", f"stack.logits.one={file}"]
@@ -45,7 +50,9 @@ def inputs_of(folder: Path, file: Path) -> np.ndarray | None:
     if said:
         assert file.name in said
         assert said.isprintable()
+        _note("refused")
         return None
+    _note("taken")
     assert np.isfinite(inputs.logits["one"]).all()
     assert inputs.table["id"].to_list() == sorted(TRUE)
     return inputs.logits["one"].reshape(N, 6)

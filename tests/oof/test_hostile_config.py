@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
-from hypothesis import given, settings
+from hypothesis import currently_in_test_context, event, given, settings
 from hypothesis import strategies as st
 
 from oof.__main__ import main
@@ -46,6 +46,11 @@ def put(tree: dict[str, Any], path: tuple[str, ...], value: object) -> None:
     tree[path[-1]] = value
 
 
+def _note(outcome: str) -> None:
+    if currently_in_test_context():
+        event(outcome)
+
+
 def loads_or_is_one_sentence(path: Path, overrides: list[str]) -> Config | None:
     started = time.monotonic()
     try:
@@ -55,9 +60,11 @@ def loads_or_is_one_sentence(path: Path, overrides: list[str]) -> Config | None:
         assert "\n" not in said
         assert said.isprintable(), repr(said)
         assert 10 < len(said) < 1500, said
+        _note("refused")
         return None
     finally:
         assert time.monotonic() - started < SECONDS
+    _note("taken")
     assert isinstance(config, Config)
     assert all(type(getattr(config, f.name)) is type(getattr(Config(), f.name)) for f in fields(Config))
     return config
