@@ -5,10 +5,10 @@
 For each size, on the synthetic arena: read, group and fold the battles, tokenise them, load the base, train one fold
 job (both orders, half of the battles) and predict its held-out half, through the functions that ``make oof`` calls.
 Loading costs the same whatever the number of battles, so it is a column of its own, in milliseconds. Each size has a
-process of its own, which warms up and then does its job as often as it takes to do as many battles as the largest does
-at once. All processes share one processor at the same time: its speed moves by half from minute to minute, and so it
-does so to all of them alike. Rates are all tokens over all processor seconds. The last line says how far the rate of
-training and prediction moves between the sizes; status 1 if it is by more than ``--tolerance``.
+process of its own, which warms up and then does as many jobs as add up to the battles of the largest. The processes
+share one processor and go through each phase at the same time: its speed moves by half from minute to minute, and so
+it does so to all of them alike. Rates are all tokens over all processor seconds. The last line says how far the rate
+of training and prediction moves between the sizes; status 1 if it is by more than ``--tolerance``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,76 +31,72 @@ from oof.adapters import save_classifier
 from oof.batches import TrainingSteps
 from oof.dataset import prepare
 from oof.fold_jobs import fold_jobs
-from oof.jobs import Texts, both_orders, predict_stored
+from oof.jobs import Texts, both_orders, predict_stored, set_imports_aside
 from oof.log import quiet_libraries
 from oof.losses import cross_entropy
 from oof.models import load_trainable
 from oof.train import train_classifier
 
-PHASES = ("prepare", "tokenise", "train", "predict")
-LOAD = "load"
+PHASES = ("prepare", "tokenise", "load", "train", "predict")
+RATED = ("train", "predict")
 
 
-def measure(arguments: argparse.Namespace, battles: int, run: Path) -> dict[str, tuple[int, float]]:
-    """Return phase -> (tokens of both orders, processor seconds)."""
-    others = [name for name in configuration.load(arguments.config, []).members if name != arguments.member]
-    settings = [f"run={run}", f"data.synth.battles={battles}", "data.synth.test_battles=1", "folds.k=2"]
-    config = configuration.load(arguments.config, settings)
-    for name in others:
-        del config.members[name]
-    out: dict[str, tuple[int, float]] = {}
+class Job:
+    """One fold job of a run of its own; each phase is a method that returns its tokens."""
 
-    def timed(name: str, call: Callable[[], object], tokens: Callable[[], int]) -> None:
-        begun = time.process_time()
-        call()
-        spent = time.process_time() - begun
-        out[name] = tokens(), spent
+    def __init__(self, arguments: argparse.Namespace, battles: int, run: Path) -> None:
+        others = [name for name in configuration.load(arguments.config, []).members if name != arguments.member]
+        settings = [f"run={run}", f"data.synth.battles={battles}", "data.synth.test_battles=1", "folds.k=2"]
+        self.config = configuration.load(arguments.config, settings)
+        for name in others:
+            del self.config.members[name]
 
-    tables: list = []
-    timed("prepare", lambda: tables.append(prepare(config)), lambda: 0)
-    job, table = fold_jobs(config, tables[0])[0], tables[0]
-    texts = Texts(job.member, table, config)
-    timed("tokenise", lambda: texts.training, lambda: int(texts.training.lengths.sum()))
-    out["prepare"] = out["tokenise"][0], out["prepare"][1]
-    folds, labels = table["fold"].to_numpy(), table["label"].to_numpy().astype(int)
-    trained, held = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
-    model: list = []
+    def prepare(self) -> int:
+        self.table = prepare(self.config)
+        self.job = fold_jobs(self.config, self.table)[0]
+        self.texts = Texts(self.job.member, self.table, self.config)
+        folds = self.table["fold"].to_numpy()
+        self.trained, self.held = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
+        return 0
 
-    texts_of, pad = texts.training.take(trained), texts.tokenizer.pad_token_id
-    timed(LOAD, lambda: model.append(load_trainable(job.member, None, texts.tokenizer, 0, 1)), lambda: 1)
+    def tokenise(self) -> int:
+        return int(self.texts.training.lengths.sum())
 
-    def train() -> None:
-        targets = both_orders(np.eye(3, dtype=np.float32)[labels[trained]])
-        steps = TrainingSteps(texts_of, targets, np.ones(len(trained)), job.member.train, pad, 0)
-        train_classifier(model[0], job.member, steps, cross_entropy, job.folder / "checkpoints", 0, "growth")
-        save_classifier(model[0], job.folder / "adapter", job.member)
+    def load(self) -> int:
+        self.model = load_trainable(self.job.member, None, self.texts.tokenizer, 0, 1)
+        return 0
 
-    timed("train", train, lambda: int(texts_of.lengths.sum()))
-    timed(
-        "predict",
-        lambda: predict_stored(model[0], texts, held, job.folder, 0, "growth"),
-        lambda: int(texts.scoring.lengths[held].sum()),
-    )
-    return out
+    def train(self) -> int:
+        encoded, pad = self.texts.training.take(self.trained), self.texts.tokenizer.pad_token_id
+        labels = self.table["label"].to_numpy().astype(int)[self.trained]
+        targets, recipe = both_orders(np.eye(3, dtype=np.float32)[labels]), self.job.member.train
+        steps = TrainingSteps(encoded, targets, np.ones(len(labels)), recipe, pad, 0)
+        folder = self.job.folder
+        train_classifier(self.model, self.job.member, steps, cross_entropy, folder / "checkpoints", 0, "growth")
+        save_classifier(self.model, folder / "adapter", self.job.member)
+        return int(encoded.lengths.sum())
 
-
-@contextmanager
-def silence():
-    logging.disable(logging.INFO)
-    yield
-    logging.disable(logging.NOTSET)
+    def predict(self) -> int:
+        predict_stored(self.model, self.texts, self.held, self.job.folder, 0, "growth")
+        return int(self.texts.scoring.lengths[self.held].sum())
 
 
 def one_size(arguments: argparse.Namespace, battles: int) -> None:
-    """Warm up, say so, wait for the others, and print phase -> (tokens, processor seconds) as JSON."""
-    totals = {phase: (0, 0.0) for phase in (*PHASES, LOAD)}
-    with silence(), tempfile.TemporaryDirectory() as scratch:
-        measure(arguments, 200, Path(scratch) / "warm-up")
-        print(flush=True)
-        sys.stdin.readline()
-        for i in range(max(arguments.battles) // battles):
-            for phase, (tokens, seconds) in measure(arguments, battles, Path(scratch) / str(i)).items():
-                totals[phase] = totals[phase][0] + tokens, totals[phase][1] + seconds
+    """Warm up; before each phase say so and wait for the others; print phase -> (tokens, processor seconds) as JSON."""
+    totals = {}
+    logging.disable(logging.INFO)
+    with tempfile.TemporaryDirectory() as scratch:
+        first = Job(arguments, 200, Path(scratch) / "warm-up")
+        set_imports_aside()
+        for phase in PHASES:
+            getattr(first, phase)()
+        jobs = [Job(arguments, battles, Path(scratch) / str(i)) for i in range(max(arguments.battles) // battles)]
+        for phase in PHASES:
+            print(flush=True)
+            sys.stdin.readline()
+            begun = time.process_time()
+            tokens = sum(getattr(job, phase)() for job in jobs)
+            totals[phase] = tokens, time.process_time() - begun, len(jobs)
     print(json.dumps(totals), flush=True)
 
 
@@ -124,21 +118,23 @@ def main() -> int:
         n: subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--size", str(n)], **pipes)
         for n in arguments.battles
     }
-    for process in processes.values():
-        process.stdout.readline()
-    for process in processes.values():
-        process.stdin.write("\n")
-        process.stdin.flush()
+    for phase in PHASES:
+        for process in processes.values():
+            process.stdout.readline()
+        print(phase, file=sys.stderr, flush=True)
+        for process in processes.values():
+            process.stdin.write("\n")
+            process.stdin.flush()
     totals = {n: json.loads(process.communicate()[0]) for n, process in processes.items()}
-    rates = {n: {phase: row[phase][0] / row[phase][1] for phase in PHASES} for n, row in totals.items()}
     print("thousand tokens of both orders per second of processor")
-    print(f"{'battles':>8} " + " ".join(f"{phase:>9}" for phase in PHASES) + f"{'load, ms':>10}")
-    for n, row in rates.items():
-        cells = " ".join(f"{row[phase] / 1e3:9.1f}" for phase in PHASES)
-        print(f"{n:8} {cells}{1e3 * totals[n][LOAD][1] / totals[n][LOAD][0]:10.0f}")
-    moved = {
-        phase: max(r[phase] for r in rates.values()) / min(r[phase] for r in rates.values()) for phase in PHASES[2:]
-    }
+    print(f"{'battles':>8} {'prepare':>9} {'tokenise':>9} {'load, ms':>9} {'train':>9} {'predict':>9}")
+    rates = {}
+    for n, row in totals.items():
+        row["prepare"][0] = row["tokenise"][0]
+        rates[n] = {phase: tokens / seconds / 1e3 for phase, (tokens, seconds, _) in row.items()}
+        rates[n]["load"] = 1e3 * row["load"][1] / row["load"][2]
+        print(f"{n:8} " + " ".join(f"{rates[n][phase]:9.1f}" for phase in PHASES))
+    moved = {p: max(row[p] for row in rates.values()) / min(row[p] for row in rates.values()) for p in RATED}
     print("largest rate over smallest: " + ", ".join(f"{phase} {by:.3f}" for phase, by in moved.items()))
     return int(max(moved.values()) > 1 + arguments.tolerance)
 
