@@ -77,7 +77,7 @@ def tests(path: str, seed: int) -> Row:
     failures = sum(case.find("failure") is not None or case.find("error") is not None for case in plain)
     cases, refused, drawn, said = len(plain), 0, 0, False
     for part in re.split(r"\n(?=\S+::\S+:\n)", done.stdout):
-        examples = sum(int(n) for n in re.findall(r"- (\d+) passing examples", part))
+        examples = sum(int(n) for n in re.findall(r"- (\d+) passing, ", part))
         shares = re.findall(r"\* ([\d.]+)%, refused", part)
         said |= bool(shares)
         refused += round(sum(float(share) for share in shares[-1:]) / 100 * examples)

@@ -5,12 +5,11 @@ A failed job fails the run by name; the finished ones stay.
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 import time
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -32,6 +31,7 @@ from oof.metrics import log_loss, softmax
 from oof.models import describe, device, load_classifier, load_tokenizer, load_trainable, resolve_dtype
 from oof.predict import SWAPPED_CLASSES, predict_logits
 from oof.pretrain import PretrainJob, load_pairs, start_of
+from oof.process import settle
 from oof.prompts import Encoded, encode_battles
 from oof.ranks import rank, wait
 from oof.shards import HALVED, ShardedOutOfMemoryError, halve, halvings, shards, with_smaller_batches
@@ -79,13 +79,6 @@ def job_seed(*parts: object) -> int:
     return int(store.digest(*parts)[:8], 16) % 2**31
 
 
-@cache
-def set_imports_aside() -> None:
-    """Take what is imported out of garbage collection, once: looking through it takes a third of a second each time."""
-    gc.collect()
-    gc.freeze()
-
-
 def fit_classifier(
     texts: Texts,
     rows: NDArray[np.integer],
@@ -116,7 +109,7 @@ def fit_classifier(
     Returns:
         The trained model and facts for the job's manifest.
     """
-    set_imports_aside()
+    settle()
     member, tokenizer, started = texts.member, texts.tokenizer, time.monotonic()
     done, n = folder / store.TRAINED, shards(texts.config.jobs)
     if done.is_file():  # killed between training and the end of the job
