@@ -17,27 +17,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stack(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
     from ensemble.stack import run_stack
 
-    config = load_config(arguments)
     with store.locked(Path(config.run)):
         ran = run_stack(config)
     print(f"stack: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'stack'})")
 
 
 def _distill(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
     from ensemble.distill import run_distill
 
-    config = load_config(arguments)
     with store.locked(Path(config.run)):
         ran = run_distill(config)
     print(f"distill: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'distill' / 'student'})")
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
     from ensemble.predict import run_predict
 
-    config = load_config(arguments)
     with store.locked(Path(config.run)):
         ran = run_predict(config)
     said = f"written by the {config.predict.model}" if ran else "up to date, nothing to do"
@@ -54,9 +57,10 @@ def _judge(arguments: argparse.Namespace) -> None:
 
 
 def _table(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
     from ensemble.table import compute_metrics, print_table
 
-    config = load_config(arguments)
     with store.locked(Path(config.run)):
         metrics = compute_metrics(config)
         store.rewrite_json(Path(config.run) / "metrics.json", metrics)
@@ -80,9 +84,10 @@ def _seen(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
     from ensemble.ablations import print_ablations, run_ablations
 
-    config = load_config(arguments)
     with store.locked(Path(config.run)):
         content = run_ablations(config)
     print_ablations(content)

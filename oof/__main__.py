@@ -67,15 +67,17 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(arguments: argparse.Namespace) -> configuration.Config:
+    """Return the configuration; verbs read it before they import what takes seconds, so a mistake is said at once."""
     config = configuration.load(arguments.config, arguments.overrides)
     interrupts.set_time_limit(config.jobs.time_limit)
     return config
 
 
 def _oof(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
     from oof import dataset, fold_jobs, pretrain
 
-    config = load_config(arguments)
     run = Path(config.run)
     with store.locked(run):
         table = dataset.prepare(config)
@@ -105,9 +107,10 @@ def _oof(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
     from oof import dataset, pretrain
 
-    config = load_config(arguments)
     with store.locked(Path(config.run)):
         table = dataset.prepare(config)
         pretrain.prepare_pairs(config, table, dataset.read_test(config) if config.pretrain.data else table.clear())
@@ -115,9 +118,10 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _job(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
     from oof import dataset, fold_jobs, ranks
 
-    config = load_config(arguments)
     jobs = fold_jobs.fold_jobs(config, dataset.load_battles(Path(config.run)))
     own = [job for job in jobs if job.name == arguments.member]
     named = [job.pretrain for job in own[:1]] if arguments.pretrain else [j for j in own if j.fold == arguments.fold]
@@ -141,9 +145,10 @@ def _job(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
     from oof.plan import format_plan, make_plan
 
-    config = load_config(arguments)
     print(format_plan(make_plan(config)))
 
 
