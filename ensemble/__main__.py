@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stack(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments)
+    config = load_config(arguments, "ensemble.stack")
 
     from ensemble.stack import run_stack
 
@@ -27,7 +27,7 @@ def _stack(arguments: argparse.Namespace) -> None:
 
 
 def _distill(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments)
+    config = load_config(arguments, "ensemble.distill")
 
     from ensemble.distill import run_distill
 
@@ -37,7 +37,7 @@ def _distill(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments)
+    config = load_config(arguments, "ensemble.predict")
 
     from ensemble.predict import run_predict
 
@@ -57,7 +57,7 @@ def _judge(arguments: argparse.Namespace) -> None:
 
 
 def _table(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments)
+    config = load_config(arguments, "ensemble.table")
 
     from ensemble.table import compute_metrics, print_table
 
@@ -84,7 +84,7 @@ def _seen(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments)
+    config = load_config(arguments, "ensemble.ablations")
 
     from ensemble.ablations import print_ablations, run_ablations
 

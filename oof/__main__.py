@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 import tempfile
@@ -66,15 +67,20 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="laid over the file")
 
 
-def load_config(arguments: argparse.Namespace) -> configuration.Config:
-    """Return the configuration; verbs read it before they import what takes seconds, so a mistake is said at once."""
+def load_config(arguments: argparse.Namespace, *slow: str) -> configuration.Config:
+    """Return the configuration, then import the modules of a verb, which takes seconds: a mistake is said at once.
+
+    The time limit counts from here, as a call that spends it on imports would never get on.
+    """
     config = configuration.load(arguments.config, arguments.overrides)
+    for name in slow:
+        importlib.import_module(name)
     interrupts.set_time_limit(config.jobs.time_limit)
     return config
 
 
 def _oof(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments)
+    config = load_config(arguments, "oof.dataset", "oof.fold_jobs", "oof.pretrain")
 
     from oof import dataset, fold_jobs, pretrain
 
@@ -107,7 +113,7 @@ def _oof(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments)
+    config = load_config(arguments, "oof.dataset", "oof.pretrain")
 
     from oof import dataset, pretrain
 
@@ -118,7 +124,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _job(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments)
+    config = load_config(arguments, "oof.dataset", "oof.fold_jobs", "oof.ranks")
 
     from oof import dataset, fold_jobs, ranks
 
@@ -145,7 +151,7 @@ def _job(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments)
+    config = load_config(arguments, "oof.plan")
 
     from oof.plan import format_plan, make_plan
 
