@@ -61,6 +61,11 @@ __all__ = [
 ]
 
 MAX_CONFIG_BYTES = 1_000_000
+MAX_DEPTH = 32  # levels; the deepest setting is at the fourth
+OPENING = (
+    yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken,
+)  # fmt: skip
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -105,8 +110,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES:,} bytes; this is not a configuration")
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise UserError(f"{path}: YAML aliases (*name) are not supported; write the value out")
+        _refuse_aliases_and_depth(path, text)
         tree = yaml.safe_load(text)
     except OSError as error:
         raise UserError(
@@ -119,6 +123,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise UserError(f"{path}: expected 'key: value' lines at the top level")
     return tree
+
+
+def _refuse_aliases_and_depth(path: Path, text: str) -> None:
+    """Refuse what takes a parser more time than its size: PyYAML's grows with the square of the nesting."""
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken):
+            raise UserError(f"{path}: YAML aliases (*name) are not supported; write the value out")
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if depth > MAX_DEPTH:
+            raise UserError(f"{path}: nested more than {MAX_DEPTH} levels deep; this is not a configuration")
 
 
 def _first_line(error: BaseException) -> str:

@@ -52,7 +52,7 @@ def _note(outcome: str) -> None:
 
 
 def loads_or_is_one_sentence(path: Path, overrides: list[str]) -> Config | None:
-    started = time.process_time()
+    started = time.monotonic()
     try:
         config = load(path, overrides)
     except UserError as error:
@@ -63,7 +63,7 @@ def loads_or_is_one_sentence(path: Path, overrides: list[str]) -> Config | None:
         _note("refused")
         return None
     finally:
-        assert time.process_time() - started < SECONDS
+        assert time.monotonic() - started < SECONDS
     _note("taken")
     assert isinstance(config, Config)
     assert all(type(getattr(config, f.name)) is type(getattr(Config(), f.name)) for f in fields(Config))
@@ -126,6 +126,7 @@ BOMB = "a: &a [x, x]\n" + "\n".join(
         BOMB,
         "members: &m\n  a: *m\n",
         "stack: " + "[" * 2000,
+        "stack: " + "[" * 900_000,
         "stack: " + "{a: " * 3000 + "1" + "}" * 3000,
         "\n".join("  " * i + "a:" for i in range(400)),
         "run: !!python/object/apply:os.system ['touch ran']",
@@ -147,10 +148,10 @@ def test_yaml_that_does_harm_elsewhere_is_refused_at_once(
 ) -> None:
     path = tmp_path / "hostile.yaml"
     path.write_text(text, encoding="utf-8")
-    started = time.process_time()
+    started = time.monotonic()
     status = main(["prepare", str(path), f"run={tmp_path / 'run'}", "data.synth.battles=nonsense"])
     said = capsys.readouterr().err
-    assert time.process_time() - started < SECONDS
+    assert time.monotonic() - started < SECONDS
     assert status == 2, said
     assert said.startswith("error: ")
     assert said.count("\n") == 1
