@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from oof import blockwise, flex
+from oof import blockwise, flex, softcapped
 from oof.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # 
 
 
 def resolve_attention(config: Any, wanted: str, softcap: str = "on", dtype: torch.dtype = torch.float32) -> str:
-    """Return the attention implementation for a model configuration.
+    """Return the attention implementation for a model configuration on this machine.
 
     Args:
         config: of transformers; one with ``attn_logit_softcapping`` is a soft-capped family.
@@ -44,48 +44,46 @@ def resolve_attention(config: Any, wanted: str, softcap: str = "on", dtype: torc
     Raises:
         UserError: the wanted one drops the model's soft-capping, needs one, or fails its self-check.
     """
-    refuse_attention(config, wanted, softcap)
-    text = config.get_text_config()
-    capped, on_gpu = _is_capped(text, softcap), torch.cuda.is_available()
-    if not capped:
-        return "sdpa" if wanted == "auto" else wanted
-    if wanted == "auto" and on_gpu and is_flash_attn_2_available():
+    meant, on_gpu = meant_attention(config, wanted, softcap), torch.cuda.is_available()
+    if wanted == "auto" and _is_capped(config, softcap) and on_gpu and is_flash_attn_2_available():
         return "flash_attention_2"
-    ours = {"auto": blockwise.NAME, FLEX: flex.NAME}.get(wanted)
-    if ours is None or not blockwise.computes(text):
-        return "eager" if wanted == "auto" else wanted
-    if ours == flex.NAME and not on_gpu:  # it has no backward pass there, and trains nothing
-        return ours
+    if meant != blockwise.NAME and not (meant == flex.NAME and on_gpu):  # on a CPU it has no backward pass to check
+        return meant
+    text = config.get_text_config()
     heads, head_dim = text.num_attention_heads, getattr(text, "head_dim", 0)
     shape = heads, text.num_key_value_heads, head_dim or text.hidden_size // heads
-    if agrees_with_eager(ours, shape, dtype, "cuda" if on_gpu else "cpu"):
-        return ours
-    if wanted == FLEX:
-        raise UserError("attn=flex_attention fails its self-check on this machine (see above); use attn=auto")
+    if agrees_with_eager(meant, shape, dtype, "cuda" if on_gpu else "cpu"):
+        return meant
+    if wanted != "auto":
+        raise UserError(f"attn={wanted} does not compute eager's attention on this machine; use attn=auto")
     return "eager"
 
 
-def refuse_attention(config: Any, wanted: str, softcap: str) -> None:
-    """Refuse an attention that would compute another function than the model's.
+def meant_attention(config: Any, wanted: str, softcap: str) -> str:
+    """Return which attention a member's setting means, before a machine is asked whether it has or can do it.
 
     Raises:
         UserError: it drops the model's soft-capping, or needs one.
     """
-    text = config.get_text_config()
-    if _is_capped(text, softcap) and wanted == "sdpa":
+    capped = _is_capped(config, softcap)
+    ours = capped and softcapped.computes(config.get_text_config())
+    if capped and wanted == "sdpa":
         raise UserError(
             f"attn=sdpa drops the soft-capping of {config.model_type}; use attn=auto, or train and score with "
             "attn_softcap=off"
         )
-    if wanted == blockwise.NAME and not (_is_capped(text, softcap) and blockwise.computes(text)):
+    if wanted == blockwise.NAME and not ours:
         raise UserError(
             f"attn=blockwise computes soft-capped, causal attention without dropout, and {config.model_type}'s here is "
             "another; use attn=auto"
         )
+    if wanted == "auto":
+        return "sdpa" if not capped else blockwise.NAME if ours else "eager"
+    return flex.NAME if wanted == FLEX and ours else wanted
 
 
-def _is_capped(text: Any, softcap: str) -> bool:
-    return getattr(text, "attn_logit_softcapping", None) is not None and softcap == "on"
+def _is_capped(config: Any, softcap: str) -> bool:
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None and softcap == "on"
 
 
 @cache

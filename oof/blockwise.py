@@ -6,8 +6,6 @@ meets the keys that it may see, on a CPU small enough to stay in the cache, and 
 again, as in FlashAttention. A soft-capped score cannot exceed the cap, so that its exponential needs no running
 maximum. On a GPU a block is large enough to fill it.
 
-Sequences padded on the right need no mask, as causal attention never looks there. With a mask, eager computes it.
-
 Source: Dao, FlashAttention-2, arXiv:2307.08691, sections 3.1 and 3.2; Gemma 2, arXiv:2408.00118, section 2.
 """
 
@@ -18,13 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
-from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+from oof.softcapped import register
 
 NAME = "blockwise"
-LARGEST_CAP = 80.0  # exp(80) x 2^31 keys is still a float32
 # Scores of one block: 2 MB, a few copies of which stay in a shared cache; on a GPU, enough to fill it.
 SCORES = {"cpu": 2**19, "cuda": 2**25}
 
@@ -122,51 +117,12 @@ class SoftcappedAttention(torch.autograd.Function):
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
 
 
-def computes(config: Any) -> bool:
-    """Return whether this is the attention of a text configuration: soft-capped, causal, without dropout."""
-    cap = getattr(config, "attn_logit_softcapping", None)
-    other = getattr(config, "attention_dropout", 0) or getattr(config, "use_bidirectional_attention", False)
-    return cap is not None and cap <= LARGEST_CAP and not other
+def _blockwise(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, cap: float, window: int
+) -> torch.Tensor:
+    grouped = query.reshape(len(query), key.shape[1], -1, *query.shape[2:])
+    out: torch.Tensor = SoftcappedAttention.apply(grouped, key, value, scaling, cap, window)  # type: ignore[no-untyped-call]
+    return out.flatten(1, 2)
 
 
-def attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention as transformers calls it: (b, h, t, d) queries -> (b, t, h, d).
-
-    Raises:
-        ValueError: without a mask, what this function does not compute (see :func:`computes`), or a cache's keys.
-    """
-    if attention_mask is not None:
-        return eager_attention_forward(module, query, key, value, attention_mask, dropout, scaling, softcap)
-    length = query.shape[2]
-    if dropout or softcap is None or softcap > LARGEST_CAP or not getattr(module, "is_causal", True):
-        raise ValueError("blockwise attention is soft-capped, causal and without dropout; use eager")
-    if key.shape[2] != length:
-        raise ValueError("blockwise attention is for whole sequences; pass use_cache=False")
-    window = length if sliding_window is None else sliding_window
-    grouped = query.reshape(len(query), key.shape[1], -1, length, query.shape[-1])
-    same = key.to(query.dtype), value.to(query.dtype)
-    out = SoftcappedAttention.apply(grouped, *same, scaling, softcap, window)  # type: ignore[no-untyped-call]
-    return out.flatten(1, 2).transpose(1, 2).contiguous(), None
-
-
-def mask_if_needed(attention_mask: torch.Tensor | None = None, **more: Any) -> torch.Tensor | None:
-    """Return no mask where no token is masked: the cut is causal by itself."""
-    if attention_mask is None or bool(attention_mask.all()):
-        return None
-    mask: torch.Tensor = eager_mask(attention_mask=attention_mask, **more)
-    return mask
-
-
-AttentionInterface.register(NAME, attention)  # a name that no library uses: nothing else changes
-AttentionMaskInterface.register(NAME, mask_if_needed)
+attention = register(NAME, _blockwise)

@@ -220,15 +220,10 @@ def _build(member: Member, depth: int, dtype: torch.dtype, attention: str) -> An
     config.num_labels, text.pad_token_id, config.use_cache = len(LABELS), 0, False
     if attention == "sdpa" and hasattr(text, "attn_logit_softcapping"):
         text.attn_logit_softcapping = None  # stands for the kernels that cap without storing the scores
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"), sdpa_allowed(config, attention):
-            model: Any = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-                config, attn_implementation=UNMASKED if attention == "sdpa" else attention, dtype=dtype
-            )
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device("meta"), sdpa_allowed(config, attention):
+        model: Any = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+            config, attn_implementation=UNMASKED if attention == "sdpa" else attention, dtype=dtype
+        )
     with torch.device("meta"):
         model.score = nn.Linear(text.hidden_size, len(LABELS), bias=False, dtype=torch.float32)
         return add_adapters(model, member.lora if member.lora.rank else Lora(rank=0), 0)

@@ -8,8 +8,6 @@ the same objects, the masks are kept, and sequences are padded to whole blocks, 
 It is used where ``attn: flex_attention`` asks for it. By itself a soft-capped model runs on blockwise attention, which
 ``benchmarks/attention.py`` found no slower on an H200, and which compiles nothing.
 
-Sequences padded on the right need no mask, as causal attention never looks there. With a mask, eager computes it.
-
 Source: Dong et al., Flex Attention, arXiv:2412.05496; Gemma 2, arXiv:2408.00118, section 2.
 """
 
@@ -22,11 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
-from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from oof.blockwise import mask_if_needed
+from oof.softcapped import register
 
 NAME = "softcapped_flex"
 BLOCK = 128  # of flex attention; its kernel for fewer queries is one for decoding
@@ -72,42 +67,15 @@ def _mask(length: int, window: int, device: torch.device) -> BlockMask:
         return create_block_mask(seen, None, None, length, length, device=str(device))
 
 
-def attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention as transformers calls it: (b, h, t, d) queries -> (b, t, h, d).
-
-    Raises:
-        ValueError: without a mask, what this function does not compute, or a cache's keys.
-    """
-    if attention_mask is not None:
-        return eager_attention_forward(module, query, key, value, attention_mask, dropout, scaling, softcap)
+def _flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, cap: float, window: int
+) -> torch.Tensor:
     length = query.shape[2]
-    if dropout or softcap is None or not getattr(module, "is_causal", True) or key.shape[2] != length:
-        raise ValueError(f"{NAME} is soft-capped, causal, without dropout and for whole sequences; use eager")
     more = -length % BLOCK
-    query, key, value = (nn.functional.pad(x, (0, 0, 0, more)).to(query.dtype) for x in (query, key, value))
-    window = min(sliding_window or length, length + more)
-    out = _compiled()(
-        query,
-        key,
-        value,
-        score_mod=_softcap(softcap),
-        block_mask=_mask(length + more, window, query.device),
-        scale=scaling,
-        enable_gqa=True,
-    )
-    return out[:, :, :length].transpose(1, 2).contiguous(), None
+    padded = [nn.functional.pad(x, (0, 0, 0, more)) for x in (query, key, value)]
+    mask = _mask(length + more, min(window, length + more), query.device)
+    out: torch.Tensor = _compiled()(*padded, score_mod=_softcap(cap), block_mask=mask, scale=scaling, enable_gqa=True)
+    return out[:, :, :length]
 
 
-AttentionInterface.register(NAME, attention)  # a name that no library uses: nothing else changes
-AttentionMaskInterface.register(NAME, mask_if_needed)
+attention = register(NAME, _flex)

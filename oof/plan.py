@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oof.attention import refuse_attention
+from oof.attention import meant_attention
 from oof.blueprint import Cost, base_config, frozen_bytes, kind_of_attention, spared_bytes, trace
 from oof.config import Config, Member
 from oof.dataset import read_sample, text_characters
@@ -163,10 +163,8 @@ def _plan_member(
 def _attention_of(member: Member) -> str:
     """Return which of the two traced kinds of attention a GPU would run: one that stores the scores, or none."""
     config = base_config(member.checkpoint)
-    refuse_attention(config, member.attn, member.attn_softcap)
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-    usual = "blockwise" if capped and member.attn_softcap == "on" else "sdpa"
-    return kind_of_attention(usual if member.attn == "auto" else member.attn, config, resolve_dtype(member.dtype))
+    meant = meant_attention(config, member.attn, member.attn_softcap)
+    return kind_of_attention(meant, config, resolve_dtype(member.dtype))
 
 
 def _fastest(

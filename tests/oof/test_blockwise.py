@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, Gemma2Config, LlamaConfig
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from oof import blockwise
+from oof import blockwise, softcapped
 from oof.attention import resolve_attention
 from oof.errors import UserError
 
@@ -72,7 +72,7 @@ def test_the_largest_cap_neither_overflows_nor_vanishes() -> None:
     query, key, value = tensors(1, 1, 1, 30)
     for sign in (1.0, -1.0):  # every score at the cap: the plain mean of what is seen
         out, _ = blockwise.attention(
-            torch.nn.Identity(), query * 0 + 1e3, key * 0 + sign * 1e3, value, None, 1.0, softcap=blockwise.LARGEST_CAP
+            torch.nn.Identity(), query * 0 + 1e3, key * 0 + sign * 1e3, value, None, 1.0, softcap=softcapped.LARGEST_CAP
         )
         mean = value.cumsum(dim=2) / torch.arange(1, 31)[:, None]
         torch.testing.assert_close(out.transpose(1, 2), mean, atol=1e-5, rtol=1e-5)
