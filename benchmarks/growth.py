@@ -35,7 +35,7 @@ from oof.jobs import Texts, both_orders, predict_stored
 from oof.log import quiet_libraries
 from oof.losses import cross_entropy
 from oof.models import load_trainable
-from oof.process import settle
+from oof.process import prepare_process
 from oof.train import train_classifier
 
 PHASES = ("prepare", "tokenise", "load", "train", "predict")
@@ -88,7 +88,7 @@ def one_size(arguments: argparse.Namespace, battles: int) -> None:
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as scratch:
         first = Job(arguments, 200, Path(scratch) / "warm-up")
-        settle()
+        prepare_process()
         for phase in PHASES:
             getattr(first, phase)()
         jobs = [Job(arguments, battles, Path(scratch) / str(i)) for i in range(max(arguments.battles) // battles)]

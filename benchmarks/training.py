@@ -46,6 +46,7 @@ from oof.losses import cross_entropy
 from oof.metrics import group_interval
 from oof.models import load_base, load_tokenizer, resolve_dtype
 from oof.predict import predict_logits
+from oof.process import prepare_process
 from oof.prompts import Encoded
 from oof.train import train_classifier
 
@@ -158,6 +159,7 @@ def stay_within_memory() -> None:
 
 
 def ours(member: Member, tokenizer: Any, data: Battles, held: Battles, folder: Path) -> Facts:
+    prepare_process()  # as every fold job does
     encoded, labels = data
     model, pad = fresh(member, tokenizer), tokenizer.pad_token_id
     targets = both_orders(np.eye(3)[labels])

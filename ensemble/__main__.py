@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oof import store
-from oof.__main__ import add_config_arguments, load_config, run_verb
+from oof.__main__ import add_config_arguments, at_work_on, load_config, run_verb
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,31 +17,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stack(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments, "ensemble.stack")
+    config = load_config(arguments)
 
     from ensemble.stack import run_stack
 
-    with store.locked(Path(config.run)):
+    with at_work_on(config):
         ran = run_stack(config)
     print(f"stack: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'stack'})")
 
 
 def _distill(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments, "ensemble.distill")
+    config = load_config(arguments)
 
     from ensemble.distill import run_distill
 
-    with store.locked(Path(config.run)):
+    with at_work_on(config):
         ran = run_distill(config)
     print(f"distill: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'distill' / 'student'})")
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments, "ensemble.predict")
+    config = load_config(arguments)
 
     from ensemble.predict import run_predict
+    from oof.process import prepare_process
 
-    with store.locked(Path(config.run)):
+    prepare_process()
+    with at_work_on(config):
         ran = run_predict(config)
     said = f"written by the {config.predict.model}" if ran else "up to date, nothing to do"
     print(f"predict: {said} ({Path(config.run) / 'submission.csv'})")
@@ -49,7 +51,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _judge(arguments: argparse.Namespace) -> None:
     from ensemble.judge import Judge, judge_lines
+    from oof.process import prepare_process
 
+    prepare_process()
     judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     for line in judge_lines(judge, sys.stdin):
@@ -57,11 +61,11 @@ def _judge(arguments: argparse.Namespace) -> None:
 
 
 def _table(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments, "ensemble.table")
+    config = load_config(arguments)
 
     from ensemble.table import compute_metrics, print_table
 
-    with store.locked(Path(config.run)):
+    with at_work_on(config):
         metrics = compute_metrics(config)
         store.rewrite_json(Path(config.run) / "metrics.json", metrics)
     print_table(metrics)
@@ -84,11 +88,11 @@ def _seen(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments, "ensemble.ablations")
+    config = load_config(arguments)
 
     from ensemble.ablations import print_ablations, run_ablations
 
-    with store.locked(Path(config.run)):
+    with at_work_on(config):
         content = run_ablations(config)
     print_ablations(content)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from oof import config as configuration
@@ -67,25 +66,26 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="laid over the file")
 
 
-def load_config(arguments: argparse.Namespace, *slow: str) -> configuration.Config:
-    """Return the configuration, then import the modules of a verb, which takes seconds: a mistake is said at once.
+def load_config(arguments: argparse.Namespace) -> configuration.Config:
+    """Return the configuration. Verbs read it before they import what takes seconds: a mistake is said at once."""
+    return configuration.load(arguments.config, arguments.overrides)
 
-    The time limit counts from here, as a call that spends it on imports would never get on.
-    """
-    config = configuration.load(arguments.config, arguments.overrides)
-    for name in slow:
-        importlib.import_module(name)
+
+@contextmanager
+def at_work_on(config: configuration.Config) -> Iterator[None]:
+    """Hold the run folder. The time limit counts from here: a call that spent it on imports would never get on."""
     interrupts.set_time_limit(config.jobs.time_limit)
-    return config
+    with store.locked(Path(config.run)):
+        yield
 
 
 def _oof(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments, "oof.dataset", "oof.fold_jobs", "oof.pretrain")
+    config = load_config(arguments)
 
     from oof import dataset, fold_jobs, pretrain
 
     run = Path(config.run)
-    with store.locked(run):
+    with at_work_on(config):
         table = dataset.prepare(config)
         test = dataset.read_test(config)
         pretrain.prepare_pairs(config, table, test)
@@ -113,21 +113,22 @@ def _oof(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments, "oof.dataset", "oof.pretrain")
+    config = load_config(arguments)
 
     from oof import dataset, pretrain
 
-    with store.locked(Path(config.run)):
+    with at_work_on(config):
         table = dataset.prepare(config)
         pretrain.prepare_pairs(config, table, dataset.read_test(config) if config.pretrain.data else table.clear())
     print(f"prepare: {table.height} battles in {config.folds.k} folds ({config.run})")
 
 
 def _job(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments, "oof.dataset", "oof.fold_jobs", "oof.ranks")
+    config = load_config(arguments)
 
     from oof import dataset, fold_jobs, ranks
 
+    interrupts.set_time_limit(config.jobs.time_limit)  # the lock is the job's own
     jobs = fold_jobs.fold_jobs(config, dataset.load_battles(Path(config.run)))
     own = [job for job in jobs if job.name == arguments.member]
     named = [job.pretrain for job in own[:1]] if arguments.pretrain else [j for j in own if j.fold == arguments.fold]
@@ -144,14 +145,16 @@ def _job(arguments: argparse.Namespace) -> None:
         ranks.wait()
         if todo:
             from oof.launch import run_one
+            from oof.process import prepare_process
 
+            prepare_process()
             run_one(job)
     if ranks.rank() == 0:
         print(f"job: {job.label} {'done' if todo else 'up to date, nothing to do'}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments, "oof.plan")
+    config = load_config(arguments)
 
     from oof.plan import format_plan, make_plan
 

@@ -3,8 +3,9 @@
 Training. One optimizer step is always ``batch_battles`` battles (with both orders of a battle in it when
 ``swap=paired``), so that the optimisation does not depend on how the memory is cut. A window of steps is
 sorted by length and cut into runs of similar lengths; each step draws its runs at random from its window;
-inside a step the sequences are cut into micro-batches under ``tokens_per_batch`` padded tokens. The whole
-plan is a function of lengths and seed, so resuming means starting at a step number.
+inside a step the sequences are cut into micro-batches under ``tokens_per_batch`` padded tokens, and before padding
+costs more than another pass. The whole plan is a function of lengths and seed, so resuming means starting at a
+step number.
 
 Scoring. Sequences sorted by length and cut under the same kind of budget.
 """

@@ -31,7 +31,7 @@ from oof.metrics import log_loss, softmax
 from oof.models import describe, device, load_classifier, load_tokenizer, load_trainable, resolve_dtype
 from oof.predict import SWAPPED_CLASSES, predict_logits
 from oof.pretrain import PretrainJob, load_pairs, start_of
-from oof.process import settle
+from oof.process import prepare_process
 from oof.prompts import Encoded, encode_battles
 from oof.ranks import rank, wait
 from oof.shards import HALVED, ShardedOutOfMemoryError, halve, halvings, shards, with_smaller_batches
@@ -109,7 +109,6 @@ def fit_classifier(
     Returns:
         The trained model and facts for the job's manifest.
     """
-    settle()
     member, tokenizer, started = texts.member, texts.tokenizer, time.monotonic()
     done, n = folder / store.TRAINED, shards(texts.config.jobs)
     if done.is_file():  # killed between training and the end of the job
@@ -223,6 +222,7 @@ def run_stored(job: FoldJob) -> float:
 
 def score_test(config: Config, jobs: list[FoldJob], test: pl.DataFrame) -> None:
     """Score new battles with every fold job of every member and keep each member's average in the run."""
+    prepare_process()
     test_key = battles_key(test)
     for name, folds in by_member(jobs).items():
         step = test_step(folds, test_key)

@@ -23,7 +23,6 @@ from oof.config import Member
 from oof.errors import UserError
 from oof.half import half_precision
 from oof.models import device, precision_context
-from oof.process import settle
 from oof.prompts import Encoded
 from oof.shards import ShardedOutOfMemoryError, is_sharded
 from oof.shortcuts import FusedLora, LastTokens, merged_where_exact
@@ -50,7 +49,6 @@ def predict_logits(
         UserError: a logit is not finite (the weights or the precision are broken), or one sequence does not fit.
         interrupts.Stopped: asked to stop; ``partial`` holds what is done.
     """
-    settle()
     model = merged_where_exact(model).eval()
     n, n_orders = encoded.lengths.shape
     flat = _open(partial, n * n_orders)

@@ -1,9 +1,10 @@
-"""What a process that trains or scores sets once, so that its time goes into the arithmetic.
+"""What a process of ours that trains or scores sets once, so that its time goes into the arithmetic.
+
+Not for a process that is somebody else's, as one that asks a :class:`ensemble.judge.Judge` is.
 
 * What is imported leaves garbage collection: looking through it takes a third of a second each time.
 * Memory that a pass frees stays with the process. glibc gives large blocks back to the system at once, and the next
-  pass faults every page in again: a tiny Llama scores 16,384 tokens at a time 1.4 times as fast without that. The
-  most memory that a process takes is the same; it only keeps it.
+  pass faults every page in again: a tiny Llama scores 16,384 tokens at a time 1.4 times as fast without that.
 
 Source: mallopt(3) of the Linux manual pages, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
 """
@@ -16,18 +17,16 @@ import os
 import sys
 from functools import cache
 
-import torch
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_BLOCK = 32 * 2**20  # bytes: the largest threshold that glibc takes
 
 
 @cache
-def settle() -> None:
+def prepare_process() -> None:
     """Set both, once; where the C library is not glibc, or its MALLOC_ variables are set, leave memory as it is."""
     gc.collect()
     gc.freeze()
-    if torch.cuda.is_available() or any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -17,6 +17,7 @@ import torch
 from oof import interrupts, store
 from oof.errors import UserError, disk_trouble
 from oof.log import quiet_libraries
+from oof.process import prepare_process
 
 
 class Task(Protocol):
@@ -32,6 +33,7 @@ def run_alone(function: Callable[[Any], object], task: Task) -> None:
     Raises:
         UserError: another process has held the lock for too long.
     """
+    prepare_process()
     folder = task.step.folder
     with store.locked(folder.parent, f".{folder.name}.lock", store.LINGERING):
         if not task.step.done:

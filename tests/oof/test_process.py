@@ -12,8 +12,8 @@ from conftest import ROOT
 CODE = """
 import gc, resource
 import numpy as np
-from oof.process import settle
-settle(); settle()
+from oof.process import prepare_process
+prepare_process(); prepare_process()
 assert gc.get_freeze_count() > 10_000
 size = 16 * 2**20
 def touch():
