@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ import numpy as np
 import polars as pl
 import psutil
 from features import battles  # the benchmark beside this file
-from pages import cell
+from pages import cell, commit, machine
 from scipy.special import expit
 
 from ensemble import features
@@ -232,6 +233,7 @@ def main() -> int:
     parser.add_argument("--mirror", action="store_true", help="let the others train on both orders, as ours does")
     parser.add_argument("--autogluon-python", default="", help="of an environment that has AutoGluon already")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-stack"))
+    parser.add_argument("--report", type=Path, help="the page (default: table.md in --out)")
     parser.add_argument("--run-ours", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     out = arguments.out
@@ -256,10 +258,17 @@ def main() -> int:
             print(f"{name}: {kept.get('failed', kept.get('seconds'))}", file=sys.stderr, flush=True)
         if kept.get("key") == key:
             done[name] = kept
-    page = table(arguments, done)
-    (out / "table.md").write_text(page, encoding="utf-8")
+    page = report(table(arguments, done))
+    with store.replacing(arguments.report or out / "table.md") as temporary:
+        temporary.write_text(page, encoding="utf-8")
     print(page)
     return 0
+
+
+def report(lines: str) -> str:
+    command = " ".join(["python benchmarks/bench_stack.py", *sys.argv[1:]])
+    made = f"Made on {date.today()} at commit {commit()} ({machine()}) by `{command}`; its docstring says how."
+    return f"# Stage two beside what others would use\n\n{made}\n\n{lines}"
 
 
 if __name__ == "__main__":

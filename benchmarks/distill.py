@@ -7,7 +7,9 @@ UKPConvArg1: pairs of human-written arguments, one prompt a debate, verdicts A, 
 1,000 of prompts that nothing has seen. For each recipe one Gemma3-270M student is trained on everything and scored on
 the held-out battles. Every predictor gets its temperature by the same two-fold cross-fitting over held-out prompts, so
 that calibration does not decide. What is cut so that a CPU can do it: the battles with the shortest texts, a prompt of
-title and stance, 112 tokens, two folds, adapters of rank 16 in the upper half of the layers, one epoch.
+title and stance, 112 tokens, two folds, adapters of rank 16 in the upper half of the layers, one order of each battle
+an epoch, three epochs for the members (of 500 battles each) and one for a student. One more row gives hard labels two
+epochs, which is as many steps as the recipes with pseudo-labelled battles take.
 
 Unattended and in pieces: each training and scoring is a step of the run folder. Stop it anywhere, run it again, and it
 goes on; ``--hours`` stops by itself. After each piece ``--report`` is written anew, with what is not run yet named.
@@ -42,6 +44,7 @@ from oof.errors import UserError
 from oof.log import quiet_libraries
 from oof.metrics import row_log_loss
 
+MEMBER_EPOCHS, STUDENT_EPOCHS = 3, 1
 HARD, DEFAULT = "hard labels only", "default: OOF teacher + pseudo-labelled battles, KL, T = 1"
 LABELLED_ONLY = "distill.pseudo_weight=0"
 HINTS = "the default with length hints in the template"
@@ -49,6 +52,7 @@ HINTS = "the default with length hints in the template"
 RECIPES: dict[str, list[str]] = {
     HARD: ["distill.losses={ce: 1, kl: 0}"],
     DEFAULT: [],
+    "hard labels only, two epochs": ["distill.losses={ce: 1, kl: 0}", "distill.student.train.epochs=2"],
     "OOF teacher": [LABELLED_ONLY],
     "fold-matched in-sample teacher": ["distill.teacher=fold_matched", LABELLED_ONLY],
     "several teachers": ["distill.teachers=members"],
@@ -106,18 +110,19 @@ def _short(prompt: str) -> str:
 
 def settings(out: Path, gemma: str, smollm: str) -> Path:
     """Write and return the configuration."""
-    train = {"epochs": 1, "lr": 2e-4, "head_lr": 1e-3, "batch_battles": 4, "tokens_per_batch": 2048}
-    train["checkpoint_steps"] = 50  # a kill costs at most so many steps
-    recipe = {"dtype": "bfloat16", "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"}, "train": train}
+    train = {"lr": 5e-4, "head_lr": 2e-3, "batch_battles": 8, "swap": "random", "tokens_per_batch": 2048}
+    train["checkpoint_steps"] = 25  # a kill costs at most so many steps
+    recipe = {"dtype": "auto", "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"}}
     recipe["score_tokens_per_batch"] = 4096
+    member, student = ({**recipe, "train": {**train, "epochs": epochs}} for epochs in (MEMBER_EPOCHS, STUDENT_EPOCHS))
     tree = {
         "data": {name: [str(out / f"{file}.csv")] for name, file in FILES.items()},
         "folds": {"k": 2},
         "prompts": {"max_tokens": 112},
         "groups": {"threshold": 1.0},
-        "members": {"gemma3": {"checkpoint": gemma, **recipe}, "smollm2": {"checkpoint": smollm, **recipe}},
+        "members": {"gemma3": {"checkpoint": gemma, **member}, "smollm2": {"checkpoint": smollm, **member}},
         "stack": {"trials": 20, "workers": 1},
-        "distill": {"student": {"checkpoint": gemma, **recipe}},
+        "distill": {"student": {"checkpoint": gemma, **student}},
     }
     with store.replacing(out / "ukp.yaml") as temporary:
         # By way of JSON: shared objects would become aliases, which configurations refuse.

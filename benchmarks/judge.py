@@ -5,8 +5,9 @@
     python benchmarks/judge.py --base /models/SmolLM2-135M                        # any base, with a fresh head
 
 ``--base`` measures a checkpoint without training: a verdict's time does not depend on the weights' values. With
-``--run`` the run's fold jobs are timed on the same battles in the same process: the ensemble reads every battle with
-members x folds models. Medians, warm, both orders averaged; set threads with OMP_NUM_THREADS.
+``--run`` the ensemble is timed on the same battles in the same process: members x folds models read every battle, then
+features and stack are computed. Each model takes turns with the student, so that a machine whose speed drifts slows
+both, and both are given the same ids. Medians, warm, both orders averaged; set threads with OMP_NUM_THREADS.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
 
-from ensemble import Judge
+from ensemble import Judge, stack
 from oof import config as configuration
 from oof.battles import read_file
 from oof.config import Config, Member, Prompts
@@ -69,15 +71,35 @@ def battles(config: Config | None, n: int) -> pl.DataFrame:
         return read_file(write_arena(Path(folder), n, 0, 1)["train"], "train").table
 
 
-def ensemble_seconds(config: Config, table: pl.DataFrame) -> float:
-    """Return the seconds that all fold jobs take over the battles, reading weights not counted."""
-    total = 0.0
+def in_turns(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Return the median seconds of two calls that take turns, after one of each that warms up."""
+    first(), second()
+    spent: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        for call, times in zip((first, second), spent, strict=True):
+            started = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - started)
+    return float(np.median(spent[0])), float(np.median(spent[1]))
+
+
+def beside_ensemble(judge: Judge, config: Config, table: pl.DataFrame, rounds: int) -> tuple[float, dict[str, float]]:
+    """Return the student's seconds over the battles and, by part of the ensemble, how many times as long it takes."""
+    texts = Texts(judge.member, table, config)
+    student = partial(predict_logits, judge.model, judge.member, texts.scoring, judge.tokenizer.pad_token_id, "student")
+    spent, parts, logits = [], {}, {}
     for job in fold_jobs(config, load_battles(Path(config.run))):
         texts = Texts(job.member, table, config)
         model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
-        parts = model, job.member, texts.scoring, texts.tokenizer.pad_token_id, job.label
-        total += seconds(lambda parts=parts: predict_logits(*parts), 3)  # type: ignore[misc]
-    return total
+        call = partial(predict_logits, model, job.member, texts.scoring, texts.tokenizer.pad_token_id, job.label)
+        ours, theirs = in_turns(student, call, rounds)
+        spent.append(ours)
+        parts[job.label] = theirs / ours
+        logits[job.name] = call()
+    _, result = stack.load_ensemble(config)
+    ours, theirs = in_turns(student, lambda: result.predict(result.design(table, logits)), rounds)
+    parts["features and stack"] = theirs / ours
+    return float(np.median(spent)), parts
 
 
 def main() -> int:
@@ -114,15 +136,12 @@ def report(judge: Judge, config: Config | None, table: pl.DataFrame) -> None:
     many = seconds(lambda: judge.logits(table), 3)
     print(f"{table.height} battles: {table.height / many:.1f} battles/s")
     if config is not None:
-        # The judge reads texts as well; so that like is compared with like, it is timed on ids here.
-        member, prompts = judge.member, judge.prompts
-        texts = Texts(member, table, config)
-        parts = judge.model, member, texts.scoring, judge.tokenizer.pad_token_id, "student"
-        student, whole = seconds(lambda: predict_logits(*parts), 3), ensemble_seconds(config, table)
-        models = len(config.members) * config.folds.k
-        print(f"ensemble of {models} models: {table.height / whole:.1f} battles/s")
-        print(f"one student is {whole / student:.2f} times as fast (members x folds x 0.8 = {0.8 * models:.1f})")
-        assert prompts.max_tokens == (config.prompts.score_max_tokens or config.prompts.max_tokens)
+        assert judge.prompts.max_tokens == (config.prompts.score_max_tokens or config.prompts.max_tokens)
+        student, parts = beside_ensemble(judge, config, table, rounds=5)
+        whole, models = sum(parts.values()), len(config.members) * config.folds.k
+        print("; ".join(f"{name} {ratio:.2f}" for name, ratio in parts.items()) + " times the student's time")
+        print(f"ensemble of {models} models: {table.height / (student * whole):.1f} battles/s")
+        print(f"one student is {whole:.2f} times as fast (members x folds x 0.8 = {0.8 * models:.1f})")
 
 
 if __name__ == "__main__":

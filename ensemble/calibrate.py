@@ -30,6 +30,10 @@ Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
 
+class InSampleError(UserError):
+    """The logits separate the verdicts as no held-out logits do."""
+
+
 @dataclass(frozen=True)
 class Calibrator:
     """A fitted calibrator; ``Calibrator()`` is the identity."""
@@ -64,8 +68,8 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
         labels: (n,) integers in {0, 1, 2}.
 
     Raises:
-        UserError: a logit is not finite, or T lands on its lower bound (these are not held-out logits).
-            At the upper bound the logits are worthless, which is a warning.
+        UserError: a logit is not finite.
+        InSampleError: T lands on its lower bound. At the upper bound the logits are worthless, which is a warning.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
     """
@@ -77,7 +81,7 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
     # Over log T: convex in 1/T, and one step means the same ratio everywhere.
     found = minimize_scalar(loss, bounds=(-LOG_T_BOUND, LOG_T_BOUND), method="bounded", options={"xatol": 1e-8})
     if found.x < 1e-3 - LOG_T_BOUND:
-        raise UserError(
+        raise InSampleError(
             f"the temperature runs to its lower bound ({np.exp(found.x):.2g}): these do not look like held-out "
             "logits; were in-sample predictions given?"
         )
@@ -127,7 +131,9 @@ def _fit(kind: str, first_shown: bool, logits: Floats, labels: Integers) -> Cali
 def fit_calibrator(kind: str, order: str, logits: Floats, labels: Integers, groups: Integers, seed: int) -> Calibrator:
     """Fit the configured calibrator on held-out logits.
 
-    A fit that is worse than the identity on its own rows is refused: the identity is returned, with a warning.
+    A fit that is worse than the identity on its own rows is refused: the identity is returned, with a warning. So it
+    is where the logits look in-sample: no temperature can be told from them, and the members that are to blame are
+    named elsewhere (:mod:`ensemble.suspects`).
 
     Args:
         kind: "temperature", "vector" or "none".
@@ -139,13 +145,18 @@ def fit_calibrator(kind: str, order: str, logits: Floats, labels: Integers, grou
         seed: of the split that "auto" uses.
 
     Raises:
-        UserError: a logit is not finite, or these are not held-out logits (see :func:`fit_temperature`).
+        UserError: a logit is not finite.
     """
     if kind == "none":
         _checked(logits)
         return Calibrator()
-    first_shown = order == "position" or (order == "auto" and _first_shown_pays(kind, logits, labels, groups, seed))
-    return refuse_worse(_fit(kind, first_shown, logits, labels), logits, labels)
+    try:
+        first_shown = order == "position" or (order == "auto" and _first_shown_pays(kind, logits, labels, groups, seed))
+        fitted = _fit(kind, first_shown, logits, labels)
+    except InSampleError as error:
+        logger.warning("%s; nothing is calibrated", error)
+        return Calibrator()
+    return refuse_worse(fitted, logits, labels)
 
 
 def refuse_worse(fitted: Calibrator, logits: Floats, labels: Integers) -> Calibrator:

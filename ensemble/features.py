@@ -19,7 +19,6 @@ from ensemble import characters
 from oof.schemas import TEXTS
 from oof.store import COUNT_COLUMNS
 
-RECIPE = 3  # raise when the same texts or logits would give other columns
 BLOCK = 256  # battles at a time: bitmaps of 6 MB, and texts that stay in the cache
 BLOCK_BYTES = 4 << 20  # of texts at a time, or one battle
 SIDES = ("a", "b")

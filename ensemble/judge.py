@@ -36,6 +36,7 @@ from oof.texts import turn_lists
 Text = str | Sequence[str]  # a text, or a conversation's turns
 PARTS = ("prompt", "response_a", "response_b")
 CHUNK = 512  # battles encoded and scored at a time
+TOKENS = {"cpu": 4096, "cuda": 16384}  # of one forward pass; more than that leaves a CPU's cache
 MAX_LINE = 64 << 20  # characters of one JSON line
 
 
@@ -55,14 +56,14 @@ class Judge:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, dtype: str = "auto", tokens_per_batch: int = 16384, attn: str = "auto"
+        cls, folder: str | Path, dtype: str = "auto", tokens_per_batch: int | None = None, attn: str = "auto"
     ) -> Judge:
         """Open an exported student: ``RUN/distill/student`` or one of its variants.
 
         Args:
             folder: holds the weights, the tokenizer and ``prompts.json``.
             dtype: auto (as saved), float32 or bfloat16.
-            tokens_per_batch: padded tokens of one forward pass.
+            tokens_per_batch: padded tokens of one forward pass (default: what suits the device).
             attn: attention implementation, as in a member's recipe.
 
         Raises:
@@ -77,7 +78,8 @@ class Judge:
         if dtype not in DTYPES:
             raise UserError(f"dtype={dtype!r}; choose one of auto, {', '.join(DTYPES)}")
         prompts = read_prompts(folder)
-        member = Member(checkpoint=str(folder), dtype=dtype, score_tokens_per_batch=tokens_per_batch, attn=attn)
+        tokens = TOKENS[device().type] if tokens_per_batch is None else tokens_per_batch
+        member = Member(checkpoint=str(folder), dtype=dtype, score_tokens_per_batch=tokens, attn=attn)
         tokenizer = load_tokenizer(str(folder), prompts.hints)
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports a cast at every layer of every call
         model = load_trained(member, tokenizer)

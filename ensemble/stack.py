@@ -7,24 +7,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.crossfit import StackResult, cross_fit
+from ensemble import recipes
 from ensemble.design import build_design, join_logits, with_counts
-from ensemble.features import RECIPE, has_text
+from ensemble.features import has_text
 from ensemble.inputs import Inputs, external_inputs
-from ensemble.scores import score_table
-from ensemble.suspects import possibly_in_sample
-from ensemble.text_baseline import count_terms
-from ensemble.tuning import RECIPE as TUNING
 from oof import store
 from oof.config import Config, Pretrain, to_dict
 from oof.dataset import FORMAT, load_battles
 from oof.errors import UserError
-from oof.metrics import log_loss
+from oof.metrics import log_loss, softmax
+
+if TYPE_CHECKING:
+    from ensemble.crossfit import StackResult
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ def _step(config: Config, inputs: Inputs) -> store.Step:
     logits = [store.digest(inputs.logits[name]) for name in sorted(inputs.logits)]
     battles = [inputs.table["id"].to_list(), store.digest(inputs.labels, inputs.groups, inputs.folds)]
     settings = replace(config.stack, workers=0)  # they do not change the result
-    key = store.digest(
-        "stack", FORMAT, settings, config.seed, list(config.members), logits, battles, inputs.facts, RECIPE, TUNING
-    )
+    made_by = recipes.FEATURES, recipes.TUNING
+    parts = settings, config.seed, list(config.members), logits, battles, inputs.facts
+    key = store.digest("stack", FORMAT, *parts, *made_by)
     return store.Step(Path(config.run) / "stack", key)
 
 
@@ -94,8 +94,16 @@ def run_stack(config: Config) -> bool:
     step = _step(config, inputs)
     if step.done:
         return False
+    n_folds, names = len(np.unique(inputs.folds)), ", ".join(inputs.logits)
+    logger.info("stack: %s battles in %d folds, logits of %s", f"{inputs.table.height:,}", n_folds, names)
     step.begin()
     started = time.monotonic()
+    # LightGBM, SciPy and scikit-learn take two seconds to import: only now, when there is work for them.
+    from ensemble.crossfit import cross_fit
+    from ensemble.scores import score_table
+    from ensemble.suspects import possibly_in_sample
+    from ensemble.text_baseline import count_terms
+
     design = build_design(inputs.table, inputs.logits)
     parts = design, inputs.labels, inputs.folds, inputs.groups
     texts = count_terms(inputs.table) if has_text(inputs.table) else None
@@ -120,8 +128,6 @@ def run_stack(config: Config) -> bool:
 
 def softmax_mean(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return (n, 3) probabilities of (n, 2, 3) logits: softmax of the mean over both orders."""
-    from oof.metrics import softmax
-
     return softmax(logits.astype(np.float64).mean(axis=1))
 
 
@@ -150,6 +156,8 @@ def load_ensemble(config: Config) -> tuple[Inputs, StackResult]:
         raise UserError(
             f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first"
         )
+    from ensemble.crossfit import StackResult
+
     return inputs, StackResult.load(step.folder / "model")
 
 

@@ -23,16 +23,19 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
+from ensemble import recipes
 from ensemble.design import Design
 from ensemble.stacker import FIXED, Split, fit_early_stopped
 from oof import store
+from oof.errors import UserError
 from oof.metrics import log_loss, row_log_loss, softmax
 
 logger = logging.getLogger(__name__)
 
-RECIPE = 3  # raise when the same data would give other trials
+ENOUGH = 3  # outer folds that are left, from which they are the inner ones as they are
+INNER = 4  # inner folds, at least, where fewer are left
 BLOCKS = 8  # of a fold's held-out battles, which pair a trial with the best one
 NO_GAIN = 0.3  # p-value below which a trial is given up: what it might still gain is below the noise
 LOSSES = "losses"  # attribute of a study's first trial
@@ -60,14 +63,42 @@ class Tuned:
 
 
 def inner_folds(labels: Integers, folds: Integers, groups: Integers, seed: int) -> NDArray[np.int64]:
-    """Return the folds of the inner cross-validation: the outer ones that are left, split by group if only one is."""
-    present = np.unique(folds)
-    if len(present) >= 2:
-        return np.searchsorted(present, folds)
+    """Return the inner cross-validation's folds: the outer ones that are left, or at least ``INNER`` parts of them.
+
+    Of three outer folds two are left. To train on one and judge on the other is to choose rounds, parameters and a
+    combiner for half as many battles as they will be used with, and simple ones win that should not. Each is
+    therefore split once more, whole groups at a time.
+
+    Raises:
+        UserError: all battles are one group.
+    """
+    present, outer = np.unique(folds, return_inverse=True)
+    if len(present) >= ENOUGH:
+        return outer
+    parts = -(-INNER // len(present))
     assigned = np.zeros(len(labels), dtype=np.int64)
-    splitter = StratifiedGroupKFold(2, shuffle=True, random_state=seed)
-    assigned[next(splitter.split(labels, labels, groups))[1]] = 1
-    return assigned
+    for i in range(len(present)):
+        rows = np.flatnonzero(outer == i)
+        assigned[rows] = i * parts + _split(labels[rows], groups[rows], parts, seed)
+    used, inner = np.unique(assigned, return_inverse=True)
+    if len(used) < 2:
+        raise UserError("all battles of a training set are one group: nothing can be held out to tune on")
+    return inner
+
+
+def _split(labels: Integers, groups: Integers, parts: int, seed: int) -> NDArray[np.int64]:
+    """Return (n,) parts, as many as there are groups for; stratified by label where a class has a battle for each."""
+    parts = min(parts, len(np.unique(groups)))
+    out = np.zeros(len(labels), dtype=np.int64)
+    if parts < 2:
+        return out
+    stratified = bool(np.bincount(labels).max() >= parts)
+    splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed) if stratified else GroupKFold(parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class that is too rare for every part
+        for j, (_, held) in enumerate(splitter.split(labels, labels, groups)):
+            out[held] = j
+    return out
 
 
 def suggest(trial: optuna.Trial) -> dict[str, Any]:
@@ -113,7 +144,7 @@ def tune(
     """
     inner = inner_folds(labels, folds, groups, seed)
     depends = design.x, design.x_swapped, design.pool, labels, inner, groups
-    made_by = RECIPE, FIRST, rounds, seed, FIXED, optuna.__version__
+    made_by = recipes.TUNING, FIRST, rounds, seed, FIXED, optuna.__version__
     study = _study(journal, store.digest(*depends, *made_by)[:16])
     search = _Search(design, labels, inner, groups, rounds, seed)
     for n in range(len(_finished(study)), trials):

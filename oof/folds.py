@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from oof.errors import UserError
 
@@ -177,6 +176,8 @@ def _split(train: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: int) ->
     labels = train["label"].to_numpy()
     ordered = _canonical(train, groups)
     units = _bundle(ordered, labels, seed)
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and folds are often given
+
     splitter = StratifiedGroupKFold(n_splits=k, shuffle=True, random_state=seed)
     folds = np.full(train.height, -1, dtype=np.int32)
     with warnings.catch_warnings():  # "the least populated class": said better above

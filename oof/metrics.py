@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
-from scipy.stats import bootstrap
 
 CLASSES = ("a", "b", "tie")
 CLIP = 1e-15  # as scikit-learn < 1.3 and the competition's metric did: a zero costs 34.5 nats, not infinity
@@ -149,6 +148,8 @@ def group_interval(
     value = float(values.mean())
     if n_units == 1:
         return {"value": value, "low": float("nan"), "high": float("nan")}
+    from scipy.stats import bootstrap  # half a second, which a verb with nothing to do need not wait for
+
     # Centred sums: the resampled ratio keeps its digits when the spread is tiny beside the mean.
     sums, sizes = np.bincount(unit, values - value), np.bincount(unit).astype(np.float64)
     result = bootstrap(

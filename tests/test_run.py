@@ -188,6 +188,13 @@ def test_a_user_s_error_is_one_sentence_and_status_2(arguments: list[str], said:
     assert said in done.stderr.splitlines()[-1]
 
 
+def test_stage_two_waits_for_its_libraries_only_when_there_is_work() -> None:
+    slow = "'lightgbm', 'optuna', 'sklearn', 'scipy.optimize', 'scipy.stats'"
+    command = [sys.executable, "-c", f"import sys, ensemble.stack; print([m for m in ({slow}) if m in sys.modules])"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S603
+    assert done.stdout.strip() == "[]"
+
+
 def test_table_code_starts_without_torch() -> None:
     modules = "ensemble.stack, ensemble.table, ensemble.distill, ensemble.predict, oof.__main__, oof.fold_jobs"
     modules += ", ensemble.__main__, ensemble.card, ensemble.pieces, ensemble.teacher"

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ensemble.calibrate import (
     Calibrator,
+    InSampleError,
     fit_calibrator,
     fit_first_shown,
     fit_temperature,
@@ -86,8 +87,18 @@ def test_broken_logits_are_refused() -> None:
     with pytest.raises(UserError, match="1 rows"):
         fit_temperature(logits, labels)
     perfect = np.eye(3)[labels] * 0.01
-    with pytest.raises(UserError, match="bound"):
+    with pytest.raises(InSampleError, match="bound"):
         fit_temperature(perfect, labels)
+
+
+@pytest.mark.parametrize("order", ["symmetric", "auto"])
+def test_logits_that_know_the_verdicts_are_left_as_they_are_and_said(
+    order: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = np.arange(60) % 3
+    fitted = fit_calibrator("temperature", order, np.eye(3)[labels] * 0.01, labels, np.arange(60), 0)
+    assert fitted == Calibrator()
+    assert "in-sample predictions given" in caplog.text
 
 
 def test_none_is_the_identity() -> None:

@@ -15,7 +15,7 @@ from ensemble.combiners import doubled
 from ensemble.design import SWAP
 from ensemble.families import KINDS, choose, load_combiner, out_of_fold, standard_error
 from ensemble.greedy import fit_greedy
-from ensemble.logistic import fit_logistic
+from ensemble.logistic import STRENGTH, fit_logistic
 from oof import store
 from oof.errors import UserError
 from oof.metrics import log_loss, softmax
@@ -34,7 +34,7 @@ def test_the_logistic_combiner_is_scikit_learns_on_both_orders(absent: int | Non
         )
     )
     x, y = doubled(given, swapped, labels)
-    theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000)).fit(x, y)
     ours = softmax(fit_logistic(arena.design, labels).logits(arena.design))
     expected = np.zeros((500, 3))
     expected[:, theirs[-1].classes_] = theirs.predict_proba(given)

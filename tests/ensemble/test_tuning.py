@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -13,7 +15,8 @@ from stack_fixtures import Arena, make_arena
 
 import ensemble.tuning as tuning
 from ensemble.stacker import Split, fit_early_stopped, fit_stacker
-from ensemble.tuning import Tuned, tune
+from ensemble.tuning import Tuned, inner_folds, tune
+from oof.errors import UserError
 from oof.metrics import log_loss, softmax
 
 COMPLETE, PRUNED = TrialState.COMPLETE, TrialState.PRUNED
@@ -137,3 +140,29 @@ def test_the_scores_that_early_stopping_keeps_are_those_of_the_stacker(arena: Ar
     stacker = fit_stacker(arena.design.take(rest), arena.labels[rest], tuning.FIRST, rounds, 0)
     theirs = softmax(stacker.logits(arena.design.take(np.flatnonzero(held))))
     np.testing.assert_allclose(softmax(logits), theirs, atol=1e-9)
+
+
+@given(
+    n_outer=st.integers(1, 5),
+    group=st.lists(st.integers(0, 30), min_size=12, max_size=60),
+    seed=st.integers(0, 5),
+)
+def test_inner_folds_keep_groups_whole_and_lie_within_the_outer_ones(n_outer: int, group: list[int], seed: int) -> None:
+    groups = np.array(group)
+    labels = np.random.default_rng(seed).integers(3, size=len(groups))
+    folds = groups % n_outer * 2  # whole groups, and numbers with gaps, as where an outer fold is held out
+    if len(np.unique(groups)) == 1:
+        with pytest.raises(UserError, match="one group"):
+            inner_folds(labels, folds, groups, seed)
+        return
+    inner = inner_folds(labels, folds, groups, seed)
+    assert sorted(set(inner)) == list(range(inner.max() + 1))
+    assert inner.max() >= 1
+    for values, within in ((groups, inner), (inner, folds)):
+        assert all(len(np.unique(within[values == value])) == 1 for value in np.unique(values))
+    present = np.unique(folds)
+    if len(present) >= 3:
+        assert len(np.unique(inner)) == len(present)
+    elif all(len(np.unique(groups[folds == fold])) >= 4 for fold in present):
+        assert len(np.unique(inner)) >= 4, "a quarter is held out, not a half"
+    assert np.array_equal(inner, inner_folds(labels, folds, groups, seed))
