@@ -45,9 +45,9 @@ IN_SAMPLE = "in-sample-teacher student"
 COLUMNS = ["id", "prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"]
 FILES = {"arguments": ["ukpconvarg1_dev.csv"], "chats": ["pandalm_testset.csv", "tulu_human_eval.csv"]}
 STAGES = {"oof": "oof", "stack": "ensemble", "distill": "ensemble"}  # verb: its package
-TOKENS = {"arguments": 160, "chats": 384}
+TOKENS = {"arguments": 160, "chats": 256}
 QUICK = {"battles": 72, "tokens": 96, "epochs": 0.5, "trials": 3, "folds": 2}
-FULL = {"battles": 1500, "tokens": 0, "epochs": 2.0, "trials": 30, "folds": 3}
+FULL = {"battles": 1500, "tokens": 0, "epochs": 1.0, "trials": 30, "folds": 3}
 
 
 def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> 
             "checkpoint": str(models / checkpoint),
             "dtype": "auto",
             "score_tokens_per_batch": 4096,
-            "lora": {"rank": 16, "alpha": 32},
+            "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"},
             "train": dict(train),
         }
 
@@ -75,6 +75,7 @@ def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> 
         "members": {member: recipe(checkpoint) for member, checkpoint in MEMBERS.items()},
         "stack": {"trials": size["trials"], "text_member": True},
         "distill": {"student": recipe(STUDENT)},
+        "jobs": {"workers": 2},
     }
 
 
@@ -190,8 +191,8 @@ def page(sections: list[str], arguments: argparse.Namespace, size: Mapping[str, 
         f"Written by `make quality{words}` on {datetime.now(UTC):%Y-%m-%d} from commit {commit()} "
         f"({machine()}). {(__doc__ or '').split(chr(10) * 2)[2]}",
         "",
-        f"{size['folds']} folds, LoRA of rank 16 on all layers, {size['epochs']:g} epochs, {size['trials']} trials. "
-        "Seconds are the sum over all calls, whatever else the machine did.",
+        f"{size['folds']} folds, LoRA of rank 16 in the upper half of the layers, epochs: {size['epochs']:g}, "
+        f"{size['trials']} trials. Seconds are the sum over all calls, whatever else the machine did.",
     ]
     if arguments.quick:
         lines += ["", "**Of too few battles to say anything**: it shows that the command runs."]

@@ -45,6 +45,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, object]:
         "prompts": {"max_tokens": 160},
         "members": {MEMBER: member},
         "stack": {"trials": 30, "text_member": True},
+        "jobs": {"workers": 2},
     }
 
 
