@@ -119,10 +119,8 @@ def test_a_time_limit_stops_between_two_steps_and_the_next_call_goes_on(
 ) -> None:
     run = tmp_path / "run"
     assert call(config, run, "jobs.time_limit=1").returncode == 75
-    for _ in range(20):
-        done = call(config, run, "jobs.time_limit=14")
-        if done.returncode != 75:
-            break
+    assert call(config, run, "jobs.time_limit=14").returncode in (0, 75)  # 75 on all but the fastest machine
+    done = call(config, run)
     assert done.returncode == 0, done.stderr
     assert logits(run).equals(logits(whole))
 
