@@ -26,7 +26,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ import numpy as np
 import polars as pl
 import psutil
 from features import battles  # the benchmark beside this file
-from pages import cell, commit, machine
+from pages import cell, made
 from scipy.special import expit
 
 from ensemble import features
@@ -267,8 +266,7 @@ def main() -> int:
 
 def report(lines: str) -> str:
     command = " ".join(["python benchmarks/bench_stack.py", *sys.argv[1:]])
-    made = f"Made on {date.today()} at commit {commit()} ({machine()}) by `{command}`; its docstring says how."
-    return f"# Stage two beside what others would use\n\n{made}\n\n{lines}"
+    return f"# Stage two beside what others would use\n\n{made()} by `{command}`; its docstring says how.\n\n{lines}"
 
 
 if __name__ == "__main__":

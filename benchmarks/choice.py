@@ -7,8 +7,7 @@ The sets: PandaLM's test set and the human judgements of Tulu 1 (real verdicts; 
 out of fold), and synthetic arenas of ``benchmarks/bench_stack.py`` in 16 groups, whose members' scale differs from
 group to group. Three outer folds, drawn anew for each seed. Two outer folds are left for the inner cross-validation:
 either they are the inner folds, or each is split once more (``ensemble.tuning.INNER``). Losses are those of the outer
-folds, before calibration: of each combiner, of the one within one standard error (``stack.final: auto``), and of the
-one with the smallest inner loss.
+folds, before calibration: of each combiner, and of the simplest within one standard error (``stack.final: auto``).
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,24 +23,22 @@ from typing import NamedTuple
 import numpy as np
 from bench_stack import make_arena
 from numpy.typing import NDArray
-from pages import commit, machine
+from pages import made
 
 import ensemble.tuning as tuning
-from ensemble.combiners import Combiner
+from ensemble.crossfit import cross_fit
 from ensemble.design import Design, build_design
-from ensemble.families import KINDS, SIMPLE, choose, out_of_fold
-from ensemble.stacker import fit_stacker
+from ensemble.families import KINDS
 from ensemble.text_baseline import count_terms, fit_text
 from oof import store
 from oof.battles import read_battles
-from oof.config import Data, Groups
+from oof.config import Data, Groups, Stack
 from oof.folds import assign_folds
 from oof.groups import group_battles
-from oof.metrics import row_log_loss, softmax
+from oof.metrics import log_loss
 
 FILES = {"PandaLM": "pandalm_testset.csv", "Tulu": "tulu_human_eval.csv"}
-ROWS = (*KINDS, "auto", "smallest inner loss")
-ROUNDS = 400
+ROWS = {kind: f"combiner:{kind}" for kind in KINDS} | {"auto": "stack"}
 
 
 class Battles(NamedTuple):
@@ -76,24 +72,10 @@ def synthetic(n: int, seed: int) -> Battles:
 
 
 def losses(battles: Battles, trials: int) -> dict[str, float]:
-    """Return the mean outer loss by combiner and by rule of choice."""
-    design, labels, folds, groups = battles
-    rows = {name: np.empty(len(labels)) for name in ROWS}
-    for fold in np.unique(folds):
-        rest, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        part, y, g = design.take(rest), labels[rest], groups[rest]
-        with tempfile.TemporaryDirectory() as folder:
-            tuned = tuning.tune(part, y, folds[rest], g, trials, ROUNDS, 0, Path(folder) / "study.log")
-        inner = tuning.inner_folds(y, folds[rest], g, 0)
-        seen = {kind: out_of_fold(kind, part, y, inner) for kind in SIMPLE} | {"lightgbm": tuned.logits}
-        fitted: dict[str, Combiner] = {kind: fit(part, y) for kind, fit in SIMPLE.items()}
-        fitted["lightgbm"] = fit_stacker(part, y, tuned.params, tuned.rounds, 0)
-        for kind in KINDS:
-            rows[kind][held] = row_log_loss(softmax(fitted[kind].logits(design.take(held))), labels[held])
-        smallest = min(KINDS, key=lambda kind: float(row_log_loss(softmax(seen[kind]), y).mean()))
-        rows["auto"][held] = rows[choose("auto", seen, y, g).kind][held]
-        rows["smallest inner loss"][held] = rows[smallest][held]
-    return {name: float(values.mean()) for name, values in rows.items()}
+    """Return the mean outer loss by combiner, and of what the rule chooses."""
+    with tempfile.TemporaryDirectory() as folder:
+        predictions = cross_fit(*battles, Stack(trials=trials), 0, Path(folder)).predictions
+    return {row: log_loss(predictions[name], battles.labels) for row, name in ROWS.items()}
 
 
 def sets(data: Path, seeds: int) -> Iterator[tuple[str, int, Callable[[], Battles]]]:
@@ -124,9 +106,9 @@ def main() -> int:
     lines = [
         "# Inner folds and combiners on a thousand battles",
         "",
-        f"Made on {date.today()} at commit {commit()} ({machine()}) by `python benchmarks/choice.py`, whose docstring "
-        f"says how: {arguments.seeds} seeds, {arguments.trials} trials. Mean log loss of the outer folds over the "
-        "seeds; no intervals, since seeds share battles.",
+        f"{made()} by `python benchmarks/choice.py`, whose docstring says how: {arguments.seeds} seeds, "
+        f"{arguments.trials} trials. Mean log loss of the outer folds over the seeds; no intervals, since seeds share "
+        "battles.",
         "",
         f"| set | inner folds | {' | '.join(ROWS)} |",
         f"|---|---|{'---|' * len(ROWS)}",

@@ -73,7 +73,8 @@ def battles(config: Config | None, n: int) -> pl.DataFrame:
 
 def in_turns(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
     """Return the median seconds of two calls that take turns, after one of each that warms up."""
-    first(), second()
+    first()
+    second()
     spent: list[list[float]] = [[], []]
     for _ in range(rounds):
         for call, times in zip((first, second), spent, strict=True):

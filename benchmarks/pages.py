@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,11 @@ def commit() -> str:
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
+
+
+def made() -> str:
+    """Return when, from which commit and on what a page is made."""
+    return f"Made on {date.today()} at commit {commit()} ({machine()})"
 
 
 def machine() -> str:

@@ -20,13 +20,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pages import cell, commit, machine
+from pages import cell, made
 
 from ensemble import stack
 from ensemble.inputs import Inputs
@@ -98,14 +97,13 @@ def report(config: Config, auto: NDArray[np.float64], command: str, seconds: Map
         + ", ".join(f"{stage} {value:,.0f}" for stage, value in seconds.items())
         + ".",
         "",
-        f"Made on {date.today()} at commit {commit()} ({machine()}). "
+        f"{made()}. "
         "The member's recipe was fixed beforehand; `stack.text_member` had been tried once, on 1,000 battles of "
         "this file. An earlier table (all layers, bfloat16, as inner folds the two outer ones that are left, the "
         "default choice) said no twice: 0.8872, -0.0056 [-0.0238, +0.0148] beside the member, -0.0222 "
         "[-0.0501, +0.0078] beside the text. Inner folds and the logistic combiner's ridge were changed after it, and "
         "`stack.final: lightgbm` was set here after a first look at the default's figures below, each by what "
-        "`benchmarks/choice.py` says of "
-        "PandaLM, Tulu and synthetic battles.",
+        "`benchmarks/choice.py` says of PandaLM, Tulu and synthetic battles.",
         "",
         "Log loss out of fold with 95 % intervals over groups, which are few: the intervals are wide. The text "
         "baseline is a row of its own and, nested in the training folds, a member of the stack (`stack.text_member`).",
@@ -123,9 +121,11 @@ def report(config: Config, auto: NDArray[np.float64], command: str, seconds: Map
         "|---|---|---|",
     ]
     for name in (best, text):
-        apart = [cell(loss - losses[name], inputs.groups, "+") for loss in (losses["calibrated"], auto)]
-        highs = [group_interval(loss - losses[name], inputs.groups, 0)["high"] for loss in (losses["calibrated"], auto)]
-        said = [f"{'yes' if high < 0 else '**no**'}: {value}" for high, value in zip(highs, apart, strict=True)]
+        said = []
+        for loss in (losses["calibrated"], auto):
+            apart = loss - losses[name]
+            holds = group_interval(apart, inputs.groups, 0)["high"] < 0
+            said.append(f"{'yes' if holds else '**no**'}: {cell(apart, inputs.groups, '+')}")
         lines.append(f"| than {name} | {' | '.join(said)} |")
     return "\n".join(lines) + "\n"
 

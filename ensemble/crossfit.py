@@ -26,7 +26,7 @@ from ensemble.families import KINDS, SIMPLE, Choice, choose, load_combiner, out_
 from ensemble.processes import cores, map_tasks
 from ensemble.stacker import Stacker, fit_stacker
 from ensemble.text_baseline import TextModel, Texts, count_terms, fit_text, out_of_fold_text, text_probs
-from ensemble.tuning import inner_folds, tune
+from ensemble.tuning import tune
 from oof import store
 from oof.config import Stack
 from oof.errors import UserError
@@ -211,10 +211,9 @@ def _fit(data: _Data, fold: int) -> _Fit:
     parts = part, y, data.folds[rest], g, config.trials, config.rounds, data.seed
     with store.locked(data.studies, f".{name}.lock", store.LINGERING):
         tuned = tune(*parts, data.studies / f"{name}.log")
-    inner = inner_folds(y, data.folds[rest], g, data.seed)
     combiners = {kind: fit(part, y) for kind, fit in SIMPLE.items()}
     combiners["lightgbm"] = fit_stacker(part, y, tuned.params, tuned.rounds, data.seed)
-    logits = {kind: out_of_fold(kind, part, y, inner) for kind in SIMPLE} | {"lightgbm": tuned.logits}
+    logits = {kind: out_of_fold(kind, part, y, tuned.inner) for kind in SIMPLE} | {"lightgbm": tuned.logits}
     if fold == FINAL:
         return _Fit(combiners, logits, {}, {}, tuned.params, tuned.rounds, text, part.names)
     unseen = data.design.take(held)

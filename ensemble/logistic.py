@@ -18,7 +18,7 @@ from ensemble.design import SWAP, Design
 from oof.errors import UserError
 
 FAMILY = "lengths"  # the features beside the logits; all of them are LightGBM's business
-STRENGTH = 0.01  # scikit-learn's C: matters with few rows only, where 1.0 was worse than the members alone
+STRENGTH = 0.01  # scikit-learn's C: matters with few rows only, where 1.0 could be worse than the members alone
 ABSENT = -20.0  # logit of a class that never occurred
 
 Integers = NDArray[np.integer[Any]]

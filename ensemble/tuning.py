@@ -10,6 +10,7 @@ with the result. Trials that promise no gain after some of the inner folds are g
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,12 +55,13 @@ Integers = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best trial: its parameters, its mean number of rounds and its inner out-of-fold (n, 3) logits."""
+    """The best trial: parameters, mean number of rounds, out-of-fold (n, 3) logits, loss; and the (n,) inner folds."""
 
     params: dict[str, Any]
     rounds: int
     logits: NDArray[np.float64]
     loss: float
+    inner: Integers
 
 
 def inner_folds(labels: Integers, folds: Integers, groups: Integers, seed: int) -> NDArray[np.int64]:
@@ -75,7 +77,7 @@ def inner_folds(labels: Integers, folds: Integers, groups: Integers, seed: int) 
     present, outer = np.unique(folds, return_inverse=True)
     if len(present) >= ENOUGH:
         return outer
-    parts = -(-INNER // len(present))
+    parts = math.ceil(INNER / len(present))
     assigned = np.zeros(len(labels), dtype=np.int64)
     for i in range(len(present)):
         rows = np.flatnonzero(outer == i)
@@ -195,7 +197,7 @@ class _Search:
             trial.set_user_attr(LOSSES, losses)
         loss = log_loss(softmax(logits), self.labels)
         if self.best is None or loss < self.best[1].loss:
-            self.best = trial.number, Tuned(params, round(float(np.mean(best))), logits, loss)
+            self.best = trial.number, Tuned(params, round(float(np.mean(best))), logits, loss, self.inner)
         return loss
 
     def _block_losses(self, logits: NDArray[np.float64], split: Split) -> list[float]:
@@ -214,7 +216,7 @@ class _Search:
         for split in self.splits:
             n, logits[split.held] = fit_early_stopped(split, dict(trial.params), self.rounds, self.seed)
             rounds.append(n)
-        return Tuned(dict(trial.params), round(float(np.mean(rounds))), logits, float(trial.values[0]))
+        return Tuned(dict(trial.params), round(float(np.mean(rounds))), logits, float(trial.values[0]), self.inner)
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

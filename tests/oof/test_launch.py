@@ -120,6 +120,7 @@ def test_a_time_limit_stops_between_two_steps_and_the_next_call_goes_on(
     run = tmp_path / "run"
     assert call(config, run, "jobs.time_limit=1").returncode == 75
     assert call(config, run, "jobs.time_limit=14").returncode in (0, 75)  # 75 on all but the fastest machine
+    assert list(run.glob("oof/*/fold-*/checkpoints/checkpoint-*")) or list(run.glob("oof/*/fold-*/job.json"))
     done = call(config, run)
     assert done.returncode == 0, done.stderr
     assert logits(run).equals(logits(whole))
