@@ -7,12 +7,15 @@ UKPConvArg1: pairs of human-written arguments, one prompt a debate, verdicts A, 
 1,000 of prompts that nothing has seen. For each recipe one Gemma3-270M student is trained on everything and scored on
 the held-out battles. Every predictor gets its temperature by the same two-fold cross-fitting over held-out prompts, so
 that calibration does not decide. What is cut so that a CPU can do it: the battles with the shortest texts, a prompt of
-title and stance, 112 tokens, two folds, adapters of rank 16 in the upper half of the layers, one order of each battle
-an epoch, three epochs for the members (of 500 battles each) and one for a student. One more row gives hard labels two
-epochs, which is as many steps as the recipes with pseudo-labelled battles take.
+title and stance, 104 tokens, two folds, adapters of rank 16 in the upper half of the layers, one order of each battle
+an epoch, three epochs for the members (of 500 battles each) and one for a student. The losses are compared on the
+labelled battles alone, where a student takes half the time. One more row gives hard labels two epochs, which is as
+many steps as the recipes with pseudo-labelled battles take. Length hints are for the student only: members that read
+them too would need a second stage one.
 
 Unattended and in pieces: each training and scoring is a step of the run folder. Stop it anywhere, run it again, and it
-goes on; ``--hours`` stops by itself. After each piece ``--report`` is written anew, with what is not run yet named.
+goes on; ``--hours`` stops by itself. ``jobs.workers=2`` trains two at a time. After each piece ``--report`` is written
+anew, with what is not run yet named.
 """
 
 from __future__ import annotations
@@ -22,14 +25,15 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import yaml
 from numpy.typing import NDArray
-from pages import cell
+from pages import cell, made
 
 from ensemble import stack
 from ensemble.__main__ import main as ensemble_main
@@ -46,24 +50,29 @@ from oof.metrics import row_log_loss
 
 MEMBER_EPOCHS, STUDENT_EPOCHS = 3, 1
 HARD, DEFAULT = "hard labels only", "default: OOF teacher + pseudo-labelled battles, KL, T = 1"
+OOF = "labelled battles only: OOF teacher, KL, T = 1"
+HINTS = "the default with length hints in the student's template"
 LABELLED_ONLY = "distill.pseudo_weight=0"
-HINTS = "the default with length hints in the template"
 # In the order in which they run: what is to hold comes first.
 RECIPES: dict[str, list[str]] = {
     HARD: ["distill.losses={ce: 1, kl: 0}"],
+    OOF: [LABELLED_ONLY],
     DEFAULT: [],
     "hard labels only, two epochs": ["distill.losses={ce: 1, kl: 0}", "distill.student.train.epochs=2"],
-    "OOF teacher": [LABELLED_ONLY],
-    "fold-matched in-sample teacher": ["distill.teacher=fold_matched", LABELLED_ONLY],
-    "several teachers": ["distill.teachers=members"],
-    "self-distillation": ["distill.teachers=gemma3"],
-    "CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}"],
+    "labelled battles only: fold-matched in-sample teacher": ["distill.teacher=fold_matched", LABELLED_ONLY],
+    "labelled battles only: several teachers": ["distill.teachers=members", LABELLED_ONLY],
+    "labelled battles only: self-distillation": ["distill.teachers=gemma3", LABELLED_ONLY],
+    "labelled battles only: CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}", LABELLED_ONLY],
     **{  # T = 1 at 0.5 is CE + KL
-        f"T = {t}, soft weight {w}": [f"distill.losses={{ce: {1 - w:.1f}, kl: {w}}}", f"distill.temperature={t}"]
+        f"labelled battles only: T = {t}, soft weight {w}": [
+            f"distill.losses={{ce: {1 - w:.1f}, kl: {w}}}",
+            f"distill.temperature={t}",
+            LABELLED_ONLY,
+        ]
         for t in (1, 2, 5)
         for w in (0.5, 0.9)
     },
-    HINTS: ["prompts.hints=lengths"],
+    HINTS: [],
 }
 FILES = {"train": "labelled", "unlabelled": "unlabelled", "test": "heldout"}
 Logits = dict[str, NDArray[np.float64]]
@@ -76,7 +85,7 @@ class Sizes:
     labelled: int = 1000
     unlabelled: int = 1000
     held_out: int = 1000
-    characters: int = 600
+    characters: int = 540
 
 
 def split(data: Path, out: Path, sizes: Sizes, seed: int = 0) -> None:
@@ -91,6 +100,9 @@ def split(data: Path, out: Path, sizes: Sizes, seed: int = 0) -> None:
     held: list[str] = []
     while sum(counts[p] for p in held) < sizes.held_out:
         held.append(str(prompts[len(held)]))
+    for prompt in list(held):  # no more than it takes: each student scores all of them, in both orders
+        if sum(counts[p] for p in held) - counts[prompt] >= sizes.held_out:
+            held.remove(prompt)
     unseen = frame.filter(pl.col("prompt").is_in(held))
     seen = frame.filter(~pl.col("prompt").is_in(held)).sample(fraction=1, shuffle=True, seed=seed)
     needed = sizes.labelled + sizes.unlabelled
@@ -111,14 +123,13 @@ def _short(prompt: str) -> str:
 def settings(out: Path, gemma: str, smollm: str) -> Path:
     """Write and return the configuration."""
     train = {"lr": 5e-4, "head_lr": 2e-3, "batch_battles": 8, "swap": "random", "tokens_per_batch": 2048}
-    train["checkpoint_steps"] = 25  # a kill costs at most so many steps
+    train |= {"checkpoint_steps": 25}  # a kill costs at most so many steps
     recipe = {"dtype": "auto", "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"}}
-    recipe["score_tokens_per_batch"] = 4096
     member, student = ({**recipe, "train": {**train, "epochs": epochs}} for epochs in (MEMBER_EPOCHS, STUDENT_EPOCHS))
     tree = {
         "data": {name: [str(out / f"{file}.csv")] for name, file in FILES.items()},
         "folds": {"k": 2},
-        "prompts": {"max_tokens": 112},
+        "prompts": {"max_tokens": 104},
         "groups": {"threshold": 1.0},
         "members": {"gemma3": {"checkpoint": gemma, **member}, "smollm2": {"checkpoint": smollm, **member}},
         "stack": {"trials": 20, "workers": 1},
@@ -139,34 +150,43 @@ def stages(path: str, overrides: Sequence[str]) -> None:
             raise UserError(f"{verb} failed; see above")
 
 
-def held_out_step(plan: StudentPlan) -> store.Step:
-    folder = Path(plan.config.run) / "students" / plan.key[:12]
-    return store.Step(folder / "heldout", store.digest(plan.key, FINAL))
+@dataclass(frozen=True)
+class HeldOut:
+    """Train a recipe's final student and score the held-out battles with it."""
+
+    plan: StudentPlan
+
+    @property
+    def step(self) -> store.Step:
+        folder = Path(self.plan.config.run) / "students" / self.plan.key[:12]
+        return store.Step(folder / "heldout", store.digest(self.plan.key, FINAL))
 
 
-def student(config: Config) -> NDArray[np.float64]:
-    """Return (n, 3) mean-of-orders logits of the held-out battles by a recipe's student, training it if need be."""
+def with_hints(plan: StudentPlan) -> StudentPlan:
+    """Return the plan of the same teacher's student that reads length hints."""
+    config = replace(plan.config, prompts=replace(plan.config.prompts, hints="lengths"))
+    return replace(plan, config=config, key=store.digest(plan.key, "lengths"))
+
+
+def train_and_score(task: HeldOut) -> None:
+    """Store (n, 2, 3) logits of the held-out battles, read in both orders."""
     from ensemble.student import StudentJob, run_job
-    from ensemble.teach import prepare_teacher
     from oof.jobs import Texts
     from oof.models import load_classifier
     from oof.predict import predict_logits
 
-    plan = plan_student(config)
-    step = held_out_step(plan)
-    prepare_teacher(plan)
-    job = StudentJob(plan, step.folder.parent, FINAL)
+    config, step = task.plan.config, task.step
+    job = StudentJob(task.plan, step.folder.parent, FINAL)
     if not job.step.done:
         run_job(job)
     test = read_test(config)
     texts = Texts(config.distill.student, test, config)
     model = load_classifier(texts.member, job.folder / "adapter", texts.tokenizer, seed=0)
-    partial, pad = job.folder.with_name("partial"), texts.tokenizer.pad_token_id
-    logits = predict_logits(model, texts.member, texts.scoring, pad, "held out", partial)
+    partial_scores, pad = job.folder.with_name("partial"), texts.tokenizer.pad_token_id
+    logits = predict_logits(model, texts.member, texts.scoring, pad, "held out", partial_scores)
     step.clear()
     store.write_parquet(step.folder / "logits.parquet", store.logits_frame(test["id"], logits, -1))
     step.finish()
-    return read_logits(step)
 
 
 def read_logits(step: store.Step) -> NDArray[np.float64]:
@@ -202,15 +222,17 @@ def table(logits: Logits, out: Path) -> str:
         f"{len(labels):,} held-out battles of {groups.max() + 1} prompts; 95 % intervals over the arguments shown "
         "first, which recur (the prompts are too few to resample).",
         "",
-        f"| | log loss | minus calibrated | minus {best or 'the best member'} | minus {HARD} |",
-        "|---|---|---|---|---|",
+        f"| | log loss | minus calibrated | minus {best or 'the best member'} | minus {HARD} | minus KL, T = 1 |",
+        "|---|---|---|---|---|---|",
     ]
     for name, loss in losses.items():
+        same = OOF if name.startswith("labelled") else DEFAULT if name == HINTS else ""
         others = [
-            cell(loss - losses[o], units, "+") if o in losses and o != name else "" for o in ("calibrated", best, HARD)
+            cell(loss - losses[o], units, "+") if o in losses and o != name else ""
+            for o in ("calibrated", best, HARD, same)
         ]
         lines.append(f"| {name} | {cell(loss, units)} | {' | '.join(others)} |")
-    lines += [f"| {name} | not run yet | | | |" for name in RECIPES if name not in losses]
+    lines += [f"| {name} | not run yet | | | | |" for name in RECIPES if name not in losses]
     return "\n".join(lines)
 
 
@@ -218,11 +240,11 @@ def report(arguments: argparse.Namespace, logits: Logits) -> str:
     """Write the table, below the command that makes it, to ``--report``; return the table."""
     lines = table(logits, Path(arguments.out))
     models = f"--gemma {Path(arguments.gemma).name} --smollm {Path(arguments.smollm).name}"
-    extra = "".join(f" {override}" for override in arguments.overrides)
+    extra = "".join(f" {override}" for override in arguments.overrides[1:])  # the first is the run's folder
     body = [
         "# Distillation on UKPConvArg1: which recipe makes the best student",
         "",
-        f"Made by `python benchmarks/distill.py {models}{extra}`, whose docstring says what is split and cut how.",
+        f"{made()} by `python benchmarks/distill.py {models}{extra}`, whose docstring says what is split and cut how.",
         "",
         lines,
     ]
@@ -231,48 +253,55 @@ def report(arguments: argparse.Namespace, logits: Logits) -> str:
     return lines
 
 
-def overrides_of(name: str, arguments: argparse.Namespace) -> list[str]:
-    folder = "hints" if name == HINTS else "run"  # with hints, members read other texts
-    return [f"run={Path(arguments.out) / folder}", *arguments.overrides, *RECIPES[name]]
+def planned(path: str, name: str, arguments: argparse.Namespace) -> StudentPlan:
+    """Return the plan of a recipe's student; its teacher reads no hints, whatever the student reads."""
+    return plan_student(configuration.load(path, [*arguments.overrides, *RECIPES[name]]))
+
+
+def task_of(name: str, plan: StudentPlan) -> HeldOut:
+    return HeldOut(with_hints(plan) if name == HINTS else plan)
 
 
 def finished(path: str, arguments: argparse.Namespace) -> Logits:
-    """Return the logits of all that earlier calls have finished."""
+    """Return the logits of all that is done."""
     done: Logits = {}
-    for name in RECIPES:
-        try:
-            config = configuration.load(path, overrides_of(name, arguments))
-            done |= {} if done else ensemble_logits(config)
-            if (step := held_out_step(plan_student(config))).done:
-                done[name] = read_logits(step)
-        except UserError:  # an earlier stage is not there yet
-            continue
+    try:
+        done = ensemble_logits(configuration.load(path, arguments.overrides))
+        for name in RECIPES:
+            step = task_of(name, planned(path, name, arguments)).step
+            done |= {name: read_logits(step)} if step.done else {}
+    except UserError as error:
+        print(f"not done yet: {error}", file=sys.stderr)
     return done
 
 
 def run(arguments: argparse.Namespace) -> Logits:
-    """Do the recipes in their order until the time is over; return the logits of all that is done."""
+    """Do the recipes in their order, as many at a time as jobs.workers says; return the logits of all that is done."""
+    from ensemble.teach import prepare_teacher
+    from oof.workers import run_all, run_alone
+
+    unknown = [name for name in arguments.only if name not in RECIPES]
+    if unknown:
+        raise UserError(f"no recipe {unknown[0]!r}; there are: {'; '.join(RECIPES)}")
     out = Path(arguments.out)
     split(Path(arguments.data), out, Sizes(*arguments.sizes))
     path = str(settings(out, arguments.gemma, arguments.smollm))
-    began, logits = time.monotonic(), finished(path, arguments)
-    for name in arguments.only or list(RECIPES):
-        if name not in RECIPES:
-            raise UserError(f"no recipe {name!r}; there are: {'; '.join(RECIPES)}")
-        if name in logits:
-            continue
-        left = max(1.0, arguments.hours * 3600 - (time.monotonic() - began)) if arguments.hours else 0.0
-        overrides = [*overrides_of(name, arguments), f"jobs.time_limit={left:.0f}"]
-        try:
-            stages(path, [o for o in overrides if not o.startswith("distill.")])
-            config = configuration.load(path, overrides)
-            logits = {**(logits or ensemble_logits(config)), name: student(config)}
-        except interrupts.Stopped as stop:
-            print(f"stopped by {stop} in {name!r}; run the same command again to go on", file=sys.stderr)
-            break
-        report(arguments, logits)
-        print(f"{time.monotonic() - began:.0f} s: {name}", file=sys.stderr, flush=True)
-    return logits
+    arguments.overrides = [f"run={out / 'run'}", *arguments.overrides]
+    try:
+        stages(path, [*arguments.overrides, f"jobs.time_limit={arguments.hours * 3600:.0f}"])
+        names = [name for name in arguments.only or RECIPES if name not in finished(path, arguments)]
+        at_a_time = configuration.load(path, arguments.overrides).jobs.workers
+        for some in (names[i : i + at_a_time] for i in range(0, len(names), at_a_time)):
+            plans = {name: planned(path, name, arguments) for name in some}
+            for plan in plans.values():
+                prepare_teacher(plan)
+            tasks = [task_of(name, plan) for name, plan in plans.items()]
+            run_all(partial(run_alone, train_and_score), tasks, some, at_a_time)
+            report(arguments, finished(path, arguments))
+            print(f"{time.strftime('%H:%M:%S')} done: {'; '.join(some)}", file=sys.stderr, flush=True)
+    except interrupts.Stopped as stop:
+        print(f"stopped by {stop}; run the same command again to go on", file=sys.stderr)
+    return finished(path, arguments)
 
 
 def _numbers(text: str) -> list[int]:
@@ -286,7 +315,7 @@ def main() -> int:
     parser.add_argument("--smollm", required=True, help="folder or hub name of SmolLM2-135M")
     parser.add_argument("--out", default="runs/ukp")
     parser.add_argument("--report", default="docs/results-distill-ukp.md")
-    parser.add_argument("--only", nargs="*", metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
+    parser.add_argument("--only", nargs="*", default=[], metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
     parser.add_argument("--hours", type=float, default=0.0, help="stop in good order after this time; 0 = never")
     parser.add_argument("--sizes", type=_numbers, default=[], help="labelled,unlabelled,held_out,characters")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")

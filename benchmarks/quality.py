@@ -59,7 +59,6 @@ def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> 
         return {
             "checkpoint": str(models / checkpoint),
             "dtype": "auto",
-            "score_tokens_per_batch": 4096,
             "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"},
             "train": dict(train),
         }

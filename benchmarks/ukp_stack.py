@@ -42,7 +42,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, object]:
     """Return the configuration; JSON is YAML."""
     train = {"epochs": arguments.epochs, "lr": arguments.lr, "head_lr": 2e-3, "batch_battles": 8}
     train |= {"swap": "random", "tokens_per_batch": 2048, "checkpoint_steps": 25}
-    member = {"checkpoint": arguments.model, "dtype": "auto", "score_tokens_per_batch": 4096, "train": train}
+    member = {"checkpoint": arguments.model, "dtype": "auto", "train": train}
     member["lora"] = {"rank": 16, "alpha": 32, "layers": "upper_half"}
     return {
         "run": str(arguments.run),

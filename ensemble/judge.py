@@ -36,7 +36,6 @@ from oof.texts import turn_lists
 Text = str | Sequence[str]  # a text, or a conversation's turns
 PARTS = ("prompt", "response_a", "response_b")
 CHUNK = 512  # battles encoded and scored at a time
-TOKENS = {"cpu": 4096, "cuda": 16384}  # of one forward pass; more than that leaves a CPU's cache
 MAX_LINE = 64 << 20  # characters of one JSON line
 
 
@@ -78,8 +77,7 @@ class Judge:
         if dtype not in DTYPES:
             raise UserError(f"dtype={dtype!r}; choose one of auto, {', '.join(DTYPES)}")
         prompts = read_prompts(folder)
-        tokens = TOKENS[device().type] if tokens_per_batch is None else tokens_per_batch
-        member = Member(checkpoint=str(folder), dtype=dtype, score_tokens_per_batch=tokens, attn=attn)
+        member = Member(checkpoint=str(folder), dtype=dtype, score_tokens_per_batch=tokens_per_batch, attn=attn)
         tokenizer = load_tokenizer(str(folder), prompts.hints)
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports a cast at every layer of every call
         model = load_trained(member, tokenizer)

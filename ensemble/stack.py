@@ -140,25 +140,35 @@ def load_teacher(config: Config, inputs: Inputs) -> NDArray[np.float64]:
     Raises:
         UserError: stage two is missing or out of date.
     """
-    step = _step(config, inputs)
-    if not step.done:
-        raise UserError(
-            f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first"
-        )
+    step = _finished_step(config, inputs)
     return read_predictions(step.folder / "predictions.parquet", inputs.table["id"])["teacher"]
 
 
 def load_ensemble(config: Config) -> tuple[Inputs, StackResult]:
     """Return the inputs and the final stack, for battles that were never in the run."""
     inputs = load_inputs(config)
+    return inputs, load_stack(config, inputs)
+
+
+def load_stack(config: Config, inputs: Inputs) -> StackResult:
+    """Return the final stack of ``inputs``.
+
+    Raises:
+        UserError: stage two is missing or out of date.
+    """
+    step = _finished_step(config, inputs)
+    from ensemble.crossfit import StackResult
+
+    return StackResult.load(step.folder / "model")
+
+
+def _finished_step(config: Config, inputs: Inputs) -> store.Step:
     step = _step(config, inputs)
     if not step.done:
         raise UserError(
             f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first"
         )
-    from ensemble.crossfit import StackResult
-
-    return inputs, StackResult.load(step.folder / "model")
+    return step
 
 
 def predictions_frame(ids: pl.Series, predictions: Mapping[str, NDArray[np.floating]]) -> pl.DataFrame:

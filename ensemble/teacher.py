@@ -252,7 +252,7 @@ def _stacked(plan: StudentPlan, fold: int, table: pl.DataFrame, logits: Logits) 
     if plan.config.distill.teacher == "nested" and fold != FINAL:
         result = StackResult.load(nested_stack(plan, fold).folder / "model")
     else:
-        _, result = stack.load_ensemble(plan.config)
+        result = stack.load_stack(plan.config, plan.inputs)
     first = _job(plan, next(iter(plan.config.members)), 0).step.folder / "logits.parquet"
     table = with_counts(table, store.read_parquet(first))
     return result.calibrator.apply_symmetric(result.combiner.logits(result.design(table, logits)))

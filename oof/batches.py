@@ -21,13 +21,19 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from oof.config import Train
+from oof.config import Member, Train
 from oof.prompts import Encoded
 
 RUNS = 4  # runs of similar lengths in one step; not a function of the memory, so that a step stays the same step
 WINDOW_STEPS = 16  # steps per length-sorted window: wide enough for equal lengths, narrow enough to stay mixed
+SCORE_TOKENS = {"cpu": 4096, "cuda": 16384}  # more than that leaves a CPU's cache
 SPARE = {"cpu": 256, "cuda": 1024}  # what a pass costs beside its tokens, in tokens, about
 MULTIPLE = 8  # sequences are padded to multiples of this many tokens, which kernels like
+
+
+def score_tokens(member: Member) -> int:
+    """Return the padded tokens of one scoring pass: the recipe's, or what suits the device."""
+    return member.score_tokens_per_batch or SCORE_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
 
 
 def cut(lengths: NDArray[np.integer], budget: int, spare: int | None = None) -> list[NDArray[np.int64]]:

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from oof import interrupts, ranks
-from oof.batches import collate, cut
+from oof.batches import collate, cut, score_tokens
 from oof.config import Member
 from oof.errors import UserError
 from oof.half import half_precision
@@ -81,7 +81,7 @@ def predict_logits(
 
 def _share(encoded: Encoded, member: Member) -> list[NDArray[np.int64]]:
     """Return this process's batches: rows of (n * orders)."""
-    return cut(encoded.lengths.reshape(-1), member.score_tokens_per_batch)[ranks.rank() :: ranks.ranks()]
+    return cut(encoded.lengths.reshape(-1), score_tokens(member))[ranks.rank() :: ranks.ranks()]
 
 
 def _score(

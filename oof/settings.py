@@ -95,7 +95,7 @@ class Member:
     quantise: str = "none"  # none | nf4 | int8: the frozen base in training and scoring (bitsandbytes)
     attn: str = "auto"  # auto | eager | blockwise | sdpa | flash_attention_2 | flex_attention
     attn_softcap: str = "on"  # on | off: Gemma2's soft-capping; recorded in the adapter, never mixed
-    score_tokens_per_batch: int = 16384  # padded tokens per forward pass in scoring
+    score_tokens_per_batch: int | None = None  # padded tokens per forward pass in scoring; null = as the device suits
     lora: Lora = field(default_factory=Lora)
     train: Train = field(default_factory=Train)
 

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from oof import store
+from oof.batches import score_tokens
 from oof.config import Jobs, Member
 from oof.errors import UserError
 from oof.ranks import ranks
@@ -105,4 +106,4 @@ def halve(folder: Path, before: int) -> None:
 def with_smaller_batches(member: Member, times: int) -> Member:
     """Return the member with its tokens per batch halved ``times`` times, which changes no optimizer step."""
     train = replace(member.train, tokens_per_batch=max(1, member.train.tokens_per_batch >> times))
-    return replace(member, train=train, score_tokens_per_batch=max(1, member.score_tokens_per_batch >> times))
+    return replace(member, train=train, score_tokens_per_batch=max(1, score_tokens(member) >> times))

@@ -15,6 +15,7 @@ import several_processes
 from conftest import ROOT
 from test_launch import call, logits, only_llama
 
+from oof.batches import score_tokens
 from oof.blueprint import frozen_bytes, spared_bytes
 from oof.config import Jobs, Lora, Member
 from oof.errors import UserError
@@ -132,7 +133,7 @@ def test_halving_reaches_training_and_scoring_and_no_step() -> None:
     member = Member()
     halved = with_smaller_batches(member, 2)
     assert halved.train.tokens_per_batch == member.train.tokens_per_batch // 4
-    assert halved.score_tokens_per_batch == member.score_tokens_per_batch // 4
+    assert halved.score_tokens_per_batch == score_tokens(member) // 4
     assert halved.train.batch_battles == member.train.batch_battles
     assert with_smaller_batches(member, 99).train.tokens_per_batch == 1
 
