@@ -11,7 +11,8 @@ title and stance, 104 tokens, two folds, adapters of rank 16 in the upper half o
 an epoch, three epochs for the members (of 500 battles each) and one for a student. The losses are compared on the
 labelled battles alone, where a student takes half the time. One more row gives hard labels two epochs, which is as
 many steps as the recipes with pseudo-labelled battles take. Length hints are for the student only: members that read
-them too would need a second stage one.
+them too would need a second stage one. What the students' frozen lower half makes of the held-out texts is computed
+once for all of them.
 
 Unattended and in pieces: each training and scoring is a step of the run folder. Stop it anywhere, run it again, and it
 goes on; ``--hours`` stops by itself. ``jobs.workers=2`` trains two at a time. After each piece ``--report`` is written
@@ -170,10 +171,11 @@ def with_hints(plan: StudentPlan) -> StudentPlan:
 
 def train_and_score(task: HeldOut) -> None:
     """Store (n, 2, 3) logits of the held-out battles, read in both orders."""
+    from frozen_layers import predict_from_states
+
     from ensemble.student import StudentJob, run_job
     from oof.jobs import Texts
     from oof.models import load_classifier
-    from oof.predict import predict_logits
 
     config, step = task.plan.config, task.step
     job = StudentJob(task.plan, step.folder.parent, FINAL)
@@ -183,7 +185,8 @@ def train_and_score(task: HeldOut) -> None:
     texts = Texts(config.distill.student, test, config)
     model = load_classifier(texts.member, job.folder / "adapter", texts.tokenizer, seed=0)
     partial_scores, pad = job.folder.with_name("partial"), texts.tokenizer.pad_token_id
-    logits = predict_logits(model, texts.member, texts.scoring, pad, "held out", partial_scores)
+    states = Path(config.run) / "students" / "states"
+    logits = predict_from_states(model, texts.member, texts.scoring, pad, "held out", partial_scores, states)
     step.clear()
     store.write_parquet(step.folder / "logits.parquet", store.logits_frame(test["id"], logits, -1))
     step.finish()
