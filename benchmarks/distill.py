@@ -11,8 +11,7 @@ title and stance, 104 tokens, two folds, adapters of rank 16 in the upper half o
 an epoch, three epochs for the members (of 500 battles each) and one for a student. The losses are compared on the
 labelled battles alone, where a student takes half the time. One more row gives hard labels two epochs, which is as
 many steps as the recipes with pseudo-labelled battles take. Length hints are for the student only: members that read
-them too would need a second stage one. What the students' frozen lower half makes of the held-out texts is computed
-once for all of them.
+them too would need a second stage one. What the frozen lower half makes of a text is stored (``frozen: stored``).
 
 Unattended and in pieces: each training and scoring is a step of the run folder. Stop it anywhere, run it again, and it
 goes on; ``--hours`` stops by itself. ``jobs.workers=2`` trains two at a time. After each piece ``--report`` is written
@@ -125,7 +124,7 @@ def settings(out: Path, gemma: str, smollm: str) -> Path:
     """Write and return the configuration."""
     train = {"lr": 5e-4, "head_lr": 2e-3, "batch_battles": 8, "swap": "random", "tokens_per_batch": 2048}
     train |= {"checkpoint_steps": 25}  # a kill costs at most so many steps
-    recipe = {"dtype": "auto", "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"}}
+    recipe = {"dtype": "auto", "frozen": "stored", "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"}}
     member, student = ({**recipe, "train": {**train, "epochs": epochs}} for epochs in (MEMBER_EPOCHS, STUDENT_EPOCHS))
     tree = {
         "data": {name: [str(out / f"{file}.csv")] for name, file in FILES.items()},
@@ -171,8 +170,6 @@ def with_hints(plan: StudentPlan) -> StudentPlan:
 
 def train_and_score(task: HeldOut) -> None:
     """Store (n, 2, 3) logits of the held-out battles, read in both orders."""
-    from frozen_layers import predict_from_states
-
     from ensemble.student import StudentJob, run_job
     from oof.jobs import Texts
     from oof.models import load_classifier
@@ -184,9 +181,7 @@ def train_and_score(task: HeldOut) -> None:
     test = read_test(config)
     texts = Texts(config.distill.student, test, config)
     model = load_classifier(texts.member, job.folder / "adapter", texts.tokenizer, seed=0)
-    partial_scores, pad = job.folder.with_name("partial"), texts.tokenizer.pad_token_id
-    states = Path(config.run) / "students" / "states"
-    logits = predict_from_states(model, texts.member, texts.scoring, pad, "held out", partial_scores, states)
+    logits = texts.logits(model, np.arange(test.height), "held out", job.folder.with_name("partial"))
     step.clear()
     store.write_parquet(step.folder / "logits.parquet", store.logits_frame(test["id"], logits, -1))
     step.finish()

@@ -59,6 +59,7 @@ def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> 
         return {
             "checkpoint": str(models / checkpoint),
             "dtype": "auto",
+            "frozen": "stored",
             "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"},
             "train": dict(train),
         }

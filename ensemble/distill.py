@@ -19,10 +19,10 @@ from ensemble import stack
 from ensemble.calibrate import fit_temperature
 from ensemble.inputs import Inputs
 from oof import store
-from oof.config import Config, Distill
+from oof.config import Config, Distill, to_dict
 from oof.dataset import FORMAT, load_battles
 from oof.errors import UserError
-from oof.fold_jobs import FoldJob, fold_jobs
+from oof.fold_jobs import FoldJob, check_frozen, fold_jobs
 from oof.metrics import softmax
 from oof.pretrain import PretrainJob, pretrain_job
 
@@ -98,7 +98,8 @@ def plan_student(config: Config) -> StudentPlan:
     asked = config.distill.teacher != "oof" or table.height > inputs.table.height
     jobs = _finished_jobs(config, battles) if asked else []
     student = config.distill.student
-    recipe: Distill = replace(config.distill, student=replace(student, score_tokens_per_batch=0), variants=[])
+    recipe = to_dict(replace(config.distill, student=replace(student, score_tokens_per_batch=0), variants=[]))
+    del recipe["student"]["frozen"]  # it changes nothing but speed
     sources = [[job.step.key for job in jobs], store.digest(calibrated.round(9)), config.stack if jobs else None]
     data = [texts_key(table), store.digest(labels, folds, weights, oof.round(9)), sources]
     checkpoint = store.checkpoint_digest(student.checkpoint)
@@ -112,6 +113,7 @@ def _check_settings(config: Config) -> None:
     distill = config.distill
     if not distill.student.checkpoint:
         raise UserError("distill.student.checkpoint is empty; set a Hugging Face folder or hub name")
+    check_frozen("distill.student", distill.student, nproc=1)  # students train in one process each
     losses = distill.losses
     if not losses.ce + losses.kl + losses.cosine + losses.mse:
         raise UserError(

@@ -63,7 +63,7 @@ def _refuse_other_settings(run: Path, config: Config) -> None:
     made.setdefault("pretrain", asdict(Pretrain()))  # a run from before there was such a stage
     for section in STAGE_ONE:
         for name, (before, after) in _differences(section, made.get(section), now[section]).items():
-            if not name.endswith("score_tokens_per_batch"):
+            if not name.endswith(("score_tokens_per_batch", ".frozen")):
                 raise UserError(
                     f"{run}: stage one was made with {name}={before}, now it is {after}; run 'make oof' again"
                 )

@@ -25,7 +25,6 @@ from oof.jobs import Texts, fit_classifier, job_seed, run_pretrain
 from oof.losses import distill_loss
 from oof.metrics import group_interval, log_loss, row_log_loss, scores, softmax
 from oof.models import load_classifier
-from oof.predict import predict_logits
 from oof.pretrain import start_of
 from oof.workers import run_all, run_alone
 
@@ -135,8 +134,7 @@ def run_job(job: StudentJob) -> None:
         texts, *parts, row_loss, job.folder, seed, job.label, start=start_of(plan.pretrain), whole_battles=compared
     )
     if len(held_out):
-        encoded, pad = texts.scoring.take(held_out), texts.tokenizer.pad_token_id
-        logits = predict_logits(model, texts.member, encoded, pad, f"{job.label}: predict", job.folder / "partial")
+        logits = texts.logits(model, held_out, f"{job.label}: predict", job.folder / "partial")
         frame = store.logits_frame(plan.table["id"][held_out], logits, job.fold)
         store.write_parquet(job.folder / "logits.parquet", frame)
         loss = log_loss(softmax(logits.mean(axis=1)), plan.labels[held_out])

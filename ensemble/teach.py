@@ -14,7 +14,6 @@ from oof import store
 from oof.jobs import Texts, fit_classifier, job_seed
 from oof.losses import cross_entropy
 from oof.models import load_classifier
-from oof.predict import predict_logits
 from oof.pretrain import start_of
 from oof.workers import run_all, run_alone
 
@@ -44,9 +43,7 @@ def _score(piece: Scoring) -> None:
     table = plan.table[piece.rows]
     texts = Texts(job.member, table, plan.config)
     model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
-    logits = predict_logits(
-        model, job.member, texts.scoring, texts.tokenizer.pad_token_id, piece.label, step.folder / "partial"
-    )
+    logits = texts.logits(model, np.arange(table.height), piece.label, step.folder / "partial")
     frame = store.logits_frame(table["id"], logits, job.fold, texts.scoring.counts)
     store.write_parquet(step.folder / "logits.parquet", frame)
     step.finish({"member": job.name, "fold": job.fold, "n": table.height})
@@ -64,10 +61,7 @@ def _train_and_score(piece: PairJob) -> None:
     parts = rows, np.eye(3, dtype=np.float32)[plan.labels[rows]], plan.weights[rows]
     start = start_of(next(job.pretrain for job in plan.jobs if job.name == piece.name))
     model, facts = fit_classifier(texts, *parts, cross_entropy, step.folder, seed, piece.label, start)
-    encoded = texts.scoring.take(held_out)
-    logits = predict_logits(
-        model, piece.member, encoded, texts.tokenizer.pad_token_id, f"{piece.label}: predict", step.folder / "partial"
-    )
+    logits = texts.logits(model, held_out, f"{piece.label}: predict", step.folder / "partial")
     frame = store.logits_frame(plan.table["id"][held_out], logits, plan.folds[held_out])
     store.write_parquet(step.folder / "logits.parquet", frame)
     shutil.rmtree(step.folder / "adapter")  # nothing asks this model again

@@ -100,7 +100,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config if config.run else dataclasses.replace(config, run=str(Path("runs") / path.stem))
 
 
-def to_dict(config: Config | Member) -> dict[str, Any]:
+def to_dict(config: Config | Member | Distill) -> dict[str, Any]:
     """Return a resolved configuration, or a part of it, as plain JSON values."""
     return dataclasses.asdict(config)
 

@@ -73,9 +73,26 @@ def fold_jobs(config: Config, table: pl.DataFrame) -> list[FoldJob]:
     for name, member in config.members.items():
         if not member.checkpoint:
             raise UserError(f"members.{name}.checkpoint is empty; set a Hugging Face folder or hub name")
+        check_frozen(f"members.{name}", member, config.jobs.nproc)
     key = battles_key(table)
     first = {name: pretrain_job(config, name) for name in config.members}
     return [FoldJob(config, name, fold, key, first[name]) for name in config.members for fold in range(config.folds.k)]
+
+
+def check_frozen(path: str, member: Member, nproc: int) -> None:
+    """Refuse ``frozen: stored`` where there is nothing to store, or nobody to read it.
+
+    Raises:
+        UserError: every layer is trained, several processes share a job, or scoring changes the base's weights.
+    """
+    reasons = {
+        f"{path}.lora.rank=0": member.lora.rank == 0,
+        f"{path}.lora.layers={member.lora.layers}": member.lora.layers == "all",
+        f"{path}.score_dtype={member.score_dtype}": member.score_dtype != "same",
+        f"jobs.nproc={nproc}": nproc > 1,
+    }
+    for setting in (setting for setting, there in reasons.items() if there and member.frozen == "stored"):
+        raise UserError(f"{path}.frozen=stored does not go with {setting}; set frozen=recompute, or change it")
 
 
 def before(jobs: list[FoldJob]) -> list[PretrainJob]:

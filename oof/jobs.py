@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from oof.batches import TrainingSteps
 from oof.config import Config, Member
 from oof.dataset import load_battles
 from oof.fold_jobs import FoldJob, by_member, test_step
+from oof.frozen import stored_states
 from oof.keys import battles_key
 from oof.losses import cross_entropy
 from oof.memory import needs_checkpointing
@@ -63,6 +65,17 @@ class Texts:
         if prompts.score_max_tokens in (None, prompts.max_tokens):
             return self.training
         return self._encode(prompts.score_max_tokens or prompts.max_tokens)
+
+    def logits(self, model: nn.Module, rows: NDArray[np.integer], label: str, partial: Path) -> NDArray[np.float32]:
+        """Return (m, 2, 3) logits of the battles at ``rows``; see :func:`oof.predict.predict_logits`."""
+        encoded, pad = self.scoring.take(rows), self.tokenizer.pad_token_id
+        with self.reading_stored_states(model, encoded):
+            return predict_logits(model, self.member, encoded, pad, label, partial)
+
+    def reading_stored_states(self, model: nn.Module, encoded: Encoded) -> AbstractContextManager[None]:
+        """Return the context in which the model reads its frozen layers' output (see :mod:`oof.frozen`)."""
+        cache = Path(self.config.run) / "frozen"
+        return stored_states(model, self.member, encoded, self.tokenizer.pad_token_id, cache)
 
     def _encode(self, max_tokens: int) -> Encoded:
         cache = Path(self.config.run) / "tokens"  # texts are tokenised once per tokenizer, not once per job
@@ -124,7 +137,8 @@ def fit_classifier(
         sizes = f"{said['trainable']:,} of {said['parameters']:,} parameters trained"
         logger.info("%s: attention %s on %s; %s", label, said["attention"], where, sizes)
     report_to = texts.config.jobs.report_to
-    facts = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
+    with texts.reading_stored_states(model, encoded):
+        facts = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
     facts |= {**describe(model), "steps": len(steps), "seed": seed, "checkpointed_layers": checkpointed}
     facts["seconds"] = round(time.monotonic() - started, 1)
     if rank() == 0:
@@ -139,10 +153,9 @@ def predict_stored(
     model: nn.Module, texts: Texts, rows: NDArray[np.integer], folder: Path, fold: int, label: str
 ) -> NDArray[np.float32]:
     """Score ``rows`` of the table, write ``folder/logits.parquet`` and return the (m, 2, 3) logits."""
-    encoded, pad = texts.scoring.take(rows), texts.tokenizer.pad_token_id
-    logits = predict_logits(model, texts.member, encoded, pad, f"{label}: predict", folder / "partial")
+    logits = texts.logits(model, rows, f"{label}: predict", folder / "partial")
     if rank() == 0:
-        frame = store.logits_frame(texts.table["id"][rows], logits, fold, encoded.counts)
+        frame = store.logits_frame(texts.table["id"][rows], logits, fold, texts.scoring.take(rows).counts)
         store.write_parquet(folder / "logits.parquet", frame)
     return logits
 
@@ -190,7 +203,8 @@ def run_pretrain(job: PretrainJob) -> None:
     wait()
     halved = halvings(job.folder)
     table = load_pairs(Path(job.config.run))
-    texts = Texts(with_smaller_batches(job.member, halved), table, job.config)
+    member = replace(job.member, frozen="recompute")  # these texts are read once
+    texts = Texts(with_smaller_batches(member, halved), table, job.config)
     targets = np.eye(3, dtype=np.float32)[table["label"].to_numpy().astype(int)]
     parts = np.arange(table.height), targets, table["weight"].to_numpy(), cross_entropy
     seed = job_seed(job.config.seed, "pretrain", job.name)

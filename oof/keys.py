@@ -22,6 +22,7 @@ def recipe_parts(config: Config, member: Member, battles: str) -> dict[str, obje
     # How scoring is cut and what is recomputed changes nothing but speed.
     train = replace(member.train, activation_checkpointing="auto")
     recipe = to_dict(replace(member, score_tokens_per_batch=0, train=train))
+    del recipe["frozen"]
     parts: dict[str, object] = {name: value for name, value in recipe.items() if name not in ("lora", "train")}
     parts |= {f"{section}.{name}": v for section in ("lora", "train") for name, v in recipe[section].items()}
     parts["checkpoint"] = store.checkpoint_digest(member.checkpoint)

@@ -95,6 +95,9 @@ class Member:
     quantise: str = "none"  # none | nf4 | int8: the frozen base in training and scoring (bitsandbytes)
     attn: str = "auto"  # auto | eager | blockwise | sdpa | flash_attention_2 | flex_attention
     attn_softcap: str = "on"  # on | off: Gemma2's soft-capping; recorded in the adapter, never mixed
+    # recompute | stored: keep in RUN/frozen what the layers below the adapters (lora.layers: upper_half) make of each
+    # text, for every fold, epoch and student of this base. Takes 4 bytes of disk x width x tokens of both orders.
+    frozen: str = "recompute"
     score_tokens_per_batch: int | None = None  # padded tokens per forward pass in scoring; null = as the device suits
     lora: Lora = field(default_factory=Lora)
     train: Train = field(default_factory=Train)
@@ -193,6 +196,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "hints": ("none", "lengths"),
     "dtype": ("float32", "bfloat16", "auto"),
     "score_dtype": ("same", "float16"),
+    "frozen": ("recompute", "stored"),
     "quantise": ("none", "nf4", "int8"),
     "attn_softcap": ("on", "off"),
     "activation_checkpointing": ("auto", "on", "off"),
