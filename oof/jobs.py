@@ -39,8 +39,11 @@ from oof.ranks import rank, wait
 from oof.shards import HALVED, ShardedOutOfMemoryError, halve, halvings, shards, with_smaller_batches
 from oof.shortcuts import checkpoint_trainable_layers
 from oof.train import RowLoss, train_classifier
+from oof.workers import run_all
 
 logger = logging.getLogger(__name__)
+
+WORTH_A_PROCESS = 1000  # test battles; starting a process takes as long as tiny models need for some hundreds
 
 
 @dataclass(frozen=True)
@@ -234,29 +237,52 @@ def run_stored(job: FoldJob) -> float:
     return run_job(job, _TEXTS[key])
 
 
+@dataclass(frozen=True)
+class ScoreTest:
+    """Score new battles with one fold job; ``kept`` is written last."""
+
+    job: FoldJob
+    texts: Texts
+    folder: Path
+
+    @property
+    def kept(self) -> Path:
+        return self.folder / f"fold-{self.job.fold}.parquet"
+
+    @property
+    def label(self) -> str:
+        return f"{self.job.label}: test"
+
+
 def score_test(config: Config, jobs: list[FoldJob], test: pl.DataFrame) -> None:
-    """Score new battles with every fold job of every member and keep each member's average in the run."""
+    """Score new battles with every fold job of every member and keep each member's average in the run.
+
+    ``jobs.workers`` fold jobs score at a time where there are battles enough to be worth starting processes.
+    """
     prepare_process()
     test_key = battles_key(test)
-    for name, folds in by_member(jobs).items():
-        step = test_step(folds, test_key)
-        if step.done:
-            continue
-        step.begin()
-        texts = Texts(config.members[name], test, config)
-        mean = np.asarray(np.mean([_score(job, texts, step.folder) for job in folds], axis=0, dtype=np.float64))
-        frame = store.logits_frame(test["id"], mean, -1, texts.scoring.counts)
+    scorings: list[tuple[store.Step, list[ScoreTest]]] = []
+    for name, of_member in by_member(jobs).items():
+        step = test_step(of_member, test_key)
+        if not step.done:
+            step.begin()
+            texts = Texts(config.members[name], test, config)
+            scorings.append((step, [ScoreTest(job, texts, step.folder) for job in of_member]))
+    todo = [scoring for _, several in scorings for scoring in several if not scoring.kept.is_file()]
+    workers = config.jobs.workers if test.height >= WORTH_A_PROCESS else 1
+    run_all(_score, todo, [scoring.label for scoring in todo], workers)
+    for step, several in scorings:
+        folds = [store.logits_of(store.read_parquet(scoring.kept)) for scoring in several]
+        mean = np.asarray(np.mean(folds, axis=0, dtype=np.float64))
+        frame = store.logits_frame(test["id"], mean, -1, several[0].texts.scoring.counts)
         store.write_parquet(step.folder / "logits.parquet", frame)
-        step.finish({"member": name, "n": test.height})
-        logger.info("%s: %d test battles scored by %d folds", name, test.height, len(folds))
+        step.finish({"member": several[0].job.name, "n": test.height})
+        logger.info("%s: %d test battles scored by %d folds", several[0].job.name, test.height, len(several))
 
 
-def _score(job: FoldJob, texts: Texts, folder: Path) -> NDArray[np.float32]:
-    kept = folder / f"fold-{job.fold}.parquet"
-    if kept.is_file():
-        return store.logits_of(store.read_parquet(kept))
+def _score(scoring: ScoreTest) -> None:
+    job, texts = scoring.job, scoring.texts
     model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
-    partial, pad = folder / f"partial-{job.fold}", texts.tokenizer.pad_token_id
-    logits = predict_logits(model, job.member, texts.scoring, pad, f"{job.label}: test", partial)
-    store.write_parquet(kept, store.logits_frame(texts.table["id"], logits, job.fold))
-    return logits
+    partial, pad = scoring.folder / f"partial-{job.fold}", texts.tokenizer.pad_token_id
+    logits = predict_logits(model, job.member, texts.scoring, pad, scoring.label, partial)
+    store.write_parquet(scoring.kept, store.logits_frame(texts.table["id"], logits, job.fold))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from conftest import ROOT, small_arguments
+
+from oof import config as configuration
+from oof import fold_jobs as plans
+from oof.dataset import load_battles
+from oof.jobs import score_test
 
 ONE = [
     "folds.k=2",
@@ -90,6 +97,25 @@ def test_a_run_stopped_in_training_goes_on_to_the_same_bytes(
     assert ours.keys() == theirs.keys()
     assert not [name for name in ours if ours[name] != theirs[name] and name != "member.json"]
     assert not [p for p in run.rglob("*") if p.suffix in (".pt", ".bin", ".npy") or "checkpoint" in p.name]
+
+
+@pytest.mark.slow
+def test_workers_score_new_battles_as_one_process_does(
+    config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = load_battles(whole)[:7].select("id", "prompt", "response_a", "response_b")
+    found = []
+    for workers, worth in ((1, 1000), (2, 1)):
+        run = tmp_path / str(workers)
+        shutil.copytree(whole, run)
+        overrides = [*command(config, run)[5:], f"jobs.workers={workers}"]
+        settings = configuration.load(str(config), overrides)
+        monkeypatch.setattr("oof.jobs.WORTH_A_PROCESS", worth)
+        jobs = plans.fold_jobs(settings, load_battles(run))
+        score_test(settings, jobs, new)
+        found.append(plans.test_logits(jobs, new)["llama3_1"])
+    assert found[0].shape == (7, 2, 3)
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
 
 
 @pytest.mark.slow
