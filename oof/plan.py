@@ -66,7 +66,7 @@ class MemberPlan:
         pretrain_tokens: real tokens of the whole training before the folds; 0 without one.
         train_flops, score_flops: of one fold job. pretrain_flops: once a member.
         settings: per card the fastest one that fits; None where none does.
-        disk_bytes: base checkpoint, adapters and checkpoints of one job.
+        disk_bytes: base checkpoint, adapters and checkpoints of one job; what ``frozen: stored`` keeps.
     """
 
     name: str
@@ -144,6 +144,8 @@ def _plan_member(
         for card in CARDS
     }
     base = cost.parameters * 2.0
+    width = base_config(member.checkpoint).get_text_config().hidden_size
+    stored = 4.0 * width * 2 * float(scored.sum()) if member.frozen == "stored" else 0.0
     return MemberPlan(
         name,
         member.checkpoint,
@@ -154,7 +156,7 @@ def _plan_member(
         epoch * train.epochs * cost.flops / (batch * tokens),
         float(scored.sum()) * 2 * (1 - share) * score.flops / (batch * tokens),
         settings,
-        base + cost.trainable * 4.0 * (config.folds.k + 1 + 2 * 3 + (before > 0)),
+        base + cost.trainable * 4.0 * (config.folds.k + 1 + 2 * 3 + (before > 0)) + stored,
         before,
         before * cost.flops / (batch * tokens),
     )

@@ -20,9 +20,11 @@ from oof.fold_jobs import fold_jobs
 from oof.jobs import Texts, fit_classifier
 from oof.losses import cross_entropy
 from oof.models import load_classifier
+from oof.plan import make_plan
 from oof.shortcuts import decoder_layers
 
 N = 24
+HOW = ("recompute", "stored")
 BASES = ["tiny-gemma2", "tiny-llama"]
 
 
@@ -143,6 +145,22 @@ def test_where_nothing_can_be_stored_it_is_refused(overrides: list[str], named: 
         fold_jobs(config, pl.DataFrame({"id": ["1"]}))
 
 
+def test_the_plan_counts_the_disk_that_it_takes(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    base = ROOT / "configs" / "bases" / "tiny-llama"
+    recipe = f"{{checkpoint: {base}, dtype: float32, lora: {{rank: 4, layers: upper_half}}}}"
+    path.write_text(f"members: {{a: {recipe}}}\ndata: {{synth: {{battles: 60}}}}")
+    run = tmp_path / "run"
+    configs = [configuration.load(str(path), [f"run={run}", f"members.a.frozen={how}"]) for how in HOW]
+    less, more = (make_plan(config)[0].disk_bytes for config in configs)
+    battles = prepare(configs[1])
+    texts = Texts(configs[1].members["a"], battles, configs[1])
+    parts = np.arange(60), np.eye(3, dtype=np.float32)[battles["label"].to_numpy()], np.ones(60), cross_entropy
+    fit_classifier(texts, *parts, tmp_path / "job", seed=1, label="test")
+    taken = sum(shard.stat().st_size for shard in shards(run))
+    assert taken / 1.5 < more - less < taken * 1.5
+
+
 def test_it_changes_no_key(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     base = ROOT / "configs" / "bases" / "tiny-llama"
@@ -150,7 +168,7 @@ def test_it_changes_no_key(tmp_path: Path) -> None:
         f"members: {{a: {{checkpoint: {base}, lora: {{layers: upper_half}}}}}}\ndata: {{synth: {{battles: 20}}}}"
     )
     keys = []
-    for how in ("recompute", "stored"):
+    for how in HOW:
         config = configuration.load(str(path), [f"run={tmp_path / 'run'}", f"members.a.frozen={how}"])
         keys.append([job.step.key for job in fold_jobs(config, prepare(config))])
     assert keys[0] == keys[1]
