@@ -145,7 +145,7 @@ def stages(path: str, overrides: Sequence[str]) -> None:
     for program, verb in ((oof_main, "oof"), (ensemble_main, "stack")):
         status = program([verb, path, *overrides])
         if status == interrupts.EXIT_STATUS:
-            raise interrupts.Stopped("the time limit")
+            raise interrupts.Stopped("a signal or the time limit")
         if status:
             raise UserError(f"{verb} failed; see above")
 
