@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from pages import cell, made
 
 from ensemble import stack
+from ensemble.design import with_counts
 from ensemble.__main__ import main as ensemble_main
 from ensemble.distill import FINAL, StudentPlan, cross_fitted_temperature, plan_student
 from oof import config as configuration
@@ -203,11 +204,13 @@ def mean_of_orders(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 def ensemble_logits(config: Config) -> Logits:
     """Return the logits of the calibrated ensemble and of each member's fold average."""
     test = read_test(config)
-    members = fold_jobs.test_logits(fold_jobs.fold_jobs(config, load_battles(Path(config.run))), test)
-    if members is None:
+    frames = fold_jobs.test_frames(fold_jobs.fold_jobs(config, load_battles(Path(config.run))), test)
+    if frames is None:
         raise UserError("the members' held-out logits are missing; run the script again")
+    members = {name: store.logits_of(frame) for name, frame in frames.items()}
     _, result = stack.load_ensemble(config)
-    calibrated = np.log(np.maximum(result.predict(result.design(test, dict(members))), 1e-12))
+    read = with_counts(test, frames[next(iter(config.members))])
+    calibrated = np.log(np.maximum(result.predict(result.design(read, members)), 1e-12))
     return {"calibrated": calibrated, **{f"member {name}": mean_of_orders(z) for name, z in members.items()}}
 
 
