@@ -40,8 +40,8 @@ from numpy.typing import NDArray
 from pages import cell, made
 
 from ensemble import stack
-from ensemble.design import with_counts
 from ensemble.__main__ import main as ensemble_main
+from ensemble.design import with_counts
 from ensemble.distill import FINAL, StudentPlan, cross_fitted_temperature, plan_student
 from oof import config as configuration
 from oof import fold_jobs, interrupts, store
