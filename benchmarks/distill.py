@@ -11,15 +11,13 @@ student was trained. Every predictor gets its temperature by the same two-fold c
 that calibration does not decide.
 
 What is cut so that a CPU can do it: the battles with the shortest texts, a prompt of title and stance, 104 tokens, two
-folds, adapters of rank 16 in the upper half of the layers, one order of each battle an epoch, three epochs for the
-members (of 500 battles each) and one for a student. The losses are compared on the labelled battles alone, where a
-student takes half the time. One more row gives hard labels two epochs, which is as many steps as the recipes with
-pseudo-labelled battles take. Length hints are for the student only: members that read them too would need a second
-stage one. What the frozen lower half makes of a text is stored (``frozen: stored``).
+folds, adapters of rank 16 in the upper half of the layers, one order of each battle an epoch. Members (of 500 battles
+each) and students take three epochs; students of one epoch came first and were behind the best member, whatever taught
+them. The losses are compared after one, on the labelled battles alone. Length hints are for the student only: members
+that read them too would need a second stage one. What the frozen lower half makes of a text is kept (``frozen: stored``).
 
 Unattended and in pieces: each training and scoring is a step of the run folder. Stop it anywhere, run it again, and it
-goes on; ``--hours`` stops by itself. ``jobs.workers=2`` trains two at a time. After each piece ``--report`` is written
-anew, with what is not run yet named.
+goes on; ``--hours`` stops by itself, ``jobs.workers=2`` trains two at a time, ``--table`` shows what is done so far.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,31 +50,33 @@ from oof.errors import UserError
 from oof.log import quiet_libraries
 from oof.metrics import row_log_loss
 
-MEMBER_EPOCHS, STUDENT_EPOCHS = 3, 1
+EPOCHS = 3
 HARD, DEFAULT = "hard labels only", "default: OOF teacher + pseudo-labelled battles, KL, T = 1"
-OOF = "labelled battles only: OOF teacher, KL, T = 1"
-HINTS = "the default with length hints in the student's template"
 LABELLED_ONLY = "distill.pseudo_weight=0"
+SHORT = ["distill.student.train.epochs=1", LABELLED_ONLY]
+SHORT_KL, HINTS = "one epoch: KL, T = 1", "one epoch: KL, T = 1, length hints in the student's template"
+HARD_LOSSES = "distill.losses={ce: 1, kl: 0}"
 # In the order in which they run: what is to hold comes first.
 RECIPES: dict[str, list[str]] = {
-    HARD: ["distill.losses={ce: 1, kl: 0}"],
-    OOF: [LABELLED_ONLY],
     DEFAULT: [],
-    "hard labels only, two epochs": ["distill.losses={ce: 1, kl: 0}", "distill.student.train.epochs=2"],
-    "labelled battles only: fold-matched in-sample teacher": ["distill.teacher=fold_matched", LABELLED_ONLY],
-    "labelled battles only: several teachers": ["distill.teachers=members", LABELLED_ONLY],
-    "labelled battles only: self-distillation": ["distill.teachers=gemma3", LABELLED_ONLY],
-    "labelled battles only: CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}", LABELLED_ONLY],
+    HARD: [HARD_LOSSES],
+    "OOF teacher, labelled battles only": [LABELLED_ONLY],
+    "fold-matched in-sample teacher, labelled battles only": ["distill.teacher=fold_matched", LABELLED_ONLY],
+    "several teachers, labelled battles only": ["distill.teachers=members", LABELLED_ONLY],
+    "self-distillation, labelled battles only": ["distill.teachers=gemma3", LABELLED_ONLY],
+    "one epoch: hard labels only": [HARD_LOSSES, *SHORT],
+    SHORT_KL: SHORT,
+    "one epoch: CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}", *SHORT],
     **{  # T = 1 at 0.5 is CE + KL
-        f"labelled battles only: T = {t}, soft weight {w}": [
+        f"one epoch: CE + KL, T = {t}, soft weight {w}": [
             f"distill.losses={{ce: {1 - w:.1f}, kl: {w}}}",
             f"distill.temperature={t}",
-            LABELLED_ONLY,
+            *SHORT,
         ]
         for t in (1, 2, 5)
         for w in (0.5, 0.9)
     },
-    HINTS: [],
+    HINTS: SHORT,
 }
 FILES = {"train": "labelled", "unlabelled": "unlabelled", "test": "heldout"}
 Logits = dict[str, NDArray[np.float64]]
@@ -130,7 +129,7 @@ def settings(out: Path, gemma: str, smollm: str) -> Path:
     train = {"lr": 5e-4, "head_lr": 2e-3, "batch_battles": 8, "swap": "random", "tokens_per_batch": 2048}
     train |= {"checkpoint_steps": 25}  # a kill costs at most so many steps
     recipe = {"dtype": "auto", "frozen": "stored", "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"}}
-    member, student = ({**recipe, "train": {**train, "epochs": epochs}} for epochs in (MEMBER_EPOCHS, STUDENT_EPOCHS))
+    member = {**recipe, "train": {**train, "epochs": EPOCHS}}
     tree = {
         "data": {name: [str(out / f"{file}.csv")] for name, file in FILES.items()},
         "folds": {"k": 2},
@@ -138,7 +137,7 @@ def settings(out: Path, gemma: str, smollm: str) -> Path:
         "groups": {"threshold": 1.0},
         "members": {"gemma3": {"checkpoint": gemma, **member}, "smollm2": {"checkpoint": smollm, **member}},
         "stack": {"trials": 20, "workers": 1, "final": "lightgbm", "text_member": True},
-        "distill": {"student": {"checkpoint": gemma, **student}},
+        "distill": {"student": {"checkpoint": gemma, **member}},
     }
     with store.replacing(out / "ukp.yaml") as temporary:
         # By way of JSON: shared objects would become aliases, which configurations refuse.
@@ -227,11 +226,11 @@ def table(logits: Logits, out: Path) -> str:
         f"{len(labels):,} held-out battles of {groups.max() + 1} prompts; 95 % intervals over the arguments shown "
         "first, which recur (the prompts are too few to resample).",
         "",
-        f"| | log loss | minus calibrated | minus {best or 'the best member'} | minus {HARD} | minus KL, T = 1 |",
+        f"| | log loss | minus calibrated | minus {best or 'the best member'} | minus {HARD} | minus {SHORT_KL} |",
         "|---|---|---|---|---|---|",
     ]
     for name, loss in losses.items():
-        same = OOF if name.startswith("labelled") else DEFAULT if name == HINTS else ""
+        same = SHORT_KL if name.startswith("one epoch") else ""
         others = [
             cell(loss - losses[o], units, "+") if o in losses and o != name else ""
             for o in ("calibrated", best, HARD, same)
@@ -292,18 +291,17 @@ def run(arguments: argparse.Namespace) -> Logits:
     split(Path(arguments.data), out, Sizes(*arguments.sizes))
     path = str(settings(out, arguments.gemma, arguments.smollm))
     arguments.overrides = [f"run={out / 'run'}", *arguments.overrides]
+    if arguments.table:
+        return finished(path, arguments)
     try:
         stages(path, [*arguments.overrides, f"jobs.time_limit={arguments.hours * 3600:.0f}"])
         names = [name for name in arguments.only or RECIPES if name not in finished(path, arguments)]
-        at_a_time = configuration.load(path, arguments.overrides).jobs.workers
-        for some in (names[i : i + at_a_time] for i in range(0, len(names), at_a_time)):
-            plans = {name: planned(path, name, arguments) for name in some}
-            for plan in plans.values():
-                prepare_teacher(plan)
-            tasks = [task_of(name, plan) for name, plan in plans.items()]
-            run_all(partial(run_alone, train_and_score), tasks, some, at_a_time)
-            report(arguments, finished(path, arguments))
-            print(f"{time.strftime('%H:%M:%S')} done: {'; '.join(some)}", file=sys.stderr, flush=True)
+        plans = {name: planned(path, name, arguments) for name in names}
+        for plan in plans.values():
+            prepare_teacher(plan)
+        tasks = [task_of(name, plan) for name, plan in plans.items()]
+        workers = configuration.load(path, arguments.overrides).jobs.workers
+        run_all(partial(run_alone, train_and_score), tasks, names, workers)
     except interrupts.Stopped as stop:
         print(f"stopped by {stop}; run the same command again to go on", file=sys.stderr)
     return finished(path, arguments)
@@ -322,6 +320,7 @@ def main() -> int:
     parser.add_argument("--report", default="docs/results-distill-ukp.md")
     parser.add_argument("--only", nargs="*", default=[], metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
     parser.add_argument("--hours", type=float, default=0.0, help="stop in good order after this time; 0 = never")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the table of what is done")
     parser.add_argument("--sizes", type=_numbers, default=[], help="labelled,unlabelled,held_out,characters")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     arguments = parser.parse_args()
