@@ -14,7 +14,7 @@ What is cut so that a CPU can do it: the battles with the shortest texts, a prom
 folds, adapters of rank 16 in the upper half of the layers, one order of each battle an epoch. Members (of 500 battles
 each) and students take three epochs; students of one epoch came first and were behind the best member, whatever taught
 them. The losses are compared after one, on the labelled battles alone. Length hints are for the student only: members
-that read them too would need a second stage one. What the frozen lower half makes of a text is kept (``frozen: stored``).
+that read them too would need a second stage one. What the frozen lower half makes of a text is stored.
 
 Unattended and in pieces: each training and scoring is a step of the run folder. Stop it anywhere, run it again, and it
 goes on; ``--hours`` stops by itself, ``jobs.workers=2`` trains two at a time, ``--table`` shows what is done so far.
@@ -53,7 +53,8 @@ from oof.metrics import row_log_loss
 EPOCHS = 3
 HARD, DEFAULT = "hard labels only", "default: OOF teacher + pseudo-labelled battles, KL, T = 1"
 LABELLED_ONLY = "distill.pseudo_weight=0"
-SHORT = ["distill.student.train.epochs=1", LABELLED_ONLY]
+ONE_EPOCH = "distill.student.train.epochs=1"
+SHORT = [ONE_EPOCH, LABELLED_ONLY]
 SHORT_KL, HINTS = "one epoch: KL, T = 1", "one epoch: KL, T = 1, length hints in the student's template"
 HARD_LOSSES = "distill.losses={ce: 1, kl: 0}"
 # In the order in which they run: what is to hold comes first.
@@ -64,7 +65,7 @@ RECIPES: dict[str, list[str]] = {
     "fold-matched in-sample teacher, labelled battles only": ["distill.teacher=fold_matched", LABELLED_ONLY],
     "several teachers, labelled battles only": ["distill.teachers=members", LABELLED_ONLY],
     "self-distillation, labelled battles only": ["distill.teachers=gemma3", LABELLED_ONLY],
-    "one epoch: hard labels only": [HARD_LOSSES, *SHORT],
+    "one epoch: hard labels only": [HARD_LOSSES, ONE_EPOCH],
     SHORT_KL: SHORT,
     "one epoch: CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}", *SHORT],
     **{  # T = 1 at 0.5 is CE + KL
