@@ -12,9 +12,9 @@ that calibration does not decide.
 
 What is cut so that a CPU can do it: the battles with the shortest texts, a prompt of title and stance, 104 tokens, two
 folds, adapters of rank 16 in the upper half of the layers, one order of each battle an epoch. Members (of 500 battles
-each) and students take three epochs; students of one epoch came first and were behind the best member, whatever taught
-them. The losses are compared after one, on the labelled battles alone. Length hints are for the student only: members
-that read them too would need a second stage one. What the frozen lower half makes of a text is stored.
+each) and students take three epochs; two students of one epoch came first (hard labels, OOF teacher), both behind the
+best member. The losses are compared after one, on the labelled battles alone. Length hints are for the student only:
+members that read them too would need a second stage one. What the frozen lower half makes of a text is stored.
 
 Unattended and in pieces: each training and scoring is a step of the run folder. Stop it anywhere, run it again, and it
 goes on; ``--hours`` stops by itself, ``jobs.workers=2`` trains two at a time, ``--table`` shows what is done so far.
@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -146,9 +147,12 @@ def settings(out: Path, gemma: str, smollm: str) -> Path:
     return out / "ukp.yaml"
 
 
-def stages(path: str, overrides: Sequence[str]) -> None:
+def stages(path: str, overrides: Sequence[str], hours: float) -> None:
+    """Run stages one and two; the time limit counts from the first one's start, and stays for what comes after."""
+    began = time.monotonic()
     for program, verb in ((oof_main, "oof"), (ensemble_main, "stack")):
-        status = program([verb, path, *overrides])
+        left = max(1.0, hours * 3600 - (time.monotonic() - began)) if hours else 0.0
+        status = program([verb, path, *overrides, f"jobs.time_limit={left:.0f}"])
         if status == interrupts.EXIT_STATUS:
             raise interrupts.Stopped("a signal or the time limit")
         if status:
@@ -295,8 +299,9 @@ def run(arguments: argparse.Namespace) -> Logits:
     if arguments.table:
         return finished(path, arguments)
     try:
-        stages(path, [*arguments.overrides, f"jobs.time_limit={arguments.hours * 3600:.0f}"])
-        names = [name for name in arguments.only or RECIPES if name not in finished(path, arguments)]
+        stages(path, arguments.overrides, arguments.hours)
+        done = finished(path, arguments)
+        names = [name for name in arguments.only or RECIPES if name not in done]
         plans = {name: planned(path, name, arguments) for name in names}
         for plan in plans.values():
             prepare_teacher(plan)

@@ -63,7 +63,8 @@ class Scoring:
     @property
     def step(self) -> store.Step:
         key = store.digest("teacher", FORMAT, self.job.step.key, texts_key(self.plan.table[self.rows]))
-        return store.Step(_folder(self.plan) / self.job.name / f"fold-{self.job.fold}", key)
+        # The key in the name: recipes whose students learn from other battles do not replace each other's scores.
+        return store.Step(_folder(self.plan) / self.job.name / f"fold-{self.job.fold}-{key[:8]}", key)
 
     @property
     def done(self) -> bool:

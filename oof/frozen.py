@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from oof import interrupts, store
 from oof.config import Member
-from oof.models import device, precision_context
+from oof.models import device, precision_context, resolve_dtype
 from oof.prompts import Encoded
 from oof.shortcuts import decoder_layers
 
@@ -108,7 +108,7 @@ def _pass_on(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 def _function(member: Member, model: nn.Module, depth: int) -> str:
     """Return the digest of what the frozen layers compute."""
     config: Any = model.config
-    facts = member.attn_softcap, member.quantise, member.dtype, config._attn_implementation, depth
+    facts = member.attn_softcap, member.quantise, str(resolve_dtype(member.dtype)), config._attn_implementation, depth
     return store.digest(store.checkpoint_digest(member.checkpoint), *facts)[:16]
 
 

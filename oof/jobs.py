@@ -158,7 +158,7 @@ def predict_stored(
     """Score ``rows`` of the table, write ``folder/logits.parquet`` and return the (m, 2, 3) logits."""
     logits = texts.logits(model, rows, f"{label}: predict", folder / "partial")
     if rank() == 0:
-        frame = store.logits_frame(texts.table["id"][rows], logits, fold, texts.scoring.take(rows).counts)
+        frame = store.logits_frame(texts.table["id"][rows], logits, fold, texts.scoring.counts[rows])
         store.write_parquet(folder / "logits.parquet", frame)
     return logits
 
@@ -266,7 +266,8 @@ def score_test(config: Config, jobs: list[FoldJob], test: pl.DataFrame) -> None:
         step = test_step(of_member, test_key)
         if not step.done:
             step.begin()
-            texts = Texts(config.members[name], test, config)
+            member = replace(config.members[name], frozen="recompute")  # a stream of new battles would fill the disk
+            texts = Texts(member, test, config)
             scorings.append((step, [ScoreTest(job, texts, step.folder) for job in of_member]))
     todo = [scoring for _, several in scorings for scoring in several if not scoring.kept.is_file()]
     workers = config.jobs.workers if test.height >= WORTH_A_PROCESS else 1
@@ -282,7 +283,6 @@ def score_test(config: Config, jobs: list[FoldJob], test: pl.DataFrame) -> None:
 
 def _score(scoring: ScoreTest) -> None:
     job, texts = scoring.job, scoring.texts
-    model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
-    partial, pad = scoring.folder / f"partial-{job.fold}", texts.tokenizer.pad_token_id
-    logits = predict_logits(model, job.member, texts.scoring, pad, scoring.label, partial)
+    model = load_classifier(texts.member, job.folder / "adapter", texts.tokenizer, seed=0)
+    logits = texts.logits(model, np.arange(texts.table.height), scoring.label, scoring.folder / f"partial-{job.fold}")
     store.write_parquet(scoring.kept, store.logits_frame(texts.table["id"], logits, job.fold))

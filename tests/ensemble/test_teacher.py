@@ -104,6 +104,16 @@ def test_fold_matched_targets_are_in_sample(tmp_path: Path) -> None:
     np.testing.assert_allclose(final[row], expected[0], atol=1e-6)
 
 
+def test_what_one_recipe_needs_stays_when_another_is_prepared(tmp_path: Path) -> None:
+    teachers = "distill.teachers=members"
+    oof, matched = make_plan(tmp_path, teachers), make_plan(tmp_path, teachers, "distill.teacher=fold_matched")
+    fill(oof)
+    before = teacher.targets(oof, FINAL)
+    fill(matched)
+    assert all(piece.done for piece in [*teacher.work(oof), *teacher.work(matched)])
+    np.testing.assert_array_equal(teacher.targets(oof, FINAL), before)
+
+
 def test_several_teachers_are_kept_apart(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teacher=fold_matched", "distill.teachers=members")
     made = fill(plan)

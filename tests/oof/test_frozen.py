@@ -57,7 +57,7 @@ def shards(run: Path) -> list[Path]:
 
 @pytest.mark.parametrize("base", BASES)
 def test_training_and_scoring_are_those_of_whole_passes(base: str, tmp_path: Path) -> None:
-    whole, stored = (texts_of(member_of(base, frozen=how), tmp_path / how) for how in ("recompute", "stored"))
+    whole, stored = (texts_of(member_of(base, frozen=how), tmp_path / how) for how in HOW)
     histories, logits = [], []
     for texts in (whole, stored):
         folder = Path(texts.config.run) / "job"
@@ -85,11 +85,9 @@ def test_what_is_stored_is_not_computed_again_and_the_layers_are_left_as_they_we
     trained(texts, range(N), tmp_path / "first")
     monkeypatch.setattr(frozen, "_states", None)
     model, _ = trained(texts, range(8, N), tmp_path / "second")  # another fold
-    before = [layer.forward for layer in decoder_layers(model)]
     texts.logits(model, np.arange(8), "test", tmp_path / "partial")
     layers = decoder_layers(model)
     assert all("forward" not in vars(layer) for layer in layers)
-    assert len(before) == len(layers)
     assert not any(layer._forward_hooks for layer in layers)
 
 
