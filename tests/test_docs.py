@@ -7,19 +7,15 @@ that the documents speak of (``train.csv`` and so on). ``make test`` only collec
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
 import pytest
-import yaml
 from conftest import ROOT
+from sandbox import cut_down_copy, run
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 REASONS = ("needs a GPU", "needs a cluster", "needs Slurm", "needs Kaggle", "installs packages")
@@ -74,16 +70,24 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_commands_and_files_that_a_document_names_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    scripts = dict(
+        re.findall(r"^([a-z-]+):.*\n\t@\$\(PY\) (benchmarks/\w+\.py)", (ROOT / "Makefile").read_text(), re.M)
+    )
     verbs = {p: set(re.findall(r'"([a-z]+)"', (ROOT / p / "__main__.py").read_text())) for p in ("oof", "ensemble")}
     for command in SPOKEN.findall(text):
         words = command.split("#")[0].split()
+        script = next((w for w in words if w.endswith(".py")), "")
         if words[0] == "make":
+            script = scripts.get(words[1], "")
             named = [w for w in words[1:] if re.fullmatch(r"[a-z][a-z-]*", w)]
             assert set(named[:1]) <= targets, command
         elif words[1] == "-m" and words[2] in verbs:
             assert words[3] in verbs[words[2]], command
         elif words[1].endswith(".py"):
-            assert (ROOT / words[1]).is_file(), command
+            assert (ROOT / script).is_file(), command
+        known = (ROOT / script).read_text("utf-8") if script else ""
+        for option in re.findall(r"(?<=[ \"])--[a-z-]+", command) if script else []:
+            assert f'add_argument("{option}"' in known, f"{path.name}: {command}: {script} has no {option}"
     for file in (name for name in NAMED_FILES.findall(text) if "MEMBER" not in name):
         assert (ROOT / file).is_file(), f"{path.name}: {file}"
 
@@ -102,62 +106,7 @@ def test_the_tree_in_the_readme_names_modules_that_exist_and_all_of_them() -> No
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the repository, its demo cut down and run, with the files that the documents speak of."""
-    folder = tmp_path_factory.mktemp("docs") / "repository"
-    skipped = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
-    shutil.copytree(ROOT, folder, ignore=skipped)
-    (folder / ".venv").symlink_to(Path(sys.prefix))
-    demo = folder / "configs" / "demo.yaml"
-    tree = yaml.safe_load(demo.read_text())
-    tree["data"]["synth"] |= {"battles": 150, "test_battles": 20}
-    tree["jobs"]["workers"] = 1
-    tree["stack"] |= {"trials": 2, "rounds": 20}
-    for recipe in (*tree["members"].values(), tree["distill"]["student"]):
-        recipe["train"]["epochs"] = 0.3
-    demo.write_text(yaml.safe_dump(tree))
-    run(folder, "make demo")
-    synth, made = folder / "runs" / "demo" / "synth", folder / "runs" / "demo"
-    for source, name in (("train", "train.csv"), ("train", "labels.csv"), ("test", "test.csv")):
-        shutil.copy(synth / f"{source}.csv", folder / name)
-    shutil.copytree(made, folder / "runs" / "as-made")
-    shutil.copytree(made, folder / "runs" / "a")
-    shutil.copytree(made, folder / "runs" / "b")
-    members = sorted(path.parent.name for path in (made / "oof").glob("*/fold-0"))
-    for name, write in zip(("a.csv", "b.parquet"), (pl.DataFrame.write_csv, pl.DataFrame.write_parquet), strict=True):
-        paths = sorted((made / "oof" / members[name == "a.csv"]).glob("fold-*/logits.parquet"))
-        write(pl.concat([pl.read_parquet(path) for path in paths]).select("id", "^(ab|ba)_.*$"), folder / name)
-    battles = pl.read_csv(synth / "train.csv")
-    (folder / "battles.jsonl").write_text(
-        "".join(
-            f'{{"id": {i}, "prompt": {row[0]}, "response_a": {row[1]}, "response_b": {row[2]}}}\n'
-            for i, row in enumerate(battles.select("prompt", "response_a", "response_b").head(5).iter_rows())
-        )
-    )
-    (folder / "ultrafeedback.jsonl").write_text(
-        "".join(
-            f'{{"prompt": "What is {i} times {j}?", "chosen": "It is {i * j}.", "rejected": "Who knows."}}\n'
-            for i in range(5, 9)
-            for j in range(20, 26)
-        )
-    )
-    (folder / "lmsys-chat-1m").mkdir()
-    battles.select("prompt").head(40).write_parquet(folder / "lmsys-chat-1m" / "part.parquet")
-    return folder
-
-
-def run(folder: Path, command: str) -> None:
-    """Run a block as a user would, who has activated the environment: the first command that fails ends it."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
-        "PYTEST_ADDOPTS": "--collect-only",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    line = ["bash", "-euo", "pipefail", "-c", command]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return cut_down_copy(tmp_path_factory.mktemp("docs") / "repository")
 
 
 @pytest.mark.slow
