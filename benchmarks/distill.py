@@ -2,13 +2,13 @@
 
     python benchmarks/distill.py --gemma models/gemma3-270m --smollm models/smollm2-135m [--hours 1]
 
-UKPConvArg1: pairs of human-written arguments, one prompt a debate, verdicts A, B or undecided. One split by prompt:
+UKPConvArg1: pairs of human-written arguments, one prompt a debate, verdicts A, B or undecided. Split by prompt:
 1,000 labelled battles (stage one: SmolLM2-135M beside Gemma3-270M; stage two), 1,000 unlabelled ones, and at least
-1,000 of prompts that nothing has seen. For each recipe one Gemma3-270M student is trained on everything and scored on
-the held-out battles. Stage two is as in ``ukp_stack.py``: LightGBM, the text baseline a member; by its out-of-fold loss
-on the labelled battles (0.859, with the default choice and without that member 0.910) it was preferred before any
-student was trained. Every predictor gets its temperature by the same two-fold cross-fitting over held-out prompts, so
-that calibration does not decide.
+1,000 of prompts that nothing has seen; ``--split 1`` and ``2`` hold out other prompts. For each recipe one Gemma3-270M
+student is trained on everything and scored on the held-out battles. Stage two is as in ``ukp_stack.py``: LightGBM, the
+text baseline a member; by its out-of-fold loss on the labelled battles of split 0 (0.859, with the default choice and
+without that member 0.910) it was preferred before any student was trained. Every predictor gets its temperature by the
+same two-fold cross-fitting over held-out prompts, so that calibration does not decide.
 
 What is cut so that a CPU can do it: the battles with the shortest texts, a prompt of title and stance, 104 tokens, two
 folds, adapters of rank 16 in the upper half of the layers, one order of each battle an epoch. Members (of 500 battles
@@ -32,10 +32,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import yaml
 from numpy.typing import NDArray
 from pages import cell, made
+from ukp import Sizes, split
 
 from ensemble import stack
 from ensemble.__main__ import main as ensemble_main
@@ -48,6 +48,7 @@ from oof.battles import read_file
 from oof.config import Config
 from oof.dataset import load_battles, read_test
 from oof.errors import UserError
+from oof.keys import battles_key
 from oof.log import quiet_libraries
 from oof.metrics import row_log_loss
 
@@ -82,48 +83,6 @@ RECIPES: dict[str, list[str]] = {
 }
 FILES = {"train": "labelled", "unlabelled": "unlabelled", "test": "heldout"}
 Logits = dict[str, NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Battles of each part, and the most characters of both responses together."""
-
-    labelled: int = 1000
-    unlabelled: int = 1000
-    held_out: int = 1000
-    characters: int = 540
-
-
-def split(data: Path, out: Path, sizes: Sizes, seed: int = 0) -> None:
-    """Write labelled.csv, unlabelled.csv and heldout.csv: no prompt of the last is in the others."""
-    frame = pl.read_csv(data)
-    characters = pl.col("response_a").str.len_chars() + pl.col("response_b").str.len_chars()
-    frame = frame.filter(characters <= sizes.characters)
-    frame = frame.with_columns(pl.col("prompt").map_elements(_short, return_dtype=pl.String))
-    rng = np.random.default_rng(seed)
-    prompts = rng.permutation(frame["prompt"].unique().sort().to_numpy())
-    counts = dict(frame.group_by("prompt").len().iter_rows())
-    held: list[str] = []
-    while sum(counts[p] for p in held) < sizes.held_out:
-        held.append(str(prompts[len(held)]))
-    for prompt in list(held):  # no more than it takes: each student scores all of them, in both orders
-        if sum(counts[p] for p in held) - counts[prompt] >= sizes.held_out:
-            held.remove(prompt)
-    unseen = frame.filter(pl.col("prompt").is_in(held))
-    seen = frame.filter(~pl.col("prompt").is_in(held)).sample(fraction=1, shuffle=True, seed=seed)
-    needed = sizes.labelled + sizes.unlabelled
-    if seen.height < needed:
-        raise UserError(f"{data}: {seen.height} battles of up to {sizes.characters} characters left; need {needed:,}")
-    parts = {"labelled": seen[: sizes.labelled], "unlabelled": seen[sizes.labelled : needed], "heldout": unseen}
-    for name, part in parts.items():
-        with store.replacing(out / f"{name}.csv") as temporary:
-            part.write_csv(temporary)
-
-
-def _short(prompt: str) -> str:
-    """Return the debate's title and stance of a prompt that also describes it at length."""
-    lines = json.loads(prompt)[0].split("\n")
-    return json.dumps(["\n".join([lines[0], *(line for line in lines if line.startswith("Stance:"))])])
 
 
 def settings(out: Path, gemma: str, smollm: str) -> Path:
@@ -206,20 +165,28 @@ def mean_of_orders(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def ensemble_logits(config: Config) -> Logits:
-    """Return the logits of the calibrated ensemble and of each member's fold average."""
+    """Return the logits of the calibrated ensemble, of each member's fold average and of each fold job by itself."""
     test = read_test(config)
-    frames = fold_jobs.test_frames(fold_jobs.fold_jobs(config, load_battles(Path(config.run))), test)
+    jobs = fold_jobs.fold_jobs(config, load_battles(Path(config.run)))
+    frames = fold_jobs.test_frames(jobs, test)
     if frames is None:
         raise UserError("the members' held-out logits are missing; run the script again")
     members = {name: store.logits_of(frame) for name, frame in frames.items()}
     _, result = stack.load_ensemble(config)
     read = with_counts(test, frames[next(iter(config.members))])
     calibrated = np.log(np.maximum(result.predict(result.design(read, members)), 1e-12))
-    return {"calibrated": calibrated, **{f"member {name}": mean_of_orders(z) for name, z in members.items()}}
+    average = {f"member {name}": mean_of_orders(z) for name, z in members.items()}
+    alone: Logits = {}
+    for name, folds in fold_jobs.by_member(jobs).items():
+        folder = fold_jobs.test_step(folds, battles_key(test)).folder
+        for job in folds:
+            frame = store.read_parquet(folder / f"fold-{job.fold}.parquet")
+            alone[f"{name}, fold job {job.fold} alone"] = mean_of_orders(store.logits_of(frame))
+    return {"calibrated": calibrated, **average, **alone}
 
 
-def table(logits: Logits, out: Path) -> str:
-    """Return the Markdown table of what is done, and of what is not."""
+def table(logits: Logits, out: Path, asked: Sequence[str]) -> str:
+    """Return the Markdown table of what is done, and of what is asked for and not done."""
     truth = read_file(out / "heldout.csv", "train").table
     labels = truth["label"].to_numpy().astype(np.int64)
     _, groups = np.unique([turns[0] for turns in truth["prompt"].to_list()], return_inverse=True)
@@ -241,15 +208,16 @@ def table(logits: Logits, out: Path) -> str:
             for o in ("calibrated", best, HARD, same)
         ]
         lines.append(f"| {name} | {cell(loss, units)} | {' | '.join(others)} |")
-    lines += [f"| {name} | not run yet | | | | |" for name in RECIPES if name not in losses]
+    lines += [f"| {name} | not run yet | | | | |" for name in asked if name not in losses]
     return "\n".join(lines)
 
 
 def report(arguments: argparse.Namespace, logits: Logits) -> str:
     """Write the table, below the command that makes it, to ``--report``; return the table."""
-    lines = table(logits, Path(arguments.out))
+    lines = table(logits, Path(arguments.out), arguments.only or list(RECIPES))
     models = f"--gemma {Path(arguments.gemma).name} --smollm {Path(arguments.smollm).name}"
-    extra = "".join(f" {override}" for override in arguments.overrides[1:])  # the first is the run's folder
+    extra = f" --split {arguments.split}" if arguments.split else ""
+    extra += "".join(f" {override}" for override in arguments.overrides[1:])  # the first is the run's folder
     body = [
         "# Distillation on UKPConvArg1: which recipe makes the best student",
         "",
@@ -293,7 +261,7 @@ def run(arguments: argparse.Namespace) -> Logits:
     if unknown:
         raise UserError(f"no recipe {unknown[0]!r}; there are: {'; '.join(RECIPES)}")
     out = Path(arguments.out)
-    split(Path(arguments.data), out, Sizes(*arguments.sizes))
+    split(Path(arguments.data), out, Sizes(*arguments.sizes), arguments.split)
     path = str(settings(out, arguments.gemma, arguments.smollm))
     arguments.overrides = [f"run={out / 'run'}", *arguments.overrides]
     if arguments.table:
@@ -325,6 +293,7 @@ def main() -> int:
     parser.add_argument("--out", default="runs/ukp")
     parser.add_argument("--report", default="docs/results-distill-ukp.md")
     parser.add_argument("--only", nargs="*", default=[], metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
+    parser.add_argument("--split", type=int, default=0, help="0, 1 ...: which prompts are held out")
     parser.add_argument("--hours", type=float, default=0.0, help="stop in good order after this time; 0 = never")
     parser.add_argument("--table", action="store_true", help="run nothing, write the table of what is done")
     parser.add_argument("--sizes", type=_numbers, default=[], help="labelled,unlabelled,held_out,characters")

@@ -29,7 +29,7 @@ import polars as pl
 from distill_demo import train as train_students
 from numpy.typing import NDArray
 from pages import cell, commit, machine
-from ukp_stack import title_and_side
+from ukp import title_and_side
 
 from ensemble import stack
 from oof import config as configuration

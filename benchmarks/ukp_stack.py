@@ -15,7 +15,6 @@ Stage two runs twice: as by default (``stack.final: auto``, the simplest combine
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pages import cell, made
+from ukp import title_and_side
 
 from ensemble import stack
 from ensemble.inputs import Inputs
@@ -62,11 +62,6 @@ def sample(data: Path, n: int, seed: int, out: Path) -> None:
     short = table[rows].with_columns(pl.col("prompt").map_elements(title_and_side, return_dtype=pl.String))
     with store.replacing(out) as temporary:
         short.write_csv(temporary)
-
-
-def title_and_side(prompt: str) -> str:
-    lines = json.loads(prompt)[0].split("\n")
-    return json.dumps(["\n".join([lines[0], *(line for line in lines if line.startswith("Stance:"))])])
 
 
 def losses_of(config: Config, inputs: Inputs) -> dict[str, NDArray[np.float64]]:
