@@ -33,31 +33,29 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from distill_table import DEFAULT, HARD, SHORT_KL, Logits, over_prompts, pool, scored, table
 from numpy.typing import NDArray
-from pages import cell, made
+from pages import made
 from ukp import Sizes, split
 
 from ensemble import stack
 from ensemble.__main__ import main as ensemble_main
 from ensemble.design import with_counts
-from ensemble.distill import FINAL, StudentPlan, cross_fitted_temperature, plan_student
+from ensemble.distill import FINAL, StudentPlan, plan_student
 from oof import config as configuration
 from oof import fold_jobs, interrupts, store
 from oof.__main__ import main as oof_main
-from oof.battles import read_file
 from oof.config import Config
 from oof.dataset import load_battles, read_test
 from oof.errors import UserError
 from oof.keys import battles_key
 from oof.log import quiet_libraries
-from oof.metrics import row_log_loss
 
 EPOCHS = 3
-HARD, DEFAULT = "hard labels only", "default: OOF teacher + pseudo-labelled battles, KL, T = 1"
 LABELLED_ONLY = "distill.pseudo_weight=0"
 ONE_EPOCH = "distill.student.train.epochs=1"
 SHORT = [ONE_EPOCH, LABELLED_ONLY]
-SHORT_KL, HINTS = "one epoch: KL, T = 1", "one epoch: KL, T = 1, length hints in the student's template"
+HINTS = "one epoch: KL, T = 1, length hints in the student's template"
 HARD_LOSSES = "distill.losses={ce: 1, kl: 0}"
 # In the order in which they run: what is to hold comes first.
 RECIPES: dict[str, list[str]] = {
@@ -82,7 +80,6 @@ RECIPES: dict[str, list[str]] = {
     HINTS: SHORT,
 }
 FILES = {"train": "labelled", "unlabelled": "unlabelled", "test": "heldout"}
-Logits = dict[str, NDArray[np.float64]]
 
 
 def settings(out: Path, gemma: str, smollm: str) -> Path:
@@ -185,38 +182,19 @@ def ensemble_logits(config: Config) -> Logits:
     return {"calibrated": calibrated, **average, **alone}
 
 
-def table(logits: Logits, out: Path, asked: Sequence[str]) -> str:
-    """Return the Markdown table of what is done, and of what is asked for and not done."""
-    truth = read_file(out / "heldout.csv", "train").table
-    labels = truth["label"].to_numpy().astype(np.int64)
-    _, groups = np.unique([turns[0] for turns in truth["prompt"].to_list()], return_inverse=True)
-    _, units = np.unique([turns[0] for turns in truth["response_a"].to_list()], return_inverse=True)
-    losses = {n: row_log_loss(cross_fitted_temperature(z, labels, groups % 2)[0], labels) for n, z in logits.items()}
-    best = min((name for name in losses if name.startswith("member")), key=lambda name: losses[name].mean(), default="")
-
-    lines = [
-        f"{len(labels):,} held-out battles of {groups.max() + 1} prompts; 95 % intervals over the arguments shown "
-        "first, which recur (the prompts are too few to resample).",
-        "",
-        f"| | log loss | minus calibrated | minus {best or 'the best member'} | minus {HARD} | minus {SHORT_KL} |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, loss in losses.items():
-        same = SHORT_KL if name.startswith("one epoch") else ""
-        others = [
-            cell(loss - losses[o], units, "+") if o in losses and o != name else ""
-            for o in ("calibrated", best, HARD, same)
-        ]
-        lines.append(f"| {name} | {cell(loss, units)} | {' | '.join(others)} |")
-    lines += [f"| {name} | not run yet | | | | |" for name in asked if name not in losses]
-    return "\n".join(lines)
-
-
 def report(arguments: argparse.Namespace, logits: Logits) -> str:
     """Write the table, below the command that makes it, to ``--report``; return the table."""
-    lines = table(logits, Path(arguments.out), arguments.only or list(RECIPES))
+    out = Path(arguments.out)
+    parts = [scored(logits, out)]
+    for other in map(Path, arguments.pool):
+        overrides = [f"run={other / 'run'}", *arguments.overrides[1:]]
+        parts.append(scored(finished(str(other / "ukp.yaml"), overrides), other))
+    results = pool(parts)
+    lines = table(results, arguments.only or list(RECIPES))
+    lines += f"\n\n{over_prompts(results)}" if len(parts) > 1 else ""
     models = f"--gemma {Path(arguments.gemma).name} --smollm {Path(arguments.smollm).name}"
     extra = f" --split {arguments.split}" if arguments.split else ""
+    extra += " --pool …" if arguments.pool else ""
     extra += "".join(f" {override}" for override in arguments.overrides[1:])  # the first is the run's folder
     body = [
         "# Distillation on UKPConvArg1: which recipe makes the best student",
@@ -230,22 +208,22 @@ def report(arguments: argparse.Namespace, logits: Logits) -> str:
     return lines
 
 
-def planned(path: str, name: str, arguments: argparse.Namespace) -> StudentPlan:
+def planned(path: str, name: str, overrides: Sequence[str]) -> StudentPlan:
     """Return the plan of a recipe's student; its teacher reads no hints, whatever the student reads."""
-    return plan_student(configuration.load(path, [*arguments.overrides, *RECIPES[name]]))
+    return plan_student(configuration.load(path, [*overrides, *RECIPES[name]]))
 
 
 def task_of(name: str, plan: StudentPlan) -> HeldOut:
     return HeldOut(with_hints(plan) if name == HINTS else plan)
 
 
-def finished(path: str, arguments: argparse.Namespace) -> Logits:
+def finished(path: str, overrides: Sequence[str]) -> Logits:
     """Return the logits of all that is done."""
     done: Logits = {}
     try:
-        done = ensemble_logits(configuration.load(path, arguments.overrides))
+        done = ensemble_logits(configuration.load(path, overrides))
         for name in RECIPES:
-            step = task_of(name, planned(path, name, arguments)).step
+            step = task_of(name, planned(path, name, overrides)).step
             done |= {name: read_logits(step)} if step.done else {}
     except UserError as error:
         print(f"not done yet: {error}", file=sys.stderr)
@@ -263,22 +241,22 @@ def run(arguments: argparse.Namespace) -> Logits:
     out = Path(arguments.out)
     split(Path(arguments.data), out, Sizes(*arguments.sizes), arguments.split)
     path = str(settings(out, arguments.gemma, arguments.smollm))
-    arguments.overrides = [f"run={out / 'run'}", *arguments.overrides]
+    arguments.overrides = overrides = [f"run={out / 'run'}", *arguments.overrides]
     if arguments.table:
-        return finished(path, arguments)
+        return finished(path, overrides)
     try:
-        stages(path, arguments.overrides, arguments.hours)
-        done = finished(path, arguments)
+        stages(path, overrides, arguments.hours)
+        done = finished(path, overrides)
         names = [name for name in arguments.only or RECIPES if name not in done]
-        plans = {name: planned(path, name, arguments) for name in names}
+        plans = {name: planned(path, name, overrides) for name in names}
         for plan in plans.values():
             prepare_teacher(plan)
         tasks = [task_of(name, plan) for name, plan in plans.items()]
-        workers = configuration.load(path, arguments.overrides).jobs.workers
+        workers = configuration.load(path, overrides).jobs.workers
         run_all(partial(run_alone, train_and_score), tasks, names, workers)
     except interrupts.Stopped as stop:
         print(f"stopped by {stop}; run the same command again to go on", file=sys.stderr)
-    return finished(path, arguments)
+    return finished(path, overrides)
 
 
 def _numbers(text: str) -> list[int]:
@@ -294,6 +272,7 @@ def main() -> int:
     parser.add_argument("--report", default="docs/results-distill-ukp.md")
     parser.add_argument("--only", nargs="*", default=[], metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
     parser.add_argument("--split", type=int, default=0, help="0, 1 ...: which prompts are held out")
+    parser.add_argument("--pool", nargs="*", default=[], metavar="OUT", help="other splits' --out: one table of all")
     parser.add_argument("--hours", type=float, default=0.0, help="stop in good order after this time; 0 = never")
     parser.add_argument("--table", action="store_true", help="run nothing, write the table of what is done")
     parser.add_argument("--sizes", type=_numbers, default=[], help="labelled,unlabelled,held_out,characters")
