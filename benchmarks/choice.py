@@ -7,7 +7,8 @@ The sets: PandaLM's test set and the human judgements of Tulu 1 (real verdicts; 
 out of fold), and synthetic arenas of ``benchmarks/bench_stack.py`` in 16 groups, whose members' scale differs from
 group to group. Three outer folds, drawn anew for each seed. Two outer folds are left for the inner cross-validation:
 either they are the inner folds, or each is split once more (``ensemble.tuning.INNER``). Losses are those of the outer
-folds, before calibration: of each combiner, and of the simplest within one standard error (``stack.final: auto``).
+folds, before calibration: of each combiner, of the simplest within one standard error (``stack.final: auto``) and of
+the one with the smallest inner loss (``best``).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from oof.groups import group_battles
 from oof.metrics import log_loss
 
 FILES = {"PandaLM": "pandalm_testset.csv", "Tulu": "tulu_human_eval.csv"}
-ROWS = {kind: f"combiner:{kind}" for kind in KINDS} | {"auto": "stack"}
+RULES = ("auto", "best")
+ROWS = (*KINDS, *RULES)
 
 
 class Battles(NamedTuple):
@@ -72,10 +74,11 @@ def synthetic(n: int, seed: int) -> Battles:
 
 
 def losses(battles: Battles, trials: int) -> dict[str, float]:
-    """Return the mean outer loss by combiner, and of what the rule chooses."""
-    with tempfile.TemporaryDirectory() as folder:
-        predictions = cross_fit(*battles, Stack(trials=trials), 0, Path(folder)).predictions
-    return {row: log_loss(predictions[name], battles.labels) for row, name in ROWS.items()}
+    """Return the mean outer loss by combiner, and of what each rule chooses."""
+    with tempfile.TemporaryDirectory() as folder:  # the second rule finds the first one's studies there
+        by_rule = {r: cross_fit(*battles, Stack(trials=trials, final=r), 0, Path(folder)).predictions for r in RULES}
+    rows = {kind: by_rule["auto"][f"combiner:{kind}"] for kind in KINDS} | {r: p["stack"] for r, p in by_rule.items()}
+    return {row: log_loss(probs, battles.labels) for row, probs in rows.items()}
 
 
 def sets(data: Path, seeds: int) -> Iterator[tuple[str, int, Callable[[], Battles]]]:

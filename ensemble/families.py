@@ -81,15 +81,17 @@ def choose(setting: str, logits: dict[str, NDArray[np.float64]], labels: Integer
     """Return which combiner to use.
 
     Args:
-        setting: "auto" or the name of a combiner.
+        setting: "auto", "best" (the smallest loss, however close the others come) or the name of a combiner.
         logits: name -> (n, 3) out-of-fold logits of the same rows.
         labels: (n,).
         groups: (n,).
     """
-    if setting != "auto":
+    if setting not in ("auto", "best"):
         return Choice(setting, f"stack.final={setting}")
     losses = {kind: row_log_loss(softmax(logits[kind]), labels) for kind in KINDS}
     best = min(KINDS, key=lambda kind: float(losses[kind].mean()))
+    if setting == "best":
+        return Choice(best, f"{best} has the smallest loss ({losses[best].mean():.4f})")
     for kind in KINDS:
         loss = losses[kind] - losses[best]
         error = standard_error(loss, groups)

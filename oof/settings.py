@@ -136,7 +136,7 @@ class Stack:
     rounds: int = 400  # the most boosting rounds of one booster
     order: str = "auto"  # symmetric | position | auto: may one first-shown term be modelled?
     calibrator: str = "temperature"  # temperature | vector (the tie has its own scale and bias) | none
-    final: str = "auto"  # auto (the simplest within a standard error of the best) or the name of one combiner
+    final: str = "auto"  # auto (the simplest within a standard error of the best), best, or a combiner's name
     text_member: bool = False  # is the text baseline also a member? Of use where members are weak or battles many
     workers: int = 0  # processes, at most K + 1; 0 = as many as cores where there is enough to do; never the result
     logits: dict[str, str] = field(default_factory=dict)  # member -> file of logits made elsewhere; empty = stage one's
@@ -207,7 +207,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "swap": ("none", "random", "paired"),
     "order": ("symmetric", "position", "auto"),
     "calibrator": ("temperature", "vector", "none"),
-    "stack.final": ("auto", "lightgbm", "log_pool", "logistic", "greedy", "mean"),
+    "stack.final": ("auto", "best", "lightgbm", "log_pool", "logistic", "greedy", "mean"),
     "model": ("student", "ensemble"),
     "teacher": ("oof", "nested", "fold_matched"),
     "distill.final": ("all", "fold_average"),

@@ -73,6 +73,7 @@ def test_the_simplest_within_one_standard_error_is_chosen() -> None:
     choice = choose("auto", planted(losses, noise=0.2), np.zeros(400, dtype=int), np.arange(400))
     assert choice.kind == "log_pool"
     assert "one standard error" in choice.reason
+    assert choose("best", planted(losses, noise=0.2), np.zeros(400, dtype=int), np.arange(400)).kind == "lightgbm"
     assert choose("lightgbm", {}, np.zeros(0, dtype=int), np.zeros(0, dtype=int)).kind == "lightgbm"
 
 
