@@ -33,9 +33,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from distill_table import DEFAULT, HARD, SHORT_KL, Logits, over_prompts, pool, scored, table
+from distill_table import DEFAULT, HARD, SHORT_KL, Logits, best_member, over_prompts, pool, scored, table
 from numpy.typing import NDArray
-from pages import made
+from pages import cell, made
 from ukp import Sizes, split
 
 from ensemble import stack
@@ -50,6 +50,7 @@ from oof.dataset import load_battles, read_test
 from oof.errors import UserError
 from oof.keys import battles_key
 from oof.log import quiet_libraries
+from oof.metrics import row_log_loss
 
 EPOCHS = 3
 LABELLED_ONLY = "distill.pseudo_weight=0"
@@ -182,6 +183,21 @@ def ensemble_logits(config: Config) -> Logits:
     return {"calibrated": calibrated, **average, **alone}
 
 
+def out_of_fold(path: str, overrides: Sequence[str]) -> str:
+    """Return a sentence about the labelled battles: what stage two says of itself, over other prompts."""
+    config = configuration.load(path, overrides)
+    inputs = stack.load_inputs(config)
+    known = stack.read_predictions(Path(config.run) / "stack" / "predictions.parquet", inputs.table["id"])
+    losses = {name: row_log_loss(probs, inputs.labels) for name, probs in known.items()}
+    best = best_member(losses)
+    apart = cell(losses["calibrated"] - losses[best], inputs.groups, "+")
+    n, prompts = len(inputs.labels), len(np.unique(inputs.groups))
+    return (
+        f"Out of fold on the {n:,} labelled battles, of {prompts} other prompts: "
+        f"calibrated {cell(losses['calibrated'], inputs.groups)}, minus {best} {apart} (intervals over the prompts)."
+    )
+
+
 def report(arguments: argparse.Namespace, logits: Logits) -> str:
     """Write the table, below the command that makes it, to ``--report``; return the table."""
     out = Path(arguments.out)
@@ -192,6 +208,8 @@ def report(arguments: argparse.Namespace, logits: Logits) -> str:
     results = pool(parts)
     lines = table(results, arguments.only or list(RECIPES))
     lines += f"\n\n{over_prompts(results)}" if len(parts) > 1 else ""
+    if logits:
+        lines += f"\n\n{out_of_fold(str(out / 'ukp.yaml'), arguments.overrides)}"
     models = f"--gemma {Path(arguments.gemma).name} --smollm {Path(arguments.smollm).name}"
     extra = f" --split {arguments.split}" if arguments.split else ""
     extra += " --pool …" if arguments.pool else ""
@@ -199,7 +217,9 @@ def report(arguments: argparse.Namespace, logits: Logits) -> str:
     body = [
         "# Distillation on UKPConvArg1: which recipe makes the best student",
         "",
-        f"{made()} by `python benchmarks/distill.py {models}{extra}`, whose docstring says what is split and cut how.",
+        f"{made()} by `python benchmarks/distill.py {models}{extra}`.",
+        "",
+        "\n\n".join((__doc__ or "").split("\n\n")[2:4]),  # what is split, and what is cut
         "",
         lines,
     ]
