@@ -27,7 +27,6 @@ SMALL = {
     "groups": "--sizes 400 800",
     "growth": "--battles 40 60 --tolerance 9",
     "judge": "runs/demo/distill/student --battles 8 --run runs/demo --config configs/demo.yaml",
-    "prep": f"--tokenizer {TINY[0]} --battles 200 --sample 20",
     "quality": "--data DATA --models models --quick",
     "report": "--battles 300 --corpus 500",
     "training": f"--model {TINY[1]} --battles 4 --max-tokens 128 --peer-batch 2",
