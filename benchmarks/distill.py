@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -202,16 +203,19 @@ def report(arguments: argparse.Namespace, logits: Logits) -> str:
     """Write the table, below the command that makes it, to ``--report``; return the table."""
     out = Path(arguments.out)
     parts = [scored(logits, out)]
+    if len({path.resolve() for path in map(Path, [out, *arguments.pool])}) <= len(arguments.pool):
+        raise UserError("--pool: a split counts once; give the --out of other splits")
     for other in map(Path, arguments.pool):
         overrides = [f"run={other / 'run'}", *arguments.overrides[1:]]
         parts.append(scored(finished(str(other / "ukp.yaml"), overrides), other))
     results = pool(parts)
     lines = table(results, arguments.only or list(RECIPES))
-    lines += f"\n\n{over_prompts(results)}" if len(parts) > 1 else ""
     if logits:
+        lines += f"\n\n{over_prompts(results)}"
         lines += f"\n\n{out_of_fold(str(out / 'ukp.yaml'), arguments.overrides)}"
     models = f"--gemma {Path(arguments.gemma).name} --smollm {Path(arguments.smollm).name}"
     extra = f" --split {arguments.split}" if arguments.split else ""
+    extra += f" --only {shlex.join(arguments.only)}" if arguments.only else ""
     extra += " --pool …" if arguments.pool else ""
     extra += "".join(f" {override}" for override in arguments.overrides[1:])  # the first is the run's folder
     body = [

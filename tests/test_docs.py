@@ -69,14 +69,13 @@ def test_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, **by_name)
 def test_commands_and_files_that_a_document_names_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    scripts = dict(
-        re.findall(r"^([a-z-]+):.*\n\t@\$\(PY\) (benchmarks/\w+\.py)", (ROOT / "Makefile").read_text(), re.M)
-    )
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    scripts = dict(re.findall(r"^([a-z-]+):.*\n\t@\$\(PY\) (benchmarks/\w+\.py)", makefile, re.M))
     verbs = {p: set(re.findall(r'"([a-z]+)"', (ROOT / p / "__main__.py").read_text())) for p in ("oof", "ensemble")}
     for command in SPOKEN.findall(text):
         words = command.split("#")[0].split()
-        script = next((w for w in words if w.endswith(".py")), "")
+        script = ""
         if words[0] == "make":
             script = scripts.get(words[1], "")
             named = [w for w in words[1:] if re.fullmatch(r"[a-z][a-z-]*", w)]
@@ -84,6 +83,7 @@ def test_commands_and_files_that_a_document_names_exist(path: Path) -> None:
         elif words[1] == "-m" and words[2] in verbs:
             assert words[3] in verbs[words[2]], command
         elif words[1].endswith(".py"):
+            script = words[1]
             assert (ROOT / script).is_file(), command
         known = (ROOT / script).read_text("utf-8") if script else ""
         for option in re.findall(r"(?<=[ \"])--[a-z-]+", command) if script else []:
