@@ -7,9 +7,10 @@ Two sets of battles in the LMSYS schema: arguments (UKPConvArg1: which of two ar
 chats (PandaLM's test set and the human judgements of Tulu 1 together, the arguments being ``data.extra``). Members of
 both families (SmolLM2-135M, which is a Llama, and Gemma3-270M), a Gemma3-270M student. Nothing was tuned on
 what is reported: half of the prompts, drawn by seed, are left for development (``--half develop``), the page is about
-the other half, and the recipe stands in ``settings``. Every row is out of fold; intervals resample groups of
-near-duplicate prompts. The in-sample-teacher student learns from teachers that trained on the same battles (``teacher:
-fold_matched``), as first place's did; it is scored by fold students, too.
+the other half, and the recipe stands in ``settings``. Its ``stack.final: best`` was set before any of this had run: one
+standard error of eight debates is wide, and the default takes the simplest combiner within it. Every row is out of
+fold; intervals resample groups of near-duplicate prompts. The in-sample-teacher student learns from teachers that
+trained on the same battles (``teacher: fold_matched``), as first place's did; it is scored by fold students, too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from oof.config import Config
 from oof.errors import UserError
 from oof.log import quiet_libraries
 from oof.metrics import group_interval, row_log_loss
+from oof.models import resolve_dtype
 
 MEMBERS = {"smollm2": "smollm2-135m", "gemma3": "gemma3-270m"}
 STUDENT = "gemma3-270m"
@@ -73,7 +75,7 @@ def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> 
         "folds": {"k": size["folds"]},
         "prompts": {"max_tokens": size["tokens"] or TOKENS[name]},
         "members": {member: recipe(checkpoint) for member, checkpoint in MEMBERS.items()},
-        "stack": {"trials": size["trials"], "text_member": True},
+        "stack": {"trials": size["trials"], "text_member": True, "final": "best"},
         "distill": {"student": recipe(STUDENT)},
         "jobs": {"workers": 2},
     }
@@ -191,8 +193,9 @@ def page(sections: list[str], arguments: argparse.Namespace, size: Mapping[str, 
         f"Written by `make quality{words}` on {datetime.now(UTC):%Y-%m-%d} from commit {commit()} "
         f"({machine()}). {(__doc__ or '').split(chr(10) * 2)[2]}",
         "",
-        f"{size['folds']} folds, LoRA of rank 16 in the upper half of the layers, epochs: {size['epochs']:g}, "
-        f"{size['trials']} trials. Seconds are the sum over all calls, whatever else the machine did.",
+        f"{size['folds']} folds, LoRA of rank 16 in the upper half of the layers, epochs: {size['epochs']:g}, base in "
+        f"{str(resolve_dtype('auto')).removeprefix('torch.')}, {size['trials']} trials. Seconds are the sum over all calls, whatever else the machine "
+        "did.",
     ]
     if arguments.quick:
         lines += ["", "**Of too few battles to say anything**: it shows that the command runs."]
