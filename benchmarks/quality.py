@@ -193,9 +193,9 @@ def page(sections: list[str], arguments: argparse.Namespace, size: Mapping[str, 
         f"Written by `make quality{words}` on {datetime.now(UTC):%Y-%m-%d} from commit {commit()} "
         f"({machine()}). {(__doc__ or '').split(chr(10) * 2)[2]}",
         "",
-        f"{size['folds']} folds, LoRA of rank 16 in the upper half of the layers, epochs: {size['epochs']:g}, base in "
-        f"{str(resolve_dtype('auto')).removeprefix('torch.')}, {size['trials']} trials. Seconds are the sum over all calls, whatever else the machine "
-        "did.",
+        f"{size['folds']} folds, LoRA of rank 16 in the upper half of the layers, base in "
+        f"{str(resolve_dtype('auto')).removeprefix('torch.')}, epochs: {size['epochs']:g}, {size['trials']} trials. "
+        "Seconds are the sum over all calls, whatever else the machine did.",
     ]
     if arguments.quick:
         lines += ["", "**Of too few battles to say anything**: it shows that the command runs."]
