@@ -4,17 +4,17 @@
 
 UKPConvArg1: pairs of human-written arguments, one prompt a debate, verdicts A, B or undecided. Split by prompt:
 1,000 labelled battles (stage one: SmolLM2-135M beside Gemma3-270M; stage two), 1,000 unlabelled ones, and at least
-1,000 of prompts that nothing has seen; ``--split 1`` and ``2`` hold out other prompts. For each recipe one Gemma3-270M
-student is trained on everything and scored on the held-out battles. Stage two is as in ``ukp_stack.py``: LightGBM, the
-text baseline a member; by its out-of-fold loss on the labelled battles of split 0 (0.859, with the default choice and
-without that member 0.910) it was preferred before any student was trained. Every predictor gets its temperature by the
-same two-fold cross-fitting over held-out prompts, so that calibration does not decide.
+1,000 of prompts that nothing has seen; ``--split 0``, ``1`` and ``2`` hold out different prompts. For each recipe one
+Gemma3-270M student is trained on everything and scored on the held-out battles. Every predictor gets its temperature by
+the same two-fold cross-fitting over held-out prompts, so that calibration does not decide. Losses are compared on the
+labelled battles alone. Length hints are for the student only: members that read them too would need a second stage one.
 
-What is cut so that a CPU can do it: the battles with the shortest texts, a prompt of title and stance, 104 tokens, two
-folds, adapters of rank 16 in the upper half of the layers, one order of each battle an epoch. Members (of 500 battles
-each) and students take three epochs; two students of one epoch came first (hard labels, OOF teacher), both behind the
-best member. The losses are compared after one, on the labelled battles alone. Length hints are for the student only:
-members that read them too would need a second stage one. What the frozen lower half makes of a text is stored.
+What is cut so that a CPU can do it: the battles with the shortest texts, a prompt of title and stance, 104 tokens,
+adapters of rank 16 in the upper half of the layers, one order of each battle an epoch; what the frozen lower half makes
+of a text is stored. Otherwise members, stage two and student are those of ``quality.py``: three folds, one epoch,
+the text baseline as a member, the combiner with the smallest inner loss. That recipe was set before ``--split 1`` or
+``2`` was run, and after three epochs, two folds and LightGBM on split 0 (results-distill-ukp-3-epochs.md), where the
+default student was better than hard labels and worse than the best member.
 
 Unattended and in pieces: each training and scoring is a step of the run folder. Stop it anywhere, run it again, and it
 goes on; ``--hours`` stops by itself, ``jobs.workers=2`` trains two at a time, ``--table`` shows what is done so far.
@@ -34,10 +34,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from distill_table import DEFAULT, HARD, SHORT_KL, Logits, best_member, over_prompts, pool, scored, table
+from distill_table import DEFAULT, HARD, ONLY_LABELLED, Logits, best_member, over_prompts, pool, scored, table
 from numpy.typing import NDArray
 from pages import cell, made
-from ukp import Sizes, split
+from ukp import Sizes, recipe, split
 
 from ensemble import stack
 from ensemble.__main__ import main as ensemble_main
@@ -53,51 +53,42 @@ from oof.keys import battles_key
 from oof.log import quiet_libraries
 from oof.metrics import row_log_loss
 
-EPOCHS = 3
-LABELLED_ONLY = "distill.pseudo_weight=0"
-ONE_EPOCH = "distill.student.train.epochs=1"
-SHORT = [ONE_EPOCH, LABELLED_ONLY]
-HINTS = "one epoch: KL, T = 1, length hints in the student's template"
+LABELLED = ["distill.pseudo_weight=0"]
 HARD_LOSSES = "distill.losses={ce: 1, kl: 0}"
+HINTS = f"{ONLY_LABELLED}, length hints in the student's template"
 # In the order in which they run: what is to hold comes first.
 RECIPES: dict[str, list[str]] = {
     DEFAULT: [],
     HARD: [HARD_LOSSES],
-    "OOF teacher, labelled battles only": [LABELLED_ONLY],
-    "fold-matched in-sample teacher, labelled battles only": ["distill.teacher=fold_matched", LABELLED_ONLY],
-    "several teachers, labelled battles only": ["distill.teachers=members", LABELLED_ONLY],
-    "self-distillation, labelled battles only": ["distill.teachers=gemma3", LABELLED_ONLY],
-    "one epoch: hard labels only": [HARD_LOSSES, ONE_EPOCH],
-    SHORT_KL: SHORT,
-    "one epoch: CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}", *SHORT],
+    ONLY_LABELLED: LABELLED,
+    f"{ONLY_LABELLED}, fold-matched in-sample teacher": ["distill.teacher=fold_matched", *LABELLED],
+    f"{ONLY_LABELLED}, several teachers": ["distill.teachers=members", *LABELLED],
+    f"{ONLY_LABELLED}, self-distillation": ["distill.teachers=gemma3", *LABELLED],
+    f"{ONLY_LABELLED}, CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}", *LABELLED],
     **{  # T = 1 at 0.5 is CE + KL
-        f"one epoch: CE + KL, T = {t}, soft weight {w}": [
+        f"{ONLY_LABELLED}, CE + KL, T = {t}, soft weight {w}": [
             f"distill.losses={{ce: {1 - w:.1f}, kl: {w}}}",
             f"distill.temperature={t}",
-            *SHORT,
+            *LABELLED,
         ]
         for t in (1, 2, 5)
         for w in (0.5, 0.9)
     },
-    HINTS: SHORT,
+    HINTS: LABELLED,
 }
 FILES = {"train": "labelled", "unlabelled": "unlabelled", "test": "heldout"}
 
 
-def settings(out: Path, gemma: str, smollm: str) -> Path:
+def settings(out: Path, gemma: str, smollm: str, epochs: float) -> Path:
     """Write and return the configuration."""
-    train = {"lr": 5e-4, "head_lr": 2e-3, "batch_battles": 8, "swap": "random", "tokens_per_batch": 2048}
-    train |= {"checkpoint_steps": 25}  # a kill costs at most so many steps
-    recipe = {"dtype": "auto", "frozen": "stored", "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"}}
-    member = {**recipe, "train": {**train, "epochs": EPOCHS}}
     tree = {
         "data": {name: [str(out / f"{file}.csv")] for name, file in FILES.items()},
-        "folds": {"k": 2},
+        "folds": {"k": 3},
         "prompts": {"max_tokens": 104},
         "groups": {"threshold": 1.0},
-        "members": {"gemma3": {"checkpoint": gemma, **member}, "smollm2": {"checkpoint": smollm, **member}},
-        "stack": {"trials": 20, "workers": 1, "final": "lightgbm", "text_member": True},
-        "distill": {"student": {"checkpoint": gemma, **member}},
+        "members": {"gemma3": recipe(gemma, epochs), "smollm2": recipe(smollm, epochs)},
+        "stack": {"trials": 20, "workers": 1, "final": "best", "text_member": True},
+        "distill": {"student": recipe(gemma, epochs)},
     }
     with store.replacing(out / "ukp.yaml") as temporary:
         # By way of JSON: shared objects would become aliases, which configurations refuse.
@@ -215,6 +206,7 @@ def report(arguments: argparse.Namespace, logits: Logits) -> str:
         lines += f"\n\n{out_of_fold(str(out / 'ukp.yaml'), arguments.overrides)}"
     models = f"--gemma {Path(arguments.gemma).name} --smollm {Path(arguments.smollm).name}"
     extra = f" --split {arguments.split}" if arguments.split else ""
+    extra += f" --epochs {arguments.epochs:g}" if arguments.epochs != 1 else ""
     extra += f" --only {shlex.join(arguments.only)}" if arguments.only else ""
     extra += " --pool …" if arguments.pool else ""
     extra += "".join(f" {override}" for override in arguments.overrides[1:])  # the first is the run's folder
@@ -264,7 +256,7 @@ def run(arguments: argparse.Namespace) -> Logits:
         raise UserError(f"no recipe {unknown[0]!r}; there are: {'; '.join(RECIPES)}")
     out = Path(arguments.out)
     split(Path(arguments.data), out, Sizes(*arguments.sizes), arguments.split)
-    path = str(settings(out, arguments.gemma, arguments.smollm))
+    path = str(settings(out, arguments.gemma, arguments.smollm, arguments.epochs))
     arguments.overrides = overrides = [f"run={out / 'run'}", *arguments.overrides]
     if arguments.table:
         return finished(path, overrides)
@@ -295,6 +287,7 @@ def main() -> int:
     parser.add_argument("--out", default="runs/ukp")
     parser.add_argument("--report", default="docs/results-distill-ukp.md")
     parser.add_argument("--only", nargs="*", default=[], metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
+    parser.add_argument("--epochs", type=float, default=1.0, help="of members and students")
     parser.add_argument("--split", type=int, default=0, help="0, 1 ...: which prompts are held out")
     parser.add_argument("--pool", nargs="*", default=[], metavar="OUT", help="other splits' --out: one table of all")
     parser.add_argument("--hours", type=float, default=0.0, help="stop in good order after this time; 0 = never")

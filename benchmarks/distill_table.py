@@ -15,7 +15,7 @@ from oof.battles import read_file
 from oof.metrics import row_log_loss
 
 HARD, DEFAULT = "hard labels only", "default: OOF teacher + pseudo-labelled battles, KL, T = 1"
-SHORT_KL = "one epoch: KL, T = 1"
+ONLY_LABELLED = "default, labelled battles only"
 Logits = dict[str, NDArray[np.float64]]  # (n, 3) of each predictor
 Losses = dict[str, NDArray[np.float64]]  # (n,) of each predictor
 
@@ -64,11 +64,11 @@ def table(results: Scored, asked: Sequence[str]) -> str:
         f"{len(units):,} held-out battles of {len(np.unique(results.prompts))} prompts; 95 % intervals over the "
         "arguments shown first, which recur.",
         "",
-        f"| | log loss | minus calibrated | minus {best or 'the best member'} | minus {HARD} | minus {SHORT_KL} |",
+        f"| | log loss | minus calibrated | minus {best or 'the best member'} | minus {HARD} | minus {ONLY_LABELLED} |",
         "|---|---|---|---|---|---|",
     ]
     for name, loss in losses.items():
-        same = SHORT_KL if name.startswith("one epoch") else ""
+        same = ONLY_LABELLED if name.startswith(ONLY_LABELLED) else ""
         others = [
             cell(loss - losses[o], units, "+") if o in losses and o != name else ""
             for o in ("calibrated", best, HARD, same)

@@ -30,7 +30,7 @@ import polars as pl
 from distill_demo import train as train_students
 from numpy.typing import NDArray
 from pages import cell, commit, machine
-from ukp import title_and_side
+from ukp import recipe, title_and_side
 
 from ensemble import stack
 from oof import config as configuration
@@ -54,18 +54,6 @@ FULL = {"battles": 1500, "tokens": 0, "epochs": 1.0, "trials": 30, "folds": 3}
 
 def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of one set; JSON is YAML."""
-    train = {"epochs": size["epochs"], "lr": 5e-4, "head_lr": 2e-3, "batch_battles": 8, "swap": "random"}
-    train |= {"tokens_per_batch": 2048, "checkpoint_steps": 25}
-
-    def recipe(checkpoint: str) -> dict[str, Any]:
-        return {
-            "checkpoint": str(models / checkpoint),
-            "dtype": "auto",
-            "frozen": "stored",
-            "lora": {"rank": 16, "alpha": 32, "layers": "upper_half"},
-            "train": dict(train),
-        }
-
     data: dict[str, Any] = {"train": [str(folder / "battles.csv")]}
     if name == "chats":
         data["extra"] = [str(folder / "extra.csv")]
@@ -74,9 +62,9 @@ def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> 
         "data": data,
         "folds": {"k": size["folds"]},
         "prompts": {"max_tokens": size["tokens"] or TOKENS[name]},
-        "members": {member: recipe(checkpoint) for member, checkpoint in MEMBERS.items()},
+        "members": {m: recipe(str(models / checkpoint), size["epochs"]) for m, checkpoint in MEMBERS.items()},
         "stack": {"trials": size["trials"], "text_member": True, "final": "best"},
-        "distill": {"student": recipe(STUDENT)},
+        "distill": {"student": recipe(str(models / STUDENT), size["epochs"])},
         "jobs": {"workers": 2},
     }
 

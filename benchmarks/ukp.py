@@ -1,10 +1,11 @@
-"""UKPConvArg1 for the benchmarks: prompts of title and side, and splits by prompt."""
+"""UKPConvArg1 for the benchmarks: prompts of title and side, splits by prompt, and a recipe that a CPU can train."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,14 @@ def title_and_side(prompt: str) -> str:
     """Return the debate's title and stance of a prompt that also describes it at length."""
     lines = json.loads(prompt)[0].split("\n")
     return json.dumps(["\n".join([lines[0], *(line for line in lines if line.startswith("Stance:"))])])
+
+
+def recipe(checkpoint: str, epochs: float) -> dict[str, Any]:
+    """Return the settings of a member or student: adapters in the upper half, what is below computed once."""
+    train = {"epochs": epochs, "lr": 5e-4, "head_lr": 2e-3, "batch_battles": 8, "swap": "random"}
+    train |= {"tokens_per_batch": 2048, "checkpoint_steps": 25}  # a kill costs at most so many steps
+    lora = {"rank": 16, "alpha": 32, "layers": "upper_half"}
+    return {"checkpoint": checkpoint, "dtype": "auto", "frozen": "stored", "lora": lora, "train": train}
 
 
 @dataclass(frozen=True)
