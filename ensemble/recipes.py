@@ -7,4 +7,4 @@ speak of, because the key is needed to say "up to date", which need not wait for
 from __future__ import annotations
 
 FEATURES = 3  # columns of the design: :mod:`ensemble.features`, :mod:`ensemble.design`
-TUNING = 5  # trials, inner folds, combiners: :mod:`ensemble.tuning`, :mod:`ensemble.families`
+TUNING = 4  # trials, inner folds, combiners: :mod:`ensemble.tuning`, :mod:`ensemble.families`

@@ -8,7 +8,6 @@ so exchanging A and B exchanges the output exactly. LightGBM's ``predict`` ignor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -131,20 +130,18 @@ class Split:
 class _Watch:
     """LightGBM's metric of the held-out rows: the log loss of the mean of each battle's and its mirror image's scores.
 
-    It keeps the scores of the best round and of the last, so that nothing is predicted again.
+    It keeps the scores of the best round, so that nothing is predicted again.
     """
 
     def __init__(self, labels: Integers) -> None:
         self.labels, self.rows = labels, np.arange(len(labels))
         self.loss, self.logits = np.inf, np.zeros((len(labels), 3))
-        self.last = self.logits
 
     def __call__(self, probs: NDArray[np.float64], data: lgb.Dataset) -> tuple[str, float, bool]:
         given, swapped = np.split(
             np.log(np.maximum(probs, TINY)), 2
         )  # (2n, 3), not raw scores: the objective is theirs
         logits = (given + swapped[:, SWAP]) / 2
-        self.last = logits
         loss = float(-log_softmax(logits)[self.rows, self.labels].mean())
         if loss < self.loss:
             self.loss, self.logits = loss, logits
@@ -154,23 +151,10 @@ class _Watch:
 def fit_early_stopped(split: Split, params: dict[str, Any], rounds: int, seed: int) -> tuple[int, NDArray[np.float64]]:
     """Train with early stopping on held-out rows; return the best round and the held-out (n, 3) logits there."""
     watch = _Watch(split.labels)
+    settings = {**FIXED, **params, "seed": seed, "num_threads": split.threads}
     patience = min(PATIENCE, math.ceil(REACH / params["learning_rate"]))
     stop = lgb.early_stopping(patience, verbose=False)
-    booster = _train(split, params, rounds, seed, watch, [stop])
-    return max(1, booster.best_iteration), watch.logits
-
-
-def fit_rounds(split: Split, params: dict[str, Any], rounds: int, seed: int) -> NDArray[np.float64]:
-    """Train for so many rounds, whatever the held-out rows say; return their (n, 3) logits."""
-    watch = _Watch(split.labels)
-    _train(split, params, max(rounds, 1), seed, watch, [])
-    return watch.last
-
-
-def _train(
-    split: Split, params: dict[str, Any], rounds: int, seed: int, watch: _Watch, callbacks: list[Callable[..., Any]]
-) -> lgb.Booster:
-    settings = {**FIXED, **params, "seed": seed, "num_threads": split.threads}
-    return lgb.train(
-        settings, split.train, num_boost_round=rounds, valid_sets=[split.valid], feval=watch, callbacks=callbacks
+    booster = lgb.train(
+        settings, split.train, num_boost_round=rounds, valid_sets=[split.valid], feval=watch, callbacks=[stop]
     )
+    return max(1, booster.best_iteration), watch.logits

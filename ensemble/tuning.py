@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,10 +28,10 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from ensemble import recipes
 from ensemble.design import Design
-from ensemble.stacker import FIXED, Split, fit_early_stopped, fit_rounds
+from ensemble.stacker import FIXED, Split, fit_early_stopped
 from oof import store
 from oof.errors import UserError
-from oof.metrics import row_log_loss, softmax
+from oof.metrics import log_loss, row_log_loss, softmax
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +39,7 @@ ENOUGH = 3  # outer folds that are left, from which they are the inner ones as t
 INNER = 4  # inner folds, at least, where fewer are left
 BLOCKS = 8  # of a fold's held-out battles, which pair a trial with the best one
 NO_GAIN = 0.3  # p-value below which a trial is given up: what it might still gain is below the noise
-LOSSES = "losses"  # attribute of a study's first trial: of each inner fold's blocks
-ROUNDS, SUMS = "rounds", "sums"  # attributes of a complete trial: each inner fold's best round, its sum of losses
+LOSSES = "losses"  # attribute of a study's first trial
 FIRST: dict[str, Any] = {  # a study begins with these, whatever the seed; with smaller leaves where battles are few
     "learning_rate": 0.08,
     "num_leaves": 6,
@@ -57,16 +55,7 @@ Integers = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a study found.
-
-    Attributes:
-        params: the best trial's.
-        rounds: the mean of its inner folds' best rounds.
-        logits: (n, 3) out of inner folds. Parameters and rounds of each inner fold are what the *other* ones choose, so
-            they compare fairly with those of combiners that choose nothing, and can be calibrated on.
-        loss: the best trial's, by which it was chosen: lower than that of ``logits``.
-        inner: (n,) inner folds.
-    """
+    """The best trial: parameters, mean number of rounds, out-of-fold (n, 3) logits, loss; and the (n,) inner folds."""
 
     params: dict[str, Any]
     rounds: int
@@ -165,7 +154,9 @@ def tune(
         if n == 0:
             study.enqueue_trial(first_parameters(len(labels)))
         study.optimize(search.objective, n_trials=1)
-    return search.result([trial for trial in _finished(study)[:trials] if trial.state == TrialState.COMPLETE])
+    complete = [trial for trial in _finished(study)[:trials] if trial.state == TrialState.COMPLETE]
+    best = min(complete, key=lambda trial: (trial.values[0], trial.number))
+    return search.result(best)
 
 
 class _Search:
@@ -182,6 +173,7 @@ class _Search:
         self.design, self.labels, self.inner = design, labels, inner
         self.rounds, self.seed = rounds, seed
         self.groups = groups
+        self.best: tuple[int, Tuned] | None = None
 
     @cached_property
     def splits(self) -> list[Split]:
@@ -192,10 +184,10 @@ class _Search:
         earlier = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         first: list[list[float]] = min(earlier, key=lambda t: t.number).user_attrs[LOSSES] if earlier else []
         losses: list[list[float]] = []
-        rounds, logits = [], np.empty((len(self.labels), 3))
+        best, logits = [], np.empty((len(self.labels), 3))
         for fold, split in enumerate(self.splits):
             n, logits[split.held] = fit_early_stopped(split, params, self.rounds, self.seed)
-            rounds.append(n)
+            best.append(n)
             losses.append(self._block_losses(logits, split))
             for b, loss in enumerate(losses[fold]):
                 trial.report(loss - (first[fold][b] if first else loss), fold * BLOCKS + b)
@@ -203,10 +195,10 @@ class _Search:
                 raise optuna.TrialPruned
         if not first:
             trial.set_user_attr(LOSSES, losses)
-        rows = row_log_loss(softmax(logits), self.labels)
-        trial.set_user_attr(ROUNDS, rounds)
-        trial.set_user_attr(SUMS, [float(rows[split.held].sum()) for split in self.splits])
-        return float(rows.mean())
+        loss = log_loss(softmax(logits), self.labels)
+        if self.best is None or loss < self.best[1].loss:
+            self.best = trial.number, Tuned(params, round(float(np.mean(best))), logits, loss, self.inner)
+        return loss
 
     def _block_losses(self, logits: NDArray[np.float64], split: Split) -> list[float]:
         """Return the mean loss of each block of the held-out battles."""
@@ -216,23 +208,15 @@ class _Search:
         sums, counts = np.bincount(block, rows), np.bincount(block)  # with few groups there are fewer blocks
         return [float(mean) for mean in sums / counts]
 
-    def result(self, trials: Sequence[optuna.trial.FrozenTrial]) -> Tuned:
-        """Return the best of the complete trials, and logits of each inner fold that it did not help to choose.
-
-        The best trial's own loss is too low: it is the lowest of many, and each fold stopped where it did best.
-        Source: Varma & Simon, Bias in error estimation when using cross-validation for model selection, BMC
-        Bioinformatics 7:91, 2006.
-        """
-        best = min(trials, key=lambda trial: (trial.values[0], trial.number))
-        sums, rounds = (np.array([trial.user_attrs[name] for trial in trials]) for name in (SUMS, ROUNDS))
-        logits = np.empty((len(self.labels), 3))
-        for fold, split in enumerate(self.splits):
-            others = np.arange(len(self.splits)) != fold
-            i = int(sums[:, others].sum(axis=1).argmin())
-            n = round(float(rounds[i, others].mean()))
-            logits[split.held] = fit_rounds(split, dict(trials[i].params), n, self.seed)
-        mean = round(float(np.mean(best.user_attrs[ROUNDS])))
-        return Tuned(dict(best.params), mean, logits, float(best.values[0]), self.inner)
+    def result(self, trial: optuna.trial.FrozenTrial) -> Tuned:
+        """Return what the trial gave; if another process ran it, it is fitted again."""
+        if self.best is not None and self.best[0] == trial.number:
+            return self.best[1]
+        logits, rounds = np.empty((len(self.labels), 3)), []
+        for split in self.splits:
+            n, logits[split.held] = fit_early_stopped(split, dict(trial.params), self.rounds, self.seed)
+            rounds.append(n)
+        return Tuned(dict(trial.params), round(float(np.mean(rounds))), logits, float(trial.values[0]), self.inner)
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

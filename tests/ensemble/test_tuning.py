@@ -17,7 +17,7 @@ import ensemble.tuning as tuning
 from ensemble.stacker import Split, fit_early_stopped, fit_stacker
 from ensemble.tuning import Tuned, inner_folds, tune
 from oof.errors import UserError
-from oof.metrics import log_loss, row_log_loss, softmax
+from oof.metrics import log_loss, softmax
 
 COMPLETE, PRUNED = TrialState.COMPLETE, TrialState.PRUNED
 
@@ -114,29 +114,6 @@ def test_a_trial_that_is_given_up_would_not_have_won(tmp_path: Path) -> None:
         for split in splits:
             _, logits[split.held] = fit_early_stopped(split, params, 60, 0)
         assert log_loss(softmax(logits), arena.labels) > best.loss
-
-
-def test_the_logits_of_an_inner_fold_owe_nothing_to_its_labels(arena: Arena, tmp_path: Path) -> None:
-    """The reference fits every trial anew, by the stacker's own code, and chooses among the other folds' losses."""
-    tuned = run(arena, tmp_path / "a.log", trials=9)
-    params = [p for state, p, _ in history(tmp_path / "a.log") if state == "COMPLETE"]
-    assert len(params) >= 3
-    held = [arena.folds == fold for fold in range(3)]
-    splits = [Split(arena.design, arena.labels, rows) for rows in held]
-    fits = [[fit_early_stopped(split, p, 10, 0) for split in splits] for p in params]
-    rows_of = list(enumerate(held))
-    losses = np.array(
-        [[row_log_loss(softmax(fit[k][1]), arena.labels[rows]).sum() for k, rows in rows_of] for fit in fits]
-    )
-    for fold, rows in rows_of:
-        others = [other for other in range(3) if other != fold]
-        best = int(losses[:, others].sum(axis=1).argmin())
-        rounds = round((fits[best][others[0]][0] + fits[best][others[1]][0]) / 2)
-        rest = np.flatnonzero(~rows)
-        stacker = fit_stacker(arena.design.take(rest), arena.labels[rest], params[best], rounds, 0)
-        theirs = softmax(stacker.logits(arena.design.take(np.flatnonzero(rows))))
-        np.testing.assert_allclose(softmax(tuned.logits[rows]), theirs, atol=1e-9)
-    assert log_loss(softmax(tuned.logits), arena.labels) > tuned.loss
 
 
 def test_a_study_begins_with_the_same_parameters_whatever_the_seed(arena: Arena, tmp_path: Path) -> None:
