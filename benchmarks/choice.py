@@ -76,7 +76,10 @@ def synthetic(n: int, seed: int) -> Battles:
 def losses(battles: Battles, trials: int) -> dict[str, float]:
     """Return the mean outer loss by combiner, and of what each rule chooses."""
     with tempfile.TemporaryDirectory() as folder:  # the second rule finds the first one's studies there
-        by_rule = {r: cross_fit(*battles, Stack(trials=trials, final=r), 0, Path(folder)).predictions for r in RULES}
+        settings = {rule: Stack(trials=trials, final=rule, workers=1) for rule in RULES}  # in here, where ENOUGH is set
+        by_rule = {
+            rule: cross_fit(*battles, of_rule, 0, Path(folder)).predictions for rule, of_rule in settings.items()
+        }
     rows = {kind: by_rule["auto"][f"combiner:{kind}"] for kind in KINDS} | {r: p["stack"] for r, p in by_rule.items()}
     return {row: log_loss(probs, battles.labels) for row, probs in rows.items()}
 
