@@ -28,12 +28,13 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import yaml
+from distill_demo import with_hints
 from distill_table import DEFAULT, HARD, ONLY_LABELLED, Logits, best_member, over_prompts, pool, scored, table
 from numpy.typing import NDArray
 from pages import cell, made
@@ -118,12 +119,6 @@ class HeldOut:
     def step(self) -> store.Step:
         folder = Path(self.plan.config.run) / "students" / self.plan.key[:12]
         return store.Step(folder / "heldout", store.digest(self.plan.key, FINAL))
-
-
-def with_hints(plan: StudentPlan) -> StudentPlan:
-    """Return the plan of the same teacher's student that reads length hints."""
-    config = replace(plan.config, prompts=replace(plan.config.prompts, hints="lengths"))
-    return replace(plan, config=config, key=store.digest(plan.key, "lengths"))
 
 
 def train_and_score(task: HeldOut) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from pages import cell
 
 from ensemble import stack
-from ensemble.distill import cross_fitted_temperature, plan_student
+from ensemble.distill import StudentPlan, cross_fitted_temperature, plan_student
 from oof import config as configuration
 from oof import store
 from oof.errors import UserError
@@ -29,6 +30,7 @@ from oof.log import quiet_libraries
 from oof.metrics import row_log_loss
 
 HARD = "hard labels only"
+HINTS = "length hints in the student's template"
 RECIPES: dict[str, list[str]] = {
     "default": [],
     HARD: ["distill.losses={ce: 1, kl: 0}"],
@@ -48,13 +50,21 @@ RECIPES: dict[str, list[str]] = {
         "distill.temperature=1",
     ],
     "nested teacher": ["distill.teacher=nested"],
+    HINTS: [],
 }
+
+
+def with_hints(plan: StudentPlan) -> StudentPlan:
+    """Return the plan of the same teacher's student that reads length hints."""
+    config = replace(plan.config, prompts=replace(plan.config.prompts, hints="lengths"))
+    return replace(plan, config=config, key=store.digest(plan.key, "lengths"))
 
 
 def train(name: str, settings: Sequence[str]) -> NDArray[np.float64]:
     """Return (n, 3) calibrated probabilities of a recipe's fold students, training those that are missing."""
     config = configuration.load(settings[0], settings[1:])
     plan = plan_student(config)
+    plan = with_hints(plan) if name == HINTS else plan
     folder = "".join(c if c.isalnum() else "-" for c in name)
     step = store.Step(Path(config.run) / "students" / folder, plan.key)
     if not step.done:

@@ -70,12 +70,17 @@ def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> 
 
 
 def read(files: list[Path]) -> pl.DataFrame:
-    """Return the battles of several files; ids are made different, prompts of arguments cut to title and side."""
+    """Return the battles of several files; ids are made different, prompts of arguments cut to title and side.
+
+    Tulu's file gives a pair that was judged again the same id.
+    """
     parts = [
         pl.read_csv(path, infer_schema=False).select(COLUMNS).with_columns(pl.lit(f"{path.stem}-") + pl.col("id"))
         for path in files
     ]
-    table = pl.concat(parts)
+    again = pl.int_range(pl.len()).over("id")
+    suffix = pl.when(again > 0).then(pl.format("-{}", again)).otherwise(pl.lit(""))
+    table = pl.concat(parts).with_columns(pl.col("id") + suffix)
     if files[0].name.startswith("ukp"):
         table = table.with_columns(pl.col("prompt").map_elements(title_and_side, return_dtype=pl.String))
     return table
