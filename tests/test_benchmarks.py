@@ -27,7 +27,7 @@ SMALL = {
     "groups": "--sizes 400 800",
     "growth": "--battles 40 60 --tolerance 9",
     "judge": "runs/demo/distill/student --battles 8 --run runs/demo --config configs/demo.yaml",
-    "quality": "--data DATA --models models --quick",
+    "quality": "--data DATA --models models --quick --sets chats",  # which reads the files of both sets
     "report": "--battles 300 --corpus 500",
     "training": f"--model {TINY[1]} --battles 4 --max-tokens 128 --peer-batch 2",
     "ukp_stack": f"--data DATA/ukpconvarg1_dev.csv --model {TINY[1]} --battles 120 --epochs 0.3 --out ukp.md",
