@@ -9,8 +9,9 @@ both families (SmolLM2-135M, which is a Llama, and Gemma3-270M), a Gemma3-270M s
 what is reported: half of the prompts, drawn by seed, are left for development (``--half develop``), the page is about
 the other half, and the recipe stands in ``settings``. Its ``stack.final: best`` was set before any of this had run: one
 standard error of eight debates is wide, and the default takes the simplest combiner within it. (Other tables of this
-project, ``ukp_stack.py`` and ``distill.py``, had been seen, and use all sixteen debates.) Every row is out of fold; intervals resample groups of near-duplicate prompts. The in-sample-teacher student learns from teachers that
-trained on the same battles (``teacher: fold_matched``), as first place's did; it is scored by fold students, too.
+project, ``ukp_stack.py`` and ``distill.py``, had been seen, and use all sixteen debates.) Every row is out of fold;
+intervals resample groups of near-duplicate prompts. The in-sample-teacher student learns from teachers that trained on
+the same battles (``teacher: fold_matched``), as first place's did; it is scored by fold students, too.
 """
 
 from __future__ import annotations
