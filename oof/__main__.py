@@ -31,7 +31,7 @@ def run_verb(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
     """Parse, run the chosen verb and turn a :class:`UserError` into one sentence and status 2."""
     quiet_libraries()
     interrupts.install()
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     verb: Callable[[argparse.Namespace], int | None] = arguments.verb
     try:
         return verb(arguments) or 0
@@ -59,6 +59,16 @@ def run_verb(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         print(f"error: {said}; this is a bug: please report it with {file.name}", file=sys.stderr)
         return 3
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; overrides may also follow an option, which argparse alone refuses."""
+    arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
+        arguments.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -169,6 +169,24 @@ def test_other_settings_than_stage_one_s_are_refused(small_run: Path, capsys: py
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fold", "1", "stack.trails=3"], "did you mean"),  # an override after an option is read as one
+        (["--fold", "1", "stack.trials"], "unrecognized arguments: stack.trials"),
+        (["--fold", "1", "--stack.trials=3"], "unrecognized arguments: --stack.trials=3"),
+    ],
+)
+def test_overrides_may_follow_an_option(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["job", "configs/demo.yaml", "run=nowhere", "--member", "gemma2", *words]
+    try:
+        status: object = oof_main(command)
+    except SystemExit as refused:  # argparse's way
+        status = refused.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["configs/nowhere.yaml"], "nowhere.yaml"),
