@@ -11,8 +11,8 @@ labelled battles alone. Length hints are for the student only: members that read
 
 What is cut so that a CPU can do it: the battles with the shortest texts, a prompt of title and stance, 104 tokens,
 adapters of rank 16 in the upper half of the layers, one order of each battle an epoch; what the frozen lower half makes
-of a text is stored. Otherwise members, stage two and student are those of ``quality.py``: three folds, one epoch,
-the text baseline as a member, the combiner with the smallest inner loss. That recipe was set before ``--split 1`` or
+of a text is stored. Otherwise it is what ``quality.py`` began with: three folds, one epoch, the text baseline as a
+member, the combiner with the smallest inner loss. That recipe was set before ``--split 1`` or
 ``2`` was run, and after three epochs, two folds and LightGBM on split 0 (results-distill-ukp-3-epochs.md), where the
 default student was better than hard labels and worse than the best member.
 

@@ -20,9 +20,9 @@ def title_and_side(prompt: str) -> str:
     return json.dumps(["\n".join([lines[0], *(line for line in lines if line.startswith("Stance:"))])])
 
 
-def recipe(checkpoint: str, epochs: float) -> dict[str, Any]:
+def recipe(checkpoint: str, epochs: float, head_lr: float = 2e-3) -> dict[str, Any]:
     """Return the settings of a member or student: adapters in the upper half, what is below computed once."""
-    train = {"epochs": epochs, "lr": 5e-4, "head_lr": 2e-3, "batch_battles": 8, "swap": "random"}
+    train = {"epochs": epochs, "lr": 5e-4, "head_lr": head_lr, "batch_battles": 8, "swap": "random"}
     train |= {"tokens_per_batch": 2048, "checkpoint_steps": 25}  # a kill costs at most so many steps
     lora = {"rank": 16, "alpha": 32, "layers": "upper_half"}
     return {"checkpoint": checkpoint, "dtype": "auto", "frozen": "stored", "lora": lora, "train": train}
