@@ -157,16 +157,16 @@ def run_stage(folder: Path, stage: str, command: list[str]) -> None:
         sys.exit(process.returncode)
 
 
-def probabilities(config: Config, path: Path, students: bool) -> tuple[dict[str, NDArray[np.float64]], Any]:
+def probabilities(config: Config, path: Path, until: str) -> tuple[dict[str, NDArray[np.float64]], Any]:
     """Return every predictor's (n, 3) out-of-fold probabilities, and the inputs of stage two."""
     inputs = stack.load_inputs(config)
     ids, run = inputs.table["id"], Path(config.run)
     known = stack.read_predictions(run / "stack" / "predictions.parquet", ids)
     rows = ["prior", "length_only", "text", *(f"member:{m}" for m in MEMBERS), "mean", "stack", "calibrated"]
     probs = {name: known[name] for name in rows}
-    if students:
-        distilled = stack.read_predictions(run / "distill" / "predictions.parquet", ids)
-        probs["student"] = distilled["student"]
+    if until != "stack":
+        probs["student"] = stack.read_predictions(run / "distill" / "predictions.parquet", ids)["student"]
+    if until == "all":
         probs[IN_SAMPLE] = train_students(IN_SAMPLE, [str(path), "distill.teacher=fold_matched"])
     return probs, inputs
 
@@ -223,7 +223,9 @@ def section(name: str, config: Config, probs: Mapping[str, NDArray[np.float64]],
 
 def page(sections: list[str], arguments: argparse.Namespace, size: Mapping[str, Any]) -> str:
     words = " QUICK=1" if arguments.quick else ""
-    words += "" if arguments.half == "report" else ' ARGS="--half develop"'
+    extra = [] if arguments.half == "report" else [f"--half {arguments.half}"]
+    extra += [] if arguments.until == "all" else [f"--until {arguments.until}"]
+    words += f' ARGS="{" ".join(extra)}"' if extra else ""
     about = (__doc__ or "").strip().split("\n\n")[2:]  # below the title and the commands
     lines = [
         "# All three stages on real judgements",
@@ -249,7 +251,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help="default: docs/results.md, of the quick version OUT/results.md")
     parser.add_argument("--half", choices=["report", "develop"], default="report")
     parser.add_argument("--sets", nargs="*", choices=list(FILES), help="default: all; of the quick version, the first")
-    parser.add_argument("--until", choices=list(STAGES)[1:], default="distill", help="the last stage; the page says so")
+    parser.add_argument("--until", choices=["stack", "distill", "all"], default="all", help="what comes last")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     quiet_libraries()
@@ -262,7 +264,7 @@ def main() -> int:
         print(f"error: {missing[0]}: not there; give --data and --models", file=sys.stderr)
         return 2
     sections = []
-    stages = list(STAGES)[: list(STAGES).index(arguments.until) + 1]
+    stages = list(STAGES)[: 2 if arguments.until == "stack" else 3]
     for name in arguments.sets or list(FILES)[: 1 if arguments.quick else None]:
         folder = out / arguments.half / name
         path = prepare(name, folder, arguments, size)
@@ -270,7 +272,7 @@ def main() -> int:
             run_stage(folder, verb, [sys.executable, "-m", STAGES[verb], verb, str(path)])
         config = configuration.load(str(path), [])
         try:
-            probs, inputs = probabilities(config, path, students="distill" in stages)
+            probs, inputs = probabilities(config, path, arguments.until)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
