@@ -13,7 +13,7 @@ the same battles (``teacher: fold_matched``), as first place's did; it is scored
 The recipe stands in ``RECIPES`` and ``settings``. ``stack.final: best`` was set before any of this had run: one
 standard error of eight debates is wide, and the default takes the simplest combiner within it. The arguments have
 their third recipe. The first, that of the chats with 112 tokens, left calibrated behind the text baseline on the
-reported half: +0.0141 [-0.0000, +0.0265] (docs/results.md at commit 5f615fe). Two thirds of the texts had been cut, the
+reported half: +0.0141 [-0.0000, +0.0265] (docs/results-one-epoch.md). Two thirds of the texts had been cut, the
 head's rate had driven the loss up in the first steps, and five debates in a fold's training set are few. So: 256
 tokens, a lower rate, a second epoch for Gemma3 (on the development half it took one fold of it from 1.008 to 0.946),
 and battles of the development half's debates in the folds, for members, stack and text baseline alike. With one epoch,
@@ -214,7 +214,7 @@ def section(name: str, config: Config, probs: Mapping[str, NDArray[np.float64]],
         lines.append(f"| student at most 0.03 nats behind calibrated | {'yes' if near else '**no**'} |")
     spent = store.read_json(folder / "spent.json")
     lines += ["", "| stage | seconds | tokens/s | largest process, GB |", "|---|---|---|---|"]
-    for stage in [stage for stage in STAGES if stage in spent]:
+    for stage in [stage for stage in STAGES if stage in spent and (stage != "distill" or "student" in losses)]:
         facts = spent[stage]
         rate = f"{tokens_of(config) / facts['seconds']:,.0f}" if stage == "oof" else ""
         lines.append(f"| {stage} | {facts['seconds']:,.0f} | {rate} | {facts['peak_gb']:.1f} |")
