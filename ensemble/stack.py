@@ -61,6 +61,9 @@ def load_inputs(config: Config) -> Inputs:
 def _refuse_other_settings(run: Path, config: Config) -> None:
     made, now = store.read_json(run / "run.json")["config"], to_dict(config)
     made.setdefault("pretrain", asdict(Pretrain()))  # a run from before there was such a stage
+    for one, other, said in ((now, made, "no member"), (made, now, "a member that the configuration lacks,")):
+        if absent := sorted(set(one["members"]) - set(other["members"])):
+            raise UserError(f"{run}: stage one has {said} {absent[0]!r}; run 'make oof' again")
     for section in STAGE_ONE:
         for name, (before, after) in _differences(section, made.get(section), now[section]).items():
             if not name.endswith(("score_tokens_per_batch", ".frozen")):

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import yaml
 from conftest import ROOT, small_arguments
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
@@ -166,6 +167,20 @@ def test_every_missing_stage_says_what_it_needs(tmp_path: Path, capsys: pytest.C
 def test_other_settings_than_stage_one_s_are_refused(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ensemble_main(["stack", *small_arguments(small_run, "members.gemma2.train.lr=0.5")]) == 2
     assert "members.gemma2.train.lr" in capsys.readouterr().err
+
+
+def test_other_members_than_stage_one_s_are_named(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = "members.third.checkpoint=configs/bases/tiny-gemma2"
+    assert ensemble_main(["stack", *small_arguments(small_run, added)]) == 2
+    assert "no member 'third'; run 'make oof' again" in capsys.readouterr().err
+    demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text("utf-8"))
+    del demo["members"]["llama3_1"]
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(demo), "utf-8")
+    others = [word for word in small_arguments(small_run)[1:] if "llama3_1" not in word]
+    assert ensemble_main(["stack", str(tmp_path / "one.yaml"), *others]) == 2
+    assert "a member that the configuration lacks, 'llama3_1'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
