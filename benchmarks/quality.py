@@ -10,16 +10,16 @@ half of the prompts that is reported; the other half, drawn by seed, is for deve
 Intervals resample groups of near-duplicate prompts. The in-sample-teacher student learns from teachers that trained on
 the same battles (``teacher: fold_matched``), as first place's did; it is scored by fold students, too.
 
-The recipe stands in ``RECIPES`` and ``settings``. ``stack.final: best`` of the chats was set before any of this had run.
-The arguments have their fourth recipe. The first, that of the chats with 112 tokens, left calibrated behind the text
-baseline on the reported half: +0.0141 [-0.0000, +0.0265] (docs/results-one-epoch.md). Two thirds of the texts had been
-cut, the head's rate was twenty times the default, and five debates in a fold's training set are few. So: 256 tokens, the
-default rate, a second epoch (on the development half it took one fold of Gemma3 from 1.008 to 0.946), and battles of the
-development half's debates in the folds, for members, stack and text baseline alike. With one epoch calibrated minus text
-was -0.0014 [-0.0165, +0.0135]; with two for Gemma3 and one for SmolLM2 -0.0495 [-0.0713, -0.0292], but +0.0153 [-0.0005,
-+0.0308] minus Gemma3. So SmolLM2 got its second epoch, and Gemma3 a second run with another seed; ``stack.final`` is the
-combiner with the smallest loss on the other half's battles, a table of which is below. The reported half had been seen
-at each of these steps.
+The recipe stands in ``RECIPES`` and ``settings``. ``stack.final: best`` of the chats was set before any of this had
+run. The arguments have their fourth recipe. The first, that of the chats with 112 tokens, left calibrated behind the
+text baseline on the reported half: +0.0141 [-0.0000, +0.0265] (docs/results-one-epoch.md). Two thirds of the texts
+had been cut, the head's rate was twenty times the default, and five debates in a fold's training set are few. So: 256
+tokens, the default rate, a second epoch (on the development half it took one fold of Gemma3 from 1.008 to 0.946), and
+battles of the development half's debates in the folds, for members, stack and text baseline alike. With one epoch
+calibrated minus text was -0.0014 [-0.0165, +0.0135]; with two for Gemma3 and one for SmolLM2 -0.0495 [-0.0713,
+-0.0292], but +0.0153 [-0.0005, +0.0308] minus Gemma3. So SmolLM2 got its second epoch, and Gemma3 a second run with
+another seed; ``stack.final`` is the combiner with the smallest loss on the other half's battles, a table of which is
+below. The reported half had been seen at each of these steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ import numpy as np
 import polars as pl
 from distill_demo import train as train_students
 from numpy.typing import NDArray
-from pages import cell, commit, machine
+from pages import commit, machine
+from quality_page import STAGES, section
 from ukp import recipe, title_and_side
 
 from ensemble import stack
@@ -48,7 +49,6 @@ from oof import store
 from oof.config import Config
 from oof.errors import UserError
 from oof.log import quiet_libraries
-from oof.metrics import group_interval, row_log_loss
 from oof.models import resolve_dtype
 
 MEMBERS = {"smollm2": "smollm2-135m", "gemma3": "gemma3-270m"}
@@ -57,7 +57,6 @@ STUDENT = "gemma3-270m"
 IN_SAMPLE = "in-sample-teacher student"
 COLUMNS = ["id", "prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"]
 FILES = {"arguments": ["ukpconvarg1_dev.csv"], "chats": ["pandalm_testset.csv", "tulu_human_eval.csv"]}
-STAGES = {"oof": "oof", "stack": "ensemble", "distill": "ensemble"}  # verb: its package
 # battles: of the half that is reported; others: of the other half, which train with them and are not reported.
 RECIPES: dict[str, dict[str, Any]] = {
     "arguments": {
@@ -189,69 +188,6 @@ def probabilities(config: Config, path: Path, until: str) -> tuple[dict[str, NDA
     if until == "all":
         probs[IN_SAMPLE] = train_students(IN_SAMPLE, [str(path), "distill.teacher=fold_matched"])
     return probs, inputs
-
-
-def tokens_of(config: Config) -> int:
-    """Return the tokens that the fold jobs of stage one read, in training and in scoring of both orders."""
-    total = 0
-    for name, member in config.members.items():
-        tables = [pl.read_parquet(path) for path in sorted(Path(config.run).glob(f"oof/{name}/fold-*/logits.parquet"))]
-        held = [int(table.select(pl.sum_horizontal("^kept_.*$").sum()).item()) for table in tables]
-        orders = 2 if member.train.swap == "paired" else 1
-        total += int(sum((sum(held) - own) * member.train.epochs * orders + 2 * own for own in held))
-    return total
-
-
-def section(name: str, config: Config, probs: Mapping[str, NDArray[np.float64]], inputs: Any, folder: Path) -> str:
-    """Return one set's part of the page."""
-    reported = inputs.table["id"].is_in(store.read_json(folder / "reported.json")).to_numpy()
-    of_all = {row: row_log_loss(p, inputs.labels) for row, p in probs.items()}
-    losses = {row: loss[reported] for row, loss in of_all.items() if not row.startswith("combiner:")}
-    best = min((row for row in losses if row.startswith("member:")), key=lambda row: float(losses[row].mean()))
-    groups = inputs.groups[reported]
-    lines = [f"## {name.capitalize()}", ""]
-    others = f", trained and fitted with {np.sum(~reported):,} of the other half" if np.any(~reported) else ""
-    epochs = {name: f"{member.train.epochs:g}" for name, member in config.members.items()}
-    lines.append(
-        f"{len(groups):,} battles in {len(np.unique(groups))} groups of near-duplicate prompts{others}; texts of at "
-        f"most {config.prompts.max_tokens} tokens; epochs: "
-        f"{', '.join(f'{name} {n}' for name, n in epochs.items())}, student {config.distill.student.train.epochs:g}."
-    )
-    lines += ["", f"| | log loss | minus calibrated | minus {best} | minus text |", "|---|---|---|---|---|"]
-    for row, loss in losses.items():
-        apart = [cell(loss - losses[o], groups, "+") if o != row else "" for o in ("calibrated", best, "text")]
-        lines.append(f"| {row} | {cell(loss, groups)} | {' | '.join(apart)} |")
-    lines += ["", "| to hold | |", "|---|---|"]
-    for what, one, other in (
-        (f"calibrated better than {best}", "calibrated", best),
-        ("calibrated better than the text baseline", "calibrated", "text"),
-        (f"student better than {best}", "student", best),
-    ):
-        holds = one in losses and group_interval(losses[one] - losses[other], groups, 0)["high"] < 0
-        said = "yes" if holds else "**no**" if one in losses else "not run yet"
-        lines.append(f"| {what}, interval below 0 | {said} |")
-    if "student" in losses:
-        near = float((losses["student"] - losses["calibrated"]).mean()) <= 0.03
-        lines.append(f"| student at most 0.03 nats behind calibrated | {'yes' if near else '**no**'} |")
-    if np.any(~reported):
-        lines += ["", *combiners(of_all, best, inputs.groups, ~reported)]
-    spent = store.read_json(folder / "spent.json")
-    lines += ["", "| stage | seconds | tokens/s | largest process, GB |", "|---|---|---|---|"]
-    for stage in [stage for stage in STAGES if stage in spent and (stage != "distill" or "student" in losses)]:
-        facts = spent[stage]
-        rate = f"{tokens_of(config) / facts['seconds']:,.0f}" if stage == "oof" else ""
-        lines.append(f"| {stage} | {facts['seconds']:,.0f} | {rate} | {facts['peak_gb']:.1f} |")
-    return "\n".join(lines)
-
-
-def combiners(losses: Mapping[str, NDArray[np.float64]], best: str, groups: Any, rows: NDArray[np.bool_]) -> list[str]:
-    """Return the table by which ``final`` was chosen: every combiner on battles that are not reported."""
-    lines = [f"The combiners on the {rows.sum():,} battles of the other half, by which `stack.final` was chosen:", ""]
-    lines += [f"| | log loss | minus {best} |", "|---|---|---|"]
-    for row in [best, *(row for row in losses if row.startswith("combiner:"))]:
-        apart = cell((losses[row] - losses[best])[rows], groups[rows], "+") if row != best else ""
-        lines.append(f"| {row} | {cell(losses[row][rows], groups[rows])} | {apart} |")
-    return lines
 
 
 def page(sections: list[str], arguments: argparse.Namespace, size: Mapping[str, Any]) -> str:
