@@ -17,6 +17,8 @@ from oof.metrics import group_interval, row_log_loss
 
 STAGES = {"oof": "oof", "stack": "ensemble", "distill": "ensemble"}  # verb: its package
 
+Losses = Mapping[str, NDArray[np.float64]]  # predictor -> (n,) log losses
+
 
 def tokens_of(config: Config) -> int:
     """Return the tokens that the fold jobs of stage one read, in training and in scoring of both orders."""
@@ -48,18 +50,7 @@ def section(name: str, config: Config, probs: Mapping[str, NDArray[np.float64]],
     for row, loss in losses.items():
         apart = [cell(loss - losses[o], groups, "+") if o != row else "" for o in ("calibrated", best, "text")]
         lines.append(f"| {row} | {cell(loss, groups)} | {' | '.join(apart)} |")
-    lines += ["", "| to hold | |", "|---|---|"]
-    for what, one, other in (
-        (f"calibrated better than {best}", "calibrated", best),
-        ("calibrated better than the text baseline", "calibrated", "text"),
-        (f"student better than {best}", "student", best),
-    ):
-        holds = one in losses and group_interval(losses[one] - losses[other], groups, 0)["high"] < 0
-        said = "yes" if holds else "**no**" if one in losses else "not run yet"
-        lines.append(f"| {what}, interval below 0 | {said} |")
-    if "student" in losses:
-        near = float((losses["student"] - losses["calibrated"]).mean()) <= 0.03
-        lines.append(f"| student at most 0.03 nats behind calibrated | {'yes' if near else '**no**'} |")
+    lines += ["", *to_hold(of_all, best, inputs.groups, reported)]
     if np.any(~reported):
         lines += ["", *combiners(of_all, best, inputs.groups, ~reported)]
     spent = store.read_json(folder / "spent.json")
@@ -71,7 +62,40 @@ def section(name: str, config: Config, probs: Mapping[str, NDArray[np.float64]],
     return "\n".join(lines)
 
 
-def combiners(losses: Mapping[str, NDArray[np.float64]], best: str, groups: Any, rows: NDArray[np.bool_]) -> list[str]:
+def to_hold(
+    losses: Mapping[str, NDArray[np.float64]], best: str, groups: Any, reported: NDArray[np.bool_]
+) -> list[str]:
+    """Return the table of what was asked: on the reported battles and, where there are others, on all of them.
+
+    The best member is that of the reported ones. All include those by which ``stack.final`` was chosen.
+    """
+    sets = {"reported": reported} | ({"all": np.ones_like(reported)} if np.any(~reported) else {})
+    lines = [f"| to hold | {' | '.join(f'{name}, {rows.sum():,} battles' for name, rows in sets.items())} |"]
+    lines.append("|---|" + "---|" * len(sets))
+
+    def cells(one: str, other: str, limit: float | None) -> str:
+        """An interval below 0 is asked for, or with a limit a mean at most so high."""
+        if one not in losses:
+            return "not run yet" + " | not run yet" * (len(sets) - 1)
+        said = []
+        for rows in sets.values():
+            apart = (losses[one] - losses[other])[rows]
+            high = group_interval(apart, groups[rows], 0)["high"]
+            holds = high < 0 if limit is None else float(apart.mean()) <= limit
+            said.append(f"{'yes' if holds else '**no**'}: {cell(apart, groups[rows], '+')}")
+        return " | ".join(said)
+
+    for what, one, other, limit in (
+        (f"calibrated better than {best}, interval below 0", "calibrated", best, None),
+        ("calibrated better than the text baseline, interval below 0", "calibrated", "text", None),
+        (f"student better than {best}, interval below 0", "student", best, None),
+        ("student at most 0.03 nats behind calibrated", "student", "calibrated", 0.03),
+    ):
+        lines.append(f"| {what} | {cells(one, other, limit)} |")
+    return lines
+
+
+def combiners(losses: Losses, best: str, groups: Any, rows: NDArray[np.bool_]) -> list[str]:
     """Return the table by which ``final`` was chosen: every combiner on battles that are not reported."""
     lines = [f"The combiners on the {rows.sum():,} battles of the other half, by which `stack.final` was chosen:", ""]
     lines += [f"| | log loss | minus {best} |", "|---|---|---|"]
