@@ -62,9 +62,7 @@ def section(name: str, config: Config, probs: Mapping[str, NDArray[np.float64]],
     return "\n".join(lines)
 
 
-def to_hold(
-    losses: Mapping[str, NDArray[np.float64]], best: str, groups: Any, reported: NDArray[np.bool_]
-) -> list[str]:
+def to_hold(losses: Losses, best: str, groups: Any, reported: NDArray[np.bool_]) -> list[str]:
     """Return the table of what was asked: on the reported battles and, where there are others, on all of them.
 
     The best member is that of the reported ones. All include those by which ``stack.final`` was chosen.
