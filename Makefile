@@ -84,19 +84,19 @@ plan: $(READY)  ## parameters, memory, hours and disk of CONFIG on five cards, b
 	@$(PY) -m oof plan $(CONFIG) $(OVERRIDES)
 
 bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--model FOLDER")
-	@$(PY) benchmarks/training.py $(ARGS)
+	@$(PY) -m benchmarks.speed.fold_jobs $(ARGS)
 
 bench-stack: $(READY)  ## stage two beside LightGBMTunerCV, StackingClassifier, AutoGluon (ARGS="--battles 6000 --trials 5")
-	@$(PY) benchmarks/bench_stack.py $(ARGS)
+	@$(PY) -m benchmarks.speed.stack_peers $(ARGS)
 
 quality: $(READY)  ## all stages on real judgements and pre-trained models (QUICK=1; ARGS="--data DIR --models DIR")
-	@$(PY) benchmarks/quality.py $(if $(QUICK),--quick) $(ARGS)
+	@$(PY) -m benchmarks.quality.real_judgements $(if $(QUICK),--quick) $(ARGS)
 
 faults: $(READY)  ## every stage killed, on bad disks, damaged: the same bytes (ARGS="--kills 12", "--stage oof --kills 40")
-	@$(PY) benchmarks/faults.py $(or $(ARGS),--write docs/results-faults.md)
+	@$(PY) -m benchmarks.robustness.faults $(or $(ARGS),--write docs/results-faults.md)
 
 fuzz: $(READY)  ## hostile input at length: battles, configurations, logits, weights, texts (ARGS="--seed 2")
-	@$(PY) benchmarks/fuzz.py $(or $(ARGS),--write docs/results-fuzz.md)
+	@$(PY) -m benchmarks.robustness.fuzz $(or $(ARGS),--write docs/results-fuzz.md)
 
 check: $(READY)  ## profile battle files and list every problem: make check DATA="a.csv b.jsonl"
 	@$(PY) -m oof check $(DATA)

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from oof import store
 from oof.__main__ import add_config_arguments, at_work_on, load_config, run_verb
+from oof.common.atomic_files import rewrite_json
+from oof.common.steps import locked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _stack(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from ensemble.stack import run_stack
+    from ensemble.stacking.stage import run_stack
 
     with at_work_on(config):
         ran = run_stack(config)
@@ -29,7 +30,7 @@ def _stack(arguments: argparse.Namespace) -> None:
 def _distill(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from ensemble.distill import run_distill
+    from ensemble.distillation.plan import run_distill
 
     with at_work_on(config):
         ran = run_distill(config)
@@ -39,8 +40,8 @@ def _distill(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from ensemble.predict import run_predict
-    from oof.process import prepare_process
+    from ensemble.serving.submission import run_predict
+    from oof.common.process_tuning import prepare_process
 
     prepare_process()
     with at_work_on(config):
@@ -50,8 +51,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _judge(arguments: argparse.Namespace) -> None:
-    from ensemble.judge import Judge, judge_lines
-    from oof.process import prepare_process
+    from ensemble.serving.judge import Judge, judge_lines
+    from oof.common.process_tuning import prepare_process
 
     prepare_process()
     judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
@@ -63,11 +64,11 @@ def _judge(arguments: argparse.Namespace) -> None:
 def _table(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from ensemble.table import compute_metrics, print_table
+    from ensemble.evaluation.run_table import compute_metrics, print_table
 
     with at_work_on(config):
         metrics = compute_metrics(config)
-        store.rewrite_json(Path(config.run) / "metrics.json", metrics)
+        rewrite_json(Path(config.run) / "metrics.json", metrics)
     print_table(metrics)
 
 
@@ -79,10 +80,10 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _seen(arguments: argparse.Namespace) -> None:
-    from ensemble.seen import run_seen
+    from ensemble.contamination.check import run_seen
 
     run = Path(arguments.run)
-    with store.locked(run):
+    with locked(run):
         found = run_seen(run, arguments.corpus, arguments.threshold, arguments.column)
     print(f"seen: {int(found['seen'].sum()):,} of {found.height:,} battles ({run / 'seen' / 'seen.parquet'})")
 
@@ -90,7 +91,7 @@ def _seen(arguments: argparse.Namespace) -> None:
 def _ablate(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from ensemble.ablations import print_ablations, run_ablations
+    from ensemble.evaluation.ablations import print_ablations, run_ablations
 
     with at_work_on(config):
         content = run_ablations(config)
@@ -98,10 +99,12 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _features(_: argparse.Namespace) -> None:
-    from ensemble.design import describe
+    from ensemble.features.design_matrix import describe
 
     print("# Features of the stacker\n")
-    print("One family each, from the docstrings of `ensemble/features.py` and `ensemble/design.py`; made by")
+    print(
+        "One family each, from the docstrings of `ensemble/features/battle_features.py` and `ensemble/features/design_matrix.py`; made by"
+    )
     print("`python -m ensemble features > docs/features.md`. Columns ending in `_a` and `_b` exchange when the")
     print("responses do, those ending in `_diff` change their sign. Nothing is fitted.\n")
     print("| family | meaning |\n|---|---|")

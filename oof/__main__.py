@@ -12,9 +12,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from oof import config as configuration
-from oof import interrupts, store
-from oof.errors import UserError, disk_trouble
-from oof.log import quiet_libraries
+from oof.common import interrupts
+from oof.common.errors import UserError, disk_trouble
+from oof.common.logging_setup import quiet_libraries
+from oof.common.steps import LINGERING, locked
 
 logger = logging.getLogger(__name__)
 
@@ -85,36 +86,36 @@ def load_config(arguments: argparse.Namespace) -> configuration.Config:
 def at_work_on(config: configuration.Config) -> Iterator[None]:
     """Hold the run folder. The time limit counts from here: a call that spent it on imports would never get on."""
     interrupts.set_time_limit(config.jobs.time_limit)
-    with store.locked(Path(config.run)):
+    with locked(Path(config.run)):
         yield
 
 
 def _oof(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from oof import dataset, fold_jobs, pretrain
+    from oof.jobs import dataset, fold_job, pretrain
 
     run = Path(config.run)
     with at_work_on(config):
         table = dataset.prepare(config)
         test = dataset.read_test(config)
         pretrain.prepare_pairs(config, table, test)
-        jobs = fold_jobs.fold_jobs(config, table)
+        jobs = fold_job.fold_jobs(config, table)
         todo = [job for job in jobs if not job.step.done]
         if todo:
-            from oof.launch import run_jobs
+            from oof.jobs.launch import run_jobs
 
-            stages: list[Sequence[fold_jobs.FoldJob | pretrain.PretrainJob]] = [fold_jobs.before(todo), todo]
+            stages: list[Sequence[fold_job.FoldJob | pretrain.PretrainJob]] = [fold_job.before(todo), todo]
             for job in (job for stage in stages for job in stage):
                 reason = job.step.stale_because(job.depends)
                 if reason:
                     logger.info("%s: made again, %s", job.label, reason)
             for stage in stages:
                 run_jobs(config, stage)
-        for folds in fold_jobs.by_member(jobs).values():
-            fold_jobs.join_folds(folds, table)
-        if test.height and fold_jobs.test_logits(jobs, test) is None:
-            from oof.jobs import score_test
+        for folds in fold_job.by_member(jobs).values():
+            fold_job.join_folds(folds, table)
+        if test.height and fold_job.test_logits(jobs, test) is None:
+            from oof.jobs.run_fold_job import score_test
 
             score_test(config, jobs, test)
         dataset.write_run(config)
@@ -125,7 +126,7 @@ def _oof(arguments: argparse.Namespace) -> None:
 def _prepare(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from oof import dataset, pretrain
+    from oof.jobs import dataset, pretrain
 
     with at_work_on(config):
         table = dataset.prepare(config)
@@ -136,10 +137,11 @@ def _prepare(arguments: argparse.Namespace) -> None:
 def _job(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from oof import dataset, fold_jobs, ranks
+    from oof.distributed import process_group
+    from oof.jobs import dataset, fold_job
 
     interrupts.set_time_limit(config.jobs.time_limit)  # the lock is the job's own
-    jobs = fold_jobs.fold_jobs(config, dataset.load_battles(Path(config.run)))
+    jobs = fold_job.fold_jobs(config, dataset.load_battles(Path(config.run)))
     own = [job for job in jobs if job.name == arguments.member]
     named = [job.pretrain for job in own[:1]] if arguments.pretrain else [j for j in own if j.fold == arguments.fold]
     if not named or named[0] is None:
@@ -148,18 +150,18 @@ def _job(arguments: argparse.Namespace) -> None:
         known += "" if config.pretrain.data else ", and no pretrain.data"
         raise UserError(f"no job --member {arguments.member} {asked}; there are {known}")
     job = named[0]
-    ranks.start()
-    lock = store.locked(job.folder.parent, f".{job.folder.name}.lock", store.LINGERING)
-    with lock if ranks.rank() == 0 else nullcontext():
+    process_group.start()
+    lock = locked(job.folder.parent, f".{job.folder.name}.lock", LINGERING)
+    with lock if process_group.rank() == 0 else nullcontext():
         todo = not job.step.done
-        ranks.wait()
+        process_group.wait()
         if todo:
-            from oof.launch import run_one
-            from oof.process import prepare_process
+            from oof.common.process_tuning import prepare_process
+            from oof.jobs.launch import run_one
 
             prepare_process()
             run_one(job)
-    if ranks.rank() == 0:
+    if process_group.rank() == 0:
         print(f"job: {job.label} {'done' if todo else 'up to date, nothing to do'}")
 
 
@@ -172,7 +174,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _synth(arguments: argparse.Namespace) -> None:
-    from oof import synth
+    from oof.data import synth
 
     paths = synth.write_arena(Path(arguments.out), arguments.battles, arguments.seed, arguments.test_battles)
     print(f"synth: {', '.join(str(path) for path in paths.values())}")
@@ -194,7 +196,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from oof.audit import audit_run, format_findings
+    from oof.audit.run import audit_run, format_findings
 
     findings = audit_run(Path(arguments.run))
     print(format_findings(findings))

@@ -39,11 +39,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from oof import synth
-from oof.batches import collate, cut
 from oof.config import Prompts
-from oof.prompts import encode_battles, prepare_tokenizer
-from oof.train import Progress
+from oof.data import synth
+from oof.encoding.batches import collate, cut
+from oof.encoding.encode import encode_battles, prepare_tokenizer
+from oof.training.trainer import Progress
 
 VOCABULARY = 1024
 RATINGS = "123456789"

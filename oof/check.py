@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from oof import readers, schemas
-from oof.assembly import BattleSet, Part, read_parts, settle
+from oof.classes import WINNER_COLUMNS
+from oof.common.errors import UserError
 from oof.config import Groups
-from oof.errors import UserError
-from oof.problems import Problem
+from oof.data import readers, schemas
+from oof.data.build_table import BattleSet, Part, read_parts, settle
+from oof.data.problems import Problem
 from oof.profile import Ruler, describe, ruler
 
 LISTED = 100  # bad rows of one kind that are listed one by one; the rest as ranges
@@ -87,9 +88,9 @@ def _print_together(parts: list[Part], known: set[Problem], groups: Groups, meas
 
 def _column_problems(part: Part) -> Iterator[Problem]:
     names = part.draft.raw.names
-    winners = [name for name in schemas.ONE_HOT if name in names]
+    winners = [name for name in WINNER_COLUMNS if name in names]
     if winners and part.draft.schema.verdict is None:
-        missing = ", ".join(name for name in schemas.ONE_HOT if name not in names)
+        missing = ", ".join(name for name in WINNER_COLUMNS if name not in names)
         yield Problem("error", part.file, f"missing columns {missing}", "a verdict needs all three winner columns")
     for name, ours in schemas.near_misses(names):
         text = f"column {name!r} is not read; did you mean {ours!r}?"

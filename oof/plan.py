@@ -1,6 +1,6 @@
 """``make plan``: what a configuration costs before anybody pays for it.
 
-Parameters, memory and arithmetic come from :mod:`oof.blueprint` (fake tensors, no weights downloaded); token counts
+Parameters, memory and arithmetic come from :mod:`oof.model.cost_model` (fake tensors, no weights downloaded); token counts
 from a sample of the real battles, or from the arena's lengths where no data are set. Hours are arithmetic over the
 share of a card's peak rate that such training reaches in practice, and are the least certain figure here.
 """
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oof.attention import meant_attention
-from oof.blueprint import Cost, base_config, frozen_bytes, kind_of_attention, spared_bytes, trace
 from oof.config import Config, Member
-from oof.dataset import read_sample, text_characters
-from oof.memory import ROOM
-from oof.models import resolve_dtype
-from oof.pretrain import read_pairs
+from oof.jobs.dataset import read_sample, text_characters
+from oof.jobs.pretrain import read_pairs
+from oof.model.attention import meant_attention
+from oof.model.classifier import resolve_dtype
+from oof.model.cost_model import Cost, base_config, frozen_bytes, kind_of_attention, spared_bytes, trace
+from oof.model.memory import ROOM
 
 # Tokens of 700 real arena battles with Gemma2's tokenizer, all three texts: log-normal with this median and spread.
 ARENA_MEDIAN, ARENA_SIGMA, ARENA_BATTLES = 563.0, 0.78, 57_477

@@ -14,11 +14,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from oof.assembly import BattleSet
+from oof.classes import CLASSES
+from oof.common.errors import UserError
 from oof.config import Groups
-from oof.errors import UserError
-from oof.problems import CLASSES
-from oof.schemas import TEXTS
+from oof.data.build_table import BattleSet
+from oof.data.schemas import TEXTS
 
 CHARACTERS_PER_TOKEN = 4  # of English text; only used, and said, where no tokenizer is given
 BUDGETS = (1024, 2048)  # tokens
@@ -171,7 +171,7 @@ def _repetitions(table: pl.DataFrame) -> Iterator[str]:
 
 
 def _groups(table: pl.DataFrame, groups: Groups) -> Iterator[str]:
-    from oof.groups import group_battles
+    from oof.folds.groups import group_battles
 
     sizes = table.select(pl.col("prompt").n_unique()).item(), table.group_by("prompt").len()["len"]
     yield _line("prompts", f"{sizes[0]:,} distinct, each in {_between(sizes[1].to_numpy())} battles")

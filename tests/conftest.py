@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.fixtures.demo_run import ROOT, small_arguments
+
 # The same examples on every machine: a red main always means a change, never luck. To look for new ones:
 # HYPOTHESIS_PROFILE=explore make test
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -17,24 +19,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The suite asks for exact bytes, which only a CPU gives; what is about the GPU is run with it (make test-gpu).
 if not os.environ.get("ARENA_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-ROOT = Path(__file__).resolve().parents[1]
-SMALL = [
-    "data.synth.battles=120",
-    "data.synth.test_battles=12",
-    "jobs.workers=1",
-    "stack.trials=2",
-    "stack.rounds=20",
-    *(f"members.{name}.train.epochs=0.3" for name in ("gemma2", "llama3_1")),
-    "distill.student.train.epochs=0.3",
-]
-
-
-def small_arguments(run: Path, *more: str) -> list[str]:
-    return [str(ROOT / "configs" / "demo.yaml"), f"run={run}", *SMALL, *more]
-
 
 # They start processes of their own and take minutes: begun first, they leave no worker of the suite waiting at the end.
-LONGEST = ("test_launch.py", "test_shards.py", "test_faults.py", "test_run.py")
+LONGEST = ("test_launch.py", "test_process_group.py", "test_faults.py", "test_pipeline.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

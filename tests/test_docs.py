@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from sandbox import cut_down_copy, run
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+from tests.fixtures.demo_run import ROOT
+from tests.fixtures.sandbox import DOCUMENTS, cut_down_copy, run
+
 REASONS = ("needs a GPU", "needs a cluster", "needs Slurm", "needs Kaggle", "installs packages")
 FENCE = re.compile(r"^(?:<!-- not run: (?P<why>[^>]+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]*)(#[^)\s]+)?\)")

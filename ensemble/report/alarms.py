@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from ensemble.report.data import RunData
-from ensemble.report.intervals import Floats, robust_error
+from ensemble.statistics.intervals import Floats, robust_error
+from oof.classes import WINNER_COLUMNS
 from oof.metrics import paired_difference
 
 RARE_CLASS = 0.10  # share of a class under which we warn
@@ -21,7 +22,6 @@ DRIFT = 0.05  # difference of the submission's mean probabilities from the verdi
 FOLD_DRIFT = 0.05  # nats by which one fold's loss differs from the others' over which we warn …
 ERRORS = 4.0  # … if that is as many standard errors: a run has dozens of folds times predictors
 NAMES = ("A wins", "B wins", "tie")
-SUBMITTED = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
 def warnings(
@@ -104,7 +104,7 @@ def _submission_drift(run: RunData, shares: Floats) -> list[str]:
     if not path.is_file():
         return []
     try:
-        frame = pl.read_csv(path).select(pl.col(SUBMITTED).cast(pl.Float64))
+        frame = pl.read_csv(path).select(pl.col(WINNER_COLUMNS).cast(pl.Float64))
         means = np.array(frame.mean().row(0), dtype=np.float64)
     except (pl.exceptions.PolarsError, OSError, TypeError) as error:
         return [f"Drift: {path.name} cannot be read ({' '.join(str(error).split())[:100]})."]

@@ -12,8 +12,8 @@ from typing import Any
 import polars as pl
 
 from ensemble.report.data import RunData
-from ensemble.report.intervals import holm, p_value
 from ensemble.report.summary import compare_settings
+from ensemble.statistics.intervals import holm, p_value
 from oof.metrics import group_interval, paired_difference, row_log_loss
 
 TEXTS = ("id", "label", "prompt", "response_a", "response_b")

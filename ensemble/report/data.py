@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble import seen
-from ensemble.design import join_logits
-from ensemble.stack import read_predictions, softmax_mean
-from ensemble.table import truth_of
-from oof import store
-from oof.dataset import load_battles
-from oof.errors import UserError
+from ensemble.contamination import check
+from ensemble.evaluation.run_table import truth_of
+from ensemble.features.design_matrix import join_logits
+from ensemble.stacking.stage import read_predictions, softmax_mean
+from oof.common.atomic_files import read_json, read_parquet, verified
+from oof.common.errors import UserError
+from oof.jobs.dataset import load_battles
 
 Probs = NDArray[np.float64]
 BASELINES = ("prior", "length_only", "text")
@@ -89,13 +89,13 @@ def load_run(folder: Path) -> RunData:
     table = load_battles(folder).filter(pl.col("role") == "train")
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder}: no finished stage one here; run 'make oof' with this RUN first")
-    facts = store.read_json(folder / "run.json")
+    facts = read_json(folder / "run.json")
     ids = table["id"]
     logits = {name: _logits(folder / "oof" / name / "logits.parquet", ids) for name in _members(folder, facts)}
     probs = {name: softmax_mean(values) for name, values in logits.items()}
     for path in (folder / "stack" / "predictions.parquet", folder / "distill" / "predictions.parquet"):
         if path.is_file():
-            found = read_predictions(store.verified(path, "manifest.json", f"make {path.parent.name}"), ids)
+            found = read_predictions(verified(path, "manifest.json", f"make {path.parent.name}"), ids)
             probs |= {name: p for name, p in found.items() if not name.startswith("member:")}
     truth = truth_of(folder, ids)
     if truth is not None:
@@ -121,7 +121,7 @@ def load_run(folder: Path) -> RunData:
         student_logits=_logits(student, ids) if student.is_file() else None,
         manifests={name: _json(folder / path) for name, path in steps.items()},
         jobs={name: _jobs(folder / "oof" / name) for name in logits} | {"student": _jobs(folder / "distill")},
-        seen=seen.read_seen(folder, ids),
+        seen=check.read_seen(folder, ids),
     )
 
 
@@ -135,15 +135,15 @@ def _members(folder: Path, facts: dict[str, Any]) -> list[str]:
 
 def _logits(path: Path, ids: pl.Series) -> NDArray[np.float32]:
     student = path.parent.name == "distill"
-    store.verified(path, *(("manifest.json", "make distill") if student else ("member.json", "make oof")))
+    verified(path, *(("manifest.json", "make distill") if student else ("member.json", "make oof")))
     try:
-        return join_logits(ids.to_list(), store.read_parquet(path))
+        return join_logits(ids.to_list(), read_parquet(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = store.read_json(path) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
 
 

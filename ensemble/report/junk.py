@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ensemble.report.intervals import Floats, Integers, contrast
 from ensemble.report.slices import excerpt
+from ensemble.statistics.intervals import Floats, Integers, contrast
+from oof.data.prompt_quality import JUNK, MEANINGS, SCORES, prompt_flags, prompt_texts
 from oof.metrics import group_interval, row_log_loss
-from oof.quality import JUNK, MEANINGS, SCORES, prompt_flags, prompt_texts
 
 EXAMPLES = 3
 

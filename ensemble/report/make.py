@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ensemble import seen
+from ensemble.contamination import check
 from ensemble.report import position, stages, ties
 from ensemble.report.compare import compare_runs
 from ensemble.report.data import RunData, load_run
@@ -17,8 +17,10 @@ from ensemble.report.reliability import calibration_report
 from ensemble.report.slices import battle_facts, member_pairs, slices_of
 from ensemble.report.stacking import stack_report
 from ensemble.report.summary import summary_report
-from oof import store
-from oof.errors import UserError
+from oof.common.atomic_files import TEMPORARY, replacing, sweep, write_json
+from oof.common.digests import digest
+from oof.common.errors import UserError
+from oof.common.steps import Step
 
 FORMAT = 1
 
@@ -61,7 +63,7 @@ def collect(run: RunData, price_per_hour: float = 0.0) -> dict[str, Any]:
 def seen_facts(run: RunData) -> dict[str, Any] | None:
     if run.seen is None:
         return None
-    facts = {key: value for key, value in seen.facts_of(run.folder).items() if key not in ("key", "files")}
+    facts = {key: value for key, value in check.facts_of(run.folder).items() if key not in ("key", "files")}
     return facts | {"n_seen": int(run.seen.sum()), "share": float(run.seen.mean())}
 
 
@@ -94,11 +96,11 @@ def write_comparison(folders: Sequence[Path]) -> Path:
 
 
 def _write(folder: Path, report: dict[str, Any], page: str) -> Path:
-    step = store.Step(folder, store.digest(report, page))
+    step = Step(folder, digest(report, page))
     step.manifest()  # names a file that was damaged since it was written from these very numbers
-    store.sweep(folder.glob(store.TEMPORARY))
-    store.write_json(folder / "report.json", report)
-    with store.replacing(folder / "index.html") as temporary:
+    sweep(folder.glob(TEMPORARY))
+    write_json(folder / "report.json", report)
+    with replacing(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     step.finish(files=["index.html", "report.json"])
     return folder / "index.html"

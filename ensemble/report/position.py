@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.report.intervals import Floats, Integers, bin_means
+from ensemble.statistics.intervals import Floats, Integers, bin_means
 from oof.metrics import group_interval, softmax
 
 EDGES = np.log([1 / 4, 1 / 2, 1 / 1.3, 1 / 1.05, 1.05, 1.3, 2, 4])  # of the log ratio of A's characters to B's

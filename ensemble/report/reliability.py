@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ensemble.report.data import RunData
-from ensemble.report.intervals import Floats, Integers, bin_means, equal_mass
-from oof.metrics import CLASSES, scores, softmax
+from ensemble.statistics.intervals import Floats, Integers, bin_means, equal_mass
+from oof.classes import CLASSES
+from oof.metrics import scores, softmax
 
 BINS = 10
 

@@ -20,6 +20,7 @@ from ensemble.report.blocks import (
     text,
 )
 from ensemble.report.slices import DRAWN
+from oof.classes import CLASSES
 
 Report = dict[str, Any]
 ADVANTAGE = "advantage in nats a battle (95 % interval)"
@@ -88,7 +89,7 @@ def alone_blocks(pair: Report, name: str) -> list[Block]:
     """Return the picture of both predictors' probabilities, who is right alone, and the strongest cases."""
     first, second, grid, points = pair["first"], pair["second"], pair["grid"], pair["points"]
     said = {"both": "both right", "first": f"only {first}", "second": f"only {second}", "neither": "neither"}
-    rows = [[said[key], *(count(row[c]) for c in ("n", "a", "b", "tie"))] for key, row in pair["right_alone"].items()]
+    rows = [[said[key], *(count(row[c]) for c in ("n", *CLASSES))] for key, row in pair["right_alone"].items()]
     axes = f"by the probability that {first} (across) and {second} (up) gave to the verdict"
     sampled = points["n_shown"] < points["n"]
     which = f"A random {points['n_shown']:,} of {points['n']:,} battles" if sampled else "Every battle"

@@ -20,6 +20,7 @@ from ensemble.report.blocks import (
     text,
 )
 from ensemble.report.sections import alone_blocks, comparison_blocks
+from oof.classes import CLASSES
 
 Report = dict[str, Any]
 ADVISED = {"calibrated": "calibrated ensemble"}
@@ -117,7 +118,7 @@ def data(report: Report) -> Section:
              "A wins {a}, B wins {b}, ties {tie}.",
              n=count(found["n"]), groups=count(found["n_groups"]), several=count(found["n_groups_of_several"]),
              largest=count(found["largest_group"]),
-             **{k: percent(v) for k, v in zip(("a", "b", "tie"), found["shares"], strict=True)}),
+             **{k: percent(v) for k, v in zip(CLASSES, found["shares"], strict=True)}),
         figure(alt, charts.histogram("lengths", alt, histogram["counts"], histogram["edges"], "characters")),
         table("Characters, quantiles", ["", *quantiles], lengths),
     ]  # fmt: skip

@@ -17,10 +17,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.features import REFUSALS
-from ensemble.report.intervals import Floats, Integers, contrast, holm, p_value
+from ensemble.features.battle_features import REFUSALS
+from ensemble.statistics.intervals import Floats, Integers, contrast, holm, p_value
+from oof.classes import CLASSES
+from oof.data.prompt_quality import JUNK, prompt_quality, prompt_texts
 from oof.metrics import group_interval, row_log_loss
-from oof.quality import JUNK, prompt_quality, prompt_texts
 
 ALPHA = 0.05
 LEAST = 20  # battles: a smaller slice is left out
@@ -224,7 +225,7 @@ def strongest_cases(table: pl.DataFrame, advantage: Floats, labels: Integers) ->
 def example(table: pl.DataFrame, row: int, value: float, labels: Integers) -> dict[str, Any]:
     """Return one battle's id, verdict, a number about it, and excerpts of its texts."""
     texts = {part: excerpt("\n".join(table[part][row])) for part in ("prompt", "response_a", "response_b")}
-    return {"id": table["id"][row], "verdict": ("a", "b", "tie")[int(labels[row])], "value": value, **texts}
+    return {"id": table["id"][row], "verdict": CLASSES[int(labels[row])], "value": value, **texts}
 
 
 def excerpt(text: str) -> str:

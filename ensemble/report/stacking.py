@@ -67,7 +67,7 @@ def importances(manifest: dict[str, Any], booster: Path) -> list[dict[str, Any]]
 
 
 def ablation_tables(found: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the content of ``stack/ablations.json`` (see :mod:`ensemble.ablations`); None without it."""
+    """Return the content of ``stack/ablations.json`` (see :mod:`ensemble.evaluation.ablations`); None without it."""
     if not found.get("without") or not found.get("learning_curve"):
         return None
     gain = [{"family": name, "gain_share": float(share)} for name, share in found.get("gain", {}).items()]

@@ -66,7 +66,7 @@ def token_report(run: RunData) -> list[dict[str, Any]]:
     budget = run.config.get("prompts", {}).get("max_tokens")
     if not budget:
         return []
-    from oof.tokens import text_hashes  # hashing is all that is needed of it
+    from oof.encoding.tokenization import text_hashes
 
     texts = pl.concat([run.table.select("id", text=pl.col(part)) for part in ("prompt", "response_a", "response_b")])
     turns = texts.explode("text").with_columns(pl.col("text").fill_null(""))

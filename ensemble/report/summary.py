@@ -6,9 +6,9 @@ from typing import Any
 
 from ensemble.report.alarms import warnings
 from ensemble.report.data import RunData
-from oof import store
-from oof.audit import audit_run
-from oof.errors import UserError
+from oof.audit.run import audit_run
+from oof.common.digests import digest
+from oof.common.errors import UserError
 from oof.metrics import group_interval, paired_difference, row_log_loss, scores
 
 AUDITED = 300  # prompts that the audit compares exactly with all others
@@ -88,7 +88,7 @@ def compare_settings(one: RunData, other: RunData) -> list[dict[str, str]]:
     return [
         {"setting": key, "first": str(a.get(key)), "second": str(b.get(key))}
         for key in sorted({*a, *b})
-        if store.digest(a.get(key)) != store.digest(b.get(key)) and key != "run"
+        if digest(a.get(key)) != digest(b.get(key)) and key != "run"
     ]
 
 

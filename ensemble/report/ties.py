@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ensemble.report.intervals import Floats, Integers, bin_means, contrast, equal_mass
 from ensemble.report.slices import Bools
+from ensemble.statistics.intervals import Floats, Integers, bin_means, contrast, equal_mass
 from oof.metrics import group_interval, row_log_loss, tie_recall
 
 LEAST_GAP = 0.01  # of P(tie) between ties and decided battles

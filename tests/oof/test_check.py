@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from oof.check import check_files
-from oof.errors import UserError
+from oof.common.errors import UserError
+from tests.fixtures.demo_run import ROOT
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = ROOT.parent / "shared" / "data"
 HEADER = "id,prompt,response_a,response_b,winner\n"
 
 

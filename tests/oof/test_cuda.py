@@ -13,24 +13,25 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from test_models import table
-from tiny_models import save_tiny
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from oof import bases, blockwise, flex
-from oof.adapters import add_adapters, save_classifier
-from oof.attention import agrees_with_eager, resolve_attention
-from oof.batches import TrainingSteps
-from oof.blueprint import kind_of_attention, trace
+from oof import bases
 from oof.config import Lora, Member, Prompts, Train
-from oof.jobs import both_orders
-from oof.losses import cross_entropy
-from oof.memory import needs_checkpointing
-from oof.models import DTYPES, load_base, load_classifier, load_tokenizer
-from oof.predict import predict_logits
-from oof.prompts import encode_battles
-from oof.shortcuts import FusedLora, LastTokens, checkpoint_trainable_layers
-from oof.train import train_classifier
+from oof.encoding.batches import TrainingSteps
+from oof.encoding.encode import encode_battles
+from oof.jobs.run_fold_job import both_orders
+from oof.model import blockwise_attention, flex
+from oof.model.attention import agrees_with_eager, resolve_attention
+from oof.model.classifier import DTYPES, load_base, load_classifier, load_tokenizer
+from oof.model.cost_model import kind_of_attention, trace
+from oof.model.lora import add_adapters, save_classifier
+from oof.model.memory import needs_checkpointing
+from oof.model.optimizations import FusedLora, LastTokens, checkpoint_trainable_layers
+from oof.training.inference import predict_logits
+from oof.training.losses import cross_entropy
+from oof.training.trainer import train_classifier
+from tests.fixtures.small_tables import table
+from tests.fixtures.tiny_models import save_tiny
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -115,9 +116,9 @@ def test_soft_capped_attention_is_not_left_to_sdpa(member: Member) -> None:
     config = AutoConfig.from_pretrained(member.checkpoint)
     chosen = resolve_attention(config, "auto")
     if "gemma2" in member.checkpoint:
-        assert chosen in ("flash_attention_2", blockwise.NAME)
+        assert chosen in ("flash_attention_2", blockwise_attention.NAME)
         for dtype in (torch.float32, torch.bfloat16):
-            assert agrees_with_eager(blockwise.NAME, (4, 2, 256), dtype, "cuda")
+            assert agrees_with_eager(blockwise_attention.NAME, (4, 2, 256), dtype, "cuda")
         assert agrees_with_eager(flex.NAME, (4, 2, 256), torch.bfloat16, "cuda")
     else:
         assert chosen == "sdpa"

@@ -1,0 +1,113 @@
+"""Gemma2's soft-capped attention in batches of changing shapes: eager, transformers' flex attention, and ours.
+
+    python -m benchmarks.gpu.attention_kernels                  # on a GPU: eager, flex_attention, softcapped_flex, blockwise
+    python -m benchmarks.gpu.attention_kernels --layers 2 --sequences 24 --dtype float32     # on a CPU: eager, blockwise
+
+A few layers with Gemma2-9B's heads and a narrow feed-forward, LoRA on them, and token-budget batches of sequences of
+the arena's lengths, as in a fold job. Each implementation does all batches forward and backward twice, the second time
+timed: what is compiled once is paid for in the first. Then once without gradients, as in scoring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, Gemma2Config
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from benchmarks.speed.fold_jobs import arena_lengths
+from oof.common.logging_setup import quiet_libraries
+from oof.config import Lora
+from oof.encoding.batches import cut
+from oof.model.classifier import DTYPES, device
+from oof.model.lora import add_adapters
+
+ON_GPU = ("eager", "flex_attention", "softcapped_flex", "blockwise")
+ON_CPU = ("eager", "blockwise")
+
+
+def build(name: str, arguments: argparse.Namespace) -> Any:
+    config = Gemma2Config(
+        vocab_size=1000,
+        hidden_size=3584,
+        intermediate_size=1024,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=256,
+        query_pre_attn_scalar=224,
+        pad_token_id=0,
+        num_labels=3,
+        use_cache=False,
+    )
+    torch.manual_seed(0)
+    model: Any = AutoModelForSequenceClassification.from_config(config, attn_implementation=name)
+    return add_adapters(model.to(DTYPES[arguments.dtype]), Lora(rank=16), 0).to(device())
+
+
+def batches(arguments: argparse.Namespace) -> list[torch.Tensor]:
+    lengths = arena_lengths(arguments.sequences, arguments.max_tokens)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(len(rows), int(-(-lengths[rows].max() // 8) * 8)) for rows in cut(lengths, arguments.budget)]
+    order = np.random.default_rng(0).permutation(len(shapes))
+    return [torch.randint(1, 1000, shapes[i], generator=generator).to(device()) for i in order]
+
+
+def run(model: Any, inputs: list[torch.Tensor], training: bool, dtype: torch.dtype) -> float:
+    """Return the seconds that all batches take."""
+    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
+    synchronise()
+    begun = time.perf_counter()
+    for ids in inputs:
+        enabled = dtype != torch.float32
+        with torch.set_grad_enabled(training), torch.autocast(device().type, torch.bfloat16, enabled=enabled):
+            logits = model(input_ids=ids).logits
+        if training:
+            logits.float().square().sum().backward()
+    synchronise()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--sequences", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, default=2048)
+    parser.add_argument("--budget", type=int, default=16384, help="padded tokens of a batch")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--only", nargs="*")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    inputs, dtype = batches(arguments), DTYPES[arguments.dtype]
+    tokens = sum(ids.numel() for ids in inputs)
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"{where}, torch {torch.__version__}, {arguments.dtype}: {tokens:,} tokens in {len(inputs)} batches")
+    print(
+        "| attention | first pass, s | training, tokens/s | x eager | scoring, tokens/s | x eager | peak memory, GB |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    names = arguments.only or (ON_GPU if torch.cuda.is_available() else ON_CPU)
+    if not arguments.only and torch.cuda.is_available() and is_flash_attn_2_available():
+        names = (*names, "flash_attention_2")
+    base: list[float] = []
+    for name in names:
+        model = build(name, arguments)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        first = run(model.train(), inputs, True, dtype)
+        trained = tokens / run(model, inputs, True, dtype)
+        peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}" if torch.cuda.is_available() else ""
+        run(model.eval(), inputs, False, dtype)
+        scored = tokens / run(model, inputs, False, dtype)
+        base = base or [trained, scored]
+        cells = [name, f"{first:.1f}", f"{trained:,.0f}", f"{trained / base[0]:.2f}", f"{scored:,.0f}"]
+        print(f"| {' | '.join([*cells, f'{scored / base[1]:.2f}', peak])} |", flush=True)
+        del model
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Canary: with labels permuted within folds, no stage may beat the prior by more than noise.
+
+    python -m benchmarks.quality.label_canary [--run runs/demo] [--config configs/demo.yaml] [--out runs/canary]
+
+Takes a finished run's battles and folds, permutes the verdicts within each fold, and puts the whole pipeline
+through them. Prints, per stage, the paired difference in log loss from the prior with its 95 % interval, and exits
+with status 1 if one lies wholly below zero: then a label has reached its own prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ensemble.__main__ import main as ensemble_main
+from ensemble.stacking.stage import load_inputs, read_predictions
+from oof import config as configuration
+from oof.__main__ import main as oof_main
+from oof.classes import WINNER_COLUMNS
+from oof.jobs.dataset import load_battles
+from oof.metrics import group_interval, row_log_loss
+
+
+def permuted(table: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Return the scored battles in the competition's schema, with a fold column and labels permuted within folds."""
+    labels, folds = table["label"].to_numpy().astype(int), table["fold"].to_numpy()
+    rng = np.random.default_rng(seed)
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        labels[rows] = labels[rng.permutation(rows)]
+    texts = {c: [json.dumps(turns) for turns in table[c].to_list()] for c in ("prompt", "response_a", "response_b")}
+    winners = {name: (labels == i).astype(int) for i, name in enumerate(WINNER_COLUMNS)}
+    return pl.DataFrame({"id": table["id"], **texts, **winners, "fold": folds})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--run", default="runs/demo")
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--out", default="runs/canary")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    table = load_battles(Path(arguments.run)).filter(pl.col("role") == "train")
+    permuted(table, arguments.seed).write_csv(out / "permuted.csv")
+    settings = [arguments.config, f"run={out}", f"data.train=[{out / 'permuted.csv'}]", *arguments.overrides]
+    for program, verb in ((oof_main, "oof"), (ensemble_main, "stack"), (ensemble_main, "distill")):
+        if program([verb, *settings]):
+            return 2
+    config = configuration.load(settings[0], settings[1:])
+    inputs = load_inputs(config)
+    probs = read_predictions(out / "stack" / "predictions.parquet", inputs.table["id"])
+    probs |= read_predictions(out / "distill" / "predictions.parquet", inputs.table["id"])
+    losses = {name: row_log_loss(p, inputs.labels) for name, p in probs.items()}
+    caught = False
+    n, prior = len(inputs.labels), losses["prior"].mean()
+    print(f"labels permuted within folds, {n} battles; log loss minus the prior's {prior:.4f}")
+    for name in (stage for stage in losses if stage != "prior"):
+        row = group_interval(losses[name] - losses["prior"], inputs.groups, seed=arguments.seed)
+        caught |= row["high"] < 0
+        print(f"  {name:16} {row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]")
+    print("LEAK: a stage beats the prior on permuted labels" if caught else "no stage beats the prior")
+    return int(caught)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Which teacher and which loss make the best student, on a finished run's battles.
+
+    make demo && python -m benchmarks.quality.students_on_demo                    # about 8 minutes on 2 cores
+    python -m benchmarks.quality.students_on_demo --only default hard             # some of it; run again to go on
+
+Each recipe trains the K fold students of RUN and scores every battle by the student that had not seen it. What is
+done is kept in RUN/students, so the script can be killed and run again. Prints a Markdown table: log loss, the paired
+difference from the calibrated ensemble and from the same student trained on hard labels only, each with its 95 %
+interval over groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import cell
+from ensemble.distillation.plan import StudentPlan, cross_fitted_temperature, plan_student
+from ensemble.stacking.stage import load_inputs, read_predictions
+from oof import config as configuration
+from oof.common.atomic_files import read_parquet, write_parquet
+from oof.common.digests import digest
+from oof.common.errors import UserError
+from oof.common.logging_setup import quiet_libraries
+from oof.common.logits_format import LOGIT_COLUMNS, logits_frame
+from oof.common.steps import Step, locked
+from oof.metrics import row_log_loss
+
+HARD = "hard labels only"
+HINTS = "length hints in the student's template"
+RECIPES: dict[str, list[str]] = {
+    "default": [],
+    HARD: ["distill.losses={ce: 1, kl: 0}"],
+    "KL, T = 1": ["distill.losses={kl: 1}", "distill.temperature=1"],
+    "KL, T = 2": ["distill.losses={kl: 1}", "distill.temperature=2"],
+    "KL, T = 5": ["distill.losses={kl: 1}", "distill.temperature=5"],
+    "CE + KL": ["distill.losses={ce: 1, kl: 1}", "distill.temperature=1"],
+    "CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}", "distill.temperature=1"],
+    "MSE of logits": ["distill.losses={kl: 0, mse: 1}"],
+    "several teachers": ["distill.teachers=members"],
+    "self-distillation": ["distill.teachers=gemma2"],
+    "fold-matched teacher": ["distill.teacher=fold_matched"],
+    "fold-matched teachers, CE + 2 KL + 2 cos": [
+        "distill.teacher=fold_matched",
+        "distill.teachers=members",
+        "distill.losses={ce: 1, kl: 2, cosine: 2}",
+        "distill.temperature=1",
+    ],
+    "nested teacher": ["distill.teacher=nested"],
+    HINTS: [],
+}
+
+
+def with_hints(plan: StudentPlan) -> StudentPlan:
+    """Return the plan of the same teacher's student that reads length hints."""
+    config = replace(plan.config, prompts=replace(plan.config.prompts, hints="lengths"))
+    return replace(plan, config=config, key=digest(plan.key, "lengths"))
+
+
+def train(name: str, settings: Sequence[str]) -> NDArray[np.float64]:
+    """Return (n, 3) calibrated probabilities of a recipe's fold students, training those that are missing."""
+    config = configuration.load(settings[0], settings[1:])
+    plan = plan_student(config)
+    plan = with_hints(plan) if name == HINTS else plan
+    folder = "".join(c if c.isalnum() else "-" for c in name)
+    step = Step(Path(config.run) / "students" / folder, plan.key)
+    if not step.done:
+        from ensemble.distillation.teacher_jobs import prepare_teacher
+        from ensemble.distillation.train import fold_students
+
+        prepare_teacher(plan)
+        step.begin()
+        logits = fold_students(plan, step.folder)
+        frame = logits_frame(plan.inputs.table["id"], logits, plan.inputs.folds)
+        write_parquet(step.folder / "logits.parquet", frame)
+        step.finish()
+    frame = read_parquet(step.folder / "logits.parquet")
+    mean = frame.select(LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3).astype(np.float64).mean(axis=1)
+    return cross_fitted_temperature(mean, plan.inputs.labels, plan.inputs.folds)[0]
+
+
+def compare(path: str, overrides: Sequence[str], recipes: Mapping[str, Sequence[str]]) -> str:
+    """Train every recipe and return the table."""
+    config = configuration.load(path, overrides)
+    with locked(Path(config.run)):
+        inputs = load_inputs(config)
+        known = read_predictions(Path(config.run) / "stack" / "predictions.parquet", inputs.table["id"])
+        probs = {name: known[name] for name in known if name == "calibrated" or name.startswith("member:")}
+        for name, changes in recipes.items():
+            print(f"{name} …", file=sys.stderr, flush=True)
+            probs[name] = train(name, [path, *overrides, *changes])
+    losses = {name: row_log_loss(p, inputs.labels) for name, p in probs.items()}
+
+    groups, seed = inputs.groups, config.seed
+    lines = [f"{len(inputs.labels)} battles, 95 % intervals over groups of near-duplicate prompts.", ""]
+    lines += ["| student | log loss | minus calibrated | minus hard labels only |", "|---|---|---|---|"]
+    for name, loss in losses.items():
+        hard = cell(loss - losses[HARD], groups, "+", seed) if HARD in losses and name != HARD else ""
+        apart = cell(loss - losses["calibrated"], groups, "+", seed) if name != "calibrated" else ""
+        lines.append(f"| {name} | {cell(loss, groups, seed=seed)} | {apart} | {hard} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--run", default="runs/demo")
+    parser.add_argument("--only", nargs="*", metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    wanted = arguments.only or list(RECIPES)
+    try:
+        unknown = [name for name in wanted if name not in RECIPES]
+        if unknown:
+            raise UserError(f"no recipe {unknown[0]!r}; there are: {'; '.join(RECIPES)}")
+        recipes = {name: RECIPES[name] for name in wanted}
+        print(compare(arguments.config, [f"run={arguments.run}", *arguments.overrides], recipes))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Every kind of file that a finished run has, and damage to it: one bit turned over, or the second half cut off."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.robustness import fault_runs as runs
+
+DAMAGES = ("flipped", "cut")
+OUTPUTS = ("metrics.json", "run.json", "submission.csv", "report/index.html", "report/report.json")
+# Kinds that are damaged together; the first that fits. A step whose manifest is damaged names no other file, and a
+# report that is made of other numbers names none at all, so these have batches of their own.
+BATCHES: dict[str, Callable[[str], bool]] = {
+    "jobs' manifests": lambda kind: kind.endswith("job.json"),
+    "manifests": lambda kind: kind.rsplit("/", 1)[-1] in runs.MANIFESTS,
+    "outputs": lambda kind: kind in OUTPUTS,
+    "data": lambda kind: kind.startswith("synth/") or "/" not in kind,
+    "stage one": lambda kind: kind.startswith("oof/"),
+    "stage two": lambda kind: kind.startswith("stack/"),
+    "stage three": lambda kind: kind.startswith("distill/"),
+    "token cache": lambda kind: kind.startswith("tokens/"),
+}
+
+
+def kinds(run: Path) -> dict[str, list[Path]]:
+    """Return a run's files by kind: their paths with members, folds, models and digests left open."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file() and not path.name.endswith(".lock")):
+        name = re.sub(r"fold-\d+", "fold-K", str(path.relative_to(run)))
+        name = re.sub(r"\b[0-9a-f]{12,32}\b", "DIGEST", name)
+        name = re.sub(f"^oof/({'|'.join(runs.MEMBERS)})", "oof/MEMBER", name)
+        found.setdefault(name, []).append(path)
+    return found
+
+
+def batch(run: Path, name: str) -> dict[str, list[Path]]:
+    """Return the kinds of one batch; a kind of several batches belongs to the first."""
+    mine = {}
+    for kind, paths in kinds(run).items():
+        if next(other for other, holds in BATCHES.items() if holds(kind)) == name:
+            mine[kind] = paths
+    return mine
+
+
+def damage(path: Path, how: str, rng: np.random.Generator) -> None:
+    """Turn one bit over in the middle half of a file, or cut it somewhere there."""
+    data = bytearray(path.read_bytes())
+    at = int(rng.integers(len(data) // 4, max(len(data) * 3 // 4, len(data) // 4 + 1)))
+    if how == "cut":
+        data = data[:at]
+    else:
+        data[at] ^= 1 << int(rng.integers(0, 7))
+    path.write_bytes(data)
+
+
+def corrupt(run: Path, name: str, how: str, seed: int, stage: str, more: list[str]) -> dict:
+    """Damage one file of each kind of a batch in a finished run, call every stage again, and look.
+
+    Returns:
+        ``kinds``: kind -> whether the file was named and has its old bytes again; ``identical``: nothing else changed.
+    """
+    rng = np.random.default_rng([seed, sum(map(ord, name + how))])
+    chosen = {}
+    for kind, paths in batch(run, name).items():
+        # Of the token cache the larger files, which hold the training texts.
+        chosen[kind] = (
+            max(paths, key=lambda p: p.stat().st_size) if name == "token cache" else paths[rng.integers(len(paths))]
+        )
+    whole = {path: _content(path) for path in chosen.values()}
+    before = runs.fingerprint(run)
+    for path in chosen.values():
+        damage(path, how, rng)
+    if name == "token cache":  # it is opened by who has to tokenise
+        for member in runs.MEMBERS:
+            shutil.rmtree(run / "oof" / member / "fold-0")
+    outcome = runs.run_chain(runs.commands(run, stage, more))
+    lines = [line for line in outcome.said.splitlines() if "damaged" in line]
+    found = {
+        kind: {"named": any(str(path) in line for line in lines), "same": _content(path) == whole[path]}
+        for kind, path in chosen.items()
+    }
+    return {
+        "kinds": found,
+        "status": outcome.status,
+        "said": outcome.last if outcome.status else "",
+        "identical": outcome.status == 0 and not runs.differences(run, before),
+        "half_written": runs.half_written(run),
+        "lost_seconds": round(outcome.busy, 2),
+    }
+
+
+def _content(path: Path) -> object:
+    """Return what must come back: a file's bytes, of manifests and journals all but the times."""
+    if not path.is_file():
+        return "missing"
+    if path.parent.name == "report" and path.name in runs.MANIFESTS:
+        return sorted(json.loads(path.read_text())["files"])  # the page says how long the stages took
+    if path.name in runs.MANIFESTS:
+        return {k: v for k, v in json.loads(path.read_text()).items() if k not in runs.RECORDS}
+    if path.suffix == ".log":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k != "worker_id" and "datetime" not in k} for line in lines]
+    return path.read_bytes()

@@ -1,0 +1,141 @@
+"""How time and memory of grouping grow: 50k, 100k, 200k and 500k prompts, each in a fresh process.
+
+    python -m benchmarks.speed.grouping                      the four sizes (about two minutes on 2 cores)
+    python -m benchmarks.speed.grouping --sizes 57477        the competition's size
+    python -m benchmarks.speed.grouping --json out.json      the figures as JSON
+
+Prompts are synthetic: lengths as in the arena (mean about 350 characters, heavy tail), words with a Zipf-like
+distribution, 10 % exact repeats in other case and punctuation, 10 % small edits, 10 % under one of 20 long templates.
+Memory is the process's peak resident size; what Python, the imports and the table itself take is stated beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from oof.config import Groups
+from oof.folds import assignment, groups
+
+SIZES = (50_000, 100_000, 200_000, 500_000)
+VOCABULARY = 30_000
+TEMPLATES = 20
+
+
+def prompts(n: int, seed: int = 0) -> list[str]:
+    """Return ``n`` synthetic prompts, repeats and near-repeats included."""
+    rng = np.random.default_rng(seed)
+    letters = rng.integers(97, 123, size=(VOCABULARY, 9), dtype=np.uint8)
+    lengths = rng.integers(2, 10, size=VOCABULARY)
+    words = [bytes(row[:length]).decode() for row, length in zip(letters, lengths, strict=True)]
+
+    def sentence(n_words: int) -> list[str]:
+        return [words[i] for i in (VOCABULARY * rng.random(n_words) ** 3).astype(int).tolist()]
+
+    templates = [" ".join(sentence(60)) for _ in range(TEMPLATES)]
+    texts: list[str] = []
+    for kind, n_words in zip(
+        rng.random(n).tolist(), np.ceil(rng.lognormal(3.3, 1.1, n)).astype(int).tolist(), strict=True
+    ):
+        if texts and kind < 0.2:
+            old = texts[int(rng.integers(len(texts)))]
+            if kind < 0.1:
+                texts.append(old.upper() + "!")
+            else:
+                parts = old.split()
+                parts[int(rng.integers(len(parts)))] = "edited"
+                texts.append(" ".join(parts))
+        elif kind < 0.3:
+            texts.append(f"{templates[int(rng.integers(TEMPLATES))]}: {' '.join(sentence(min(n_words, 40)))}")
+        else:
+            texts.append(" ".join(sentence(min(n_words, 3000))))
+    return texts
+
+
+def table_of(texts: list[str], seed: int = 0) -> pl.DataFrame:
+    """Return a canonical table of train battles with these prompts and short responses."""
+    n = len(texts)
+    labels = np.random.default_rng(seed).integers(0, 3, n)
+    return pl.DataFrame(
+        {
+            "id": [str(i) for i in range(n)],
+            "role": pl.repeat("train", n, eager=True),
+            "label": pl.Series(labels, dtype=pl.Int8),
+            "prompt": pl.Series(texts).reshape((n, 1)).arr.to_list(),
+            "response_a": pl.Series([f"a{i}" for i in range(n)]).reshape((n, 1)).arr.to_list(),
+            "response_b": pl.Series([f"b{i}" for i in range(n)]).reshape((n, 1)).arr.to_list(),
+            "group_key": pl.repeat(None, n, dtype=pl.String, eager=True),
+            "fold": pl.repeat(None, n, dtype=pl.Int32, eager=True),
+            "file": pl.repeat("synthetic", n, eager=True),
+            "row": np.arange(1, n + 1),
+        }
+    )
+
+
+def measure(n: int) -> dict[str, Any]:
+    """Group and fold ``n`` prompts in this process; seconds and gigabytes."""
+    texts = prompts(n)
+    characters = sum(map(len, texts)) / n
+    table = table_of(texts)
+    del texts
+    before = _peak_gb()
+    start = time.perf_counter()
+    found = groups.group_battles(table, Groups())
+    grouped = time.perf_counter()
+    peak = _peak_gb()
+    assigned = assignment.assign_folds(table, found, 5, seed=0)
+    return {
+        "prompts": n,
+        "characters": round(characters),
+        "groups": int(found.max()) + 1,
+        "group_seconds": round(grouped - start, 2),
+        "fold_seconds": round(time.perf_counter() - grouped, 2),
+        "table_gb": round(before, 3),
+        "peak_gb": round(peak, 3),
+        "fold_sizes": np.bincount(assigned).tolist(),
+    }
+
+
+def _peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+    """Run each size in a process of its own and print the growth from size to size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.one)))
+        return
+    rows: list[dict[str, Any]] = []
+    print(f"{'prompts':>9} {'groups':>9} {'group s':>8} {'fold s':>7} {'table GB':>9} {'peak GB':>8}   growth")
+    for size in arguments.sizes:
+        command = [sys.executable, "-m", "benchmarks.speed.grouping", "--one", str(size)]
+        row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        growth = ""
+        if rows:
+            ratios = (row[key] / rows[-1][key] for key in ("prompts", "group_seconds", "peak_gb"))
+            growth = "   " + "  ".join(f"{ratio:.2f}x" for ratio in ratios)
+        rows.append(row)
+        cells = (
+            f"{row['group_seconds']:>8.1f} {row['fold_seconds']:>7.1f} {row['table_gb']:>9.2f} {row['peak_gb']:>8.2f}"
+        )
+        print(f"{row['prompts']:>9,} {row['groups']:>9,} {cells}{growth}", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

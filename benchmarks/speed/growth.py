@@ -1,0 +1,144 @@
+"""Does the cost of a fold job grow in proportion to its battles? Tokens per second at 1,000 to 16,000 battles.
+
+    python -m benchmarks.speed.growth [--battles 1000 4000 16000] [--config configs/demo.yaml] [--member llama3_1]
+
+For each size, on the synthetic arena: read, group and fold the battles, tokenise them, load the base, train one fold
+job (both orders, half of the battles) and predict its held-out half, through the functions that ``make oof`` calls.
+Loading costs the same whatever the number of battles, so it is a column of its own, in milliseconds. Each size has a
+process of its own, which warms up and then does as many jobs as add up to the battles of the largest. The processes
+share one processor and go through each phase at the same time: its speed moves by half from minute to minute, and so
+it does so to all of them alike. Rates are all tokens over all processor seconds. The last line says how far the rate
+of training and prediction moves between the sizes; status 1 if it is by more than ``--tolerance``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oof import config as configuration
+from oof.common.logging_setup import quiet_libraries
+from oof.common.process_tuning import prepare_process
+from oof.encoding.batches import TrainingSteps
+from oof.jobs.dataset import prepare
+from oof.jobs.fold_job import fold_jobs
+from oof.jobs.run_fold_job import Texts, both_orders, predict_stored
+from oof.model.classifier import load_trainable
+from oof.model.lora import save_classifier
+from oof.training.losses import cross_entropy
+from oof.training.trainer import train_classifier
+
+PHASES = ("prepare", "tokenise", "load", "train", "predict")
+RATED = ("train", "predict")
+
+
+class Job:
+    """One fold job of a run of its own; each phase is a method that returns its tokens."""
+
+    def __init__(self, arguments: argparse.Namespace, battles: int, run: Path) -> None:
+        others = [name for name in configuration.load(arguments.config, []).members if name != arguments.member]
+        settings = [f"run={run}", f"data.synth.battles={battles}", "data.synth.test_battles=1", "folds.k=2"]
+        self.config = configuration.load(arguments.config, settings)
+        for name in others:
+            del self.config.members[name]
+
+    def prepare(self) -> int:
+        self.table = prepare(self.config)
+        self.job = fold_jobs(self.config, self.table)[0]
+        self.texts = Texts(self.job.member, self.table, self.config)
+        folds = self.table["fold"].to_numpy()
+        self.trained, self.held = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
+        return 0
+
+    def tokenise(self) -> int:
+        return int(self.texts.training.lengths.sum())
+
+    def load(self) -> int:
+        self.model = load_trainable(self.job.member, None, self.texts.tokenizer, 0, 1)
+        return 0
+
+    def train(self) -> int:
+        encoded, pad = self.texts.training.take(self.trained), self.texts.tokenizer.pad_token_id
+        labels = self.table["label"].to_numpy().astype(int)[self.trained]
+        targets, recipe = both_orders(np.eye(3, dtype=np.float32)[labels]), self.job.member.train
+        steps = TrainingSteps(encoded, targets, np.ones(len(labels)), recipe, pad, 0)
+        folder = self.job.folder
+        train_classifier(self.model, self.job.member, steps, cross_entropy, folder / "checkpoints", 0, "growth")
+        save_classifier(self.model, folder / "adapter", self.job.member)
+        return int(encoded.lengths.sum())
+
+    def predict(self) -> int:
+        predict_stored(self.model, self.texts, self.held, self.job.folder, 0, "growth")
+        return int(self.texts.scoring.lengths[self.held].sum())
+
+
+def one_size(arguments: argparse.Namespace, battles: int) -> None:
+    """Warm up; before each phase say so and wait for the others; print phase -> (tokens, processor seconds) as JSON."""
+    totals = {}
+    logging.disable(logging.INFO)
+    with tempfile.TemporaryDirectory() as scratch:
+        first = Job(arguments, 200, Path(scratch) / "warm-up")
+        prepare_process()
+        for phase in PHASES:
+            getattr(first, phase)()
+        jobs = [Job(arguments, battles, Path(scratch) / str(i)) for i in range(max(arguments.battles) // battles)]
+        for phase in PHASES:
+            print(flush=True)
+            sys.stdin.readline()
+            begun = time.process_time()
+            tokens = sum(getattr(job, phase)() for job in jobs)
+            totals[phase] = tokens, time.process_time() - begun, len(jobs)
+    print(json.dumps(totals), flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--battles", type=int, nargs="+", default=[1000, 4000, 16000])
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--member", default="llama3_1")
+    parser.add_argument("--tolerance", type=float, default=0.1)
+    parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    quiet_libraries()
+    if arguments.size:
+        one_size(arguments, arguments.size)
+        return 0
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the processes below inherit it
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = {
+        n: subprocess.Popen([sys.executable, "-m", "benchmarks.speed.growth", *sys.argv[1:], "--size", str(n)], **pipes)
+        for n in arguments.battles
+    }
+    for phase in PHASES:
+        for process in processes.values():
+            process.stdout.readline()
+        print(phase, file=sys.stderr, flush=True)
+        for process in processes.values():
+            process.stdin.write("\n")
+            process.stdin.flush()
+    totals = {n: json.loads(process.communicate()[0]) for n, process in processes.items()}
+    print("thousand tokens of both orders per second of processor")
+    print(f"{'battles':>8} {'prepare':>9} {'tokenise':>9} {'load, ms':>9} {'train':>9} {'predict':>9}")
+    rates = {}
+    for n, row in totals.items():
+        row["prepare"][0] = row["tokenise"][0]
+        rates[n] = {phase: tokens / seconds / 1e3 for phase, (tokens, seconds, _) in row.items()}
+        rates[n]["load"] = 1e3 * row["load"][1] / row["load"][2]
+        print(f"{n:8} " + " ".join(f"{rates[n][phase]:9.1f}" for phase in PHASES))
+    moved = {p: max(row[p] for row in rates.values()) / min(row[p] for row in rates.values()) for p in RATED}
+    print("largest rate over smallest: " + ", ".join(f"{phase} {by:.3f}" for phase, by in moved.items()))
+    return int(max(moved.values()) > 1 + arguments.tolerance)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

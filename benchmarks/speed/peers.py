@@ -1,0 +1,147 @@
+"""What others would stack with, on the columns and folds of benchmarks/speed/stack_peers.py; it starts this, one at a time.
+
+    python -m benchmarks.speed.peers tuner columns.npz tuner.npz --cores 2 --limit 1200
+
+``tuner`` is LightGBMTunerCV of optuna-integration, ``sklearn`` a StackingClassifier of logistic regression and
+histogram boosting, ``autogluon`` a TabularPredictor, for which another environment may run this file: it imports
+numpy and the one library alone. For each outer fold a model sees the other folds only, and its inner folds are these;
+``--mirror`` lets it train on every battle and its mirror image, and average both, as ours does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oof.classes import swap_classes, swap_labels
+
+PATIENCE = 25  # as ours
+
+Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, float, int], tuple[Callable[[np.ndarray], np.ndarray], Any]]
+
+
+def splits(inner: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (training rows, held-out rows) of each inner fold; a list, for a generator would be used up."""
+    return [(np.flatnonzero(inner != k), np.flatnonzero(inner == k)) for k in np.unique(inner)]
+
+
+def tuner(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cores: int) -> Any:
+    """LightGBM tuned step by step, then trained on all rows for the best trial's number of rounds."""
+    import lightgbm as lgb
+    import optuna
+    from optuna_integration.lightgbm import LightGBMTunerCV
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    fixed = {"objective": "multiclass", "num_class": 3, "metric": "multi_logloss", "verbosity": -1}
+    fixed |= {"num_threads": cores, "seed": 0, "feature_pre_filter": False}
+    data = lgb.Dataset(x, y, free_raw_data=False)
+    search = LightGBMTunerCV(
+        fixed,
+        data,
+        num_boost_round=1000,
+        folds=splits(inner),
+        callbacks=[lgb.early_stopping(PATIENCE, verbose=False)],
+        time_budget=int(seconds) if seconds else None,
+        return_cvbooster=True,
+        optuna_seed=0,
+        show_progress_bar=False,
+    )
+    search.run()
+    rounds = search.get_best_booster().best_iteration
+    booster = lgb.train(search.best_params, lgb.Dataset(x, y), num_boost_round=rounds)
+    return booster.predict, {"trials": len(search.study.trials), "rounds": rounds}
+
+
+def sklearn(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cores: int) -> Any:
+    """Logistic regression and histogram boosting, combined by a logistic regression on their inner predictions."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, StackingClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    boosting = HistGradientBoostingClassifier(
+        learning_rate=0.05, max_iter=400, max_leaf_nodes=15, early_stopping=True, random_state=0
+    )
+    members = [
+        ("logistic", make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))),
+        ("boosting", boosting),
+    ]
+    model = StackingClassifier(members, LogisticRegression(max_iter=1000), cv=splits(inner)).fit(x, y)
+    return model.predict_proba, {}
+
+
+def autogluon(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cores: int) -> Any:
+    """AutoGluon's best_quality preset with our inner folds as its bags: boosting, forests, no networks."""
+    import pandas as pd
+    from autogluon.tabular import TabularPredictor
+
+    def frame(values: np.ndarray) -> Any:
+        return pd.DataFrame(values, columns=[f"f{i}" for i in range(values.shape[1])])
+
+    folder = Path(tempfile.mkdtemp())
+    options = {"problem_type": "multiclass", "eval_metric": "log_loss", "groups": "inner", "verbosity": 1}
+    predictor = TabularPredictor("label", path=str(folder / "predictor"), **options).fit(
+        frame(x).assign(label=y, inner=inner),
+        time_limit=seconds or None,
+        presets="best_quality",
+        dynamic_stacking=False,
+        num_stack_levels=0,  # with bags of our making it allows no more
+        num_cpus=cores,
+        num_gpus=0,
+    )
+    names = [str(name) for name in predictor.model_names()]
+
+    def predict(values: np.ndarray) -> np.ndarray:
+        return predictor.predict_proba(frame(values))[[0, 1, 2]].to_numpy()
+
+    predict.folder = folder  # type: ignore[attr-defined]
+    return predict, {"models": len(names)}
+
+
+PEERS: dict[str, Fit] = {"tuner": tuner, "sklearn": sklearn, "autogluon": autogluon}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("columns", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=1200, help="seconds for all folds together; 0 = none")
+    parser.add_argument("--mirror", action="store_true")
+    arguments = parser.parse_args()
+    data = np.load(arguments.columns)
+    x, mirrored, y, folds = data["x"], data["x_swapped"], data["labels"], data["folds"]
+    probs, facts = np.empty((len(y), 3)), []
+    started = time.monotonic()
+    for i, fold in enumerate(np.unique(folds)):
+        rest, held = folds != fold, folds == fold
+        parts = x[rest], y[rest], folds[rest]
+        if arguments.mirror:
+            both = np.concatenate([x[rest], mirrored[rest]])
+            parts = both, np.concatenate([y[rest], swap_labels(y[rest])]), np.tile(folds[rest], 2)
+        # An even share of what is left; what one fold does not use goes to the next.
+        left = arguments.limit - (time.monotonic() - started)
+        seconds = max(5.0, left / (len(np.unique(folds)) - i)) if arguments.limit else 0.0
+        predict, found = PEERS[arguments.peer](*parts, seconds, arguments.cores)
+        probs[held] = predict(x[held])
+        if arguments.mirror:
+            probs[held] = (probs[held] + swap_classes(predict(mirrored[held]))) / 2
+        shutil.rmtree(getattr(predict, "folder", ""), ignore_errors=True)
+        facts.append(found)
+        print(f"{arguments.peer}: fold {fold} after {time.monotonic() - started:.0f} s {found}", flush=True)
+    np.savez(arguments.out, probs=probs, facts=json.dumps(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""How fast and how large is preparation? Synthetic battles with the arena's lengths, a real tokenizer.
+
+    python -m benchmarks.speed.preparation --tokenizer ../models/tokenizer-gemma2 [--battles 57477] [--out prep.json]
+
+Three measurements of one run, in a process of their own so that the peak of memory is theirs:
+
+1. read + group + fold + encode (tokenise and truncate, both orders) of a CSV in the competition's schema, then
+   the same encode again from its cache;
+2. encode without a cache against the tokenizer's own batch call over each distinct text once, the floor for any
+   preparation: in turn on slices of the table, the best of a few repeats of each counts, so that other work on
+   the machine hits both alike;
+3. per-row preparation as competition code does it (encode each text of a row, drop tokens one by one from the
+   longer answer until the row fits, decode, encode the joined prompt; again for the other order), on a sample
+   of each slice.
+
+Texts are random fragments of Python's own manual (English prose and code; some rows Chinese or Cyrillic).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any, TypeVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from oof.classes import WINNER_COLUMNS
+from oof.config import Data, Groups, Prompts
+from oof.data.battles import read_battles
+from oof.encoding.encode import PARTS, encode_battles, prepare_tokenizer
+from oof.folds.assignment import assign_folds
+from oof.folds.groups import group_battles
+
+LIMITS = {"seconds": 150.0, "gigabytes": 4.0, "over_batch_call": 1.3, "over_per_row": 4.0, "cached_seconds": 5.0}
+TOKENS_PER_WORD = 1.35  # of the manual, cut at spaces (code and runs of spaces included), Gemma 2 tokenizer
+REPEATED, MULTI_TURN, FOREIGN, EMPTY = 0.10, 0.13, 0.08, 0.005  # shares of battles
+T = TypeVar("T")
+
+
+def synthetic_texts(rng: np.random.Generator, n: int) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    """Return prompts, responses A and responses B (lists of turns) with the arena's lengths in tokens."""
+    words = " ".join(topics.values()).split(" ")
+    total = rng.lognormal(np.log(455), np.where(rng.random(n) < 0.12, 0.95, 0.57))
+    prompt = np.minimum(rng.lognormal(np.log(37), 1.25, n), 6_000)
+    balance = np.clip(rng.normal(0.5, 0.13, n), 0.05, 0.95)
+    sizes = np.stack([prompt, total * balance, total * (1 - balance)])
+    sizes[1:][rng.random((2, n)) < EMPTY] = 0
+    turns = np.where(rng.random(n) < MULTI_TURN, rng.integers(2, 6, n), 1)
+    foreign = rng.random(n) < FOREIGN
+    columns: list[list[list[str]]] = [[], [], []]
+    for i in range(n):
+        for column, size in zip(columns, sizes[:, i], strict=True):
+            per_turn = max(int(size / TOKENS_PER_WORD / turns[i]), 0 if size == 0 else 1)
+            column.append([_text(rng, words, per_turn, bool(foreign[i])) for _ in range(turns[i])])
+    for i in np.flatnonzero(rng.random(n) < REPEATED).tolist():
+        columns[0][i] = list(columns[0][rng.integers(n)])
+        columns[1][i], columns[2][i] = (_fit(column[i], len(columns[0][i])) for column in columns[1:])
+    return columns[0], columns[1], columns[2]
+
+
+def _fit(turns: list[str], n: int) -> list[str]:
+    return (turns * n)[:n]
+
+
+def _text(rng: np.random.Generator, words: list[str], n: int, foreign: bool) -> str:
+    """Join fragments of about seven words from random places."""
+    if foreign:
+        low, high = (0x4E00, 0x5200) if rng.random() < 0.5 else (0x430, 0x44F)
+        return "".join(map(chr, rng.integers(low, high, 2 * n)))
+    starts = rng.integers(0, len(words) - 7, -(-n // 7))
+    return " ".join([word for start in starts for word in words[start : start + 7]][:n])
+
+
+def write_csv(path: Path, n: int, seed: int) -> None:
+    """Write battles in the competition's schema."""
+    rng = np.random.default_rng(seed)
+    columns = synthetic_texts(rng, n)
+    frame = {"id": np.arange(n), "model_a": ["m1"] * n, "model_b": ["m2"] * n}
+    frame |= {name: [json.dumps(turns) for turns in column] for name, column in zip(PARTS, columns, strict=True)}
+    label = rng.choice(3, size=n, p=[0.349, 0.342, 0.309])
+    pl.DataFrame(frame | {name: (label == i).astype(int) for i, name in enumerate(WINNER_COLUMNS)}).write_csv(path)
+
+
+def per_row(table: pl.DataFrame, tokenizer: Any, max_tokens: int) -> int:
+    """Prepare row by row, as competition code does; return the tokens made."""
+    made = 0
+    for swapped in (False, True):
+        for row in table.select(PARTS).iter_rows():
+            prompt, a, b = (" ".join("\n".join(turns).split(" ")[:700]) for turns in row)
+            n_prompt, ids_a, ids_b = len(tokenizer.encode(prompt)), tokenizer.encode(a), tokenizer.encode(b)
+            if n_prompt + len(ids_a) + len(ids_b) > max_tokens:
+                if n_prompt > max_tokens // 4:
+                    prompt = tokenizer.decode(tokenizer.encode(prompt)[: max_tokens // 4], skip_special_tokens=True)
+                room = max_tokens - len(tokenizer.encode(prompt))
+                ids_a, ids_b = tokenizer.encode(a), tokenizer.encode(b)
+                while len(ids_a) + len(ids_b) > room:
+                    if len(ids_a) >= len(ids_b):
+                        ids_a = ids_a[:-1]
+                    else:
+                        ids_b = ids_b[:-1]
+                a, b = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (ids_a, ids_b))
+            first, second = (b, a) if swapped else (a, b)
+            made += len(tokenizer.encode(f"Prompt:\n{prompt}\nResponse A:\n{first}\nResponse B:\n{second}\nVerdict:\n"))
+    return made
+
+
+def batch_call(texts: list[str], tokenizer: Any) -> None:
+    """Encode each text once through the tokenizer's fastest batch call, in chunks so that memory stays bounded."""
+    for start in range(0, len(texts), 4096):
+        tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 4096], add_special_tokens=False)
+
+
+def compare(table: pl.DataFrame, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, float]:
+    """Return seconds of encode and of the batch call over the whole table, and rows a second of each way."""
+    rng = np.random.default_rng(0)
+    config, limit, slices = Prompts(), arguments.max_tokens, max(1, min(8, table.height // 1000))
+    ours = floor = slow = 0.0
+    n_slow = max(1, arguments.sample // slices)
+    for part in table.iter_slices(-(-table.height // slices)):
+        texts = distinct(part)
+        pairs = [
+            (
+                timed(partial(batch_call, texts, tokenizer))[1],
+                timed(partial(encode_battles, part, tokenizer, config, limit))[1],
+            )
+            for _ in range(arguments.repeats)
+        ]
+        floor, ours = floor + min(pair[0] for pair in pairs), ours + min(pair[1] for pair in pairs)
+        rows = rng.choice(part.height, min(n_slow, part.height), replace=False)
+        slow += timed(partial(per_row, part[rows.tolist()], tokenizer, limit))[1] / len(rows)
+    return {
+        "encode_seconds": ours,
+        "batch_call_seconds": floor,
+        "over_batch_call": ours / floor,
+        "rows_per_second": table.height / ours,
+        "rows_per_second_per_row": slices / slow,
+        "over_per_row": table.height / ours * slow / slices,
+    }
+
+
+def distinct(table: pl.DataFrame) -> list[str]:
+    return list(dict.fromkeys(text.strip() for part in PARTS for text in table[part].explode().to_list()))
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
+def measure(csv: Path, cache: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run all measurements on one CSV."""
+    from transformers import AutoTokenizer
+
+    logging.basicConfig(level=logging.WARNING)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    prepare_tokenizer(tokenizer)
+    config, limit = Prompts(), arguments.max_tokens
+    data = Data(train=[str(csv)])
+    table, read = timed(lambda: read_battles(data, seed=0, roles=("train",)).table)
+    groups, group = timed(lambda: group_battles(table, Groups()))
+    _, fold = timed(lambda: assign_folds(table, groups, 5, 0))
+    encoded, encode = timed(lambda: encode_battles(table, tokenizer, config, limit, cache=cache))
+    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
+    again, cached = timed(lambda: encode_battles(table, tokenizer, config, limit, cache=cache))
+    if not np.array_equal(encoded.ids, again.ids):
+        raise AssertionError("the cache changed the ids")
+    return {
+        "battles": table.height,
+        "distinct_texts": len(distinct(table)),
+        "lengths": describe(encoded.n_tokens),
+        "seconds": {
+            "read": read,
+            "group": group,
+            "fold": fold,
+            "encode": encode,
+            "together": read + group + fold + encode,
+            "encode_cached": cached,
+        },
+        "gigabytes": gigabytes,
+        "comparison": compare(table, tokenizer, arguments),
+    }
+
+
+def describe(n_tokens: NDArray[np.int32]) -> dict[str, float]:
+    """Return the figures that the synthetic lengths should share with real arena battles."""
+    total = n_tokens.sum(axis=1)
+    figures = dict(zip(("prompt", "a", "b"), n_tokens.mean(axis=0).tolist(), strict=True))
+    figures |= {"median": float(np.median(total)), "p90": float(np.quantile(total, 0.9))}
+    figures |= {"p99": float(np.quantile(total, 0.99))}
+    figures |= {f"over_{n}": float((total > n).mean()) for n in (1024, 2048)}
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def show(result: dict[str, Any]) -> bool:
+    """Print the table; return whether every limit is kept."""
+    seconds = result["seconds"]
+    print(f"{result['battles']:,} battles, {result['distinct_texts']:,} distinct texts; tokens {result['lengths']}")
+    print("  ".join(f"{name} {seconds[name]:.1f} s" for name in ("read", "group", "fold", "encode")))
+    found = {
+        "seconds": seconds["together"],
+        "gigabytes": result["gigabytes"],
+        "over_batch_call": result["comparison"]["over_batch_call"],
+        "over_per_row": result["comparison"]["over_per_row"],
+        "cached_seconds": seconds["encode_cached"],
+    }
+    print("  ".join(f"{name} {value:,.2f}" for name, value in result["comparison"].items()))
+    kept = {name: (value >= LIMITS[name]) == (name == "over_per_row") for name, value in found.items()}
+    for name, value in found.items():
+        bound = "at least" if name == "over_per_row" else "at most"
+        print(f"{name:16} {value:8.2f}   {bound} {LIMITS[name]:g}   {'kept' if kept[name] else 'MISSED'}")
+    return all(kept.values())
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Benchmark of preparation: read, group, fold, tokenise, truncate.")
+    parser.add_argument("--tokenizer", default="../models/tokenizer-gemma2", help="a Hugging Face tokenizer folder")
+    parser.add_argument("--battles", type=int, default=57_477)
+    parser.add_argument("--max-tokens", type=int, default=2048)
+    parser.add_argument("--sample", type=int, default=400, help="battles of the per-row measurement")
+    parser.add_argument("--repeats", type=int, default=2, help="of encode and of the batch call; the best one counts")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        csv = Path(folder) / "train.csv"
+        write_csv(csv, arguments.battles, arguments.seed)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+            result = fresh.submit(measure, csv, Path(folder) / "cache", arguments).result()
+    kept = show(result)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

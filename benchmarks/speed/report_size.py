@@ -1,0 +1,132 @@
+"""Time and memory of the report at the competition's size, and of looking a large corpus through for its prompts.
+
+    python -m benchmarks.speed.report_size                          57,477 battles x 2 members: make report
+    python -m benchmarks.speed.report_size --battles 10000          fewer
+    python -m benchmarks.speed.report_size --corpus 1000000         then also: seen, against so many prompts (JSONL)
+
+Battles are synthetic: prompts as in benchmarks/speed/grouping.py (mean about 350 characters), responses of about 1,300
+characters with a heavy tail, logits from noisy latents. Each step runs in a fresh process on OMP_NUM_THREADS threads;
+memory is its peak resident size. The limits are those of the acceptance: 3 minutes and 3 GB for the report, 3 GB for
+the corpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from benchmarks.speed.grouping import VOCABULARY, prompts
+from ensemble.stacking.stage import predictions_frame, softmax_mean
+from oof.common.atomic_files import read_parquet, write_json, write_parquet
+from oof.common.digests import file_digest
+from oof.common.logits_format import logits_frame
+from oof.config import Groups
+from oof.folds.groups import group_battles
+
+LINE = "import resource, sys; from ensemble.__main__ import main; code = main(sys.argv[1:]); " \
+       "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"  # fmt: skip
+
+
+def write_run(folder: Path, n: int, seed: int = 0) -> None:
+    """Write a run folder of n battles and two members, stages one to three."""
+    rng = np.random.default_rng(seed)
+    texts = prompts(n, seed)
+    words = np.array([f"w{i:05d}"[: int(k)] for i, k in enumerate(rng.integers(3, 7, VOCABULARY))])
+    stream = words[(VOCABULARY * rng.random(400_000) ** 3).astype(int)]
+
+    def response() -> list[str]:
+        size = min(int(np.ceil(rng.lognormal(5.1, 0.8))), 5000)
+        start = int(rng.integers(len(stream) - size))
+        return [" ".join(stream[start : start + size])]
+
+    truth = rng.normal(0, 1, (n, 3))
+    labels = (truth + rng.gumbel(size=(n, 3))).argmax(axis=1)
+    table = pl.DataFrame(
+        {
+            "id": [str(i) for i in range(n)],
+            "role": ["train"] * n,
+            "weight": np.ones(n),
+            "label": pl.Series(labels, dtype=pl.Int8),
+            "prompt": pl.Series([[text] for text in texts]),
+            "response_a": [response() for _ in range(n)],
+            "response_b": [response() for _ in range(n)],
+            "language": pl.Series([None] * n, dtype=pl.String),
+            "group_key": pl.Series([None] * n, dtype=pl.String),
+        }
+    )
+    groups = group_battles(table, Groups())
+    table = table.with_columns(group=pl.Series(groups), fold=pl.Series(groups % 5, dtype=pl.Int32))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_parquet(folder / "battles.parquet", table)
+    write_parquet(folder / "folds.parquet", table.select("id", "role", "group", "fold"))
+    files = {name: file_digest(folder / name) for name in ("battles.parquet", "folds.parquet")}
+    write_json(folder / "battles.json", {"key": "", "files": files})
+    members = {"gemma2": {}, "llama3_1": {}}
+    config = {"seed": 0, "folds": {"k": 5}, "groups": {"threshold": 0.7}, "members": members}
+    write_json(folder / "run.json", {"config": config})
+    ids, fold = table["id"], table["fold"].to_numpy()
+    logits = {name: (truth[:, None] + rng.normal(0, 0.7, (n, 2, 3))).astype(np.float32) for name in members}
+    for name, z in logits.items():
+        write_parquet(folder / "oof" / name / "logits.parquet", logits_frame(ids, z, fold))
+    mean = softmax_mean(np.mean(list(logits.values()), axis=0))
+    probs = {name: mean for name in ("mean", "stack", "calibrated")}
+    write_parquet(folder / "stack" / "predictions.parquet", predictions_frame(ids, probs))
+    student = logits["gemma2"]
+    write_parquet(folder / "distill" / "logits.parquet", logits_frame(ids, student, fold))
+    frame = predictions_frame(ids, {"student": softmax_mean(student)})
+    write_parquet(folder / "distill" / "predictions.parquet", frame)
+
+
+def write_corpus(path: Path, n: int, run: Path) -> None:
+    """Write n conversations as JSONL; one in ten is one of the first third of the run's prompts."""
+    known = read_parquet(run / "battles.parquet")["prompt"].list.first().to_list()
+    known = known[: len(known) // 3]
+    with path.open("w", encoding="utf-8") as file:
+        for part in range(0, n, 100_000):
+            for i, text in enumerate(prompts(min(100_000, n - part), seed=part + 1)):
+                content = known[(part + i) % len(known)] if i % 10 == 0 else text
+                file.write(json.dumps({"conversation": [{"role": "user", "content": content}]}) + "\n")
+
+
+def measure(*arguments: str) -> tuple[float, float, str]:
+    """Run one verb in a fresh process; return seconds, peak GB and what it said."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", LINE, *arguments], check=True, capture_output=True, text=True)
+    *said, peak = done.stdout.strip().splitlines()
+    return time.perf_counter() - start, int(peak.split()[1]) * 1024 / 1e9, said[0]
+
+
+def main() -> None:
+    """Make the run, then measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--battles", type=int, default=57_477)
+    parser.add_argument("--corpus", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder for the run, used again if it is there")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+        run, corpus = folder / f"run-{arguments.battles}", folder / f"corpus-{arguments.corpus}.jsonl"
+        if not (run / "run.json").is_file():
+            write_run(run, arguments.battles)
+        if arguments.corpus:
+            if not corpus.is_file():
+                write_corpus(corpus, arguments.corpus, run)
+            seconds, peak, said = measure("seen", str(run), "--corpus", str(corpus))
+            print(f"seen    {arguments.corpus:>9,} prompts {seconds:7.1f} s {peak:6.2f} GB   {said}")
+        seconds, peak, said = measure("report", str(run))
+        size = (run / "report" / "index.html").stat().st_size / 1e6
+        print(f"report  {arguments.battles:>9,} battles {seconds:7.1f} s {peak:6.2f} GB   page {size:.2f} MB")
+    print(f"this process (making the data): {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

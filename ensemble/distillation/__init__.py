@@ -1,0 +1,1 @@
+"""Stage three: one student from the ensemble, exported as a Hugging Face folder."""

@@ -1,0 +1,1 @@
+"""The table of a run and the ablations of stage two."""

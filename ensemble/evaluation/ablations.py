@@ -1,0 +1,240 @@
+"""What each part of stage two was worth: ``python -m ensemble ablate CONFIG`` writes ``RUN/stack/ablations.json``.
+
+Every item is cross-fitted on the folds of the stack, with one part left out: a member, a family of features, the second
+order, the calibration, a share of the training battles. Nothing is tuned anew: each outer fold keeps the parameters and
+the number of rounds that its study found *with* everything, so a part that tuning could have made up for looks worth a
+little more than it is. ``full`` is made by the same recipe, and differences are paired with it.
+
+What is taken apart is the boosted stacker, also where ``stack.final`` chose a simpler combiner for new battles.
+Items are steps of the run: a killed call goes on with the next item.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from ensemble.features.design_matrix import Design, build_design
+from ensemble.stacking.calibration import fit_calibrator
+from ensemble.stacking.inputs import Inputs
+from ensemble.stacking.lightgbm_stacker import Stacker, fit_stacker
+from ensemble.stacking.stage import load_ensemble, predictions_frame, read_predictions
+from ensemble.stacking.tuning import inner_folds
+from ensemble.statistics.scores import Resamples
+from oof.common.atomic_files import read_json, write_json, write_parquet
+from oof.common.digests import digest
+from oof.common.errors import UserError
+from oof.common.steps import Step
+from oof.config import Config
+from oof.metrics import row_log_loss, softmax
+
+logger = logging.getLogger(__name__)
+
+RECIPE = 1  # raise when an item would be made in another way
+SHARES = (0.125, 0.25, 0.5)  # of the training groups, for the learning curve
+NOTE = "parameters and rounds of each fold's study are kept, not tuned anew; differences are item minus full"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One variant: its name, its kind (full, member, family, order or battles) and how its design is made."""
+
+    name: str
+    kind: str
+    design: Callable[[], Design]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """One item's held-out (n, 3) predictions, with and without calibration; each column's gain, summed over folds."""
+
+    calibrated: NDArray[np.float64]
+    uncalibrated: NDArray[np.float64]
+    gains: NDArray[np.float64]
+    trained_on: float
+
+
+def run_ablations(config: Config) -> dict[str, Any]:
+    """Make every item that is not done yet, write ``ablations.json`` and return its content.
+
+    Raises:
+        UserError: stage two is missing or out of date, or has the text baseline as a member.
+    """
+    if config.stack.text_member:
+        raise UserError("ablations leave stack.text_member out; run them in a run folder where it is false")
+    inputs, _ = load_ensemble(config)
+    folder = Path(config.run) / "stack"
+    manifest = read_json(folder / "manifest.json")
+    tuned = {int(fold["fold"]): fold for fold in manifest["folds"]}
+    design = build_design(inputs.table, inputs.logits)
+    items = list_items(inputs, design)
+    for item in tqdm(items, desc="ablate", disable=not sys.stderr.isatty(), leave=False):
+        step = Step(folder / "ablations" / item.name, digest("ablation", RECIPE, manifest["key"], item.name))
+        if step.done:
+            continue
+        step.clear()
+        variant = item.design()
+        found = cross_fit_item(variant, inputs, tuned, config, item.share)
+        predictions = {"calibrated": found.calibrated, "uncalibrated": found.uncalibrated}
+        write_parquet(step.folder / "predictions.parquet", predictions_frame(inputs.table["id"], predictions))
+        step.finish({"gain": _by_family(variant, found.gains), "trained_on": found.trained_on, "kind": item.kind})
+    content = summarise(folder / "ablations", items, inputs, config.seed)
+    write_json(folder / "ablations.json", content)
+    return content
+
+
+def list_items(inputs: Inputs, design: Design) -> list[Item]:
+    """Return every item of these inputs; ``full`` is the first."""
+    table, logits = inputs.table, inputs.logits
+
+    def without_member(name: str) -> Callable[[], Design]:
+        return lambda: build_design(table, {other: z for other, z in logits.items() if other != name})
+
+    def without_family(name: str) -> Callable[[], Design]:
+        return lambda: drop_family(design, name)
+
+    def first_order() -> Design:
+        return build_design(table, {name: np.repeat(z[:, :1], 2, axis=1) for name, z in logits.items()})
+
+    items = [Item("full", "full", lambda: design)]
+    if len(logits) > 1:
+        items += [Item(f"without-member-{name}", "member", without_member(name)) for name in logits]
+    families = [name for name in dict.fromkeys(design.families.values()) if not name.startswith("member:")]
+    items += [Item(f"without-family-{name}", "family", without_family(name)) for name in families]
+    if any((z[:, 0] != z[:, 1]).any() for z in logits.values()):
+        items.append(Item("without-other-order", "order", first_order))
+    return items + [Item(f"battles-{share:g}", "battles", lambda: design, share) for share in SHARES]
+
+
+def drop_family(design: Design, family: str) -> Design:
+    """Return the design without a family's columns."""
+    keep = [i for i, name in enumerate(design.names) if design.families[name] != family]
+    names = [design.names[i] for i in keep]
+    families = {name: design.families[name] for name in names}
+    return replace(design, x=design.x[:, keep], x_swapped=design.x_swapped[:, keep], names=names, families=families)
+
+
+def cross_fit_item(
+    design: Design, inputs: Inputs, tuned: dict[int, dict[str, Any]], config: Config, share: float = 1.0
+) -> CrossFitted:
+    """Return the held-out predictions of every battle by stackers that were trained on ``share`` of the other folds.
+
+    Args:
+        design: (n) battles, a part left out.
+        inputs: their labels, folds and groups.
+        tuned: outer fold -> its "params" and "rounds".
+        config: seed, calibrator and order.
+        share: of the training groups of each fold; larger shares hold the smaller ones.
+    """
+    labels, folds, groups = inputs.labels, inputs.folds, inputs.groups
+    out = {name: np.empty((len(labels), 3)) for name in ("calibrated", "uncalibrated")}
+    gains, trained_on = np.zeros(design.x.shape[1]), 0
+    for fold, found in tuned.items():
+        rest, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        rest = rest[_drawn(groups, share, config.seed)[rest]]
+        if len(np.unique(labels[rest])) < 3 or len(np.unique(groups[rest])) < 2:
+            raise UserError(f"fold {fold}: too few battles are left for {share:g} of the training battles")
+        stacker, inner = _fit(design, labels, folds, groups, rest, found, config)
+        logits = stacker.logits(design.take(held))
+        stack_config = config.stack
+        arguments = inner, labels[rest], groups[rest], config.seed
+        calibrator = fit_calibrator(stack_config.calibrator, stack_config.order, *arguments)
+        out["calibrated"][held], out["uncalibrated"][held] = calibrator.apply(logits), softmax(logits)
+        gains += stacker.booster.feature_importance("gain")
+        trained_on += len(rest)
+    return CrossFitted(out["calibrated"], out["uncalibrated"], gains, trained_on / len(tuned))
+
+
+def _fit(
+    design: Design,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    tuned: dict[str, Any],
+    config: Config,
+) -> tuple[Stacker, NDArray[np.float64]]:
+    """Return the stacker of these rows and their inner out-of-fold (n, 3) logits, which the calibrator learns from."""
+    params, rounds, seed = tuned["params"], int(tuned["rounds"]), config.seed
+    part, y = design.take(rows), labels[rows]
+    inner = inner_folds(y, folds[rows], groups[rows], seed)
+    logits = np.empty((len(rows), 3))
+    for fold in np.unique(inner):
+        rest, held = np.flatnonzero(inner != fold), np.flatnonzero(inner == fold)
+        logits[held] = fit_stacker(part.take(rest), y[rest], params, rounds, seed).logits(part.take(held))
+    return fit_stacker(part, y, params, rounds, seed), logits
+
+
+def _drawn(groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    _, unit = np.unique(groups, return_inverse=True)
+    return np.asarray(np.random.default_rng(seed).random(int(unit.max()) + 1)[unit] < share)
+
+
+def _by_family(design: Design, gains: NDArray[np.float64]) -> dict[str, float]:
+    """Return each family's share of the gain of boosting (not of the pool it starts from); zeros without any split."""
+    shares: dict[str, float] = {}
+    for name, gain in zip(design.names, (gains / max(gains.sum(), 1e-12)).tolist(), strict=True):
+        shares[design.families[name]] = shares.get(design.families[name], 0.0) + gain
+    return shares
+
+
+def summarise(folder: Path, items: list[Item], inputs: Inputs, seed: int) -> dict[str, Any]:
+    """Return the content of ``ablations.json``: log losses in nats and their differences from ``full``, paired."""
+    resampled = Resamples.draw(inputs.groups, seed)
+    n = resampled.sums(np.ones(len(inputs.labels)))
+    manifests = {item.name: read_json(folder / item.name / "manifest.json") for item in items}
+
+    def losses(item: str, which: str = "calibrated") -> NDArray[np.float64]:
+        probs = read_predictions(folder / item / "predictions.parquet", inputs.table["id"])[which]
+        return row_log_loss(probs, inputs.labels)
+
+    full = losses("full")
+
+    def row(name: str, values: NDArray[np.float64], **more: Any) -> dict[str, Any]:
+        difference = resampled.interval(resampled.sums(values - full) / n)
+        return {
+            "name": name,
+            **more,
+            "log_loss": resampled.interval(resampled.sums(values) / n),
+            "difference": difference,
+        }
+
+    left_out = [row(i.name, losses(i.name), kind=i.kind) for i in items if i.kind not in ("full", "battles")]
+    left_out.append(row("without-calibration", losses("full", "uncalibrated"), kind="calibration"))
+    curve = [i for i in items if i.kind == "battles"] + [i for i in items if i.kind == "full"]
+    return {
+        "n": len(inputs.labels),
+        "note": NOTE,
+        "full": resampled.interval(resampled.sums(full) / n),
+        "without": left_out,
+        "learning_curve": [row(i.name, losses(i.name), battles=manifests[i.name]["trained_on"]) for i in curve],
+        "gain": manifests["full"]["gain"],
+    }
+
+
+def print_ablations(content: dict[str, Any]) -> None:
+    """Print ``ablations.json`` for people."""
+    console = Console()
+    table = Table(title=f"without a part: log loss of {content['n']} battles (95 % group bootstrap)")
+    for column in ("", "log loss", "minus full", "low", "high"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("full", f"{content['full']['value']:.4f}", "", "", "")
+    for row in [*content["without"], *content["learning_curve"][:-1]]:
+        low, value, high = (row["difference"][key] for key in ("low", "value", "high"))
+        said = ["" if number is None else f"{number:+.4f}" for number in (value, low, high)]
+        table.add_row(row["name"], f"{row['log_loss']['value']:.4f}", *said)
+    console.print(table)
+    gains = sorted(content["gain"].items(), key=lambda pair: -pair[1])
+    console.print("gain of boosting: " + ", ".join(f"{name} {gain:.0%}" for name, gain in gains), highlight=False)
+    console.print(content["note"], highlight=False)

@@ -1,0 +1,102 @@
+"""What each stage was worth: log loss with 95 % group-bootstrap intervals, and paired differences.
+
+Every row is out of fold. The members' rows are the plain softmax of the mean of both orders' logits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from ensemble.stacking.selection import KINDS
+from ensemble.stacking.stage import load_inputs, load_teacher, read_predictions
+from oof.classes import WINNER_COLUMNS
+from oof.common.atomic_files import read_json, verified
+from oof.common.errors import UserError
+from oof.config import Config
+from oof.metrics import group_interval, row_log_loss
+
+Interval = dict[str, float]
+ROWS = ("prior", "length_only", "text", "mean", *(f"combiner:{kind}" for kind in KINDS), "stack", "calibrated")
+
+
+def compute_metrics(config: Config) -> dict[str, object]:
+    """Return the content of ``metrics.json`` for a run whose three stages are done.
+
+    Raises:
+        UserError: a stage is missing.
+    """
+    run = Path(config.run)
+    inputs = load_inputs(config)
+    ids, labels = inputs.table["id"], inputs.labels
+    load_teacher(config, inputs)  # says so if stage two is missing or out of date
+    probs = read_predictions(run / "stack" / "predictions.parquet", ids)
+    student = run / "distill" / "predictions.parquet"
+    if not student.is_file():
+        raise UserError(f"{student}: no student here yet; run 'make distill' with this RUN first")
+    probs |= read_predictions(verified(student, "manifest.json", "make distill"), ids)
+    truth = truth_of(run, ids)
+    if truth is not None:
+        probs["bayes"] = truth
+    losses = {name: row_log_loss(p, labels) for name, p in probs.items()}
+
+    def interval(values: NDArray[np.floating]) -> Interval:
+        return group_interval(values, inputs.groups, seed=config.seed)
+
+    members = {name: interval(losses[f"member:{name}"]) for name in config.members}
+    table: dict[str, object] = {name: interval(losses[name]) for name in ROWS if name in losses}
+    table |= {"members": members, "student": interval(losses["student"])}
+    if truth is not None:
+        table["bayes"] = interval(losses["bayes"])
+    best = min(members, key=lambda name: members[name]["value"])
+    differences = {
+        "calibrated_minus_best_member": losses["calibrated"] - losses[f"member:{best}"],
+        "stack_minus_lightgbm": losses["stack"] - losses["combiner:lightgbm"],
+        "student_minus_calibrated": losses["student"] - losses["calibrated"],
+    }
+    if "text" in losses:
+        differences["calibrated_minus_text"] = losses["calibrated"] - losses["text"]
+    paired = {name: interval(values) for name, values in differences.items()}
+    return {"n": len(labels), "best_member": best, "log_loss": table, "paired": paired}
+
+
+def truth_of(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
+    """Return the true class probabilities of a synthetic arena, if the run has them for every battle."""
+    path = read_json(run / "battles.json").get("truth")
+    if path and not Path(path).is_file():
+        path = run / "synth" / Path(path).name  # the run folder was moved or copied
+    if not path or not Path(path).is_file():
+        return None
+    frame = pl.read_csv(path, schema_overrides={"id": pl.String})
+    joined = pl.DataFrame({"id": ids}).join(frame, on="id", how="left", maintain_order="left")
+    probs = joined.select(WINNER_COLUMNS).to_numpy()
+    return probs if len(probs) == len(ids) and np.isfinite(probs).all() else None
+
+
+def print_table(metrics: dict[str, object]) -> None:
+    """Print ``metrics.json`` for people."""
+    console = Console()
+    losses: dict[str, Interval] = dict(metrics["log_loss"])  # type: ignore[call-overload]
+    members: dict[str, Interval] = losses.pop("members")  # type: ignore[assignment]
+    table = Table(title=f"log loss out of fold, {metrics['n']} battles (95 % group bootstrap)")
+    for column in ("", "log loss", "low", "high"):
+        table.add_column(column, justify="left" if not column else "right")
+    order = [*ROWS[:3], *members, *ROWS[3:], "student", "bayes"]
+    for name in order:
+        row = members.get(name) or losses.get(name)
+        if row:
+            table.add_row(name, *(f"{row[key]:.4f}" for key in ("value", "low", "high")))
+    console.print(table)
+    paired: dict[str, Interval] = metrics["paired"]  # type: ignore[assignment]
+    for name, row in paired.items():
+        label = (
+            name.replace("_minus_", " - ")
+            .replace("_", " ")
+            .replace("best member", f"best member ({metrics['best_member']})")
+        )
+        console.print(f"{label}: {row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", highlight=False)

@@ -1,0 +1,1 @@
+"""Battle features and the design matrix of the stacker."""

@@ -1,0 +1,213 @@
+"""OOF logits + battle features -> the stacker's design matrix, for each battle and for its mirror image.
+
+The mirror is the same battle with A and B exchanged. A model that is trained on both and averages both cannot
+favour a side. Logits are joined by id, never by position.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.special import entr, rel_entr
+
+from ensemble.features import battle_features
+from oof.classes import swap_orders
+from oof.common.errors import UserError
+from oof.common.logits_format import COUNT_COLUMNS, LOGIT_COLUMNS
+from oof.metrics import log_softmax, softmax
+
+Columns = dict[str, NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class Design:
+    """Rows of battles.
+
+    Attributes:
+        x: (n, d) float32 features as given.
+        x_swapped: (n, d) the same for the mirrored battles.
+        pool: (n, m, 3) float64 centred mean-of-orders log-probabilities of each member.
+        names: the d columns.
+        families: column -> family.
+        members: the m members.
+        ids: the n battles.
+    """
+
+    x: NDArray[np.float32]
+    x_swapped: NDArray[np.float32]
+    pool: NDArray[np.float64]
+    names: list[str]
+    families: dict[str, str]
+    members: list[str]
+    ids: list[str]
+
+    def take(self, rows: NDArray[np.integer]) -> Design:
+        ids = [self.ids[i] for i in rows]
+        return Design(self.x[rows], self.x_swapped[rows], self.pool[rows], self.names, self.families, self.members, ids)
+
+    def columns(self, family: str) -> list[int]:
+        """Return the positions of a family's columns."""
+        return [i for i, name in enumerate(self.names) if self.families[name] == family]
+
+
+def join_logits(ids: Sequence[str], frame: pl.DataFrame, file: str = "logits file") -> NDArray[np.float32]:
+    """Return (n, 2, 3) logits in the order of ``ids`` from a frame in the open logits format.
+
+    Raises:
+        UserError: an id is missing, extra or repeated, or a logit is not finite (with counts).
+    """
+    absent = [name for name in ("id", *LOGIT_COLUMNS) if name not in frame.columns]
+    if absent:
+        raise UserError(f"{file}: missing column {absent[0]!r}; expected id and {', '.join(LOGIT_COLUMNS)}")
+    frame = frame.select(pl.col("id").cast(pl.String), *LOGIT_COLUMNS)
+    ours = pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)})
+    repeated = frame.height - frame["id"].n_unique()
+    missing = ours.join(frame, on="id", how="anti")["id"]
+    extra = frame.join(ours, on="id", how="anti")["id"].unique(maintain_order=True)
+    if repeated or len(missing) or len(extra):
+        first = "".join(
+            f"; first {what}: {found[0]}" for what, found in (("missing", missing), ("unknown", extra)) if len(found)
+        )
+        raise UserError(
+            f"{file}: {len(missing):,} battles missing, {len(extra):,} unknown, {repeated:,} repeated; "
+            f"it must hold each scored battle once{first}"
+        )
+    rows = ours.join(frame, on="id", how="left", maintain_order="left")
+    logits = rows.select(LOGIT_COLUMNS).to_numpy().astype(np.float32)
+    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    if broken:
+        raise UserError(f"{file}: {broken} battles have logits that are not finite; score them again")
+    return logits.reshape(-1, 2, 3)
+
+
+def with_counts(table: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return battles with the token counts of a frame in the open logits format, if it has them: features read them."""
+    if not set(COUNT_COLUMNS) <= set(frame.columns):
+        return table
+    return table.join(frame.select("id", *COUNT_COLUMNS), on="id", how="left", validate="1:1", maintain_order="left")
+
+
+def build_design(table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -> Design:
+    """Return the design matrix of battles with each member's logits.
+
+    Args:
+        table: (n) canonical battles, with or without token counts (:func:`with_counts`).
+        logits: member -> (n, 2, 3) logits in the table's order.
+
+    Raises:
+        UserError: there is no member, or a logit is not finite.
+    """
+    if not logits:
+        raise UserError("no member's logits to stack")
+    for name, values in logits.items():
+        if values.shape != (table.height, 2, 3) or not np.isfinite(values).all():
+            raise UserError(f"logits of {name}: expected finite numbers of shape ({table.height}, 2, 3)")
+    texts, families = battle_features.text_features(table)
+    mirrored = {name: swap_orders(values) for name, values in logits.items()}
+    opinions, families_of_opinions = _opinions(logits)
+    families |= families_of_opinions
+    x = _matrix(texts, opinions)
+    x_swapped = _matrix(battle_features.mirror(texts), _opinions(mirrored)[0])
+    pool = np.stack([_centred(values.astype(np.float64).mean(axis=1)) for values in logits.values()], axis=1)
+    return Design(x, x_swapped, pool, list(families), families, list(logits), table["id"].to_list())
+
+
+def add_member(design: Design, name: str, logits: NDArray[np.floating]) -> Design:
+    """Return the design with one more member; the columns between members stay those of the others.
+
+    Args:
+        design: (n) battles.
+        name: of the member.
+        logits: (n, 2, 3), finite.
+    """
+    columns, mirrored = _member(name, logits), _member(name, swap_orders(logits))
+    x, x_swapped = (
+        np.column_stack([old, *new.values()]).astype(np.float32)
+        for old, new in ((design.x, columns), (design.x_swapped, mirrored))
+    )
+    centred = _centred(logits.astype(np.float64).mean(axis=1))
+    return replace(
+        design,
+        x=x,
+        x_swapped=x_swapped,
+        pool=np.concatenate([design.pool, centred[:, None]], axis=1),
+        names=[*design.names, *columns],
+        families=design.families | dict.fromkeys(columns, f"member:{name}"),
+        members=[*design.members, name],
+    )
+
+
+def _centred(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    logp = log_softmax(logits)
+    return np.asarray(logp - logp.mean(axis=-1, keepdims=True))
+
+
+def _matrix(texts: pl.DataFrame, opinions: Columns) -> NDArray[np.float32]:
+    columns = [series.to_numpy() for series in texts] + list(opinions.values())
+    return np.column_stack(columns).astype(np.float32)
+
+
+def _opinions(logits: dict[str, NDArray[np.floating]]) -> tuple[Columns, dict[str, str]]:
+    """Return the columns that members' logits give, and each column's family: member:NAME or between."""
+    columns: Columns = {}
+    families: dict[str, str] = {}
+    for name, values in logits.items():
+        found = _member(name, values)
+        columns |= found
+        families |= dict.fromkeys(found, f"member:{name}")
+    found = _between(logits)
+    return columns | found, families | dict.fromkeys(found, "between")
+
+
+def _member(name: str, logits: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
+    """One member's opinion: margin of a over b and pull to a tie, per order and in the mean; the entropy; how far
+    the orders disagree, and by how much the response shown first gains.
+    """
+    # A member's name cannot hold a colon, so no column of a member meets another.
+    mean = _centred(logits.astype(np.float64).mean(axis=1))
+    probs = softmax(mean)
+    ab, ba = (_centred(logits[:, order].astype(np.float64)) for order in (0, 1))
+    return {
+        f"{name}:margin": mean[:, 0] - mean[:, 1],
+        f"{name}:tie": mean[:, 2],
+        f"{name}:margin_ab": ab[:, 0] - ab[:, 1],
+        f"{name}:margin_ba": ba[:, 0] - ba[:, 1],
+        f"{name}:tie_ab": ab[:, 2],
+        f"{name}:tie_ba": ba[:, 2],
+        f"{name}:first_shown": (ab - ba)[:, 0] - (ab - ba)[:, 1],
+        f"{name}:entropy": entr(probs).sum(axis=1),
+        f"{name}:disagreement": np.abs(ab - ba).max(axis=1),
+    }
+
+
+def _between(logits: dict[str, NDArray[np.floating]]) -> dict[str, NDArray[np.float64]]:
+    """Agreement of the members: mean and spread of their margins and pulls to a tie, the share of them with the most
+    common verdict, and the pairs' divergence (Jensen-Shannon).
+    """
+    means = [_centred(values.astype(np.float64).mean(axis=1)) for values in logits.values()]
+    margins = np.stack([mean[:, 0] - mean[:, 1] for mean in means])
+    columns = {"between::margin": margins.mean(axis=0), "between::spread": margins.std(axis=0)}
+    ties = np.stack([mean[:, 2] for mean in means])
+    columns |= {"between::tie": ties.mean(axis=0), "between::tie_spread": ties.std(axis=0)}
+    verdicts = np.stack([mean.argmax(axis=1) for mean in means])
+    columns["between::agreement"] = np.max([(verdicts == c).mean(axis=0) for c in range(3)], axis=0)
+    for (i, first), (j, second) in combinations(enumerate(means), 2):
+        columns[f"between::divergence_{i}_{j}"] = _jensen_shannon(softmax(first), softmax(second))
+    return columns
+
+
+def _jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    m = (p + q) / 2
+    return np.asarray((rel_entr(p, m) + rel_entr(q, m)).sum(axis=1) / 2)
+
+
+def describe() -> dict[str, str]:
+    """Return the meaning of every family of columns, from the docstrings; of the members' families, once for all."""
+    functions = {**battle_features.FAMILIES, "member:NAME": _member, "between": _between}
+    return {name: " ".join((inspect.getdoc(function) or "").split()) for name, function in functions.items()}

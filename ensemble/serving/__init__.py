@@ -1,0 +1,1 @@
+"""The student in use: Python, JSON lines, submissions."""

@@ -1,0 +1,152 @@
+"""Large battle files in pieces of so many rows, each a file of its own, so that prediction runs in bounded memory.
+
+A piece is an ordinary file of the same format and goes through the same reader as a whole one. Small files, archives
+and JSON arrays are not cut. Nothing of a record changes: CSV records keep their bytes, faulty ones too.
+"""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from oof.common.errors import UserError
+from oof.data.formats import MAX_FIELD_CHARACTERS
+from oof.data.readers import FORMATS
+
+WHOLE_BYTES = 64 << 20  # a file up to this size is read at once
+
+
+@dataclass(frozen=True)
+class Piece:
+    """``path`` holds rows ``first + 1`` and on of the file ``source`` (data rows from 1)."""
+
+    path: Path
+    source: Path
+    first: int
+
+    def error(self, error: UserError) -> UserError:
+        """Return an error of the reader in terms of the source."""
+        if self.path == self.source:
+            return error
+        said = str(error).replace(str(self.path), str(self.source))
+        return UserError(f"{said} (rows are counted from row {self.first + 1} of the file on)")
+
+
+def cut_file(source: Path, rows: int, folder: Path, whole_bytes: int | None = None) -> Iterator[Piece]:
+    """Yield the pieces of a file, each deleted once the next one is asked for.
+
+    Args:
+        source: CSV, TSV, JSON lines or Parquet; anything else is one piece, itself.
+        rows: data rows of a piece.
+        folder: for the pieces.
+        whole_bytes: a file up to this size is one piece, itself; None = ``WHOLE_BYTES``.
+
+    Raises:
+        UserError: a Parquet file cannot be decoded.
+    """
+    kind = FORMATS.get(source.suffix.lower())
+    whole_bytes = WHOLE_BYTES if whole_bytes is None else whole_bytes
+    if source.stat().st_size <= whole_bytes or kind is None or (kind == "json" and _is_array(source)):
+        yield Piece(source, source, 0)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"piece{source.suffix.lower()}"
+    cutter = {"csv": _cut_csv, "json": _cut_lines, "parquet": _cut_parquet}[kind]
+    first = 0
+    for n in cutter(source, rows, path):
+        yield Piece(path, source, first)
+        first += n
+    path.unlink(missing_ok=True)
+
+
+def _is_array(source: Path) -> bool:
+    with source.open("rb") as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+class _Lines:
+    """Lines of a text that remember what was read of them."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines = lines
+        self.read: list[str] = []
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.lines)
+        self.read.append(line)
+        return line
+
+    def take(self) -> str:
+        text = "".join(self.read)
+        self.read.clear()
+        return text
+
+
+def _cut_csv(source: Path, rows: int, path: Path) -> Iterator[int]:
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    # surrogateescape: bytes that are not UTF-8 pass through, for the reader to name.
+    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        header = text.readline()
+        lines = _Lines(iter(text))
+        reader = csv.reader(lines, delimiter=max(",\t;", key=header.count), strict=True)
+        n = rows
+        while n == rows:
+            n = 0
+            with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as piece:
+                piece.write(header)
+                while n < rows:
+                    try:
+                        n += bool(next(reader))
+                    except StopIteration:
+                        break
+                    except csv.Error:
+                        n += 1  # a record all the same; the reader will say what is wrong with it
+                    piece.write(lines.take())
+                piece.write(lines.take())
+            if n:
+                yield n
+
+
+def _cut_lines(source: Path, rows: int, path: Path) -> Iterator[int]:
+    with source.open("rb") as file:
+        n = rows
+        while n == rows:
+            n = 0
+            with path.open("wb") as piece:
+                while n < rows and (line := file.readline()):
+                    n += bool(line.strip())
+                    piece.write(line)
+            if n:
+                yield n
+
+
+# In a child, because some damaged files make polars abort the whole process (see oof.data.formats).
+SLICE = """
+import sys
+import polars as pl
+source, start, rows, path = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+frame = pl.scan_parquet(source, glob=False).slice(start, rows).collect()
+frame.write_parquet(path)
+print(frame.height)
+"""
+
+
+def _cut_parquet(source: Path, rows: int, path: Path) -> Iterator[int]:
+    start, n = 0, rows
+    while n == rows:
+        command = [sys.executable, "-I", "-c", SLICE, str(source.resolve()), str(start), str(rows), str(path.resolve())]
+        child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own script
+        if child.returncode:
+            reason = (child.stderr.strip().splitlines() or ["its lengths make no sense"])[-1]
+            raise UserError(f"{source}: damaged Parquet file ({reason[:200]}); write it again")
+        n = int(child.stdout)
+        start += n
+        if n:
+            yield n

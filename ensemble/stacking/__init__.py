@@ -1,0 +1,1 @@
+"""Stage two: combining and calibrating out-of-fold logits, cross-fitted."""

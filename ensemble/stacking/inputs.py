@@ -1,0 +1,236 @@
+"""What stage two stacks: the run's own OOF logits, or files of logits or probabilities that were made anywhere.
+
+With ``stack.logits`` no stage one is needed: battles come from ``data.train`` (ids with labels are enough), each
+file is joined to them by id, and what its numbers are is recognised from columns and values and said aloud:
+
+* ``ab_a, ab_b, ab_tie`` and ``ba_a, ba_b, ba_tie``: both orders, all in canonical class order;
+* only ``ab_…`` or only ``ba_…``, or ``a, b, tie``, or ``winner_model_a, winner_model_b, winner_tie``: one opinion,
+  which then stands for both orders;
+* rows that lie in [0, 1] and sum to 1 within 0.001 are probabilities, anything else logits.
+
+Folds come from a column ``fold`` of the labels or of the logits files; where there is none they are assigned as in
+stage one: whole groups of near-duplicate prompts, or without text each battle on its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble.features.battle_features import has_text
+from ensemble.features.design_matrix import join_logits
+from oof.classes import CLASSES, WINNER_COLUMNS
+from oof.common.errors import UserError
+from oof.common.logits_format import logits_frame
+from oof.config import Config
+from oof.config.load import NAME
+from oof.data import parse_cells, readers
+from oof.data.battles import content_fingerprint, read_battles
+from oof.folds.assignment import assign_folds
+from oof.folds.groups import group_battles
+
+logger = logging.getLogger(__name__)
+
+ORDERS = {order: tuple(f"{order}_{name}" for name in CLASSES) for order in ("ab", "ba")}
+SUM_TOLERANCE = 1e-3  # float16 probabilities are off by as much
+SMALLEST = 1e-7  # a probability of 0 has no logarithm
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The scored battles and each member's logits in their order.
+
+    Attributes:
+        table: (n) canonical battles, sorted by id.
+        labels: (n,) in {0, 1, 2}.
+        groups: (n,) battles that may not be separated.
+        folds: (n,).
+        logits: member -> (n, 2, 3) float32.
+        facts: where logits and folds came from, for the manifest; empty for a run's own.
+    """
+
+    table: pl.DataFrame
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    folds: NDArray[np.int64]
+    logits: dict[str, NDArray[np.float32]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LogitsFile:
+    """One file, understood: ``frame`` is in the open logits format, with ``fold`` (Int64) where the file has one."""
+
+    frame: pl.DataFrame
+    said: str
+
+
+def external_inputs(config: Config) -> Inputs:
+    """Return the battles of ``data.train`` with the logits of ``stack.logits``.
+
+    Raises:
+        UserError: the run holds a stage one of its own; a file cannot be read or understood; ids or folds of the
+            files do not agree; a number is not finite.
+    """
+    if (Path(config.run) / "run.json").is_file():
+        raise UserError(f"{config.run}: holds a stage one of its own; choose another RUN for stack.logits")
+    if not config.data.train:
+        raise UserError("stack.logits needs labels to learn from: set data.train (make stack DATA=labels.csv LOGITS=…)")
+    for name in config.stack.logits:
+        if not NAME.fullmatch(name):
+            raise UserError(f"stack.logits: member name {name!r}: use letters, digits, '_', '-' and '.'")
+    battles = read_battles(config.data, seed=config.seed, roles=("train",))
+    table = battles.table.sort("id")
+    files = {name: read_logits(path) for name, path in config.stack.logits.items()}
+    logits = {}
+    for name, file in files.items():
+        path = config.stack.logits[name]
+        # A battle that data.on_bad_row=drop left out has logits all the same.
+        known = file.frame.join(battles.dropped.select("id"), on="id", how="anti", maintain_order="left")
+        logits[name] = join_logits(table["id"].to_list(), known, path)
+        lost = file.frame.height - known.height
+        logger.info("%s: %s: %s%s", name, path, file.said, f", {lost} of battles that were dropped" if lost else "")
+    table, folds_from = _with_folds(table, {config.stack.logits[name]: file.frame for name, file in files.items()})
+    text = has_text(table)
+    groups = group_battles(table, config.groups) if text or config.groups.column else np.arange(table.height)
+    k = config.folds.k if folds_from == "assigned" else table["fold"].n_unique()
+    folds = assign_folds(table, groups, k, config.seed)
+    table = table.with_columns(pl.Series("group", groups), pl.Series("fold", folds))
+    what = "text and logits" if text else "logits alone, there is no text"
+    logger.info("%d battles in %d folds (%s); features of %s", table.height, k, folds_from, what)
+    facts: dict[str, Any] = {
+        "logits": {name: file.said for name, file in files.items()},
+        "folds_from": folds_from,
+        "text": text,
+    }
+    facts["fingerprint"] = content_fingerprint(table)
+    labels = table["label"].to_numpy().astype(np.int64)
+    return Inputs(table, labels, groups.astype(np.int64), folds.astype(np.int64), logits, {"inputs": facts})
+
+
+# --- one file ------------------------------------------------------------------------------------------------
+
+
+def read_logits(path: str) -> LogitsFile:
+    """Return a CSV, TSV, JSON lines or Parquet file of logits or probabilities in the open logits format.
+
+    Raises:
+        UserError: a row cannot be read, the columns are unknown, a cell is no finite number, probabilities and
+            logits are mixed, or these are verdicts.
+    """
+    found = readers.read_raw(
+        readers.expand([path])[0], {"id", "fold", *CLASSES, *WINNER_COLUMNS, *sum(ORDERS.values(), ())}
+    )
+    if len(found) != 1:
+        raise UserError(f"{path}: holds {len(found)} files; name one")
+    raw = found[0]
+    if raw.faults:
+        fault = raw.faults[0]
+        raise UserError(f"{path}, row {fault.row}: {fault.reason} ({len(raw.faults)} such rows); {fault.remedy}")
+    if "id" not in raw.columns:
+        raise UserError(f"{path}: missing column 'id'; logits are joined to battles by id, never by position")
+    ids = pl.Series("id", _each(path, "id", raw.columns["id"], raw.rows, parse_cells.identifier), dtype=pl.String)
+    sets, orders = _columns(path, raw.columns)
+    values = np.stack([_numbers(path, name, raw.columns[name], raw.rows) for name in sum(sets, ())], axis=1)
+    values = values.reshape(len(ids), len(sets), 3)
+    if not len(ids):
+        raise UserError(f"{path}: no rows")
+    logits, kind = _as_logits(path, values, raw.rows)
+    if len(sets) == 1:
+        logits = np.repeat(logits, 2, axis=1)
+    frame = logits_frame(ids, logits, 0).drop("fold")
+    if "fold" in raw.columns:
+        folds = _each(path, "fold", raw.columns["fold"], raw.rows, parse_cells.integer)
+        frame = frame.with_columns(pl.Series("fold", folds, dtype=pl.Int64))
+    return LogitsFile(frame, f"{kind}, {orders}, {len(ids)} rows")
+
+
+def _columns(path: str, columns: dict[str, list[Any]]) -> tuple[list[tuple[str, ...]], str]:
+    """Return the column triples to read, and how to say it."""
+    both = [names for names in ORDERS.values() if set(names) <= set(columns)]
+    if len(both) == 2:
+        return both, "both orders"
+    for names in (*ORDERS.values(), CLASSES, WINNER_COLUMNS):
+        if set(names) <= set(columns):
+            return [names], f"one order ({', '.join(names)})"
+    near = [name for name in columns if name not in ("id", "fold")]
+    raise UserError(
+        f"{path}: no logits found among the columns {', '.join(near) or 'none'}; expected "
+        f"{', '.join(sum(ORDERS.values(), ()))}, or {', '.join(CLASSES)}, or {', '.join(WINNER_COLUMNS)}"
+    )
+
+
+def _each(path: str, column: str, values: list[Any], rows: list[int], read: Callable[[object], Any]) -> list[Any]:
+    read_values = []
+    for value, row in zip(values, rows, strict=True):
+        try:
+            read_values.append(read(value))
+        except parse_cells.CellError as error:
+            raise UserError(f"{path}, row {row}, column {column}: {error}") from error
+    return read_values
+
+
+def _numbers(path: str, column: str, values: list[Any], rows: list[int]) -> NDArray[np.float64]:
+    """Return finite numbers. Raises: UserError naming the first cell that is none, and how many."""
+    numbers = pl.Series(values, strict=False).cast(pl.Float64, strict=False).to_numpy().astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers) | (np.abs(numbers) > np.finfo(np.float32).max))
+    if len(bad):
+        raise UserError(
+            f"{path}, row {rows[bad[0]]}, column {column}: {values[bad[0]]!r} is not a finite number "
+            f"({len(bad):,} such cells); score these battles again"
+        )
+    return numbers
+
+
+def _as_logits(path: str, values: NDArray[np.float64], rows: list[int]) -> tuple[NDArray[np.float64], str]:
+    """Return (n, orders, 3) logits of logits or probabilities, and which of the two they were."""
+    distribution = ((values >= 0) & (values <= 1)).all(axis=2) & (np.abs(values.sum(axis=2) - 1) <= SUM_TOLERANCE)
+    likely = distribution.all(axis=1)
+    if not likely.all():
+        if likely.mean() > 0.5:
+            row, good = rows[int(np.flatnonzero(~likely)[0])], int(likely.sum())
+            raise UserError(
+                f"{path}, row {row}: no probabilities (they lie outside [0, 1] or do not sum to 1), while {good:,} of "
+                f"{len(rows):,} rows are; mend the other {len(rows) - good:,}, or give logits"
+            )
+        return values, "logits"
+    if ((values == 0) | (values == 1)).all():
+        raise UserError(
+            f"{path}: every row is a verdict, not a prediction (only 0 and 1); give probabilities or logits"
+        )
+    return np.log(np.maximum(values, SMALLEST)), "probabilities"
+
+
+# --- folds ---------------------------------------------------------------------------------------------------
+
+
+def _with_folds(table: pl.DataFrame, frames: dict[str, pl.DataFrame]) -> tuple[pl.DataFrame, str]:
+    """Return the table with the files' own folds, and where they came from ("assigned": none of them has any).
+
+    Raises:
+        UserError: two files put a battle into different folds.
+    """
+    sources = {name: frame for name, frame in frames.items() if "fold" in frame.columns}
+    if table["fold"].is_not_null().any():
+        sources = {"the labels": table.select("id", "fold"), **sources}
+    if not sources:
+        return table, "assigned"
+    first, *others = sources
+    known = table.select("id").join(sources[first].select("id", "fold"), on="id", how="left", maintain_order="left")
+    for other in others:
+        both = known.join(sources[other].select("id", other="fold"), on="id", how="left")
+        differing = both.filter(pl.col("fold").cast(pl.Int64).ne_missing(pl.col("other").cast(pl.Int64)))
+        if differing.height:
+            row = differing.row(0, named=True)
+            raise UserError(
+                f"column fold: {first} and {other} disagree on {differing.height:,} battles, first {row['id']} "
+                f"({row['fold']} and {row['other']}); logits of different folds cannot be stacked without a leak"
+            )
+    return table.with_columns(known["fold"].cast(pl.Int32)), f"from {first}"

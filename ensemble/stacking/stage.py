@@ -1,0 +1,193 @@
+"""Stage two over a run folder: OOF logits in, calibrated cross-fitted probabilities and the final stack out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble.features.battle_features import has_text
+from ensemble.features.design_matrix import build_design, join_logits, with_counts
+from ensemble.stacking import versions
+from ensemble.stacking.inputs import Inputs, external_inputs
+from oof.classes import CLASSES
+from oof.common.atomic_files import read_json, read_parquet, verified, write_json, write_parquet
+from oof.common.digests import digest
+from oof.common.errors import UserError
+from oof.common.steps import Step
+from oof.config import Config, Pretrain, to_dict
+from oof.jobs.dataset import FORMAT, load_battles
+from oof.metrics import log_loss, softmax
+
+if TYPE_CHECKING:
+    from ensemble.stacking.cross_fit import StackResult
+
+logger = logging.getLogger(__name__)
+
+STAGE_ONE = ("seed", "members", "pretrain", "prompts", "folds", "groups")  # settings that OOF logits depend on
+
+
+def load_inputs(config: Config) -> Inputs:
+    """Return the run's scored battles and OOF logits, or those of ``stack.logits``.
+
+    Raises:
+        UserError: stage one has not finished here, or was made with other settings; a file of logits does not fit.
+    """
+    if config.stack.logits:
+        return external_inputs(config)
+    run = Path(config.run)
+    table = load_battles(run).filter(pl.col("role") == "train")
+    if not (run / "run.json").is_file():
+        raise UserError(f"{run}: no finished stage one here; run 'make oof' with this RUN first")
+    _refuse_other_settings(run, config)
+    logits: dict[str, NDArray[np.float32]] = {}
+    for name in config.members:
+        path = run / "oof" / name / "logits.parquet"
+        if not path.is_file():
+            raise UserError(f"{path}: missing; run 'make oof' with this RUN first")
+        frame = read_parquet(verified(path, "member.json", "make oof"))
+        if not logits:
+            table = with_counts(table, frame)
+        logits[name] = join_logits(table["id"].to_list(), frame)
+    labels, groups, folds = (table[name].to_numpy().astype(np.int64) for name in ("label", "group", "fold"))
+    return Inputs(table, labels, groups, folds, logits)
+
+
+def _refuse_other_settings(run: Path, config: Config) -> None:
+    made, now = read_json(run / "run.json")["config"], to_dict(config)
+    made.setdefault("pretrain", asdict(Pretrain()))  # a run from before there was such a stage
+    for one, other, said in ((now, made, "no member"), (made, now, "a member that the configuration lacks,")):
+        if absent := sorted(set(one["members"]) - set(other["members"])):
+            raise UserError(f"{run}: stage one has {said} {absent[0]!r}; run 'make oof' again")
+    for section in STAGE_ONE:
+        for name, (before, after) in _differences(section, made.get(section), now[section]).items():
+            if not name.endswith(("score_tokens_per_batch", ".frozen")):
+                raise UserError(
+                    f"{run}: stage one was made with {name}={before}, now it is {after}; run 'make oof' again"
+                )
+
+
+def _differences(name: str, before: object, after: object) -> dict[str, tuple[object, object]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        found: dict[str, tuple[object, object]] = {}
+        for key in sorted({*before, *after}):
+            found |= _differences(f"{name}.{key}", before.get(key), after.get(key))
+        return found
+    return {} if before == after else {name: (before, after)}
+
+
+def _step(config: Config, inputs: Inputs) -> Step:
+    logits = [digest(inputs.logits[name]) for name in sorted(inputs.logits)]
+    battles = [inputs.table["id"].to_list(), digest(inputs.labels, inputs.groups, inputs.folds)]
+    settings = replace(config.stack, workers=0)  # they do not change the result
+    made_by = versions.FEATURES, versions.TUNING
+    parts = settings, config.seed, list(config.members), logits, battles, inputs.facts
+    key = digest("stack", FORMAT, *parts, *made_by)
+    return Step(Path(config.run) / "stack", key)
+
+
+def run_stack(config: Config) -> bool:
+    """Cross-fit, calibrate and save the stack unless it is up to date; return whether anything ran."""
+    inputs = load_inputs(config)
+    step = _step(config, inputs)
+    if step.done:
+        return False
+    n_folds, names = len(np.unique(inputs.folds)), ", ".join(inputs.logits)
+    logger.info("stack: %s battles in %d folds, logits of %s", f"{inputs.table.height:,}", n_folds, names)
+    step.begin()
+    started = time.monotonic()
+    # LightGBM, SciPy and scikit-learn take two seconds to import: only now, when there is work for them.
+    from ensemble.stacking.cross_fit import cross_fit
+    from ensemble.stacking.leakage import possibly_in_sample
+    from ensemble.stacking.tfidf_baseline import count_terms
+    from ensemble.statistics.scores import score_table
+
+    design = build_design(inputs.table, inputs.logits)
+    parts = design, inputs.labels, inputs.folds, inputs.groups
+    texts = count_terms(inputs.table) if has_text(inputs.table) else None
+    result = cross_fit(*parts, config.stack, config.seed, step.folder / "studies", texts)
+    result.save(step.folder / "model")
+    members = {f"member:{name}": softmax_mean(logits) for name, logits in inputs.logits.items()}
+    predictions = {**result.predictions, **members}
+    frame = predictions_frame(inputs.table["id"], predictions)
+    write_parquet(step.folder / "predictions.parquet", frame)
+    scores = score_table(predictions, inputs.labels, inputs.groups, config.seed)
+    write_json(step.folder / "scores.json", scores)
+    losses = {name: log_loss(probs, inputs.labels) for name, probs in result.predictions.items()}
+    suspects = possibly_in_sample(
+        inputs.logits, inputs.labels, inputs.folds, config.stack.in_sample_margin, config.seed
+    )
+    facts = {"possibly_in_sample": suspects, "log_loss": losses, "features": result.features, **inputs.facts}
+    seconds = round(time.monotonic() - started, 1)  # of the call that finished it
+    step.finish({**facts, **result.facts(), "seconds": seconds})
+    logger.info("stack: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+    return True
+
+
+def softmax_mean(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return (n, 3) probabilities of (n, 2, 3) logits: softmax of the mean over both orders."""
+    return softmax(logits.astype(np.float64).mean(axis=1))
+
+
+def load_teacher(config: Config, inputs: Inputs) -> NDArray[np.float64]:
+    """Return the (n, 3) calibrated out-of-fold probabilities that the student learns from.
+
+    A modelled first-shown term is left out: the student is trained on both orders of every battle, in which
+    it would contradict itself.
+
+    Raises:
+        UserError: stage two is missing or out of date.
+    """
+    step = _finished_step(config, inputs)
+    return read_predictions(step.folder / "predictions.parquet", inputs.table["id"])["teacher"]
+
+
+def load_ensemble(config: Config) -> tuple[Inputs, StackResult]:
+    """Return the inputs and the final stack, for battles that were never in the run."""
+    inputs = load_inputs(config)
+    return inputs, load_stack(config, inputs)
+
+
+def load_stack(config: Config, inputs: Inputs) -> StackResult:
+    """Return the final stack of ``inputs``.
+
+    Raises:
+        UserError: stage two is missing or out of date.
+    """
+    step = _finished_step(config, inputs)
+    from ensemble.stacking.cross_fit import StackResult
+
+    return StackResult.load(step.folder / "model")
+
+
+def _finished_step(config: Config, inputs: Inputs) -> Step:
+    step = _step(config, inputs)
+    if not step.done:
+        raise UserError(
+            f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first"
+        )
+    return step
+
+
+def predictions_frame(ids: pl.Series, predictions: Mapping[str, NDArray[np.floating]]) -> pl.DataFrame:
+    """Return one row per battle: id and, for each predictor, its three probabilities (``name|a`` …)."""
+    columns = {f"{name}|{c}": probs[:, i] for name, probs in predictions.items() for i, c in enumerate(CLASSES)}
+    return pl.DataFrame({"id": ids, **columns})
+
+
+def read_predictions(path: Path, ids: pl.Series) -> dict[str, NDArray[np.float64]]:
+    """Return each predictor's (n, 3) probabilities, joined by id."""
+    frame = read_parquet(path)
+    joined = pl.DataFrame({"id": ids}).join(frame, on="id", how="left", validate="1:1", maintain_order="left")
+    names = list(dict.fromkeys(column.split("|")[0] for column in frame.columns if column != "id"))
+    predictions = {name: joined.select(f"{name}|{c}" for c in CLASSES).to_numpy() for name in names}
+    if not all(np.isfinite(probs).all() for probs in predictions.values()):
+        raise UserError(f"{path}: does not cover the run's battles; delete {path.parent} and run the stage again")
+    return predictions

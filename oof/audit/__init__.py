@@ -1,0 +1,1 @@
+"""Proofs of a finished run's invariants."""

@@ -1,0 +1,40 @@
+"""The configuration of a run: its schema, and how YAML files and overrides become one."""
+
+from oof.config.load import load, to_dict
+from oof.config.schema import (
+    Config,
+    Data,
+    Distill,
+    Folds,
+    Groups,
+    Jobs,
+    Lora,
+    Losses,
+    Member,
+    Predict,
+    Pretrain,
+    Prompts,
+    Stack,
+    Synth,
+    Train,
+)
+
+__all__ = [
+    "Config",
+    "Data",
+    "Distill",
+    "Folds",
+    "Groups",
+    "Jobs",
+    "Lora",
+    "Losses",
+    "Member",
+    "Predict",
+    "Pretrain",
+    "Prompts",
+    "Stack",
+    "Synth",
+    "Train",
+    "load",
+    "to_dict",
+]

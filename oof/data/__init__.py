@@ -1,0 +1,1 @@
+"""Any preference file to one canonical table of battles."""

@@ -1,0 +1,1 @@
+"""Battles to token ids: templates, truncation, both orders, batches."""

@@ -1,0 +1,216 @@
+"""Token-budget batches: which sequences go through the model together, in training and in scoring.
+
+Training. One optimizer step is always ``batch_battles`` battles (with both orders of a battle in it when
+``swap=paired``), so that the optimisation does not depend on how the memory is cut. A window of steps is
+sorted by length and cut into runs of similar lengths; each step draws its runs at random from its window;
+inside a step the sequences are cut into micro-batches under ``tokens_per_batch`` padded tokens, and before padding
+costs more than another pass. The whole plan is a function of lengths and seed, so resuming means starting at a
+step number.
+
+Scoring. Sequences sorted by length and cut under the same kind of budget.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from oof.config import Member, Train
+from oof.encoding.encode import Encoded
+
+RUNS = 4  # runs of similar lengths in one step; not a function of the memory, so that a step stays the same step
+WINDOW_STEPS = 16  # steps per length-sorted window: wide enough for equal lengths, narrow enough to stay mixed
+SCORE_TOKENS = {"cpu": 4096, "cuda": 16384}  # more than that leaves a CPU's cache
+SPARE = {"cpu": 256, "cuda": 1024}  # what a pass costs beside its tokens, in tokens, about
+MULTIPLE = 8  # sequences are padded to multiples of this many tokens, which kernels like
+
+
+def score_tokens(member: Member) -> int:
+    """Return the padded tokens of one scoring pass: the recipe's, or what suits the device."""
+    return member.score_tokens_per_batch or SCORE_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+
+
+def cut(lengths: NDArray[np.integer], budget: int, spare: int | None = None) -> list[NDArray[np.int64]]:
+    """Cut sequences into batches whose padded size (count x longest) stays within ``budget`` tokens.
+
+    Args:
+        lengths: (n,) tokens of each sequence.
+        budget: padded tokens of one batch; a sequence longer than this gets a batch of its own.
+        spare: tokens of padding that a batch may have, beside that to multiples of 8: more of it would cost more
+            than another pass. By default ``SPARE`` of this machine.
+
+    Returns:
+        Index arrays into ``lengths``, longest first: an out-of-memory shows up at once, not after hours.
+    """
+    if spare is None:
+        spare = SPARE["cuda" if torch.cuda.is_available() else "cpu"]
+    order = np.argsort(-lengths, kind="stable")
+    padded = _padded(lengths[order])
+    batches, start = [], 0
+    while start < len(order):
+        ahead = padded[start : start + max(1, budget // int(padded[start]))]
+        waste = np.cumsum(padded[start] - ahead)
+        size = int(np.searchsorted(waste, spare, side="right"))  # at least 1: a sequence alone wastes nothing
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def _padded(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    return -(-lengths.astype(np.int64) // MULTIPLE) * MULTIPLE
+
+
+@dataclass(frozen=True)
+class Step:
+    """The sequences of one optimizer step: battle positions and their order (0 = ab, 1 = ba)."""
+
+    battles: NDArray[np.int64]
+    orders: NDArray[np.int64]
+
+
+def plan_steps(lengths: NDArray[np.integer], recipe: Train, seed: int) -> list[Step]:
+    """Return every optimizer step of a training run.
+
+    Args:
+        lengths: (n,) tokens of each battle's longest order.
+        recipe: epochs, batch_battles and swap are read; how the memory is cut changes no step.
+        seed: the plan depends on it and on the lengths only.
+
+    Returns:
+        ``ceil(n / batch_battles)`` steps an epoch; each whole epoch visits each battle once (``swap=paired``:
+        each order of it once); a fractional last epoch stops early.
+    """
+    rng = np.random.default_rng([seed, 7])
+    steps: list[Step] = []
+    per_epoch = math.ceil(len(lengths) / recipe.batch_battles)
+    total = max(1, math.ceil(recipe.epochs * per_epoch))
+    while len(steps) < total:
+        flips = rng.permutation(len(lengths)) % 2  # half of the battles swapped, exactly
+        for battles in _epoch(lengths, recipe, rng):
+            steps.append(_with_orders(battles, flips, recipe.swap))
+    return steps[:total]
+
+
+def _with_orders(battles: NDArray[np.int64], flips: NDArray[np.int64], swap: str) -> Step:
+    if swap == "paired":
+        return Step(np.repeat(battles, 2), np.tile(np.array([0, 1]), len(battles)))
+    return Step(battles, flips[battles] if swap == "random" else np.zeros_like(battles))
+
+
+def _epoch(lengths: NDArray[np.integer], recipe: Train, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Return the battles of each step of one epoch: windows sorted by length, dealt out in runs."""
+    size = recipe.batch_battles
+    run = max(1, size // RUNS)
+    shuffled = rng.permutation(len(lengths))
+    steps: list[NDArray[np.int64]] = []
+    for start in range(0, len(shuffled), size * WINDOW_STEPS):
+        window = shuffled[start : start + size * WINDOW_STEPS]
+        window = window[np.argsort(lengths[window], kind="stable")]
+        runs = [window[i : i + run] for i in range(0, len(window), run)]
+        window = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+        steps += [window[i : i + size] for i in range(0, len(window), size)]
+    return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def collate(sequences: list[NDArray[np.int32]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-pad sequences to one tensor: ``input_ids``, (b, t) int64.
+
+    There is no attention mask: attention is causal, so no real token sees the padding to its right, and without a
+    mask the fast causal kernels run.
+
+    Raises:
+        ValueError: a sequence ends in the pad token, so that pooling by pad id would read the wrong position.
+    """
+    longest = int(_padded(np.array([max(len(s) for s in sequences)]))[0])
+    ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        if sequence[-1] == pad_id:
+            raise ValueError("a sequence ends in the pad token; the tokenizer was not prepared")
+        ids[row, : len(sequence)] = sequence
+    return {"input_ids": torch.from_numpy(ids)}
+
+
+class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
+    """Item i = the micro-batches of optimizer step i: ``input_ids``, soft ``targets`` (b, 3m) and ``weights`` (b,).
+
+    The weights of a step sum to 1 over all micro-batches and ranks, so the sum of their losses is the mean over the
+    step's sequences, however they were cut and dealt out. Every rank has the same number of micro-batches, of about
+    the same shapes: a sharded model's forward passes are collective, and nobody waits long for anybody.
+
+    With ``whole_battles`` a step is dealt out and cut between battles only: rows 2i and 2i + 1 of a micro-batch are the
+    orders ab and ba of one battle, for losses that compare them.
+
+    Attributes:
+        budget: padded tokens of one micro-batch; may be lowered at any time, which changes no step.
+        rank, ranks: this process's share: every ``ranks``-th sequence (battle) in order of length, cut where all cut.
+        unit: sequences that are never parted: 2 with ``whole_battles``, else 1.
+    """
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        targets: NDArray[np.floating],
+        weights: NDArray[np.floating],
+        recipe: Train,
+        pad_id: int,
+        seed: int,
+        whole_battles: bool = False,
+    ) -> None:
+        """``targets`` (n, 2, 3m): probabilities per battle and order, as presented. ``weights`` (n,).
+
+        Raises:
+            ValueError: ``whole_battles`` without ``recipe.swap="paired"``, which alone has both orders in a step.
+        """
+        if whole_battles and recipe.swap != "paired":
+            raise ValueError(f"whole_battles needs both orders of a battle in a step: swap=paired, not {recipe.swap}")
+        self.unit = 2 if whole_battles else 1
+        self.encoded, self.pad_id, self.budget = encoded, pad_id, recipe.tokens_per_batch
+        self.rank, self.ranks = 0, 1
+        self.targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32))
+        self.weights = np.asarray(weights, dtype=np.float64)
+        self.steps = plan_steps(encoded.lengths.max(axis=1), recipe, seed)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> list[dict[str, torch.Tensor]]:
+        step = self.steps[index]
+        lengths = self._lengths(step)
+        weights = self.weights[step.battles]
+        weights = weights / max(weights.sum(), 1e-12)
+        order = np.argsort(-lengths, kind="stable")
+        # Each leader is the longest of the ``ranks`` sequences that start with it, so what holds for leaders holds
+        # for every rank's share of the same stretch.
+        parts = cut(lengths[order[:: self.ranks]], self.budget // self.unit)
+        bounds = np.cumsum([0, *map(len, parts)]) * self.ranks
+        own = [order[a:b][self.rank :: self.ranks] for a, b in pairwise(bounds.tolist())]
+        # Only the last stretch can be too short for every rank: one without a row takes part at weight 0.
+        return [
+            self._micro_batch(step, rows, weights) if len(rows) else self._micro_batch(step, order[-1:], weights * 0)
+            for rows in own
+        ]
+
+    def longest(self, index: int) -> int:
+        """Return the padded tokens of a step's longest sequence (battle): no budget below it is any smaller."""
+        return int(_padded(self._lengths(self.steps[index])).max()) * self.unit
+
+    def _lengths(self, step: Step) -> NDArray[np.integer]:
+        """Return the tokens of each sequence, or of the longer sequence of each battle."""
+        lengths: NDArray[np.integer] = self.encoded.lengths[step.battles, step.orders]
+        return np.asarray(lengths.reshape(-1, self.unit).max(axis=1))
+
+    def _micro_batch(
+        self, step: Step, units: NDArray[np.int64], weights: NDArray[np.float64]
+    ) -> dict[str, torch.Tensor]:
+        rows = (units[:, None] * self.unit + np.arange(self.unit)).reshape(-1)
+        battles, orders = step.battles[rows], step.orders[rows]
+        batch = collate([self.encoded.sequence(b, o) for b, o in zip(battles, orders, strict=True)], self.pad_id)
+        batch["targets"] = self.targets[torch.from_numpy(battles), torch.from_numpy(orders)]
+        batch["weights"] = torch.from_numpy(weights[rows].astype(np.float32))
+        return batch

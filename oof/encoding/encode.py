@@ -1,0 +1,268 @@
+"""Battles -> token ids: template, pair-aware truncation, both orders.
+
+Every sequence is a list of spans into one pool of ids (every distinct text once, and the template's pieces),
+gathered by numpy: no Python loop over tokens, nor over battles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from oof.common.errors import UserError
+from oof.config import Prompts
+from oof.encoding.templates import (
+    HEADERS,
+    TemplatePieces,
+    bos_of,
+    chat_template,
+    family_of,
+    length_hint,
+    prepare_tokenizer,
+)
+from oof.encoding.tokenization import TokenPool, gather, offsets_of, tokenize
+from oof.encoding.truncation import Costs, Plan, head_and_tail, least_budget, plan_rounds
+
+__all__ = ["ORDERS", "Encoded", "encode_battles", "messages", "prepare_tokenizer", "render_text"]
+
+ORDERS = ("ab", "ba")
+PARTS = ("prompt", "response_a", "response_b")
+SHOWN = {"ab": (0, 1, 2), "ba": (0, 2, 1)}  # order -> which part stands at Prompt, Response A, Response B
+SPANS = 4  # of one segment: lead, head of the text, marker, tail of the text
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of battles x orders, one after the other.
+
+    Attributes:
+        ids: all sequences, int32.
+        offsets: (n * n_orders + 1,) int64; battle i in order o is sequence ``i * n_orders + o``.
+        n_orders: orders per battle.
+        n_tokens: (n, 3) int32 tokens of prompt, A and B before truncation, over all rounds.
+        n_kept: (n, 3) int32 tokens of them that the sequences hold, markers not counted.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    n_orders: int
+    n_tokens: NDArray[np.int32]
+    n_kept: NDArray[np.int32]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n, n_orders) tokens of each sequence."""
+        return np.diff(self.offsets).reshape(-1, self.n_orders)
+
+    @property
+    def cut_share(self) -> NDArray[np.float64]:
+        """(n,) share of each battle's text tokens that truncation took."""
+        total = self.n_tokens.sum(axis=1)
+        return np.asarray((total - self.n_kept.sum(axis=1)) / np.maximum(total, 1))
+
+    @property
+    def counts(self) -> NDArray[np.int32]:
+        """(n, 6): ``n_tokens`` beside ``n_kept``, as :func:`oof.common.steps.logits_frame` keeps them."""
+        return np.concatenate([self.n_tokens, self.n_kept], axis=1)
+
+    def sequence(self, battle: int, order: int) -> NDArray[np.int32]:
+        index = battle * self.n_orders + order
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    def take(self, rows: NDArray[np.integer]) -> Encoded:
+        """Return the battles at positions ``rows``, in that order."""
+        index = (np.asarray(rows, dtype=np.int64)[:, None] * self.n_orders + np.arange(self.n_orders)).reshape(-1)
+        pool = TokenPool(self.ids, self.offsets).take(index)
+        return Encoded(pool.ids, pool.offsets, self.n_orders, self.n_tokens[rows], self.n_kept[rows])
+
+
+def messages(
+    prompt: Sequence[str], response_a: Sequence[str], response_b: Sequence[str], layout: str
+) -> list[dict[str, str]]:
+    """Return a battle as chat messages in the layout's order, for ``tokenizer.apply_chat_template``."""
+    parts, roles, n = (prompt, response_a, response_b), tuple(HEADERS), len(prompt)
+    if layout == "rounds":
+        return [{"role": roles[j], "content": parts[j][i]} for i in range(n) for j in range(3)]
+    return [{"role": roles[j], "content": parts[j][i]} for j in range(3) for i in range(n)]
+
+
+def render_text(
+    prompt: Sequence[str], response_a: Sequence[str], response_b: Sequence[str], tokenizer: Any, layout: str
+) -> str:
+    """Return the whole text of a battle that needs no truncation, as the stored chat template writes it."""
+    text: str = tokenizer.apply_chat_template(messages(prompt, response_a, response_b, layout), tokenize=False)
+    return text
+
+
+def encode_battles(
+    table: pl.DataFrame,
+    tokenizer: Any,
+    config: Prompts,
+    max_tokens: int,
+    orders: tuple[str, ...] = ORDERS,
+    cache: Path | None = None,
+) -> Encoded:
+    """Return the token ids of every battle in each order, each within ``max_tokens``.
+
+    Both orders of a battle keep the same tokens of each text. A text that is cut in the middle of a character's
+    bytes shows a replacement character when decoded.
+
+    Args:
+        table: canonical battles; ``prompt``, ``response_a`` and ``response_b`` are lists of turns.
+        tokenizer: a fast tokenizer that went through :func:`prepare_tokenizer` with ``config.hints``.
+        config: layout, hints and the prompt's share are read.
+        max_tokens: the budget of one sequence, template included.
+        orders: which of ("ab", "ba").
+        cache: folder that keeps ids of texts between calls (see :mod:`oof.encoding.tokenization`).
+
+    Raises:
+        UserError: ``max_tokens`` has no room for one round.
+        ValueError: the tokenizer was not prepared, or a battle's turn counts differ.
+    """
+    family = family_of(tokenizer)
+    if tokenizer.chat_template != chat_template(family, bos_of(tokenizer, family), config.hints):
+        raise ValueError(f"the tokenizer was not prepared: call prepare_tokenizer(tokenizer, {config.hints!r}) first")
+    texts = _Texts.of(table)
+    pool = tokenize(texts.distinct, tokenizer, cache)
+    battles = _Battles(texts, pool, tokenizer, config)
+    plan = battles.plan(max_tokens, config.prompt_share)
+    return battles.assemble(plan, orders, config.layout)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Every distinct text once; ``index`` (r, 3) = which one each round's parts are; ``offsets`` (n + 1,) rounds."""
+
+    distinct: list[str]
+    index: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, table: pl.DataFrame) -> _Texts:
+        turns = table.select(pl.col(part).list.len() for part in PARTS).to_numpy().astype(np.int64)
+        if len(turns) and not ((turns == turns[:, :1]).all() and turns.min() > 0):
+            raise ValueError("every battle needs as many turns in each response as in its prompt, at least one")
+        distinct: dict[str, int] = {}
+        columns = [
+            [distinct.setdefault(text.strip(), len(distinct)) for text in table[part].explode()] if len(turns) else []
+            for part in PARTS
+        ]
+        return cls(list(distinct), np.array(columns, dtype=np.int64).reshape(3, -1).T, offsets_of(turns[:, 0]))
+
+
+class _Battles:
+    """Tokenised battles: plans what stays, and lays it out."""
+
+    def __init__(self, texts: _Texts, pool: TokenPool, tokenizer: Any, config: Prompts) -> None:
+        self.index, self.offsets, self.pool = texts.index, texts.offsets, pool
+        self.battle = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        self.lengths = pool.lengths[self.index]
+        self.n_tokens = _sum_by_battle(self.lengths, self.offsets)
+        characters = np.zeros_like(self.index)
+        if config.hints == "lengths":
+            characters = np.array([len(text) for text in texts.distinct], dtype=np.int64)[self.index]
+        # What the oldest kept round's hints tell: its own texts and those of the rounds dropped before it.
+        own, so_far = length_hint(characters), length_hint(_running(characters, self.offsets))
+        self.pieces = TemplatePieces(tokenizer, config.hints, np.unique(np.concatenate([own, so_far])))
+        self.own, self.so_far = self.pieces.code(own), self.pieces.code(so_far)
+        self.tokens_so_far = _running(self.lengths, self.offsets)
+        self.costs = self._costs()
+
+    def _costs(self) -> Costs:
+        sizes = self.pieces.pool.lengths[self.pieces.lead]
+
+        def responses(table: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
+            # The dearer of the two orders, so that both keep the same tokens.
+            a, b = codes[:, 1], codes[:, 2]
+            return np.asarray(np.maximum(table[2][a] + table[3][b], table[2][b] + table[3][a]))
+
+        whole, most = sizes[:, :, 0], sizes.max(axis=2)
+        first = np.zeros(len(self.index), dtype=np.bool_)
+        first[self.offsets[:-1]] = True
+        prompts = np.where(first, whole[0][self.own[:, 0]], whole[1][self.own[:, 0]])
+        return Costs(
+            prompts + responses(whole, self.own),
+            most[0][self.so_far[:, 0]] + responses(most, self.so_far),
+            self.pieces.n_marker,
+        )
+
+    def plan(self, max_tokens: int, prompt_share: float) -> Plan:
+        smallest = least_budget(self.costs, self.offsets[1:] - 1) + self.pieces.n_closing
+        if max_tokens < smallest:
+            raise UserError(
+                f"prompts.max_tokens={max_tokens} is too small for this tokenizer's template; use at least {smallest}"
+            )
+        budget = max_tokens - self.pieces.n_closing
+        return plan_rounds(self.lengths, self.offsets, self.costs, budget, prompt_share)
+
+    def assemble(self, plan: Plan, orders: tuple[str, ...], layout: str) -> Encoded:
+        head, tail = head_and_tail(self.lengths, plan.kept, self.costs.marker)
+        n_kept = _sum_by_battle(np.where(plan.dropped[:, None], 0, head + tail), self.offsets)
+        rows = np.flatnonzero(~plan.dropped)
+        rounds = np.bincount(self.battle[rows], minlength=len(self.offsets) - 1)
+        size = SPANS * 3 * rounds + 1  # spans of one sequence, the closing header last
+        begin = offsets_of(np.repeat(size, len(orders)))
+        spans = np.empty((int(begin[-1]), 2), dtype=np.int64)
+        pieces, shift = self.pieces.pool, len(self.pool.ids)
+        piece_spans = np.stack([pieces.offsets[:-1] + shift, pieces.lengths], axis=1)
+        rank = np.arange(3 * len(rows)) - 3 * np.repeat(offsets_of(rounds)[:-1], 3 * rounds)
+        for o, order in enumerate(orders):
+            segments = self._segments(plan, rows, head, tail, SHOWN[order], piece_spans)
+            if layout == "responses":  # all prompts, all As, all Bs: a stable sort by battle and part
+                part = (self.battle[rows][:, None] * 3 + np.arange(3)).reshape(-1)
+                segments = segments[np.argsort(part, kind="stable")]
+            start = begin[:-1].reshape(-1, len(orders))[:, o]
+            place = np.repeat(start, 3 * rounds) + SPANS * rank
+            spans[place[:, None] + np.arange(SPANS)] = segments
+            spans[start + size - 1] = piece_spans[self.pieces.closing]
+        ids = gather(np.concatenate([self.pool.ids, pieces.ids]), spans[:, 0], spans[:, 1])
+        offsets = offsets_of(spans[:, 1])[begin]
+        return Encoded(ids, offsets, len(orders), self.n_tokens.astype(np.int32), n_kept.astype(np.int32))
+
+    def _segments(
+        self,
+        plan: Plan,
+        rows: NDArray[np.int64],
+        head: NDArray[np.int64],
+        tail: NDArray[np.int64],
+        shown: tuple[int, ...],
+        piece_spans: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Return (3 * rows, SPANS, 2) start and length of lead, head, marker and tail of each segment."""
+        parts = list(shown)
+        oldest = np.zeros(len(self.index), dtype=np.bool_)
+        oldest[plan.oldest] = True
+        slots = np.broadcast_to(np.array([1, 2, 3]), (len(rows), 3)).copy()
+        slots[oldest[rows], 0] = 0
+        code = np.where(oldest[:, None], self.so_far, self.own)[rows][:, parts]
+        text, length = self.pool.offsets[self.index[rows]][:, parts], self.lengths[rows][:, parts]
+        head, tail = head[rows][:, parts], tail[rows][:, parts]
+        share = np.zeros_like(code)
+        if self.pieces.lead.shape[2] > 1:
+            reach = np.where(oldest[:, None], self.tokens_so_far, self.lengths)[rows][:, parts]
+            tenths = np.clip(10 * (head + tail) // np.maximum(reach, 1), 1, 9)
+            share = np.where(head + tail < reach, tenths, 0)
+        segments = np.empty((len(rows), 3, SPANS, 2), dtype=np.int64)
+        segments[:, :, 0] = piece_spans[self.pieces.lead[slots, code, share]]
+        segments[:, :, 1] = np.stack([text, head], axis=2)
+        segments[:, :, 2] = piece_spans[self.pieces.marker] * np.where(tail > 0, [1], [0])[:, :, None]
+        segments[:, :, 3] = np.stack([text + length - tail, tail], axis=2)
+        return segments.reshape(-1, SPANS, 2)
+
+
+def _sum_by_battle(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum the rows of (r, 3) values over each battle."""
+    sums = np.concatenate([np.zeros((1, 3), dtype=np.int64), np.cumsum(values, axis=0)])
+    return np.asarray(sums[offsets[1:]] - sums[offsets[:-1]])
+
+
+def _running(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the running sums of (r, 3) values inside each battle."""
+    sums = np.concatenate([np.zeros((1, 3), dtype=np.int64), np.cumsum(values, axis=0)])
+    return np.asarray(sums[1:] - np.repeat(sums[offsets[:-1]], np.diff(offsets), axis=0))

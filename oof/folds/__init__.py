@@ -1,0 +1,1 @@
+"""Near-duplicate prompts to groups, groups to stratified folds."""

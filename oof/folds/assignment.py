@@ -1,0 +1,245 @@
+"""Battles and their groups -> stratified group folds that depend on the seed and on content only.
+
+scikit-learn's ``StratifiedGroupKFold`` does the split. It sees the groups in the order of a content key, so that
+shuffling rows or splitting files differently changes no battle's fold. Two additions: it is a Python loop over the
+groups (11 s at 57,000), so above ``MAX_UNITS`` groups it is given small random bundles of groups with equal label
+counts instead; and battles that are never scored follow the scored battles of their group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from oof.classes import CLASSES
+from oof.common.errors import UserError
+
+MAX_UNITS = 4_000
+
+
+def assign_folds(table: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int32]:
+    """Return (n,) folds 0..k-1 of the (n,) battles; -1 where a battle belongs to no fold.
+
+    Scored battles (role train) are stratified by label, whole groups at a time. Battles of roles extra and
+    unlabelled take the fold of their group's scored battles, so that no job which scores the group trains on them;
+    without any scored battle in the group they get -1, as test battles always do.
+
+    Where every train battle brings a ``fold``, those folds are used, renumbered 0..k-1 in their order.
+
+    Raises:
+        UserError: fewer than 2 folds, fewer groups than folds, a fold would stay empty, a train battle without label,
+            or the file's own folds do not number k, are incomplete, or separate a group.
+
+    Warns:
+        UserWarning: a class occurs in fewer than k groups, so that some fold has none of it; a group is larger than
+            a fold should be.
+    """
+    scored = np.flatnonzero((table["role"] == "train").to_numpy())
+    train = table[scored]
+    _refuse_impossible(train, groups[scored], k)
+    own = _folds_of_file(train, groups[scored], k)
+    folds = np.full(table.height, -1, dtype=np.int32)
+    folds[scored] = own if own is not None else _split(train, groups[scored], k, seed)
+    _refuse_empty(folds[scored], groups[scored], k)
+    following = np.flatnonzero(table["role"].is_in(["extra", "unlabelled"]).to_numpy())
+    folds[following] = _follow(groups[scored], folds[scored], groups[following])
+    return folds
+
+
+def fold_report(table: pl.DataFrame, groups: NDArray[np.int64], folds: NDArray[np.int32], k: int) -> dict[str, Any]:
+    """Return the balance of the folds as plain JSON values.
+
+    Keys: k, battles, groups, largest_group (scored battles), groups_of_several, shares (of the labels),
+    largest_share_difference (of any class in any fold from its overall share), folds (the same per fold, and how
+    many extra and unlabelled battles are held out with it), extra and unlabelled (held_out, free).
+    """
+    role, label = table["role"].to_numpy(), table["label"].fill_null(-1).to_numpy()
+    scored = role == "train"
+    overall = _shares(label[scored])
+    sizes = np.bincount(np.unique(groups[scored], return_inverse=True)[1])
+    rows: list[dict[str, Any]] = []
+    difference = 0.0
+    for fold in range(k):
+        inside = folds == fold
+        here = scored & inside
+        shares = _shares(label[here])
+        difference = max([difference] + [abs(shares[name] - overall[name]) for name in CLASSES])
+        rows.append(
+            {
+                "fold": fold,
+                "battles": int(here.sum()),
+                "groups": len(set(groups[here].tolist())),
+                "labels": {name: int((label[here] == c).sum()) for c, name in enumerate(CLASSES)},
+                "shares": shares,
+                "extra": int((inside & (role == "extra")).sum()),
+                "unlabelled": int((inside & (role == "unlabelled")).sum()),
+            }
+        )
+    others = {
+        name: {
+            "held_out": int(((role == name) & (folds >= 0)).sum()),
+            "free": int(((role == name) & (folds < 0)).sum()),
+        }
+        for name in ("extra", "unlabelled")
+    }
+    return {
+        "k": k,
+        "battles": int(scored.sum()),
+        "groups": len(sizes),
+        "largest_group": int(sizes.max(initial=0)),
+        "groups_of_several": int((sizes > 1).sum()),
+        "shares": overall,
+        "largest_share_difference": round(difference, 6),
+        "folds": rows,
+        **others,
+    }
+
+
+def _shares(labels: NDArray[Any]) -> dict[str, float]:
+    return {name: round(float((labels == c).sum() / max(len(labels), 1)), 6) for c, name in enumerate(CLASSES)}
+
+
+def _refuse_impossible(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -> None:
+    if k < 2:
+        raise UserError(f"folds.k={k}: at least 2 folds are needed, so that one can be held out")
+    if train.height == 0:
+        raise UserError("no train battles, so there is nothing to score out of fold; name labelled files in data.train")
+    unlabelled = train.filter(pl.col("label").is_null())
+    if unlabelled.height:
+        first = unlabelled.row(0, named=True)
+        raise UserError(
+            f"{first['file']}, row {first['row']}: a train battle without a label ({unlabelled.height:,} such rows); "
+            f"label it or move the file to data.unlabelled"
+        )
+    n_groups = len(np.unique(groups))
+    if n_groups < k:
+        lower = f"lower folds.k to at most {n_groups}, or " if n_groups > 1 else ""
+        raise UserError(
+            f"folds.k={k}: the {train.height:,} train battles form only {n_groups:,} group(s) that share a prompt, a "
+            f"key or responses and may not be separated; {lower}group otherwise (groups.column, groups.threshold)"
+        )
+    largest = int(np.unique(groups, return_counts=True)[1].max())
+    if largest > train.height / k:
+        share = f"{largest:,} of {train.height:,} train battles are one group"
+        warnings.warn(f"{share}, more than a fold's share of 1/{k}: folds will be uneven", stacklevel=3)
+    labels = train["label"].to_numpy()
+    for c, name in enumerate(CLASSES):
+        holders = len(np.unique(groups[labels == c]))
+        if holders < k:
+            what = "never occurs" if holders == 0 else f"occurs in only {holders} group(s)"
+            warnings.warn(f"class {name!r} {what}, so some of the {k} folds have none of it", stacklevel=3)
+
+
+def _refuse_empty(folds: NDArray[np.int32], groups: NDArray[np.int64], k: int) -> None:
+    empty = np.setdiff1d(np.arange(k), folds)
+    if len(empty):
+        largest = int(np.unique(groups, return_counts=True)[1].max())
+        raise UserError(
+            f"folds.k={k}: fold {empty[0]} would hold no battle: {len(folds):,} train battles form "
+            f"{len(np.unique(groups)):,} groups, the largest of {largest:,} battles; lower folds.k"
+        )
+
+
+def _folds_of_file(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -> NDArray[np.int32] | None:
+    """Return the folds that the file brings, renumbered 0..k-1, or None where it brings none."""
+    if "fold" not in train.columns or train["fold"].is_null().all():
+        return None
+    missing = train.filter(pl.col("fold").is_null())
+    if missing.height:
+        first = missing.row(0, named=True)
+        raise UserError(
+            f"{first['file']}, row {first['row']}, column fold: empty, while {train.height - missing.height:,} train "
+            f"battles have a fold; fill in all of the column or none of it"
+        )
+    values, folds = np.unique(train["fold"].to_numpy(), return_inverse=True)
+    if len(values) != k:
+        raise UserError(f"column fold: {len(values)} different folds, but folds.k={k}; set folds.k={len(values)}")
+    order = np.argsort(groups, kind="stable")
+    same_group = groups[order][1:] == groups[order][:-1]
+    torn = np.flatnonzero(same_group & (folds[order][1:] != folds[order][:-1]))
+    if len(torn):
+        one, two = (train.row(int(order[i]), named=True) for i in (torn[0], torn[0] + 1))
+        raise UserError(
+            f"column fold: battles {one['id']} (fold {one['fold']}) and {two['id']} (fold {two['fold']}) belong to one "
+            f"group, as do others of {len(np.unique(groups[order][1:][torn])):,} group(s) that the file's folds "
+            f"separate; drop the column fold, or group by another column"
+        )
+    return folds.astype(np.int32)
+
+
+def _split(train: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int32]:
+    labels = train["label"].to_numpy()
+    ordered = _canonical(train, groups)
+    units = _bundle(ordered, labels, seed)
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and folds are often given
+
+    splitter = StratifiedGroupKFold(n_splits=k, shuffle=True, random_state=seed)
+    folds = np.full(train.height, -1, dtype=np.int32)
+    with warnings.catch_warnings():  # "the least populated class": said better above
+        warnings.simplefilter("ignore", UserWarning)
+        order = np.lexsort((labels, units))
+        try:
+            for fold, (_, held_out) in enumerate(splitter.split(order, labels[order], units[order])):
+                folds[order[held_out]] = fold
+        except ValueError as error:  # every class has fewer than k members
+            raise UserError(
+                f"folds.k={k}: no class has {k} battles among the {train.height:,} of train; lower folds.k"
+            ) from error
+    return folds
+
+
+def _canonical(train: pl.DataFrame, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return group numbers 0..G-1 in the order of the groups' smallest content keys (ids break ties)."""
+    order = np.lexsort((train["id"].rank("ordinal").to_numpy(), np.array(_content_keys(train), dtype="S32")))
+    _, first, inverse = np.unique(groups[order], return_index=True, return_inverse=True)
+    numbers = np.empty(len(groups), dtype=np.int64)
+    numbers[order] = np.argsort(np.argsort(first))[inverse]
+    return numbers
+
+
+def _content_keys(train: pl.DataFrame) -> list[bytes]:
+    """Return a hash of each battle's group key, label and texts; of its id where there is no text."""
+    columns = ("prompt", "response_a", "response_b")
+    texts = train.select(pl.concat_str([pl.col(c).list.join("\x1f") for c in columns], separator="\x1e").alias("t"))
+    keys = []
+    for text, label, name, own in zip(texts["t"], train["label"], train["id"], train["group_key"], strict=True):
+        text = text if text.strip("\x1e\x1f") else name
+        content = f"{own}\x1e{label}\x1e{text}"
+        keys.append(hashlib.blake2b(content.encode(), digest_size=16).hexdigest().encode())
+    return keys
+
+
+def _bundle(groups: NDArray[np.int64], labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
+    """Return (n,) units to split: the groups themselves, or bundles of groups when there are too many.
+
+    Groups with equal label counts are interchangeable to the splitter, so they are shuffled by the seed and tied
+    into bundles of ``ceil(G / MAX_UNITS)`` groups, a few battles each; groups above 100 battles stay alone.
+    """
+    n_groups = int(groups.max()) + 1
+    per_bundle = -(-n_groups // MAX_UNITS)
+    if per_bundle == 1:
+        return groups
+    counts = np.zeros((n_groups, len(CLASSES)), dtype=np.int64)
+    np.add.at(counts, (groups, labels), 1)
+    _, kind = np.unique(counts, axis=0, return_inverse=True)
+    shuffled = np.random.default_rng(seed).permutation(n_groups)
+    order = shuffled[np.argsort(kind[shuffled], kind="stable")]
+    starts = np.searchsorted(kind[order], kind[order])
+    place = (np.arange(n_groups) - starts) // per_bundle
+    place = np.where(counts[order].sum(axis=1) > 100, np.arange(n_groups), place)
+    _, bundle = np.unique(np.stack([kind[order], place], axis=1), axis=0, return_inverse=True)
+    units = np.empty(n_groups, dtype=np.int64)
+    units[order] = bundle
+    return units[groups]
+
+
+def _follow(groups: NDArray[np.int64], folds: NDArray[np.int32], others: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the fold of each of ``others`` (group numbers), -1 where no scored battle has that group."""
+    known, first = np.unique(groups, return_index=True)
+    at = np.minimum(np.searchsorted(known, others), len(known) - 1)
+    return np.where(known[at] == others, folds[first[at]], -1).astype(np.int32)

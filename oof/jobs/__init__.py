@@ -1,0 +1,1 @@
+"""Fold jobs: their data, content keys, execution and scheduling."""

@@ -1,0 +1,91 @@
+"""Where the fold jobs of a run are run: in this process, in several, under torchrun, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from oof.common import interrupts
+from oof.common.atomic_files import write_json
+from oof.common.errors import UserError
+from oof.config import Config, to_dict
+from oof.distributed.process_group import LAUNCHER
+from oof.jobs.fold_job import FoldJob
+from oof.jobs.pretrain import PretrainJob
+from oof.jobs.process_pool import run_all, run_alone
+from oof.jobs.run_fold_job import run_pretrain, run_stored
+from oof.model.shards import halvings, refuse_unshardable
+
+logger = logging.getLogger(__name__)
+
+Job = FoldJob | PretrainJob
+RESOLVED = "config.json"  # the run's resolved configuration, for processes that are started by name
+
+
+def run_jobs(config: Config, todo: Sequence[Job]) -> None:
+    """Run the jobs in ``todo`` where ``config.jobs`` says.
+
+    Raises:
+        UserError: a checkpoint cannot be opened; a job failed (by name).
+        interrupts.Stopped: asked to stop; run again to go on.
+    """
+    names = [job.label for job in todo]
+    if not todo:
+        return
+    if config.jobs.backend == "ray":
+        from oof.jobs.ray_cluster import run_on_ray
+
+        run_on_ray(partial(run_alone, run_one), todo, names, config.jobs)
+    elif config.jobs.nproc > 1:
+        for job in todo if config.jobs.parallel == "fsdp" else ():
+            refuse_unshardable(f"members.{job.name}", job.member)
+        write_json(Path(config.run) / RESOLVED, to_dict(config))
+        run_all(_run_under_torchrun, todo, names, workers=1)
+    else:
+        run_all(partial(run_alone, run_one), todo, names, config.jobs.workers)
+
+
+def run_one(job: Job) -> None:
+    """Run one job of a prepared run in this process."""
+    if isinstance(job, PretrainJob):
+        run_pretrain(job)
+    else:
+        run_stored(job)
+
+
+def _run_under_torchrun(job: Job) -> None:
+    """Run one job in ``jobs.nproc`` processes, each calling ``python -m oof job``."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={job.config.jobs.nproc}",
+    ]
+    command += ["-m", "oof", "job", str(Path(job.config.run) / RESOLVED), *job.arguments]
+    threads = max(1, (os.cpu_count() or 1) // job.config.jobs.nproc)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), LAUNCHER: str(os.getpid())}
+    job.step.begin()  # what an attempt with other settings left must not count
+    while not job.step.done:
+        halved = halvings(job.folder)
+        status = _call(command, environment)
+        interrupts.check()
+        if halvings(job.folder) > halved:
+            logger.warning("%s: out of memory; its processes start again with half the tokens per batch", job.label)
+        elif not job.step.done:
+            raise UserError(f"{job.label} failed (status {status}); its output above says why; finished jobs are kept")
+
+
+def _call(command: list[str], environment: dict[str, str]) -> int:
+    process = subprocess.Popen(command, env=environment)  # noqa: S603  # our own interpreter and module
+    try:
+        return process.wait()
+    except (interrupts.Stopped, KeyboardInterrupt):
+        process.terminate()  # torchrun passes it on; each process writes its checkpoint
+        process.wait()
+        raise

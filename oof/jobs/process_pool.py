@@ -1,0 +1,123 @@
+"""Independent jobs on one machine, in this process or several at a time in processes of their own.
+
+Small models gain more from two processes with one thread each than from one process with two threads. On a machine
+with several GPUs each process sees one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from typing import Any, Protocol
+
+import torch
+
+from oof.common import interrupts
+from oof.common.errors import UserError, disk_trouble
+from oof.common.logging_setup import quiet_libraries
+from oof.common.process_tuning import prepare_process
+from oof.common.steps import LINGERING, Step, locked
+
+
+class Task(Protocol):
+    """What is run: it stores its result as a step of the run."""
+
+    @property
+    def step(self) -> Step: ...
+
+
+def run_alone(function: Callable[[Any], object], task: Task) -> None:
+    """Call ``function`` on a task that is not done, with the lock of its folder: never two processes on one job.
+
+    Raises:
+        UserError: another process has held the lock for too long.
+    """
+    prepare_process()
+    folder = task.step.folder
+    with locked(folder.parent, f".{folder.name}.lock", LINGERING):
+        if not task.step.done:
+            function(task)
+
+
+def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequence[str], workers: int) -> None:
+    """Call ``function`` on every task, ``workers`` at a time.
+
+    The number of threads per job depends on ``workers`` alone, so a job's result does not depend on how many
+    others were left to do.
+
+    Args:
+        function: a module-level function; it stores its own result.
+        tasks: its arguments, picklable where ``workers`` is more than 1.
+        names: what an error calls them.
+        workers: processes.
+
+    Raises:
+        UserError: a job failed; those that had not begun are left for the next call.
+        interrupts.Stopped: asked to stop; running jobs have written their checkpoints.
+    """
+    if workers == 1:
+        _see_one_gpu(0)
+        for task, name in zip(tasks, names, strict=True):
+            interrupts.check()
+            try:
+                function(task)
+            except (UserError, OSError):
+                raise
+            except Exception as error:
+                raise failure(name, error) from error
+        return
+    spawn = multiprocessing.get_context("spawn")  # a forked torch hangs in its thread pools
+    turn = spawn.Value("i", 0)
+    arguments = (os.getpid(), workers, turn)
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=arguments) as pool:
+        futures = {pool.submit(_unless_due, function, task): name for task, name in zip(tasks, names, strict=True)}
+        try:
+            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        except (interrupts.Stopped, KeyboardInterrupt):
+            for process in multiprocessing.active_children():
+                process.terminate()  # SIGTERM: each writes a checkpoint and ends
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        for future in finished:
+            _raise_from(future, futures[future], pool)
+
+
+def _raise_from(future: Future[object], name: str, pool: ProcessPoolExecutor) -> None:
+    error = future.exception()
+    if error is None:
+        return
+    pool.shutdown(wait=True, cancel_futures=True)
+    raise error if isinstance(error, UserError | OSError | interrupts.Stopped) else failure(name, error)
+
+
+def failure(name: str, error: BaseException) -> UserError:
+    """Return what a user reads of a job that failed."""
+    trouble = disk_trouble(error)
+    if trouble:
+        return UserError(f"{name}: {trouble}; make room and run again, what is done is kept")
+    return UserError(f"{name} failed: {type(error).__name__}: {error}; finished jobs are kept, run again to go on")
+
+
+def _unless_due(function: Callable[[Any], object], task: Any) -> object:
+    interrupts.check()
+    return function(task)
+
+
+def _start_worker(parent: int, workers: int, turn: Any) -> None:
+    interrupts.end_after(parent)
+    quiet_libraries()
+    interrupts.install()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    with turn.get_lock():
+        own, turn.value = turn.value, turn.value + 1
+    _see_one_gpu(own)
+
+
+def _see_one_gpu(turn: int) -> None:
+    """Leave this process one of the visible GPUs; Trainer would spread every batch over all it sees."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    visible = visible or [str(i) for i in range(torch.cuda.device_count())]
+    if len(visible) > 1 and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[turn % len(visible)]

@@ -1,0 +1,1 @@
+"""Checkpoints to LoRA sequence classifiers, their attention, memory and cost."""

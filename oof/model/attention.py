@@ -1,0 +1,161 @@
+"""Which attention implementation a model runs on: resolved per family and device, checked, never silently another.
+
+Gemma2 caps its attention logits (soft-capping), which PyTorch's sdpa has no term for: an implementation without it
+computes another function without a word. So sdpa is refused for such a family unless its soft-capping is switched
+off (``attn_softcap: off``), and our blockwise attention, or flex attention on a GPU, is used only after it has agreed
+with eager on this machine, at the model's own heads and precision: a kernel may fail on one card, or one size, alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from oof.common.errors import UserError
+from oof.model import blockwise_attention, flex, softcapped
+
+logger = logging.getLogger(__name__)
+
+FLEX = "flex_attention"  # the setting; of a soft-capped family ours, see :mod:`oof.model.flex`
+CHECK_TOKENS, CHECK_WINDOW, CHECK_CAP = (40, 200), 16, 2.0  # scores are about as large as the cap
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # of the largest output or gradient
+
+
+def resolve_attention(config: Any, wanted: str, softcap: str = "on", dtype: torch.dtype = torch.float32) -> str:
+    """Return the attention implementation for a model configuration on this machine.
+
+    Args:
+        config: of transformers; one with ``attn_logit_softcapping`` is a soft-capped family.
+        wanted: ``attn`` of the member; "auto" takes FlashAttention 2 on a GPU that has it, else blockwise attention
+            if it passes its self-check, else eager; without soft-capping, sdpa.
+        softcap: "on" or "off", as trained.
+        dtype: in which the model computes.
+
+    Raises:
+        UserError: the wanted one drops the model's soft-capping, needs one, or fails its self-check.
+    """
+    meant, on_gpu = meant_attention(config, wanted, softcap), torch.cuda.is_available()
+    if wanted == "auto" and _is_capped(config, softcap) and on_gpu and is_flash_attn_2_available():
+        return "flash_attention_2"
+    if meant != blockwise_attention.NAME and not (
+        meant == flex.NAME and on_gpu
+    ):  # on a CPU it has no backward pass to check
+        return meant
+    text = config.get_text_config()
+    heads, head_dim = text.num_attention_heads, getattr(text, "head_dim", 0)
+    shape = heads, text.num_key_value_heads, head_dim or text.hidden_size // heads
+    if agrees_with_eager(meant, shape, dtype, "cuda" if on_gpu else "cpu"):
+        return meant
+    if wanted != "auto":
+        raise UserError(f"attn={wanted} does not compute eager's attention on this machine; use attn=auto")
+    return "eager"
+
+
+def meant_attention(config: Any, wanted: str, softcap: str) -> str:
+    """Return which attention a member's setting means, before a machine is asked whether it has or can do it.
+
+    Raises:
+        UserError: it drops the model's soft-capping, or needs one.
+    """
+    capped = _is_capped(config, softcap)
+    ours = capped and softcapped.computes(config.get_text_config())
+    if capped and wanted == "sdpa":
+        raise UserError(
+            f"attn=sdpa drops the soft-capping of {config.model_type}; use attn=auto, or train and score with "
+            "attn_softcap=off"
+        )
+    if wanted == blockwise_attention.NAME and not ours:
+        raise UserError(
+            f"attn=blockwise computes soft-capped, causal attention without dropout, and {config.model_type}'s here is "
+            "another; use attn=auto"
+        )
+    if wanted == "auto":
+        return "sdpa" if not capped else blockwise_attention.NAME if ours else "eager"
+    return flex.NAME if wanted == FLEX and ours else wanted
+
+
+def _is_capped(config: Any, softcap: str) -> bool:
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None and softcap == "on"
+
+
+@cache
+def agrees_with_eager(attention: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> bool:
+    """Return whether an attention gives eager's outputs and gradients, full and sliding, at two lengths.
+
+    Args:
+        attention: its registered name.
+        shape: query heads, key heads and head size.
+        dtype: of queries, keys and values; eager computes in float32 what they say.
+        device: "cpu" or "cuda".
+    """
+    try:
+        difference = max(
+            _difference(attention, shape, dtype, device, length, window)
+            for length in CHECK_TOKENS
+            for window in (None, CHECK_WINDOW)
+        )
+    except Exception as error:  # compilers fail in many ways; each means another attention
+        logger.info("%s attention is not usable here (%s)", attention, f"{error}".splitlines()[0][:120])
+        return False
+    if not difference <= TOLERANCE[dtype]:
+        logger.warning("%s attention differs from eager by %.2g here and is not used", attention, difference)
+    return difference <= TOLERANCE[dtype]
+
+
+def _difference(
+    attention: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str, length: int, window: int | None
+) -> float:
+    groups, size = shape[0] // shape[1], shape[2]
+    heads, key_heads = 2 * groups, 2  # more of them are more of the same
+    generator = torch.Generator().manual_seed(length)
+    drawn = [torch.randn((2, n, length, size), generator=generator) for n in (heads, key_heads, key_heads)]
+    drawn[0] *= CHECK_CAP  # so that the cap bites
+    given = [x.to(device, dtype) for x in drawn]
+    upstream = torch.randn((2, length, heads, size), generator=generator).to(device, dtype)
+    settings: dict[str, Any] = {"scaling": size**-0.5, "softcap": CHECK_CAP}
+    module: Any = SimpleNamespace(num_key_value_groups=groups, training=False, is_causal=True)
+
+    place = torch.arange(length, device=device)
+    seen = (place <= place[:, None]) & (place > place[:, None] - (window or length))
+    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    exact = [x.float().requires_grad_() for x in given]
+    query, key, value = exact
+    expected = eager_attention_forward(module, query, key, value, mask, **settings)[0]
+    tested = [x.requires_grad_() for x in given]
+    found = ALL_ATTENTION_FUNCTIONS[attention](module, *tested, None, sliding_window=window, **settings)[0]
+    pairs = zip(
+        (found, *torch.autograd.grad(found, tested, upstream)),
+        (expected, *torch.autograd.grad(expected, exact, upstream.float())),
+        strict=True,
+    )
+    return max(
+        float((mine.float() - theirs).detach().abs().max() / theirs.detach().abs().max()) for mine, theirs in pairs
+    )
+
+
+@contextmanager
+def sdpa_allowed(config: Any, attention: str) -> Iterator[None]:
+    """Let transformers build a soft-capped family on sdpa, whose soft-capping has been switched off.
+
+    The class says that it does not support sdpa, for the sake of soft-capping alone; the shared sdpa function
+    refuses a soft-cap that is not None, so a mistake cannot pass in silence.
+    """
+    if attention != "sdpa" or getattr(config.get_text_config(), "attn_logit_softcapping", 0) is not None:
+        yield
+        return
+    check = PreTrainedModel._sdpa_can_dispatch
+    PreTrainedModel._sdpa_can_dispatch = lambda self, is_init_check=False: True  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PreTrainedModel._sdpa_can_dispatch = check  # type: ignore[method-assign]

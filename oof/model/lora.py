@@ -1,0 +1,117 @@
+"""LoRA adapters on a classifier: added, saved with the facts that they hold under, and read back.
+
+An adapter is fitted to one function: base weights, soft-capping, quantisation. ``arena.json`` beside it records
+those, and a load under others is refused: mixing them gives wrong numbers without an error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import manual_seed, nn
+
+from oof.common.atomic_files import read_json, write_json
+from oof.common.errors import UserError
+from oof.config import Lora, Member
+from oof.model.shards import what_to_save
+
+RECORD = "arena.json"
+RECORDED = ("attn_softcap", "quantise")
+UNORDERED = ("target_modules", "modules_to_save", "exclude_modules")  # of adapter_config.json
+MAX_RANK = 16_384  # above any useful one; a larger number would only take memory
+
+
+def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
+    """Return the model with LoRA adapters and a trainable head (``rank`` 0: every weight trainable)."""
+    if lora.rank == 0:
+        return model
+    manual_seed(seed)  # peft draws A from the global generator
+    upper_half = lora.layers == "upper_half"
+    targets: str | list[str] = [name.strip() for name in lora.targets.split(",")]
+    if lora.targets == "all-linear":
+        targets = _linear_names(model) if upper_half else "all-linear"  # peft takes layers with names only
+    n_layers = int(model.config.get_text_config().num_hidden_layers)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft's annotation says int; it only divides
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        layers_to_transform=list(range(n_layers // 2, n_layers)) if upper_half else None,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"lora.targets={lora.targets!r} does not fit this model: {error}") from error
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return sorted({name.rsplit(".", 1)[-1] for name in linear} - {"score"})
+
+
+def save_classifier(model: nn.Module, folder: Path, member: Member) -> None:
+    """Save the adapter and head (or, for full fine-tuning, the whole model) in the library's own format."""
+    model.save_pretrained(folder, **what_to_save(model))  # type: ignore[operator]  # PeftModel, PreTrainedModel have it
+    settings = folder / "adapter_config.json"
+    if settings.is_file():  # peft 0.21 writes sets in an order that differs between processes
+        written = read_json(settings)
+        write_json(
+            settings, {k: sorted(v) if k in UNORDERED and isinstance(v, list) else v for k, v in written.items()}
+        )
+    write_json(folder / RECORD, {name: getattr(member, name) for name in RECORDED})
+
+
+def refuse_another_function(member: Member, folder: Path) -> None:
+    """Refuse to load an adapter into a base that computes another function than it was trained with.
+
+    Raises:
+        UserError: soft-capping or quantisation differ from the adapter's record.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return  # an adapter made elsewhere: the caller's settings are all there is
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: not a JSON object; take the adapter's folder from where it was made")
+    for name in RECORDED:
+        was, now = record.get(name), getattr(member, name)
+        if was != now:
+            raise UserError(f"{folder}: trained with {name}={was}, now it is {now}; score it as it was trained")
+
+
+def check_settings(folder: Path) -> None:
+    """Refuse an adapter whose settings cannot be any adapter's, before memory is taken for it.
+
+    Raises:
+        UserError: ``adapter_config.json`` is not an object, or its rank is not one.
+    """
+    path = folder / "adapter_config.json"
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: not a JSON object; take the adapter's folder from where it was made")
+    rank = settings.get("r", 8)
+    if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+        raise UserError(f"{path}: r is {str(rank)[:40]!r}, not a rank of 1 to {MAX_RANK:,}")
+
+
+def check_weights(model: Any, folder: Path) -> None:
+    """Refuse an adapter file that lacks weights of the model's adapter, which peft would leave as they were drawn.
+
+    Raises:
+        UserError: a weight is missing, unknown or not finite.
+    """
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        return  # an adapter made elsewhere, in another format
+    tensors = load_file(path)
+    expected = get_peft_model_state_dict(model).keys()
+    wrong = sorted(tensors.keys() ^ expected) or [n for n, tensor in tensors.items() if not tensor.isfinite().all()]
+    if wrong:
+        what = "not finite" if wrong[0] in expected and wrong[0] in tensors else "missing or unknown"
+        raise UserError(f"{path}: {len(wrong)} weights are {what}, first {wrong[0]}; train the adapter again")

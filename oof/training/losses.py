@@ -1,0 +1,107 @@
+"""Losses of a batch of three-class logits against soft targets, one value per row.
+
+Hard labels are one-hot targets, so members and students share one training path. Targets never go into the
+model as ``labels``: float labels make transformers choose a multi-label loss without a word. One value per row,
+because the trainer weights rows over micro-batches of any size (:mod:`oof.encoding.batches`); a batch mean could not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import cosine_similarity, log_softmax
+
+from oof.classes import SWAPPED
+from oof.config import Losses
+
+RowTerm = Callable[[torch.Tensor], torch.Tensor]  # one teacher's (b, 3) targets -> (b,)
+SMALLEST = 1e-8  # probabilities are clamped here before their logarithm is taken
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return (b,) ``-sum_c targets_c log softmax(logits)_c``."""
+    return -(targets * log_softmax(logits, dim=-1)).sum(dim=-1)
+
+
+def softened(targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return (b, 3) ``log softmax(log targets / T)``: the teacher's log-probabilities at temperature T."""
+    return log_softmax(targets.clamp_min(SMALLEST).log() / temperature, dim=-1)
+
+
+def soft_kl(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return (b,) ``T^2 KL(softmax(log targets / T) || softmax(logits / T))``.
+
+    The factor keeps the gradient's size independent of T.
+    Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2.
+    """
+    teacher = softened(targets, temperature)
+    student = log_softmax(logits / temperature, dim=-1)
+    return temperature**2 * (teacher.exp() * (teacher - student)).sum(dim=-1)
+
+
+def cosine_distance(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return (b,) ``1 - cos(softmax(log targets / T), softmax(logits / T))``.
+
+    It looks at directions of probability vectors, so it is nearly blind where both are close to uniform: a
+    companion of the KL term, not a loss of its own.
+    Source: the winning solution of Kaggle's LMSYS competition, 2024, which adds it to CE and KL at T = 1.
+    """
+    student = log_softmax(logits / temperature, dim=-1).exp()
+    return 1.0 - cosine_similarity(student, softened(targets, temperature).exp(), dim=-1)
+
+
+def centred_mse(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return (b,) ``mean_c (z_c - t_c)^2`` of centred logits z and centred log-probabilities t of the teacher.
+
+    Centred, because adding a constant to logits changes no probability. Half of it is the limit of
+    :func:`soft_kl` as T grows.
+    Source: Ba and Caruana, Do Deep Nets Really Need to be Deep?, NeurIPS 2014; the limit: Hinton et al., section 2.1.
+    """
+    teacher = targets.clamp_min(SMALLEST).log()
+    apart = logits - logits.mean(dim=-1, keepdim=True) - (teacher - teacher.mean(dim=-1, keepdim=True))
+    return apart.square().mean(dim=-1)
+
+
+def order_inconsistency(logits: torch.Tensor) -> torch.Tensor:
+    """Return (b,) ``(KL(p || q) + KL(q || p)) / 2 = sum_c (p_c - q_c) (log p_c - log q_c) / 2``, equal in both rows.
+
+    p is the prediction of a battle in the order ab, q that in the order ba with the classes a and b changed back, both
+    at temperature 1 and both trained: neither is the other's teacher. It is 0 exactly where the order does not matter.
+    Source: Liang et al., R-Drop: Regularized Dropout for Neural Networks, NeurIPS 2021, section 2.1, whose two passes
+    differ in dropout where ours differ in order.
+
+    Args:
+        logits: (b, 3), b even: rows 2i and 2i + 1 are the orders ab and ba of one battle, as presented
+            (:class:`oof.encoding.batches.TrainingSteps` with ``whole_battles``).
+    """
+    pairs = log_softmax(logits, dim=-1).reshape(-1, 2, 3)
+    ab, ba = pairs[:, 0], pairs[:, 1, SWAPPED]
+    return ((ab.exp() - ba.exp()) * (ab - ba)).sum(dim=-1).div(2).repeat_interleave(2)
+
+
+def distill_loss(logits: torch.Tensor, targets: torch.Tensor, weights: Losses, temperature: float) -> torch.Tensor:
+    """Return (b,) the weighted mean of the terms of ``weights``.
+
+    ``(ce CE + kl mean_j KL_j + cosine mean_j cos_j + mse mean_j MSE_j + consistency C) / (sum of the weights)`` over
+    teachers j. With two teachers, ``ce: 1, kl: 2, cosine: 2`` is (CE + KL_1 + cos_1 + KL_2 + cos_2) / 5.
+
+    Args:
+        logits: (b, 3); with a consistency term the two orders of a battle in rows 2i and 2i + 1.
+        targets: (b, 3 (m + 1)): each teacher's probabilities, then the one-hot label, zeros where there is none.
+        weights: of the terms; not all zero.
+        temperature: T of KL and cosine.
+    """
+    *teachers, label = torch.split(targets, 3, dim=-1)
+    terms: tuple[tuple[float, RowTerm], ...] = (
+        (weights.kl, lambda teacher: soft_kl(logits, teacher, temperature)),
+        (weights.cosine, lambda teacher: cosine_distance(logits, teacher, temperature)),
+        (weights.mse, lambda teacher: centred_mse(logits, teacher)),
+    )
+    total = weights.ce * cross_entropy(logits, label) if weights.ce else torch.zeros_like(logits[:, 0])
+    for weight, term in terms:
+        if weight:
+            total = total + weight * torch.stack([term(teacher) for teacher in teachers]).mean(dim=0)
+    if weights.consistency:
+        total = total + weights.consistency * order_inconsistency(logits)
+    return total / (weights.ce + weights.kl + weights.cosine + weights.mse + weights.consistency)

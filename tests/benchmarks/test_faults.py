@@ -1,0 +1,230 @@
+"""Kills, damage, full and unwritable disks, two starts: the short version of benchmarks/robustness/faults.py."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.robustness import corruptions, fault_conditions, fault_runs
+from ensemble.__main__ import main as ensemble_main
+from oof.__main__ import main as oof_main
+from oof.common.atomic_files import write_json
+from oof.common.errors import UserError, disk_trouble
+from oof.common.steps import TRAINED, locked
+from oof.jobs.process_pool import failure
+from tests.fixtures.demo_run import ROOT, small_arguments
+
+VERBS = ("stack", "distill", "predict", "table")
+
+
+def chain(run: Path) -> list[list[str]]:
+    """Return the commands of every stage and the report on the small run's settings."""
+    python, settings = [sys.executable, "-m"], small_arguments(run)
+    calls = [[*python, "oof", "oof", *settings], *([*python, "ensemble", verb, *settings] for verb in VERBS)]
+    return [*calls, [*python, "ensemble", "report", str(run)]]
+
+
+def call_all(run: Path) -> list[int]:
+    arguments = small_arguments(run)
+    return [oof_main(["oof", *arguments]), *(ensemble_main([verb, *arguments]) for verb in VERBS)]
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """Return the files that do not say when or where they were made."""
+    skipped = (".log", ".jsonl", ".html")
+    paths = [p for p in sorted(run.rglob("*")) if p.is_file() and p.name[0] != "." and p.suffix not in skipped]
+    located = (*fault_runs.MANIFESTS, "run.json", "report.json", "battles.parquet")  # the last has a column source
+    return {str(p.relative_to(run)): p.read_bytes() for p in paths if p.name not in located}
+
+
+@pytest.fixture
+def copied(small_run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the small run, brought up to date with its new place."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    assert call_all(run) == [0] * 5
+    return run
+
+
+@pytest.fixture
+def verb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(fault_runs, "_preloaded", [])
+    fault_runs.preload()
+    yield
+    fault_runs._server().process.stdin.close()
+
+
+def kill_twice(run: Path, seconds: float, seed: int) -> None:
+    """Start the chain, kill it at an instant, start it again, kill that, and let the third end."""
+    for i, at in enumerate(fault_conditions.shares(seed, 2, 0.05 * seconds, seconds)):
+        fault_runs.run_chain(chain(run), fault_conditions.after(at), everybody=i == 0)
+        assert fault_runs.half_written(run) == []
+    assert fault_runs.run_chain(chain(run)).status == 0
+
+
+def test_a_run_that_is_killed_at_two_instants_ends_with_the_same_bytes(
+    small_run: Path, copied: Path, verb_server: None
+) -> None:
+    """Part of a run is left to do in stages one, two and the outputs (the whole of it: the slow test below)."""
+    for name in ("oof/gemma2/fold-1", "oof/gemma2/test", "stack", "submission.json", "metrics.json"):
+        path = copied / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    kill_twice(copied, 6.0, seed=3)
+    left, whole = results(copied), results(small_run)
+    assert left.keys() == whole.keys()
+    assert [name for name in whole if left[name] != whole[name]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_whole_run_that_is_killed_ends_with_the_same_bytes(
+    small_run: Path, tmp_path: Path, verb_server: None, seed: int
+) -> None:
+    run = tmp_path / "run"
+    kill_twice(run, 30.0, seed)
+    left, whole = results(run), results(small_run)
+    assert left.keys() == whole.keys()
+    assert [name for name in whole if left[name] != whole[name]] == []
+
+
+DAMAGED = (  # a kind of each stage that costs little to make again
+    "synth/test.csv",
+    "folds.parquet",
+    "oof/MEMBER/logits.parquet",
+    "oof/MEMBER/member.json",
+    "stack/scores.json",
+    "stack/model/combiner.json",
+    "distill/student/model.safetensors",
+    "submission.csv",
+    "metrics.json",
+    "run.json",
+)
+
+
+@pytest.mark.parametrize("how", ["flipped", pytest.param("cut", marks=pytest.mark.slow)])
+def test_a_damaged_file_is_named_and_comes_back(copied: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    rng, kinds = np.random.default_rng(0), corruptions.kinds(copied)
+    paths = [kinds[kind][-1 if kind.endswith("member.json") else 0] for kind in DAMAGED]
+    whole = {path: corruptions._content(path) for path in paths}
+    students = {path: path.stat().st_mtime_ns for path in (copied / "distill").glob("*/adapter/*")}
+    for path in paths:
+        corruptions.damage(path, how, rng)
+    caplog.clear()
+    assert call_all(copied) == [0] * 5
+    named = [line for line in caplog.messages if "damaged" in line]
+    assert [str(path) for path in paths if not any(str(path) in line for line in named)] == []
+    assert [str(path) for path in paths if corruptions._content(path) != whole[path]] == []
+    assert {path: path.stat().st_mtime_ns for path in (copied / "distill").glob("*/adapter/*")} == students
+    caplog.clear()
+    assert call_all(copied) == [0] * 5
+    assert not [line for line in caplog.messages if "damaged" in line]
+
+
+def test_the_kinds_of_a_run_are_all_in_one_batch_of_the_benchmark(small_run: Path) -> None:
+    batches = [set(corruptions.batch(small_run, name)) for name in corruptions.BATCHES]
+    assert set().union(*batches) == set(corruptions.kinds(small_run))
+    assert sum(map(len, batches)) == len(corruptions.kinds(small_run))
+    assert {"oof/MEMBER/fold-K/adapter/adapter_model.safetensors", "tokens/DIGEST/DIGEST.npz"} <= set().union(*batches)
+
+
+def test_later_stages_refuse_damaged_inputs(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, rng = small_arguments(copied), np.random.default_rng(1)
+    student, logits = copied / "distill/student/model.safetensors", copied / "oof/gemma2/logits.parquet"
+    corruptions.damage(student, "flipped", rng)
+    (copied / "submission.json").unlink()
+    assert ensemble_main(["predict", *arguments]) == 2
+    assert "make distill" in capsys.readouterr().err.splitlines()[-1]
+    corruptions.damage(logits, "flipped", rng)
+    for call in (["stack", *arguments], ["table", *arguments], ["report", str(copied)]):
+        assert ensemble_main(call) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert str(logits) in said
+        assert "make oof" in said
+
+
+def test_a_kill_after_training_leaves_no_checkpoint_in_the_finished_job(copied: Path) -> None:
+    folder = copied / "oof" / "gemma2" / "fold-1"
+    facts, logits = json.loads((folder / "job.json").read_text()), (folder / "logits.parquet").read_bytes()
+    (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    (folder / "checkpoints" / "checkpoint-1" / "optimizer.pt").write_bytes(b"pickle")
+    write_json(folder / TRAINED, facts)
+    (folder / ".unfinished").write_text(facts["key"])
+    (folder / ".logits.parquet.x.tmp").write_bytes(b"half")
+    for name in ("job.json", "logits.parquet"):
+        (folder / name).unlink()
+    assert oof_main(["oof", *small_arguments(copied)]) == 0
+    assert (folder / "logits.parquet").read_bytes() == logits
+    left = [path.name for path in folder.rglob("*")]
+    assert not [name for name in left if "checkpoint" in name or name.startswith(".") or name.endswith(".pt")]
+
+
+def test_adapter_settings_are_written_in_one_order(small_run: Path) -> None:
+    for path in small_run.rglob("adapter_config.json"):
+        modules = json.loads(path.read_text())["target_modules"]
+        assert modules == sorted(modules)
+        assert len(modules) == 7
+
+
+def test_a_second_start_is_refused_by_the_name_of_the_holder(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(tmp_path / "run"):
+        statuses = [oof_main(["oof", *small_arguments(tmp_path / "run")])]
+        statuses += [ensemble_main([verb, *small_arguments(tmp_path / "run")]) for verb in VERBS]
+    assert statuses == [2] * 5
+    said = capsys.readouterr().err.splitlines()
+    assert all(f"in use by process {os.getpid()}" in line for line in said)
+    assert len(said) == 5
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for main, verb in ((oof_main, "oof"), *((ensemble_main, verb) for verb in VERBS)):
+        assert main([verb, *small_arguments(tmp_path / "file" / "run")]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert "cannot write the run folder" in said[0]
+
+
+def test_a_disk_that_refuses_is_one_sentence_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """Files are limited to 8 kB here: the first larger one fails as on a full disk."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "oof", "prepare", *small_arguments(run)]
+    done = subprocess.run(  # noqa: S603
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert os.strerror(errno.EFBIG) in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert fault_runs.half_written(run) == []
+    assert oof_main(["prepare", *small_arguments(run)]) == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_library_s_words_for_a_full_disk_are_understood(number: int) -> None:
+    """As safetensors and polars say it; and wrapped by someone who says nothing."""
+    words = os.strerror(number)
+    theirs = RuntimeError(f"Error while serializing: I/O error: {words} (os error {number})")
+    ours = ValueError("cannot save")
+    ours.__cause__ = theirs
+    assert disk_trouble(theirs) == disk_trouble(ours) == words
+    assert disk_trouble(ValueError("cannot save")) == ""
+    assert "disk full?" in disk_trouble(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64"))
+    assert str(failure("gemma2 fold 0", ours)).startswith(f"gemma2 fold 0: {words}; make room")
+    assert isinstance(failure("gemma2 fold 0", ValueError("x")), UserError)

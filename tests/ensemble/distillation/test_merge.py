@@ -1,0 +1,65 @@
+"""The average of fold students is that of their merged weights, whatever their adapters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ensemble.distillation.merge import fold_average, merge
+from oof.config import Lora, Member
+from oof.model.classifier import load_base, load_classifier, load_tokenizer
+from oof.model.lora import add_adapters, save_classifier
+from tests.fixtures.demo_run import ROOT
+
+MEMBER = Member(checkpoint=str(ROOT / "configs" / "bases" / "tiny-gemma2"), dtype="float32", lora=Lora(rank=4, alpha=8))
+
+
+def trained(member: Member, folder: Path, seed: int) -> Path:
+    """Save a classifier whose every trainable weight was moved."""
+    tokenizer = load_tokenizer(member.checkpoint)
+    model = add_adapters(load_base(member, tokenizer, seed), member.lora, seed)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    save_classifier(model, folder, member)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "lora", [Lora(rank=4, alpha=8), Lora(rank=4, alpha=8, rslora=True, layers="upper_half"), Lora(rank=0)]
+)
+def test_the_fold_average_is_the_mean_of_the_merged_weights(tmp_path: Path, lora: Lora) -> None:
+    member, tokenizer = replace(MEMBER, lora=lora), load_tokenizer(MEMBER.checkpoint)
+    folders = [trained(member, tmp_path / str(seed), seed) for seed in (1, 2, 3)]
+    ours = merge(fold_average(member, folders, tokenizer), 1.0).state_dict()
+    merged = [merge(load_classifier(member, folder, tokenizer, seed=0), 1.0).state_dict() for folder in folders]
+    assert set(ours) == set(merged[0])
+    for name, value in ours.items():
+        torch.testing.assert_close(
+            value, torch.stack([state[name] for state in merged]).mean(dim=0), atol=1e-6, rtol=1e-5
+        )
+    moved = max((merged[0][name] - merged[1][name]).abs().max().item() for name in ours)
+    assert moved > 1e-3
+
+
+def test_averaging_the_factors_apart_is_something_else(tmp_path: Path) -> None:
+    """Why products: the mean of A's times the mean of B's is far from the mean of the products."""
+    tokenizer = load_tokenizer(MEMBER.checkpoint)
+    folders = [trained(MEMBER, tmp_path / str(seed), seed) for seed in (1, 2)]
+    models = [load_classifier(MEMBER, folder, tokenizer, seed=0) for folder in folders]
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    a, b = ([model.get_submodule(f"{name}.lora_{x}.default").weight for model in models] for x in "AB")
+    scale = MEMBER.lora.alpha / MEMBER.lora.rank
+    apart = scale * (sum(b) / 2) @ (sum(a) / 2)
+    products = scale * sum(y @ x for x, y in zip(a, b, strict=True)) / 2
+    plain = merge(fold_average(MEMBER, folders, tokenizer), 1.0)
+    base = load_base(MEMBER, tokenizer, 0)
+    layer = name.removeprefix("base_model.model.")
+    delta = plain.get_submodule(layer).weight - base.get_submodule(layer).weight
+    torch.testing.assert_close(delta, products, atol=1e-6, rtol=1e-4)
+    assert (apart - products).norm() > 0.5 * products.norm()

@@ -1,0 +1,77 @@
+"""Quantised variants of a student: they open, their head is whole, and their drift is small and stated."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from ensemble.distillation.quantize import measure, quantised
+from ensemble.serving.judge import Judge
+from oof.classes import WINNER_COLUMNS
+from oof.common.errors import UserError
+from oof.data.battles import read_file
+from oof.data.synth import write_arena
+
+pytest.importorskip("bitsandbytes")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory, small_run: Path) -> Path:
+    """A random Gemma2 classifier, wide enough for whole nf4 blocks, beside the small run's tokenizer."""
+    folder = tmp_path_factory.mktemp("wide") / "student"
+    source = small_run / "distill" / "student"
+    config = AutoConfig.from_pretrained(source)
+    config.hidden_size, config.intermediate_size, config.head_dim, config.num_labels = 128, 256, 32, len(WINNER_COLUMNS)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    shutil.copy2(source / "prompts.json", folder / "prompts.json")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "most", "share"), [("int8", 1e-2, 0.6), ("nf4", 1e-1, 0.45)])
+def test_a_variant_is_smaller_and_nearly_the_same(
+    student: Path, tmp_path: Path, name: str, most: float, share: float
+) -> None:
+    variant = tmp_path / f"student-{name}"
+    quantised(student, name).save_pretrained(variant)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "prompts.json"):
+        shutil.copy2(student / file, variant / file)
+    paths = write_arena(tmp_path / "arena", 40, 0, 2)
+    table = read_file(paths["train"], "train").table
+    drift = measure(student, variant, table, table["label"].to_numpy().astype(np.int64))
+    assert 0 < drift["kl"] <= drift["kl_max"] < most
+    # The divergence is of second order in the logits' change, the log loss of 40 labels of first.
+    assert abs(drift["log_loss"]) < 3 * most
+    assert drift["size"] < share
+    with (
+        safe_open(variant / "model.safetensors", "pt") as ours,
+        safe_open(student / "model.safetensors", "pt") as theirs,
+    ):
+        torch.testing.assert_close(ours.get_tensor("score.weight"), theirs.get_tensor("score.weight"))
+        assert ours.get_tensor("model.layers.0.self_attn.q_proj.weight").dtype in (torch.int8, torch.uint8)
+    assert sum(Judge.from_pretrained(variant).compare("p", "a", "b")) == pytest.approx(1)
+
+
+def test_widths_that_the_cpu_kernel_cannot_take_are_a_sentence(small_run: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("only the CPU kernel needs whole blocks")
+    with pytest.raises(UserError, match="multiples of 64, not 96"):
+        quantised(small_run / "distill" / "student", "nf4")
+
+
+def test_without_bitsandbytes_the_setting_is_a_sentence(monkeypatch: pytest.MonkeyPatch, small_run: Path) -> None:
+    from ensemble.distillation import quantize
+    from oof.common.steps import Step
+
+    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+    step = Step(small_run / "distill" / "student-int8", "key")
+    with pytest.raises(UserError, match="needs bitsandbytes"):
+        quantize.export_variant(None, small_run, step)  # type: ignore[arg-type]
+    assert not step.folder.exists()

@@ -1,0 +1,124 @@
+"""Stage three on a real run: killed anywhere it ends with the same files, and every mode runs through the verbs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from ensemble.__main__ import main as ensemble_main
+from ensemble.distillation import export, train
+from oof.__main__ import main as oof_main
+from oof.audit.run import audit_run
+from oof.data.synth import write_arena
+from oof.encoding.batches import TrainingSteps
+from oof.jobs.dataset import load_battles
+from tests.fixtures.demo_run import small_arguments
+
+
+def without_times(folder: Path) -> dict[str, object]:
+    """Return every file's content; of JSON manifests all but the seconds that a job took and the sums of such files."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content: object = path.read_bytes()
+            if path.name in ("job.json", "manifest.json"):
+                content = {
+                    k: v for k, v in json.loads(path.read_text()).items() if k not in ("seconds", "files", "checksum")
+                }
+            found[str(path.relative_to(folder))] = content
+    return found
+
+
+def test_a_killed_stage_three_goes_on_and_ends_with_identical_files(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "killed"
+    shutil.copytree(small_run, run)
+    shutil.rmtree(run / "distill")
+    trained: list[int] = []
+    get, check = TrainingSteps.__getitem__, export.self_check
+    stops = {2, 5, 11}  # in the first fold student, at the next one's first step, in the final one
+
+    def stopping_get(self: TrainingSteps, index: int) -> object:
+        trained.append(index)
+        if len(trained) in stops:
+            raise KeyboardInterrupt
+        return get(self, index)
+
+    def stopping_check(*arguments: object) -> float:
+        monkeypatch.setattr(export, "self_check", check)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingSteps, "__getitem__", stopping_get)
+    monkeypatch.setattr(export, "self_check", stopping_check)
+    statuses = [ensemble_main(["distill", *small_arguments(run)]) for _ in range(5)]
+    assert statuses == [130, 130, 130, 130, 0]  # three times in training, once in the export
+    # Two steps a fold student and three the final one; a stopped one begins again, a finished one never does.
+    assert len(trained) == 3 * 2 + 3 + (2 + 1 + 2)
+    ours = without_times(run / "distill")
+    assert ours == without_times(small_run / "distill")
+    assert "student/model.safetensors" in ours
+
+
+def test_the_card_says_what_the_manifest_says(small_run: Path) -> None:
+    folder = small_run / "distill"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    card = (folder / "student" / "README.md").read_text()
+    for key in ("interval", "student_minus_ensemble"):
+        assert all(f"{manifest[key][end]:.4f}".lstrip("-") in card for end in ("value", "low", "high"))
+    assert f"temperature ({manifest['temperature']:.4f})" in card
+    assert "120 battles" in card
+    for heading in ("Data", "Recipe", "Metrics", "Limits", "Licence"):
+        assert f"## {heading}" in card
+    assert card.isascii() or "nats" in card
+
+
+def test_a_variant_is_added_without_training_again(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    monkeypatch.setattr(train, "fold_students", lambda *_, **__: pytest.fail("trained again"))
+    arguments = small_arguments(run, "distill.variants=[int8]")
+    assert ensemble_main(["distill", *arguments]) == 0
+    card = (run / "distill" / "student-int8" / "README.md").read_text()
+    assert "## int8" in card
+    drift = json.loads((run / "distill" / "student-int8" / "manifest.json").read_text())["drift"]
+    assert f"{drift['kl']:.2e}" in card
+    before = {path: path.stat().st_mtime_ns for path in (run / "distill").rglob("*")}
+    assert ensemble_main(["distill", *arguments]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (run / "distill").rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_every_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Path) -> None:
+    files = {}
+    for i, role in enumerate(("extra", "unlabelled")):
+        path = write_arena(tmp_path / role, 40, 10 + i, 2)["train"]
+        frame = pl.read_csv(path).with_columns(pl.col("id") + 10_000 * (i + 1))
+        frame = frame if role == "extra" else frame.drop("winner_model_a", "winner_model_b", "winner_tie")
+        frame.write_csv(path)
+        files[role] = path
+    data = [f"data.{role}=[{path}]" for role, path in files.items()]
+    train = write_arena(tmp_path / "train", 120, 0, 2)["train"]
+    run = tmp_path / "run"
+    base = small_arguments(run, f"data.train=[{train}]", *data)
+    assert oof_main(["oof", *base]) == 0
+    assert ensemble_main(["stack", *base]) == 0
+    folds = load_battles(run)
+    for settings in (
+        ["distill.teacher=oof"],
+        ["distill.teacher=fold_matched", "distill.teachers=members", "distill.final=fold_average"],
+        ["distill.teacher=nested", "distill.losses={ce: 1, kl: 2, cosine: 2}"],
+        ["distill.teacher=nested", "distill.teachers=gemma2"],
+    ):
+        assert ensemble_main(["distill", *base, *settings]) == 0
+        for fold in range(3):
+            n = json.loads((run / "distill" / f"fold-{fold}" / "job.json").read_text())["n_trained"]
+            assert n == int((folds["fold"] != fold).sum())  # extra and unlabelled battles keep out of their fold too
+    assert [finding.check for finding in audit_run(run) if finding.status == "violated"] == []

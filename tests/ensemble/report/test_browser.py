@@ -1,0 +1,152 @@
+"""The page in a real browser, wide and narrow. Skips where there is no Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ensemble.report.make import write_comparison, write_report
+from tests.fixtures.browser import CHROMIUM, Browser, browser
+from tests.fixtures.report_runs import HOSTILE, hostile_run
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install chromium)")
+SHOTS = os.environ.get("REPORT_SHOTS")  # a folder for screenshots to look at
+HIDDEN = """[...document.querySelectorAll('figure svg')].filter(svg => {
+  const box = svg.getBoundingClientRect();
+  return box.width < 250 || box.height < 80 || box.left < 0 || box.right > innerWidth + 0.5
+    || !svg.checkVisibility({checkOpacity: true, checkVisibilityCSS: true}) || !svg.querySelector('path');
+}).map(svg => svg.getAttribute('aria-label'))"""
+
+
+# Nothing of a figure's text may be cut off, or lie on other text.
+CUT = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const frame = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll('text')];
+  const boxes = texts.map(text => text.getBoundingClientRect());
+  const straight = texts.map(text => !/rotate\\(-?[1-9]/.test(text.getAttribute('transform') || ''));
+  return texts.filter((text, i) => {
+    const a = boxes[i];
+    if (a.left < frame.left - 1 || a.right > frame.right + 1 || a.top < frame.top - 1 || a.bottom > frame.bottom + 1)
+      return true;
+    return boxes.some((b, j) => j < i && straight[i] && straight[j] && a.left < b.right - 1 && b.left < a.right - 1
+      && a.top < b.bottom - 3 && b.top < a.bottom - 3);
+  }).map(text => svg.getAttribute('aria-label').slice(0, 40) + ': ' + text.textContent);
+})"""
+# Text that a reader cannot tell from its background: WCAG asks for a contrast of 4.5.
+FAINT = """(() => {
+  const light = c => { const v = c / 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
+  const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const behind = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  return [...document.querySelectorAll('p, th, td, small, summary, figcaption, a, svg text')].filter(element => {
+    const style = getComputedStyle(element), ink = parse(element.closest('svg') ? style.fill : style.color);
+    const paper = behind(element), part = Number(style.opacity);
+    const seen = ink.slice(0, 3).map((value, i) => part * value + (1 - part) * paper[i]);
+    const [high, low] = [luminance(seen), luminance(paper)].sort((x, y) => y - x);
+    return (high + 0.05) / (low + 0.05) < 4.5;
+  }).map(element => element.outerHTML.slice(0, 80));
+})()"""
+FIGURES = {"run": 17, "hostile": 18, "comparison": 1}
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def pages(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copytree(small_run, folder / "run", ignore=shutil.ignore_patterns("adapter", "student"))
+    hostile = hostile_run(folder / "hostile")
+    found = {"run": write_report(folder / "run"), "hostile": write_report(hostile)}
+    shutil.copytree(folder / "run", folder / "again")
+    return found | {"comparison": write_comparison([folder / "run", folder / "again", hostile])}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["run", "hostile", "comparison"])
+def test_the_page_is_whole_and_quiet(name: str, width: int, tab: Browser, pages: dict[str, Path]) -> None:
+    tab.open(pages[name], width)
+    if SHOTS:
+        tab.screenshot(Path(SHOTS) / f"{name}-{width}.png")
+    assert tab.evaluate("innerWidth") == width
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("document.querySelectorAll('figure svg').length") >= FIGURES[name]
+    assert tab.evaluate(HIDDEN) == []
+    assert tab.evaluate(CUT) == []
+    assert tab.complaints() == []
+    local = ("data:", pages[name].resolve().as_uri())
+    assert [url for url in tab.requests() if not url.startswith(local)] == []
+    assert pages[name].stat().st_size < 3_000_000
+
+
+def test_hostile_battles_show_as_text(tab: Browser, pages: dict[str, Path]) -> None:
+    tab.open(pages["hostile"], 1280)
+    shown = tab.evaluate("document.body.textContent")
+    for text in (HOSTILE[0], HOSTILE[1], HOSTILE[2], HOSTILE[3]):
+        assert text in shown
+    assert tab.evaluate("document.querySelectorAll('img, iframe, [onmouseover]').length") == 0
+    assert tab.evaluate("document.scripts.length") == 1
+
+
+def test_a_table_is_sorted_by_a_click_and_copied(tab: Browser, pages: dict[str, Path]) -> None:
+    tab.open(pages["run"], 1280)
+    rows = "[...document.querySelector('#pair-0 table').tBodies[0].rows]"
+    column = rows + ".map(r => Number(r.cells[2].textContent.replace(',', '')))"
+    click = "document.querySelector('#pair-0 table').tHead.rows[0].cells[2].querySelector('button').click()"
+    tab.evaluate(click)
+    assert tab.evaluate(column) == sorted(tab.evaluate(column))
+    tab.evaluate(click)
+    assert tab.evaluate(column) == sorted(tab.evaluate(column), reverse=True)
+    tab.allow("clipboardReadWrite", "clipboardSanitizedWrite")
+    tab.evaluate("document.querySelector('#pair-0 .copy').click()")
+    copied = [line.split("\t") for line in str(tab.evaluate("navigator.clipboard.readText()")).splitlines()]
+    assert copied[0][:3] == ["slice of", "battles with", "n"]
+    assert [int(row[2].replace(",", "")) for row in copied[1:]] == tab.evaluate(column)
+    assert {len(row) for row in copied} == {9}
+    assert tab.evaluate("document.querySelector('#pair-0 .copy').textContent") == "copied"
+    assert tab.evaluate("document.querySelector('#pair-0 details').open") is True
+    assert tab.complaints() == []
+
+
+def test_on_paper_nothing_is_cut_and_dark_is_light(tab: Browser, pages: dict[str, Path]) -> None:
+    """An A4 page has about 720 pixels between its margins."""
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    tab.send("Emulation.setEmulatedMedia", media="print", features=[dark])
+    try:
+        tab.open(pages["run"], 720)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 720
+        wide = (
+            "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth).length"
+        )
+        assert tab.evaluate(wide) == 0
+        assert tab.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    finally:
+        tab.send("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_text_can_be_read_on_light_and_on_dark_pages(tab: Browser, pages: dict[str, Path]) -> None:
+    colours = {}
+    for scheme in ("light", "dark"):
+        tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        tab.open(pages["run"], 390)
+        if SHOTS and scheme == "dark":
+            tab.screenshot(Path(SHOTS) / "dark-390.png")
+        ink = "getComputedStyle(document.querySelector('figure svg text')).fill"
+        paper = "getComputedStyle(document.body).backgroundColor"
+        assert tab.evaluate(FAINT) == []
+        colours[scheme] = [tab.evaluate(ink), tab.evaluate(paper)]
+    assert colours["light"] == ["rgb(27, 31, 36)", "rgb(255, 255, 255)"]
+    assert colours["dark"] == ["rgb(228, 231, 234)", "rgb(20, 23, 26)"]

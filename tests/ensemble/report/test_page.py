@@ -1,0 +1,282 @@
+"""The page: its numbers are report.json's, user text stays text, nothing on it points elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ensemble.__main__ import main
+from ensemble.report.data import load_run
+from ensemble.report.make import plain, write_comparison, write_report
+from ensemble.report.stacking import scores_tables
+from ensemble.report.stages import QUANTILES, token_report
+from oof.config import load as load_config
+from tests.fixtures.report_runs import hostile_run, make_arena, write_run
+
+
+class Page(HTMLParser):
+    """Collects what a browser would see: elements, attributes, <data> values with their text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.data: list[tuple[float, str]] = []
+        self.value: float | None = None
+        self.cells: list[str] = []  # text of table cells outside <data>
+        self.cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "data":
+            self.value = float(str(dict(attrs)["value"]))
+        if tag == "td":
+            self.cell = True
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "data":
+            self.value = None
+        self.cell = self.cell and tag != "td"
+
+    def handle_data(self, text: str) -> None:
+        if self.value is not None:
+            self.data.append((self.value, text))
+        elif self.cell:
+            self.cells[-1] += text
+
+
+def numbers(tree: Any) -> set[float]:
+    if isinstance(tree, dict):
+        return set().union(*(numbers(value) for value in tree.values())) if tree else set()
+    if isinstance(tree, list):
+        return set().union(*(numbers(value) for value in tree)) if tree else set()
+    return {float(tree)} if isinstance(tree, int | float) and not isinstance(tree, bool) else set()
+
+
+def strings(tree: Any) -> set[str]:
+    if isinstance(tree, dict):
+        return set(tree).union(*(strings(value) for value in tree.values()))
+    if isinstance(tree, list):
+        return set().union(*(strings(value) for value in tree)) if tree else set()
+    return {tree} if isinstance(tree, str) else set()
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = hostile_run(tmp_path_factory.mktemp("hostile") / "run")
+    return write_report(run).parent
+
+
+def test_every_number_on_the_page_is_in_report_json(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run, ignore=shutil.ignore_patterns("adapter", "student"))
+    folder = write_report(run).parent
+    page = Page((folder / "index.html").read_text(encoding="utf-8"))
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert len(page.data) > 300
+    assert {value for value, _ in page.data} <= numbers(report)
+    assert {text.removeprefix("only ") for text in page.cells if re.search(r"\d", text)} <= strings(
+        report
+    )  # names, audit, versions
+    for value, text in page.data:
+        shown = text.replace(",", "").replace(" %", "")
+        assert abs(float(shown) - (100 * value if "%" in text else value)) <= 0.5001 * 10 ** -len(
+            shown.partition(".")[2]
+        )
+    sections = [attrs.get("id") for tag, attrs in page.tags if tag == "section"]
+    expected = ["summary", "pair-0", "seen", "ties", "quality", "calibration", "position", "stack", "distillation"]
+    assert sections == [*expected, "data"]
+
+
+def test_the_numbers_of_combiners_and_ablations_are_report_json_s(hostile: Path) -> None:
+    """The small run has too few battles to be ablated."""
+    html = (hostile / "index.html").read_text(encoding="utf-8")
+    report = json.loads((hostile / "report.json").read_text(encoding="utf-8"))
+    assert {value for value, _ in Page(html).data} <= numbers(report)
+    section = Page(html[html.index('<section id="stack"') : html.index('<section id="distillation"')])
+    shown = {value for value, _ in section.data}
+    for part in ("combiners", "importances", "folds"):
+        assert numbers(report["stack"][part]) <= shown
+    for part in ("full", "without", "learning_curve"):
+        assert numbers(report["stack"]["ablations"][part]) <= shown
+    for name in ("combiners", "gain", "studies", "ablations", "learning", "families"):
+        assert f'id="{name}-figure_1"' in html
+
+
+def test_tokens_are_counted_as_the_tokenizer_counts_them(small_run: Path) -> None:
+    from oof.encoding.encode import encode_battles
+    from oof.model.classifier import load_tokenizer
+
+    run = load_run(small_run)
+    config = load_config("configs/demo.yaml")
+    tokenizer = load_tokenizer(config.members["gemma2"].checkpoint)
+    tokens = encode_battles(run.table, tokenizer, config.prompts, 320).n_tokens.sum(axis=1)
+    found = token_report(run)
+    expected = np.quantile(tokens, QUANTILES).tolist()
+    assert any(row["quantiles"] == expected and row["truncated"] == np.mean(tokens > 320) for row in found)
+    assert all(row["budget"] == 320 for row in found)
+
+
+def test_hostile_battles_stay_text(hostile: Path) -> None:
+    html = (hostile / "index.html").read_text(encoding="utf-8")
+    page = Page(html)
+    kinds = {tag for tag, _ in page.tags}
+    assert not kinds & {"img", "iframe", "object", "embed", "form", "input", "b", "image", "foreignobject"}
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "{{ 7 * 7 }}" in html
+
+
+def test_nothing_on_the_page_points_elsewhere_and_it_is_small(hostile: Path) -> None:
+    html = (hostile / "index.html").read_text(encoding="utf-8")
+    assert len(html.encode()) < 3_000_000
+    for tag, attrs in Page(html).tags:
+        for name in ("href", "src", "xlink:href", "srcset", "action"):
+            target = attrs.get(name)
+            assert target is None or target.startswith("#") or target == "data:,", (tag, name, target)
+    style = re.search(r"<style>.*?</style>", html, re.S)
+    assert style is not None
+    assert "url(" not in style.group()
+    assert "@import" not in style.group()
+    assert set(re.findall(r"https?://[\w.]+", html)) <= {"http://evil.example"}  # as text, in the hostile battles
+
+
+def test_every_figure_has_an_alternative_text_and_names_of_its_own(hostile: Path) -> None:
+    page = Page((hostile / "index.html").read_text(encoding="utf-8"))
+    figures = [attrs for tag, attrs in page.tags if tag == "svg"]
+    assert len(figures) >= 12
+    assert all(len(str(attrs["aria-label"])) > 20 and attrs["role"] == "img" for attrs in figures)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_run_gives_the_same_page(hostile: Path) -> None:
+    before = {path.name: path.read_bytes() for path in hostile.iterdir()}
+    write_report(hostile.parent)
+    assert {path.name: path.read_bytes() for path in hostile.iterdir()} == before
+
+
+def test_seen_prompts_have_their_section(tmp_path: Path) -> None:
+    from ensemble.contamination.check import run_seen
+
+    arena = make_arena(600, seed=13)
+    prompts = [[" ".join(f"w{7 * i + k * k}" for k in range(9))] for i in range(600)]
+    arena = arena._replace(table=arena.table.with_columns(prompt=pl.Series(prompts)))
+    run = write_run(tmp_path / "run", arena)
+    texts = [prompt[0] for prompt, known in zip(prompts, arena.seen, strict=True) if known]
+    pl.DataFrame({"text": texts}).write_csv(tmp_path / "corpus.csv")
+    run_seen(run, [str(tmp_path / "corpus.csv")], threshold=0.95)
+    page = write_report(run).read_text(encoding="utf-8")
+    report = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
+    assert report["seen"]["n_seen"] == len(texts)
+    effect = report["members"][0]["seen"]
+    assert effect["difference"]["value"] == pytest.approx(effect["seen"]["value"] - effect["unseen"]["value"])
+    assert "What it cannot" in page
+    assert "corpus.csv" in page
+
+
+def test_of_many_battles_a_sample_is_drawn_beside_the_picture_of_all(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_arena(2100, seed=15), stages=False)
+    page = write_report(run).read_text(encoding="utf-8")
+    [pair] = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))["members"]
+    assert pair["points"]["n_shown"] == len(pair["points"]["first"]) == 2000
+    assert np.sum(pair["grid"]["counts"]) == 2100
+    assert "A random 2,000 of 2,100 battles, one mark each, by the probability that one (across)" in page
+    scatter = page[page.index('id="pair0-scatter-figure_1"') : page.index("</figure>", page.index("pair0-scatter-"))]
+    assert len(re.findall(r"<use [^>]*/>", scatter)) - len(re.findall("xtick|ytick", scatter)) == 2000 + 3  # legend
+    assert "Numbers of all battles" in page
+
+
+def test_the_stack_s_scores_are_shown_whatever_they_are_called() -> None:
+    found = scores_tables(
+        {"key": "x", "ablations": {"no lengths": {"log_loss": 1.1, "interval": {"low": 1.0}}, "note": "text"},
+         "learning_curve": [{"share": 0.5, "log_loss": 1.2}], "version": 2, "flat": {"a": 1}}
+    )  # fmt: skip
+    assert found == {
+        "ablations": [{"name": "no lengths", "log_loss": 1.1, "interval low": 1.0}],
+        "learning_curve": [{"share": 0.5, "log_loss": 1.2}],
+        "flat": [{"name": "a", "value": 1}],
+    }
+
+
+def test_a_run_of_stage_one_alone_has_a_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_arena(120, seed=9), stages=False)
+    page = write_report(run).read_text(encoding="utf-8")
+    report = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
+    assert [row["predictor"] for row in report["summary"]["table"]] == ["one", "two"]
+    assert report["distillation"] is None
+    assert 'id="pair-0"' in page
+
+
+def test_a_missing_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "make oof" in capsys.readouterr().err
+
+
+def test_several_runs_give_a_page_each_and_one_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(write_run(tmp_path / name, make_arena(60, seed=14), stages=False)) for name in ("a", "b")]
+    assert main(["report", *runs]) == 0
+    pages = ["a/report/index.html", "b/report/index.html", "a/report/compare/index.html"]
+    assert capsys.readouterr().out.split() == [word for page in pages for word in ("report:", str(tmp_path / page))]
+    assert all((tmp_path / page).is_file() for page in pages)
+
+
+def test_runs_are_paired_on_the_battles_they_share(tmp_path: Path) -> None:
+    arena = make_arena(300, seed=10)
+    one = write_run(tmp_path / "one", arena)
+    less = arena._replace(
+        table=arena.table.head(200), labels=arena.labels[:200], groups=arena.groups[:200],
+        logits={name: 0.1 * z[:200] for name, z in arena.logits.items()},
+    )  # fmt: skip
+    two = write_run(tmp_path / "two", less)
+    page = write_comparison([one, two])
+    found = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))
+    [pair] = found["pairs"]
+    assert (pair["n_shared"], pair["n_first"], pair["n_second"]) == (200, 300, 200)
+    rows = {row["predictor"]: row for row in pair["rows"]}
+    assert set(rows) == {"one", "two", "prior", "mean", "stack", "calibrated", "student"}
+    assert rows["one"]["difference"]["value"] == pytest.approx(rows["one"]["second"] - rows["one"]["first"])
+    assert rows["prior"]["difference"]["value"] == 0
+    shown = {value for value, _ in Page(page.read_text(encoding="utf-8")).data}
+    assert shown <= numbers(found)
+
+
+def test_a_battle_whose_verdict_differs_is_not_shared(tmp_path: Path) -> None:
+    from ensemble.report.compare import shared_rows
+    from ensemble.report.data import load_run
+
+    arena = make_arena(100, seed=11)
+    changed = arena.table.with_columns(label=pl.Series([(arena.labels[0] + 1) % 3, *arena.labels[1:]], dtype=pl.Int8))
+    runs = [
+        load_run(write_run(tmp_path / name, arena._replace(table=table)))
+        for name, table in (("a", arena.table), ("b", changed))
+    ]
+    assert shared_rows(*runs) == (list(range(1, 100)), list(range(1, 100)))
+
+
+def test_the_same_run_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(write_run(tmp_path / "run", make_arena(60, seed=12), stages=False))
+    assert main(["report", run, run]) == 2
+    assert "named twice" in capsys.readouterr().err
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    assert plain({"a": float("nan"), "b": [float("inf"), 1]}) == {"a": None, "b": [None, 1]}
+
+
+def test_the_report_imports_no_torch() -> None:
+    code = "import sys, ensemble.report.make, ensemble.contamination.check; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,128 @@
+"""Effects planted in synthetic arenas are found, and where there is none, none is."""
+
+from __future__ import annotations
+
+import string
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ensemble.report.junk import junk_report
+from ensemble.report.slices import battle_facts, member_pairs, slices_of
+from ensemble.report.ties import tie_report
+from ensemble.stacking.stage import softmax_mean
+from oof.data.prompt_quality import JUNK, prompt_flags, prompt_quality
+from tests.fixtures.report_runs import make_arena, sentence
+
+
+def pair_of(gain: float, seed: int) -> dict:
+    arena = make_arena(3000, seed=seed, seen_gain=gain)
+    probs = {name: softmax_mean(z) for name, z in arena.logits.items()}
+    facts = battle_facts(arena.table)
+    slices = slices_of(facts, arena.labels, arena.seen)
+    [pair] = member_pairs(arena.table, facts, probs, arena.labels, arena.groups, slices, arena.seen, seed=0)
+    return pair
+
+
+def test_a_member_that_is_better_on_seen_prompts_only_is_found() -> None:
+    pair = pair_of(gain=0.9, seed=1)
+    effect = pair["seen"]
+    assert effect["difference"]["low"] > 0
+    assert effect["matched"]["low"] > 0
+    assert effect["seen"]["low"] > 0
+    assert effect["unseen"]["low"] < 0 < effect["unseen"]["high"]
+    assert effect["finding"] == "larger on seen prompts"
+    findings = {row["slice"]: row["finding"] for row in pair["slices"]}
+    assert findings["seen"] == "one better"
+    assert findings["unseen"] == "no difference shown"
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_no_effect_of_seen_prompts_is_found_where_there_is_none(seed: int) -> None:
+    pair = pair_of(gain=0.0, seed=seed)
+    assert pair["seen"]["difference"]["low"] < 0 < pair["seen"]["difference"]["high"]
+    assert pair["seen"]["matched"]["low"] < 0 < pair["seen"]["matched"]["high"]
+    assert pair["seen"]["finding"] == "no difference shown"
+    assert {row["finding"] for row in pair["slices"]} == {"no difference shown"}
+
+
+def test_the_member_that_is_blind_to_ties_is_named_and_the_other_is_not() -> None:
+    arena = make_arena(1500, seed=4, blind=True)
+    reports = {name: tie_report(softmax_mean(z), arena.labels, arena.groups, 0) for name, z in arena.logits.items()}
+    assert reports["two"] is not None
+    assert reports["one"] is not None
+    assert reports["two"]["verdict"] == "blind to ties"
+    assert reports["one"]["verdict"] == "sees ties"
+
+
+def test_a_member_that_never_expects_a_tie_is_weak_on_them() -> None:
+    arena = make_arena(1500, seed=5)
+    z = arena.logits["one"] - np.array([0, 0, 3], dtype=np.float32)
+    report = tie_report(softmax_mean(z), arena.labels, arena.groups, 0)
+    assert report is not None
+    assert report["verdict"] == "weak on ties"
+    assert report["recall"] < 0.2
+
+
+def junk_prompt(rng: np.random.Generator) -> tuple[str, str]:
+    kind = ["no_words", "gibberish", "one_token", "repeats_itself", "template"][rng.integers(5)]
+    letters = list(string.ascii_lowercase)
+    text = {
+        "no_words": "?!.. ~" * int(rng.integers(1, 4)),
+        "gibberish": " ".join("".join(rng.choice(letters, size=9)) for _ in range(8)),
+        "one_token": str(rng.choice(["hi", "test", "ok", "hello", "12345"])),
+        "repeats_itself": "buy now " * int(rng.integers(20, 60)),
+        "template": "[INST] " + sentence(rng, 8) + " [/INST]",
+    }[kind]
+    return kind, text
+
+
+def test_junk_is_found_at_the_planted_share_within_two_points() -> None:
+    rng = np.random.default_rng(6)
+    arena = make_arena(2000, seed=6)
+    planted = rng.random(2000) < 0.15
+    prompts = [
+        [junk_prompt(rng)[1]] if bad else row for bad, row in zip(planted, arena.table["prompt"].to_list(), strict=True)
+    ]
+    table = arena.table.with_columns(prompt=pl.Series(prompts))
+    found = junk_report(table, {"one": softmax_mean(arena.logits["one"])}, arena.labels, arena.groups, 0)
+    assert found["share"]["value"] == pytest.approx(planted.mean(), abs=0.02)
+    assert found["share"]["low"] < found["n_junk"] / 2000 < found["share"]["high"]
+
+
+def test_each_kind_of_junk_is_recognised_as_its_kind() -> None:
+    rng = np.random.default_rng(7)
+    drawn = [junk_prompt(rng) for _ in range(1000)]
+    flags = prompt_flags(pl.Series([text for _, text in drawn]))
+    for kind in flags.columns:
+        rows = [i for i, (planted, _) in enumerate(drawn) if planted == kind]
+        assert flags[kind].gather(rows).mean() >= 0.95, kind
+    assert (prompt_quality(pl.Series([text for _, text in drawn])) < JUNK).mean() > 0.98
+
+
+GOOD = [
+    "What is the capital of France?",
+    "Schreiben Sie bitte einen kurzen Brief an die Angestellten, der die neuen Öffnungszeiten erklärt.",
+    "Napisz krótki wiersz o szczęściu i chrząszczu w trzcinie.",
+    "Jak mohu vypnout automatické přehrávání? Strč prst skrz krk.",
+    "Escribe un correo para pedir vacaciones en agosto",
+    "Türkçe bir yüzyıl önce yazılmış şiirleri açıklar mısın?",
+    "请解释量子纠缠",
+    "你好",
+    "Объясни теорию относительности простыми словами",
+    "量子コンピュータとは何ですか",
+    "Fix this: ```for i in xrange(10): print zip(qx, jx)```",
+    "def qsort(xs): return xs if len(xs) < 2 else [*qsort([x for x in xs[1:] if x < xs[0]])]",
+    "Explain https://example.com/qwxzj/vbnkq please",
+    "1 + 1 = ?",
+    "Viết một bài thơ về mùa thu ở Hà Nội",
+    "Kirjoita lyhyt tarina kissasta, joka löysi järven rannalta vanhan veneen.",
+    "XML, HTML, CSS and SQL: which of them are languages?",
+    "yes and no and yes and no: write a poem of these words",
+]
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_real_prompts_in_many_languages_are_not_junk(text: str) -> None:
+    assert prompt_quality(pl.Series([text]))[0] == 1.0

@@ -1,0 +1,195 @@
+"""Prediction of files of any size, and the check of what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ensemble.__main__ import main as ensemble_main
+from ensemble.serving import chunks
+from ensemble.serving import submission as prediction
+from ensemble.serving.chunks import cut_file
+from ensemble.serving.submission import check_submission, write_submission
+from oof.classes import WINNER_COLUMNS
+from oof.common.errors import UserError
+from oof.data.battles import read_file
+from tests.fixtures.demo_run import small_arguments
+
+TRICKY = ["plain", "two\nlines", 'say "x"', "a,b", "", "ünï", "\r\n", "é" * 50]
+
+
+def write_csv(path: Path, texts: list[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "prompt", "response_a", "response_b"])
+        for i, text in enumerate(texts):
+            writer.writerow([i, *(json.dumps([t]) for t in (text, text + "a", "b" + text))])
+
+
+def write_parquet(path: Path, texts: list[str]) -> None:
+    columns = {"prompt": texts, "response_a": [t + "a" for t in texts], "response_b": ["b" + t for t in texts]}
+    pl.DataFrame(
+        {"id": range(len(texts)), **{k: [json.dumps([t]) for t in v] for k, v in columns.items()}}
+    ).write_parquet(path)
+
+
+def write_jsonl(path: Path, texts: list[str]) -> None:
+    rows = [{"id": i, "prompt": [t], "response_a": [t + "a"], "response_b": ["b" + t]} for i, t in enumerate(texts)]
+    path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+
+
+@given(st.lists(st.sampled_from(TRICKY), min_size=1, max_size=12), st.integers(1, 5))
+def test_pieces_of_a_csv_read_like_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], n: int
+) -> None:
+    folder = tmp_path_factory.mktemp("csv")
+    write_csv(folder / "test.csv", texts)
+    assert_same(folder / "test.csv", n, len(texts))
+
+
+@pytest.mark.parametrize(("name", "write"), [("test.parquet", write_parquet), ("test.jsonl", write_jsonl)])
+def test_pieces_of_other_formats_read_like_the_whole(
+    tmp_path: Path, name: str, write: Callable[[Path, list[str]], None]
+) -> None:
+    write(tmp_path / name, TRICKY[:7])
+    assert_same(tmp_path / name, 3, 7)
+
+
+def assert_same(path: Path, rows: int, n: int) -> None:
+    columns = ["id", "prompt", "response_a", "response_b"]
+    parts = []
+    for piece in cut_file(path, rows, path.parent / "pieces", whole_bytes=0):
+        table = read_file(piece.path, "test").table
+        assert table.height <= rows
+        assert table["row"].to_list() == list(range(1, table.height + 1))
+        assert piece.first == sum(part.height for part in parts)
+        parts.append(table)
+    whole = read_file(path, "test").table.select(columns)
+    assert pl.concat(parts).select(columns).equals(whole)
+    assert whole.height == n
+    assert len(parts) == -(-n // rows)
+    assert not list((path.parent / "pieces").iterdir())
+
+
+def test_a_bad_row_of_a_piece_is_named_in_the_file_s_terms(tmp_path: Path) -> None:
+    path = tmp_path / "test.csv"
+    write_csv(path, TRICKY[:3])
+    with path.open("a", encoding="utf-8") as file:
+        file.write("7,only,three\n")
+    found = list(cut_file_errors(path))
+    assert len(found) == 1
+    assert str(path) in found[0]
+    assert "row 1" in found[0]
+    assert "from row 4 of the file on" in found[0]
+
+
+def cut_file_errors(path: Path) -> list[str]:
+    errors = []
+    for piece in cut_file(path, 3, path.parent / "pieces", whole_bytes=0):
+        try:
+            read_file(piece.path, "test")
+        except UserError as error:
+            errors.append(str(piece.error(error)))
+    return errors
+
+
+def test_a_small_file_is_not_cut(tmp_path: Path) -> None:
+    write_csv(tmp_path / "test.csv", TRICKY)
+    assert [piece.path for piece in cut_file(tmp_path / "test.csv", 2, tmp_path / "p")] == [tmp_path / "test.csv"]
+    assert not (tmp_path / "p").exists()
+
+
+def part(folder: Path, ids: list[str], probs: np.ndarray) -> Path:
+    path = folder / f"{len(list(folder.iterdir()))}.parquet"
+    pl.DataFrame({"id": ids} | {name: probs[:, i] for i, name in enumerate(WINNER_COLUMNS)}).write_parquet(path)
+    return path
+
+
+def test_a_submission_is_its_parts_in_order(tmp_path: Path) -> None:
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), 5)
+    (tmp_path / "parts").mkdir()
+    parts = [part(tmp_path / "parts", ["7", "a,b"], probs[:2]), part(tmp_path / "parts", ["3", "1", "0"], probs[2:])]
+    assert write_submission(tmp_path / "submission.csv", parts) == 5
+    frame = pl.read_csv(tmp_path / "submission.csv", schema_overrides={"id": pl.String})
+    assert frame["id"].to_list() == ["7", "a,b", "3", "1", "0"]
+    np.testing.assert_array_equal(frame.drop("id").to_numpy(), probs)
+
+
+@pytest.mark.parametrize(
+    ("ids", "row", "said"),
+    [
+        (["a", "a"], [0.2, 0.3, 0.5], "more than once"),
+        (["a", "b"], [0.2, 0.3, float("nan")], "line 2"),
+        (["a", "b"], [0.2, 0.3, 0.6], "sums to 1.1"),
+        (["a", "b"], [-0.1, 0.5, 0.6], "line 2"),
+    ],
+)
+def test_a_broken_result_leaves_the_older_submission(
+    tmp_path: Path, ids: list[str], row: list[float], said: str
+) -> None:
+    (tmp_path / "parts").mkdir()
+    path = part(tmp_path / "parts", ids, np.array([row, [0.2, 0.3, 0.5]]))
+    (tmp_path / "submission.csv").write_text("old")
+    with pytest.raises(UserError, match=said):
+        write_submission(tmp_path / "submission.csv", [path])
+    assert (tmp_path / "submission.csv").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parts", "submission.csv"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["id,x"], "columns"),
+        (["id," + ",".join(WINNER_COLUMNS), "a,1,0,0"], "has not 2 rows"),
+        (["id," + ",".join(WINNER_COLUMNS), "a,1,0,0", "b,1,0,0", "c,1,0,0"], "has not 2 rows"),
+        (["id," + ",".join(WINNER_COLUMNS), "b,1,0,0", "a,1,0,0"], "line 2 has id"),
+        (["id," + ",".join(WINNER_COLUMNS), "a,1,0,0", "b,1,0"], "line 3"),
+    ],
+)
+def test_a_file_that_is_not_the_submission_is_refused(tmp_path: Path, lines: list[str], said: str) -> None:
+    (tmp_path / "s.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=said):
+        check_submission(tmp_path / "s.csv", pl.Series(["a", "b"]))
+
+
+def test_chunks_change_nothing_and_a_killed_prediction_goes_on(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    before = pl.read_csv(run / "submission.csv")
+    (run / "submission.json").unlink()
+    monkeypatch.setattr(chunks, "WHOLE_BYTES", 0)
+    scored: list[int] = []
+    score = prediction._student
+
+    def stopping(config: object) -> prediction.Scorer:
+        inner = score(config)  # type: ignore[arg-type]
+
+        def scorer(table: pl.DataFrame) -> np.ndarray:
+            if len(scored) == 1:
+                scored.append(0)
+                raise KeyboardInterrupt
+            scored.append(table.height)
+            return inner(table)
+
+        return scorer
+
+    monkeypatch.setattr(prediction, "_student", stopping)
+    assert ensemble_main(["predict", *small_arguments(run, "predict.chunk=5")]) == 130
+    assert (run / "submission.csv").read_bytes() == (small_run / "submission.csv").read_bytes()
+    assert ensemble_main(["predict", *small_arguments(run, "predict.chunk=5")]) == 0
+    assert scored == [5, 0, 5, 2]
+    after = pl.read_csv(run / "submission.csv")
+    assert after["id"].equals(before["id"])
+    np.testing.assert_allclose(after.drop("id").to_numpy(), before.drop("id").to_numpy(), atol=1e-6)
+    assert not (run / "predict").exists()

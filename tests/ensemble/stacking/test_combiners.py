@@ -1,0 +1,113 @@
+"""One suite that every combiner passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble.features.design_matrix import Design
+from ensemble.stacking.combiners import Combiner
+from ensemble.stacking.lightgbm_stacker import fit_stacker
+from ensemble.stacking.selection import KINDS, SIMPLE, load_combiner
+from oof.common.errors import UserError
+from oof.metrics import log_loss, softmax
+from tests.fixtures.arenas import SWAP, Arena, make_arena
+
+Fit = Callable[[Design, np.ndarray], Combiner]
+PARAMS = {"learning_rate": 0.1, "num_leaves": 6, "min_data_in_leaf": 5, "bagging_fraction": 0.8}
+
+
+def fitter(kind: str) -> Fit:
+    return SIMPLE.get(kind) or (lambda design, labels: fit_stacker(design, labels, PARAMS, 15, seed=3))
+
+
+def mirrored(design: Design) -> Design:
+    return replace(design, x=design.x_swapped, x_swapped=design.x, pool=design.pool[:, :, SWAP])
+
+
+def only_member(design: Design, m: int) -> Design:
+    return replace(design, pool=design.pool[:, [m]], members=[design.members[m]])
+
+
+@pytest.fixture(scope="module")
+def arena() -> Arena:
+    return make_arena(400)
+
+
+pytestmark = pytest.mark.parametrize("kind", KINDS)
+
+
+def test_gives_a_distribution_for_every_battle(arena: Arena, kind: str) -> None:
+    probs = softmax(fitter(kind)(arena.design, arena.labels).logits(arena.design))
+    assert probs.shape == (400, 3)
+    assert (probs > 0).all()
+    np.testing.assert_allclose(probs.sum(axis=1), 1)
+
+
+def test_exchanging_the_responses_exchanges_the_logits_to_the_last_bit(arena: Arena, kind: str) -> None:
+    combiner = fitter(kind)(arena.design, arena.labels)
+    logits = combiner.logits(arena.design)
+    np.testing.assert_array_equal(combiner.logits(mirrored(arena.design)), logits[:, SWAP])
+    assert np.abs(logits[:, 0] - logits[:, 1]).max() > 0.1  # it does not get there by ignoring the responses
+
+
+def test_predicts_each_battle_by_its_own_row(arena: Arena, kind: str) -> None:
+    combiner = fitter(kind)(arena.design, arena.labels)
+    rows = np.random.default_rng(1).permutation(400)[:250]
+    part = arena.design.take(rows)
+    assert part.ids == [arena.design.ids[i] for i in rows]
+    np.testing.assert_allclose(combiner.logits(part), combiner.logits(arena.design)[rows], atol=1e-12)
+
+
+def test_is_the_same_once_saved_and_holds_no_code(arena: Arena, kind: str, tmp_path: Path) -> None:
+    combiner = fitter(kind)(arena.design, arena.labels)
+    combiner.save(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".txt"}
+    loaded = load_combiner(tmp_path)
+    assert loaded.kind == kind
+    np.testing.assert_array_equal(loaded.logits(arena.design), combiner.logits(arena.design))
+
+
+def test_the_same_data_and_seed_give_the_same_files(arena: Arena, kind: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        fitter(kind)(arena.design, arena.labels).save(tmp_path / name)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_one_member_is_enough(arena: Arena, kind: str) -> None:
+    design = only_member(arena.design, 0)
+    probs = softmax(fitter(kind)(design, arena.labels).logits(design))
+    assert log_loss(probs, arena.labels) < log_loss(np.full((400, 3), 1 / 3), arena.labels) - 0.05
+
+
+def test_a_member_that_always_says_the_same_is_harmless(arena: Arena, kind: str) -> None:
+    pool = np.concatenate([arena.design.pool, np.zeros((400, 1, 3))], axis=1)
+    design = replace(arena.design, pool=pool, members=[*arena.design.members, "mute"])
+    probs = softmax(fitter(kind)(design, arena.labels).logits(design))
+    without = softmax(fitter(kind)(arena.design, arena.labels).logits(arena.design))
+    slack = 0.1 if kind == "mean" else 0.01  # a mean has no means to leave a member out
+    assert log_loss(probs, arena.labels) < log_loss(without, arena.labels) + slack
+
+
+def test_logits_that_are_not_finite_are_refused(arena: Arena, kind: str) -> None:
+    pool = arena.design.pool.copy()
+    pool[7, 1, 2] = np.nan
+    broken = replace(arena.design, pool=pool)
+    with pytest.raises(UserError, match=r"1 battles have logits that are not finite.*'two'"):
+        fitter(kind)(arena.design, arena.labels).logits(broken)
+    if kind != "mean":  # nothing is fitted
+        with pytest.raises(UserError, match="not finite"):
+            fitter(kind)(broken, arena.labels)
+
+
+def test_few_rows_and_an_absent_class_are_survived(arena: Arena, kind: str) -> None:
+    few = arena.design.take(np.arange(57))
+    for labels in (arena.labels[:57], np.minimum(arena.labels[:57], 1), np.full(57, 2)):
+        logits = fitter(kind)(few, labels).logits(few)
+        assert np.isfinite(logits).all()
+        np.testing.assert_array_equal(fitter(kind)(few, labels).logits(mirrored(few)), logits[:, SWAP])

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble.features.design_matrix import build_design
+from ensemble.stacking.combiners import fit_log_pool, length_only_probs, mean_logits
+from ensemble.stacking.cross_fit import CROSS_FITTED, TEXT_MEMBER, StackResult, cross_fit
+from ensemble.stacking.logistic import Logistic
+from ensemble.stacking.tfidf_baseline import count_terms
+from ensemble.stacking.tuning import tune
+from oof.classes import swap_orders
+from oof.common.errors import UserError
+from oof.config import Stack
+from oof.metrics import group_interval, log_loss, row_log_loss, softmax
+from tests.fixtures.arenas import Arena, make_arena, swap_table
+
+SETTINGS = Stack(trials=4, rounds=100, order="symmetric")
+
+
+def run(arena: Arena, folder: Path, config: Stack = SETTINGS, labels: np.ndarray | None = None) -> StackResult:
+    labels = arena.labels if labels is None else labels
+    return cross_fit(arena.design, labels, arena.folds, arena.groups, config, 0, folder)
+
+
+@pytest.fixture(scope="module")
+def arena() -> Arena:
+    return make_arena(1500)
+
+
+@pytest.fixture(scope="module")
+def result(arena: Arena, tmp_path_factory: pytest.TempPathFactory) -> StackResult:
+    return run(arena, tmp_path_factory.mktemp("studies"))
+
+
+def test_every_prediction_is_a_distribution_for_every_battle(arena: Arena, result: StackResult) -> None:
+    assert set(result.predictions) == set(CROSS_FITTED)
+    for probs in result.predictions.values():
+        assert probs.shape == (1500, 3)
+        np.testing.assert_allclose(probs.sum(axis=1), 1)
+
+
+def test_the_calibrated_stack_beats_the_best_member_and_nears_the_optimum(arena: Arena, result: StackResult) -> None:
+    calibrated = row_log_loss(result.predictions["calibrated"], arena.labels)
+    members = [row_log_loss(softmax(z.mean(axis=1)), arena.labels) for z in arena.logits.values()]
+    best = min(members, key=np.mean)
+    assert group_interval(calibrated - best, arena.groups, seed=0)["high"] < 0
+    assert calibrated.mean() - row_log_loss(arena.truth, arena.labels).mean() < 0.06  # the members' noise is in here
+
+
+def test_labels_of_a_fold_do_not_reach_its_own_predictions(arena: Arena, result: StackResult, tmp_path: Path) -> None:
+    changed = arena.labels.copy()
+    fold = arena.folds == 1
+    some = np.flatnonzero(fold)[::4]
+    changed[some] = (changed[some] + 1) % 3
+    again = run(arena, tmp_path, labels=changed)
+    for name in CROSS_FITTED:
+        np.testing.assert_array_equal(again.predictions[name][fold], result.predictions[name][fold], err_msg=name)
+    assert not np.array_equal(again.predictions["stack"][~fold], result.predictions["stack"][~fold])
+
+
+def test_permuted_labels_beat_no_prior(arena: Arena, tmp_path: Path) -> None:
+    """The canary: nothing is learned from nothing, at any stage."""
+    permuted = arena.labels.copy()
+    rng = np.random.default_rng(5)
+    for fold in range(3):
+        rows = np.flatnonzero(arena.folds == fold)
+        permuted[rows] = permuted[rng.permutation(rows)]
+    canary = run(arena, tmp_path, labels=permuted)
+    prior = row_log_loss(canary.predictions["prior"], permuted)
+    for name in ("length_only", "stack", "calibrated"):
+        gain = row_log_loss(canary.predictions[name], permuted) - prior
+        assert group_interval(gain, arena.groups, seed=0, level=0.999)["high"] > 0, name
+
+
+def test_exchanging_the_responses_exchanges_the_output_exactly(arena: Arena, result: StackResult) -> None:
+    mirrored = build_design(swap_table(arena.table), {n: swap_orders(z) for n, z in arena.logits.items()})
+    np.testing.assert_allclose(result.predict(mirrored), result.predict(arena.design)[:, [1, 0, 2]], atol=1e-12)
+    even = np.flatnonzero(arena.folds != 0)
+    length = length_only_probs(arena.design.take(even), arena.labels[even], mirrored)
+    np.testing.assert_allclose(
+        length, length_only_probs(arena.design.take(even), arena.labels[even], arena.design)[:, [1, 0, 2]], atol=1e-12
+    )
+
+
+def test_a_saved_stack_predicts_the_same(arena: Arena, result: StackResult, tmp_path: Path) -> None:
+    result.save(tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".txt", ".json")]
+    loaded = StackResult.load(tmp_path)
+    np.testing.assert_allclose(loaded.predict(arena.design), result.predict(arena.design), atol=1e-12)
+
+
+def test_the_seed_decides_and_an_interrupted_study_goes_on(arena: Arena, tmp_path: Path) -> None:
+    parts = arena.design, arena.labels, arena.folds, arena.groups
+    whole = tune(*parts, 3, 50, 0, tmp_path / "a.log")
+    same = tune(*parts, 3, 50, 0, tmp_path / "b.log")
+    assert whole.params == same.params
+    np.testing.assert_array_equal(whole.logits, same.logits)
+    size = (tmp_path / "a.log").stat().st_size
+    again = tune(*parts, 3, 50, 0, tmp_path / "a.log")
+    assert again.params == whole.params
+    assert (tmp_path / "a.log").stat().st_size - size < 1000  # no trial was repeated
+    np.testing.assert_array_equal(again.logits, whole.logits)
+
+
+def test_a_real_first_shown_effect_is_modelled_and_left_out_of_the_teacher(tmp_path: Path) -> None:
+    arena = make_arena(3000, seed=3, position=0.35)
+    result = run(arena, tmp_path, Stack(trials=2, rounds=30, order="auto"))
+    assert result.calibrator.first_shown > 0.1
+    calibrated, teacher = result.predictions["calibrated"], result.predictions["teacher"]
+    assert log_loss(calibrated, arena.labels) < log_loss(teacher, arena.labels)
+    ratio = np.log(calibrated / teacher)
+    c = np.array([fold["first_shown"] for fold in result.folds])[arena.folds]
+    np.testing.assert_allclose(ratio[:, 0] - ratio[:, 1], 2 * c, atol=1e-9)
+
+
+def test_the_log_pool_finds_unequal_weights() -> None:
+    arena = make_arena(4000, seed=1)
+    pool = fit_log_pool(arena.design, arena.labels)
+    assert pool.weights[0] > 1.3 * pool.weights[1] > 0  # member two is twice too sure of itself
+    assert log_loss(softmax(pool.logits(arena.design)), arena.labels) < log_loss(
+        softmax(mean_logits(arena.design)), arena.labels
+    )
+
+
+def test_few_rows_and_an_absent_class_are_survived(tmp_path: Path) -> None:
+    arena = make_arena(57, seed=2)
+    labels = np.minimum(arena.labels, 1)
+    result = cross_fit(arena.design, labels, arena.folds, arena.groups, Stack(trials=2, rounds=20), 0, tmp_path)
+    assert np.isfinite(row_log_loss(result.predictions["calibrated"], labels)).all()
+
+
+def test_one_fold_is_refused(tmp_path: Path) -> None:
+    arena = make_arena(30)
+    with pytest.raises(UserError, match="at least 2"):
+        cross_fit(arena.design, arena.labels, arena.folds * 0, arena.groups, SETTINGS, 0, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def with_text(arena: Arena, tmp_path_factory: pytest.TempPathFactory) -> StackResult:
+    return run_with_text(arena, tmp_path_factory.mktemp("text"), arena.labels)
+
+
+def run_with_text(arena: Arena, folder: Path, labels: np.ndarray) -> StackResult:
+    parts = arena.design, labels, arena.folds, arena.groups
+    settings = replace(SETTINGS, text_member=True, final="logistic")
+    return cross_fit(*parts, settings, 0, folder, count_terms(arena.table))
+
+
+def test_the_text_baseline_as_a_member_owes_nothing_to_a_folds_own_labels(
+    arena: Arena, with_text: StackResult, tmp_path: Path
+) -> None:
+    fold = arena.folds == 1
+    changed = np.where(fold & (np.arange(len(fold)) % 4 == 0), (arena.labels + 1) % 3, arena.labels)
+    again = run_with_text(arena, tmp_path, changed)
+    for name in (*CROSS_FITTED, "text"):
+        expected = with_text.predictions[name][fold]
+        np.testing.assert_array_equal(again.predictions[name][fold], expected, err_msg=name)
+    assert not np.array_equal(again.predictions["stack"][~fold], with_text.predictions["stack"][~fold])
+
+
+def test_the_text_baseline_as_a_member_is_saved_with_the_stack(
+    arena: Arena, with_text: StackResult, tmp_path: Path
+) -> None:
+    with_text.save(tmp_path)
+    loaded = StackResult.load(tmp_path)
+    design = loaded.design(arena.table, arena.logits)
+    assert design.names == with_text.features
+    assert design.members == ["one", "two", TEXT_MEMBER]
+    assert isinstance(loaded.combiner, Logistic)
+    assert np.abs(np.array(loaded.combiner.coef)[:, 6:9]).max() > 0  # it is listened to
+    swapped = loaded.design(swap_table(arena.table), {n: swap_orders(z) for n, z in arena.logits.items()})
+    np.testing.assert_allclose(loaded.predict(swapped), loaded.predict(design)[:, [1, 0, 2]], atol=1e-12)
+
+
+def test_a_text_member_without_texts_is_an_error(arena: Arena, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="text_member"):
+        run(arena, tmp_path, replace(SETTINGS, text_member=True))

@@ -1,0 +1,340 @@
+"""Audit: a sound run passes, and each deliberately broken one is caught by the check that is there for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from oof.audit import prompts as prompt_audit
+from oof.audit.run import Finding, audit_run, format_findings
+from oof.common.atomic_files import read_json
+from oof.common.digests import file_digest
+from oof.common.errors import UserError
+from oof.common.logits_format import logits_frame
+from oof.config import Folds, Groups
+from oof.folds.assignment import assign_folds
+from oof.folds.groups import group_battles
+from tests.fixtures.small_tables import sentence, table_of
+
+K = 4
+N = 120
+
+
+def battles() -> pl.DataFrame:
+    """Return train battles with repeats and near-repeats, extra ones that repeat some of them, and unlabelled ones."""
+    rng = np.random.default_rng(0)
+    prompts = [sentence(rng, int(rng.integers(3, 25))) for _ in range(80)]
+    prompts += [prompts[i].upper() + "!" for i in range(20)]
+    prompts += [prompts[i] + " please" for i in range(20, 40)]
+    extra = [prompts[0], prompts[50] + " now", sentence(rng, 10)]
+    roles = ["train"] * N + ["extra"] * 3 + ["unlabelled"] * 2 + ["test"]
+    answers = [[f"answer {i}"] for i in range(len(roles))]
+    replies = [[f"reply {i}"] for i in range(len(roles))]
+    answers[N], replies[N] = replies[0], answers[0]  # the first extra battle is the first train battle, swapped
+    return table_of(
+        [*prompts, *extra, prompts[1], sentence(rng, 10), prompts[2]],
+        role=roles,
+        label=[i % 3 for i in range(N)] + [0, 1, 2] + [None] * 3,
+        response_a=answers,
+        response_b=replies,
+    )
+
+
+def write_run(run: Path, table: pl.DataFrame | None = None, config: Groups | None = None) -> None:
+    """Write what stage one leaves: tables, run.json and two members' fold jobs."""
+    config = config or Groups()
+    table = battles() if table is None else table
+    groups = group_battles(table, config)
+    table = table.drop("fold").with_columns(
+        pl.Series("group", groups), pl.Series("fold", assign_folds(table, groups, K, 0))
+    )
+    table.write_parquet(run / "battles.parquet")
+    table.select("id", "role", "group", "fold").write_parquet(run / "folds.parquet")
+    (run / "run.json").write_text(json.dumps({"config": {"groups": asdict(config), "folds": asdict(Folds(k=K))}}))
+    for member in ("one", "two"):
+        write_member(run / "oof" / member, table)
+
+
+def write_member(folder: Path, table: pl.DataFrame) -> None:
+    rng = np.random.default_rng(0)
+    parts = []
+    for fold in range(K):
+        held_out = table.filter((pl.col("role") == "train") & (pl.col("fold") == fold))
+        trained = table.filter(pl.col("role").is_in(["train", "extra"]) & (pl.col("fold") != fold))
+        logits = rng.normal(size=(held_out.height, 2, 3)).astype(np.float32)
+        parts.append(logits_frame(held_out["id"], logits, fold))
+        job = folder / f"fold-{fold}"
+        write_job(job, parts[-1], trained["id"])
+    pl.concat(parts).write_parquet(folder / "logits.parquet")
+
+
+def write_job(job: Path, logits: pl.DataFrame, trained: pl.Series) -> None:
+    fold = int(job.name.removeprefix("fold-"))
+    job.mkdir(parents=True, exist_ok=True)
+    logits.write_parquet(job / "logits.parquet")
+    pl.DataFrame({"id": trained}).write_parquet(job / "trained.parquet")
+    files = {name: file_digest(job / name) for name in ("logits.parquet", "trained.parquet")}
+    facts = {"held_out": fold, "n_trained": len(trained), "files": files, "key": "k"}
+    (job / "job.json").write_text(json.dumps(facts))
+
+
+def change_table(run: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    """Change battles.parquet and folds.parquet alike, and make the members' jobs anew from them."""
+    table = change(pl.read_parquet(run / "battles.parquet"))
+    table.write_parquet(run / "battles.parquet")
+    table.select("id", "role", "group", "fold").write_parquet(run / "folds.parquet")
+    for member in ("one", "two"):
+        shutil.rmtree(run / "oof" / member)
+        write_member(run / "oof" / member, table)
+
+
+def change_job(run: Path, change: Callable[[pl.DataFrame, pl.Series], tuple[pl.DataFrame, pl.Series]]) -> None:
+    """Change one fold job's logits or list of trained battles; its manifest stays consistent."""
+    job = run / "oof" / "two" / "fold-1"
+    logits, trained = change(pl.read_parquet(job / "logits.parquet"), pl.read_parquet(job / "trained.parquet")["id"])
+    write_job(job, logits, trained)
+
+
+def violated(findings: list[Finding]) -> set[str]:
+    return {finding.check for finding in findings if finding.status == "violated"}
+
+
+@pytest.fixture(scope="module")
+def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture
+def run(sound_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(sound_run, tmp_path / "run")
+
+
+def test_a_sound_run_passes_every_check(run: Path) -> None:
+    findings = audit_run(run)
+    assert {finding.status for finding in findings} == {"ok"}
+    assert [f.message for f in findings if f.check == "scored battles repeated in extra"] == [
+        "1, each held out together with its battle"
+    ]
+    assert len([f for f in findings if f.check.startswith("job ")]) == 2 * K
+    assert format_findings(findings).endswith(f"audit: {len(findings)} ok, 0 warning, 0 violated")
+
+
+def in_fold(name: str, fold: pl.Expr) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    return lambda table: table.with_columns(
+        pl.when(pl.col("id") == name).then(fold).otherwise("fold").cast(pl.Int32).alias("fold")
+    )
+
+
+def test_a_battle_moved_out_of_its_groups_fold_is_caught(run: Path) -> None:
+    change_table(run, in_fold("b0", (pl.col("fold") + 1) % K))
+    findings = audit_run(run)
+    expected = {"groups across folds", "near-duplicate prompts across folds", "scored battles repeated in extra"}
+    jobs = {f"job {member}/fold-{fold}" for member in ("one", "two") for fold in range(K)}
+    assert violated(findings) - jobs == expected | {"equal prompts across folds"}  # b0 is also in extra, word for word
+    assert violated(findings) & jobs
+
+
+def test_grouping_switched_off_is_caught(tmp_path: Path) -> None:
+    table = battles().with_columns(group_key=pl.col("id"))
+    write_run(tmp_path, table, Groups(column="id"))
+    assert {"near-duplicate prompts across folds", "equal prompts across folds"} <= violated(audit_run(tmp_path))
+
+
+def test_near_duplicates_in_groups_of_their_own_are_caught_without_equal_prompts(run: Path) -> None:
+    """b100 is b20 with a word more: regrouped and moved, only the independent measure can tell."""
+    before = pl.read_parquet(run / "battles.parquet")
+    assert before.filter(pl.col("id").is_in(["b20", "b100"]))["group"].n_unique() == 1
+
+    def change(table: pl.DataFrame) -> pl.DataFrame:
+        own = pl.when(pl.col("id") == "b100").then(100_000).otherwise("group").alias("group")
+        return in_fold("b100", (pl.col("fold") + 1) % K)(table.with_columns(own))
+
+    change_table(run, change)
+    findings = audit_run(run)
+    assert violated(findings) == {"near-duplicate prompts across folds"}
+    assert "battles b100 and b20" in format_findings(findings) or "battles b20 and b100" in format_findings(findings)
+
+
+def test_an_extra_battle_free_to_train_on_beside_its_scored_twin_is_caught(run: Path) -> None:
+    change_table(run, in_fold(f"b{N}", pl.lit(-1)))
+    assert {"scored battles repeated in extra", "groups across folds"} <= violated(audit_run(run))
+
+
+def test_an_extra_twin_is_caught_even_with_an_empty_prompt(run: Path) -> None:
+    def change(table: pl.DataFrame) -> pl.DataFrame:
+        twin = pl.col("id").is_in(["b0", f"b{N}"])
+        table = table.with_columns(prompt=pl.when(twin).then(pl.lit([""])).otherwise("prompt"))
+        alone = pl.when(pl.col("id") == f"b{N}").then(100_000).otherwise("group").alias("group")
+        return in_fold(f"b{N}", pl.lit(-1))(table.with_columns(alone))
+
+    change_table(run, change)
+    assert violated(audit_run(run)) == {"scored battles repeated in extra"}
+
+
+def test_a_job_that_trained_on_a_predicted_group_is_caught_by_name(run: Path) -> None:
+    table = pl.read_parquet(run / "battles.parquet").filter(pl.col("role") == "train")
+    pair = table.filter((pl.col("fold") == 1) & pl.col("group").is_duplicated()).sort("group")["id"][:2]
+
+    def swap(logits: pl.DataFrame, trained: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
+        return logits, pl.concat([trained, pair[:1]])
+
+    change_job(run, swap)
+    findings = audit_run(run)
+    assert violated(findings) == {"job two/fold-1"}
+    assert f"{pair[1]} was predicted, {pair[0]} trained on" in format_findings(findings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits, trained: (logits[1:], trained),  # a battle without a prediction
+        lambda logits, trained: (pl.concat([logits, logits[:1]]), trained),  # predicted twice
+        lambda logits, trained: (logits.with_columns(fold=pl.lit(2, pl.Int32)), trained),  # another fold's name
+        lambda logits, trained: (logits.with_columns(id=pl.lit("stranger") + pl.col("id")), trained),
+        lambda logits, trained: (logits.with_columns(ab_tie=pl.lit(float("nan"), pl.Float32)), trained),
+        lambda logits, trained: (logits.with_columns(ba_a=pl.lit(None, pl.Float32)), trained),
+        lambda logits, trained: (logits.with_columns(ab_a=pl.col("ab_a") + 1), trained),  # joined file is stale
+        lambda logits, trained: (logits, pl.concat([trained, trained[:1]])),  # trained twice on one battle
+        lambda logits, trained: (logits, pl.concat([trained, pl.Series(["stranger"])])),
+    ],
+)
+def test_broken_predictions_are_caught(
+    run: Path, change: Callable[[pl.DataFrame, pl.Series], tuple[pl.DataFrame, pl.Series]]
+) -> None:
+    change_job(run, change)
+    assert violated(audit_run(run))
+    assert all("two" in check for check in violated(audit_run(run)))
+
+
+def test_files_changed_after_the_job_are_caught(run: Path) -> None:
+    path = run / "oof" / "one" / "fold-0" / "trained.parquet"
+    pl.read_parquet(path).reverse().write_parquet(path)
+    assert violated(audit_run(run)) == {"job one/fold-0"}
+
+
+def test_a_job_that_trained_on_more_than_it_lists_is_caught(run: Path) -> None:
+    path = run / "oof" / "one" / "fold-0" / "job.json"
+    facts = read_json(path)
+    path.write_text(json.dumps({**facts, "n_trained": facts["n_trained"] + 1}))
+    assert violated(audit_run(run)) == {"job one/fold-0"}
+
+
+@pytest.mark.parametrize("name", ["job.json", "logits.parquet", "trained.parquet"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "garbage"])
+def test_missing_and_damaged_job_files_are_violations_not_tracebacks(run: Path, name: str, damage: str) -> None:
+    path = run / "oof" / "one" / "fold-2" / name
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"[1, 2]")
+    findings = audit_run(run)
+    assert violated(findings)
+    assert "two" not in " ".join(violated(findings))
+
+
+def test_a_missing_fold_job_is_caught(run: Path) -> None:
+    shutil.rmtree(run / "oof" / "one" / "fold-3")
+    assert "predictions of one" in violated(audit_run(run))
+
+
+def test_a_job_left_from_another_number_of_folds_is_caught(run: Path) -> None:
+    shutil.copytree(run / "oof" / "one" / "fold-3", run / "oof" / "one" / f"fold-{K}")
+    assert "predictions of one" in violated(audit_run(run))
+
+
+def test_a_member_without_joined_logits_is_caught(run: Path) -> None:
+    (run / "oof" / "one" / "logits.parquet").unlink()
+    assert violated(audit_run(run)) == {"predictions of one"}
+
+
+def test_logits_from_elsewhere_are_a_warning(run: Path) -> None:
+    for fold in range(K):
+        shutil.rmtree(run / "oof" / "one" / f"fold-{fold}")
+    findings = audit_run(run)
+    assert not violated(findings)
+    assert [f.check for f in findings if f.status == "warning"] == ["predictions of one"]
+
+
+def test_a_run_without_members_is_caught(run: Path) -> None:
+    shutil.rmtree(run / "oof")
+    assert violated(audit_run(run)) == {"predictions"}
+
+
+def test_tables_that_disagree_are_caught(run: Path) -> None:
+    folds = pl.read_parquet(run / "folds.parquet")
+    in_fold("b5", (pl.col("fold") + 1) % K)(folds).write_parquet(run / "folds.parquet")
+    assert violated(audit_run(run)) == {"tables"}
+
+
+def test_repeated_ids_are_caught(run: Path) -> None:
+    change_table(run, lambda table: pl.concat([table, table[:1]]))
+    assert "tables" in violated(audit_run(run))
+
+
+def test_an_empty_fold_is_caught(run: Path) -> None:
+    change_table(run, lambda table: table.with_columns(fold=pl.col("fold").replace(3, 2)))
+    assert "fold balance" in violated(audit_run(run))
+
+
+def test_uneven_folds_are_a_warning(run: Path) -> None:
+    def change(table: pl.DataFrame) -> pl.DataFrame:
+        ties = (pl.col("group") % 2 == 0) & (pl.col("fold") == 0)
+        return table.with_columns(label=pl.when(ties).then(2).otherwise("label").cast(pl.Int8))
+
+    change_table(run, change)
+    assert [f.check for f in audit_run(run) if f.status != "ok"] == ["fold balance"]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"battles\.parquet: no such file"):
+        audit_run(tmp_path)
+    write_run(tmp_path)
+    (tmp_path / "folds.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"folds\.parquet"):
+        audit_run(tmp_path)
+
+
+def test_without_run_json_the_defaults_hold(run: Path) -> None:
+    (run / "run.json").unlink()
+    assert not violated(audit_run(run))
+    (run / "run.json").write_text(json.dumps({"config": {"groups": {"no such": 1}}}))
+    with pytest.raises(UserError, match=r"run\.json"):
+        audit_run(run)
+
+
+def test_prompts_alike_by_a_template_alone_are_not_held_against_the_grouping(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    header = sentence(rng, 30)
+    write_run(tmp_path, table_of([f"{header}: {sentence(rng, 3)}" for _ in range(60)]))
+    assert not violated(audit_run(tmp_path))
+
+
+def test_near_duplicates_by_brute_force() -> None:
+    """Every reported pair is alike by Python sets, and without templates every clear pair is reported."""
+    rng = np.random.default_rng(0)
+    prompts = [sentence(rng, 20) for _ in range(40)]
+    for i in range(40):
+        words = prompts[i].split()
+        for at in rng.choice(6, int(rng.integers(0, 5)), replace=False):
+            words[at] = "edited"
+        prompts.append(" ".join(words))
+    folds = rng.integers(0, 3, 80)
+    table = table_of(prompts, fold=folds.tolist())
+    _, torn = prompt_audit.near_duplicates(table, 0.7, 1000)
+    expected = {
+        frozenset((f"b{i}", f"b{j}"))
+        for i in range(80)
+        for j in range(i)
+        if folds[i] != folds[j] and prompt_audit._jaccard(prompts[i], prompts[j]) >= 0.75
+    }
+    assert {frozenset((pair.one, pair.other)) for pair in torn} == expected
+    assert len(expected) > 5

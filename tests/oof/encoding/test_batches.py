@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oof.config import Train
+from oof.encoding.batches import Step, TrainingSteps, collate, cut, plan_steps
+from oof.encoding.encode import Encoded
+
+LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=120).map(np.array)
+
+
+def encoded(lengths: np.ndarray) -> Encoded:
+    """Two equal orders per battle; the ids of battle i are all i + 1."""
+    each = np.repeat(lengths, 2)
+    ids = np.repeat(np.repeat(np.arange(len(lengths)) + 1, 2), each).astype(np.int32)
+    counts = np.zeros((len(lengths), 3), dtype=np.int32)
+    return Encoded(ids, np.concatenate([[0], np.cumsum(each)]), 2, counts, counts)
+
+
+@given(LENGTHS, st.integers(8, 2000))
+def test_cut_holds_every_sequence_once_within_the_budget(lengths: np.ndarray, budget: int) -> None:
+    batches = cut(lengths, budget)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for rows in batches:
+        padded = -(-lengths[rows].max() // 8) * 8
+        assert len(rows) == 1 or len(rows) * padded <= budget
+
+
+@settings(max_examples=60)
+@given(LENGTHS, st.integers(1, 20), st.sampled_from(["none", "random", "paired"]), st.integers(0, 9))
+def test_an_epoch_visits_each_battle_once(lengths: np.ndarray, size: int, swap: str, seed: int) -> None:
+    recipe = Train(epochs=2, batch_battles=size, swap=swap)
+    steps = plan_steps(lengths, recipe, seed)
+    per_epoch = -(-len(lengths) // size)
+    assert len(steps) == 2 * per_epoch
+    for epoch in (steps[:per_epoch], steps[per_epoch:]):
+        seen = [(int(b), int(o)) for step in epoch for b, o in zip(step.battles, step.orders, strict=True)]
+        if swap == "paired":
+            assert sorted(seen) == [(b, o) for b in range(len(lengths)) for o in (0, 1)]
+        else:
+            assert sorted(b for b, _ in seen) == list(range(len(lengths)))
+        assert all(len(np.unique(step.battles)) <= size for step in epoch)
+    again = plan_steps(lengths, replace(recipe, tokens_per_batch=9), seed)
+    for one, other in zip(steps, again, strict=True):
+        assert (one.battles == other.battles).all()
+        assert (one.orders == other.orders).all()
+
+
+def test_random_swap_swaps_half_and_another_half_in_the_next_epoch() -> None:
+    steps = plan_steps(np.full(200, 10), Train(epochs=2, batch_battles=200, swap="random"), 0)
+    first, second = (dict(zip(s.battles.tolist(), s.orders.tolist(), strict=True)) for s in steps)
+    assert sum(first.values()) == sum(second.values()) == 100
+    assert first != second
+
+
+@settings(max_examples=40, deadline=None)
+@given(LENGTHS, st.integers(1, 8), st.integers(8, 3000))
+def test_a_steps_weights_add_up_to_one_however_it_is_cut(lengths: np.ndarray, size: int, budget: int) -> None:
+    n = len(lengths)
+    targets = np.random.default_rng(0).dirichlet(np.ones(3), size=(n, 2))
+    weights = np.arange(1, n + 1, dtype=float)
+    recipe = Train(batch_battles=size, tokens_per_batch=budget)
+    data = TrainingSteps(encoded(lengths), targets, weights, recipe, pad_id=0, seed=1)
+    for i in range(len(data)):
+        micro = data[i]
+        assert sum(float(m["weights"].sum()) for m in micro) == pytest.approx(1, abs=1e-5)
+        for batch in micro:
+            battles = batch["input_ids"].max(dim=1).values.numpy() - 1
+            share = weights[battles] / (2 * weights[np.unique(data.steps[i].battles)].sum())
+            np.testing.assert_allclose(batch["weights"].numpy(), share, rtol=1e-5)
+            assert ((batch["input_ids"] != 0).sum(dim=1).numpy() == lengths[battles]).all()
+
+
+@settings(max_examples=60)
+@given(LENGTHS, st.integers(1, 9), st.integers(8, 1500), st.integers(1, 4))
+def test_whole_battles_keep_both_orders_side_by_side(lengths: np.ndarray, size: int, budget: int, ranks: int) -> None:
+    n, recipe = len(lengths), Train(batch_battles=size, tokens_per_batch=budget)
+    steps = TrainingSteps(encoded(lengths), np.full((n, 2, 3), 1 / 3), np.ones(n), recipe, 0, 0, whole_battles=True)
+    steps.targets[:, 1] = 0  # tells the orders apart
+    steps.ranks = ranks
+    for index in range(len(steps)):
+        micros = []
+        for steps.rank in range(ranks):
+            micros.append(steps[index])
+        assert len({len(part) for part in micros}) == 1
+        seen: list[int] = []
+        for micro in (micro for part in micros for micro in part):
+            ids, targets = micro["input_ids"][:, 0].reshape(-1, 2), micro["targets"].reshape(-1, 2, 3)
+            assert (ids[:, 0] == ids[:, 1]).all()
+            assert (targets[:, 0] > 0).all()
+            assert (targets[:, 1] == 0).all()
+            assert micro["weights"][::2].equal(micro["weights"][1::2])
+            assert len(ids) == 1 or micro["input_ids"].numel() <= budget
+            seen += (ids[micro["weights"].reshape(-1, 2)[:, 0] > 0, 0] - 1).tolist()
+        assert sorted(seen) == sorted(np.unique(steps.steps[index].battles).tolist())
+
+
+def test_whole_battles_need_both_orders() -> None:
+    with pytest.raises(ValueError, match="swap=paired, not random"):
+        TrainingSteps(encoded(np.array([9])), np.ones((1, 2, 3)), np.ones(1), Train(swap="random"), 0, 0, True)
+
+
+def test_windows_of_similar_lengths_save_padding_and_passes_on_arena_lengths() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(6.3, 0.8, 2000), 60, 3000).astype(int)
+    recipe = Train(batch_battles=16, tokens_per_batch=8192)
+
+    def cost(steps: list[Step], spare: int) -> tuple[float, int]:
+        """Return padded over real tokens, and the passes."""
+        parts = [lengths[s.battles][rows] for s in steps for rows in cut(lengths[s.battles], 8192, spare)]
+        return sum(len(part) * int(part.max()) for part in parts) / (2 * lengths.sum()), len(parts)
+
+    windows = plan_steps(lengths, recipe, 0)
+    random = [Step(np.repeat(rows, 2), rows * 0) for rows in rng.permutation(len(lengths)).reshape(-1, 16)]
+    assert cost(windows, 10**9)[0] < 1.16 < cost(random, 10**9)[0]
+    padding, passes = cost(windows, 256)
+    assert padding < 1.03
+    assert passes < 0.7 * cost(random, 256)[1]
+
+
+@given(LENGTHS, st.integers(8, 2000), st.integers(0, 500))
+def test_a_batch_ends_where_its_padding_would_cost_more_than_another_pass(
+    lengths: np.ndarray, budget: int, spare: int
+) -> None:
+    """Against a loop that adds one sequence after the other."""
+    expected: list[list[int]] = []
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        size = -(-int(lengths[row]) // 8) * 8
+        last = expected[-1] if expected else []
+        longest = -(-int(lengths[last[0]]) // 8) * 8 if last else 0
+        waste = sum(longest - -(-int(lengths[r]) // 8) * 8 for r in last) + longest - size
+        if last and longest * (len(last) + 1) <= budget and waste <= spare:
+            last.append(row)
+        else:
+            expected.append([row])
+    assert [rows.tolist() for rows in cut(lengths, budget, spare)] == expected
+
+
+def test_collate_refuses_a_sequence_that_ends_in_the_pad_token() -> None:
+    with pytest.raises(ValueError, match="pad"):
+        collate([np.array([5, 0], dtype=np.int32)], pad_id=0)
+    batch = collate([np.array([5, 0, 7], dtype=np.int32), np.array([4], dtype=np.int32)], pad_id=0)
+    assert batch["input_ids"].shape == (2, 8)
+    assert set(batch) == {"input_ids"}
+
+
+@settings(max_examples=60)
+@given(LENGTHS, st.integers(1, 9), st.integers(8, 1500), st.integers(1, 5), st.sampled_from(["none", "paired"]))
+def test_processes_have_equally_many_micro_batches_and_each_sequence_once(
+    lengths: np.ndarray, size: int, budget: int, ranks: int, swap: str
+) -> None:
+    recipe = Train(batch_battles=size, tokens_per_batch=budget, swap=swap)
+    n = len(lengths)
+    for index in range(-(-n // size)):
+        parts = []
+        for rank in range(ranks):
+            steps = TrainingSteps(encoded(lengths), np.full((n, 2, 3), 1 / 3), np.ones(n), recipe, 0, 0)
+            steps.rank, steps.ranks = rank, ranks
+            parts.append(steps[index])
+        assert len({len(part) for part in parts}) == 1
+        micros = [micro for part in parts for micro in part]
+        assert all(len(m["input_ids"]) == 1 or m["input_ids"].numel() <= budget for m in micros)
+        weighed = [(m["input_ids"][m["weights"] > 0][:, 0], m["weights"]) for m in micros]
+        seen = sorted(int(i) - 1 for ids, _ in weighed for i in ids)
+        assert seen == sorted(steps.steps[index].battles.tolist())
+        assert sum(float(w.sum()) for _, w in weighed) == pytest.approx(1)

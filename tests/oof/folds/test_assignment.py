@@ -1,0 +1,256 @@
+"""Folds: a group never straddles them, they are stratified, and only seed and content decide."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import warnings
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from oof.common.errors import UserError
+from oof.config import Groups
+from oof.folds import assignment as folds_module
+from oof.folds.assignment import assign_folds, fold_report
+from oof.folds.groups import group_battles
+from tests.fixtures.small_tables import sentence, table_of
+
+
+def battles(n: int, n_groups: int, seed: int = 0) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
+    groups = np.concatenate([np.arange(n_groups), rng.integers(0, n_groups, n - n_groups)])
+    table = table_of([f"prompt {group}" for group in groups], label=rng.integers(0, 3, n).tolist())
+    return table, groups.astype(np.int64)
+
+
+def straddling(groups: NDArray[np.int64], folds: NDArray[np.int32]) -> int:
+    return sum(len(set(folds[groups == group])) > 1 for group in set(groups.tolist()))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(n_groups=st.integers(10, 40), more=st.integers(0, 60), k=st.integers(2, 5), seed=st.integers(0, 2**31 - 1))
+def test_group_never_straddles_folds(n_groups: int, more: int, k: int, seed: int) -> None:
+    table, groups = battles(n_groups + more, n_groups, seed % 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folds = assign_folds(table, groups, k, seed)
+    assert straddling(groups, folds) == 0
+    assert set(folds.tolist()) == set(range(k))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1000), relabel=st.integers(0, 1000))
+def test_shuffled_rows_and_renumbered_groups_change_no_fold(seed: int, relabel: int) -> None:
+    table, groups = battles(120, 60)
+    table = table.with_columns(pl.Series("wanted", assign_folds(table, groups, 5, 3)), pl.Series("group", groups))
+    shuffled = table.sample(fraction=1.0, shuffle=True, seed=seed)
+    numbers = np.random.default_rng(relabel).permutation(1000)[shuffled["group"].to_numpy()]
+    assert assign_folds(shuffled, numbers, 5, 3).tolist() == shuffled["wanted"].to_list()
+
+
+def test_equal_texts_in_groups_of_a_column_do_not_depend_on_row_order() -> None:
+    table = table_of(["same"] * 30, group_key=[f"k{i % 10}" for i in range(30)])
+    table = table.with_columns(response_a=pl.lit("x").repeat_by(1), response_b=pl.lit("y").repeat_by(1))
+    groups = group_battles(table, Groups(column="k"))
+    table = table.with_columns(pl.Series("wanted", assign_folds(table, groups, 5, 0)))
+    backwards = table.reverse()
+    again = assign_folds(backwards, group_battles(backwards, Groups(column="k")), 5, 0)
+    assert again.tolist() == backwards["wanted"].to_list()
+
+
+def test_seed_decides() -> None:
+    table, groups = battles(200, 150)
+    assert assign_folds(table, groups, 5, 0).tolist() == assign_folds(table, groups, 5, 0).tolist()
+    assert assign_folds(table, groups, 5, 0).tolist() != assign_folds(table, groups, 5, 1).tolist()
+
+
+def test_unlabelled_battles_change_no_fold_of_a_scored_one() -> None:
+    rng = np.random.default_rng(0)
+    prompts = [sentence(rng, 8) for _ in range(80)]
+    table = table_of(prompts)
+    more = table_of(
+        [*prompts, *(sentence(rng, 8) for _ in range(40)), *prompts[:5]],
+        role=["train"] * 80 + ["unlabelled"] * 40 + ["extra"] * 5,
+        label=[i % 3 for i in range(80)] + [None] * 40 + [0] * 5,
+    )
+    alone = assign_folds(table, group_battles(table, Groups()), 5, 0)
+    together = assign_folds(more, group_battles(more, Groups()), 5, 0)
+    assert together[:80].tolist() == alone.tolist()
+    assert together[80:120].tolist() == [-1] * 40
+    assert together[120:].tolist() == alone[:5].tolist()
+
+
+def test_roles_follow_their_group_and_test_battles_have_no_fold() -> None:
+    roles = ["train"] * 20 + ["extra", "unlabelled", "test", "extra", "unlabelled"]
+    groups = np.array([*range(20), 3, 4, 5, 90, 91])
+    table = table_of(["x"] * 25, role=roles, label=[0, 1, 2, 0] * 5 + [0, None, None, 1, None])
+    folds = assign_folds(table, groups, 4, 0)
+    assert folds[20:].tolist() == [folds[3], folds[4], -1, -1, -1]
+    report = fold_report(table, groups, folds, 4)
+    assert report["extra"] == {"held_out": 1, "free": 1}
+    assert report["unlabelled"] == {"held_out": 1, "free": 1}
+
+
+def test_labels_are_stratified_at_the_size_of_the_competition_and_quickly() -> None:
+    rng = np.random.default_rng(0)
+    n = 57_477
+    groups = rng.integers(0, 52_000, n)
+    labels = rng.choice(3, n, p=[0.349, 0.342, 0.309])
+    table = pl.concat([table_of([""]).drop("id", "label", "prompt")] * n).with_columns(
+        pl.Series("id", [str(i) for i in range(n)]),
+        pl.Series("label", labels, dtype=pl.Int8),
+        pl.Series("prompt", [[f"p{group}"] for group in groups]),
+    )
+    start = time.perf_counter()
+    folds = assign_folds(table, groups, 5, 0)
+    assert time.perf_counter() - start < 30
+    report = fold_report(table, groups, folds, 5)
+    assert report["largest_share_difference"] < 0.002
+    sizes = [row["battles"] for row in report["folds"]]
+    assert max(sizes) - min(sizes) < 0.01 * n
+    order = np.argsort(groups, kind="stable")
+    same = groups[order][1:] == groups[order][:-1]
+    assert (folds[order][1:] == folds[order][:-1])[same].all()
+
+
+def test_bundles_hold_whole_groups_with_equal_label_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folds_module, "MAX_UNITS", 40)
+    table, groups = battles(400, 200)
+    labels = table["label"].to_numpy()
+    units = folds_module._bundle(groups, labels, 0)
+    assert len(set(units.tolist())) < 200
+    for unit in set(units.tolist()):
+        members = set(groups[units == unit].tolist())
+        counts = {tuple(np.bincount(labels[groups == group], minlength=3)) for group in members}
+        assert len(counts) == 1
+        assert len(members) <= 5
+    assert straddling(groups, assign_folds(table, groups, 5, 0)) == 0
+
+
+def test_report_counts_by_brute_force() -> None:
+    table, groups = battles(150, 70)
+    folds = assign_folds(table, groups, 5, 0)
+    report = fold_report(table, groups, folds, 5)
+    labels = table["label"].to_list()
+    for row in report["folds"]:
+        inside = [i for i in range(150) if folds[i] == row["fold"]]
+        assert row["battles"] == len(inside)
+        assert row["groups"] == len({int(groups[i]) for i in inside})
+        assert list(row["labels"].values()) == [sum(labels[i] == c for i in inside) for c in range(3)]
+    assert report["groups"] == 70
+    assert sum(row["battles"] for row in report["folds"]) == report["battles"] == 150
+
+
+# --- requests that cannot be met
+
+
+def test_fewer_groups_than_folds_are_refused_with_the_numbers() -> None:
+    table, groups = battles(57, 3)
+    with pytest.raises(UserError, match=r"folds\.k=5: the 57 train battles form only 3 group"):
+        assign_folds(table, groups, 5, 0)
+
+
+def test_one_group_is_refused() -> None:
+    table, _ = battles(20, 5)
+    with pytest.raises(UserError, match=r"only 1 group"):
+        assign_folds(table, np.zeros(20, np.int64), 2, 0)
+
+
+@pytest.mark.parametrize("k", [-1, 0, 1])
+def test_fewer_than_two_folds_are_refused(k: int) -> None:
+    table, groups = battles(20, 10)
+    with pytest.raises(UserError, match="at least 2 folds"):
+        assign_folds(table, groups, k, 0)
+
+
+def test_no_train_battles_are_refused() -> None:
+    table, groups = battles(20, 10)
+    with pytest.raises(UserError, match="no train battles"):
+        assign_folds(table.with_columns(role=pl.lit("extra")), groups, 2, 0)
+
+
+def test_a_train_battle_without_label_is_refused_with_its_place() -> None:
+    table = table_of(["a", "b", "c"], label=[0, None, 1])
+    with pytest.raises(UserError, match=r"battles\.csv, row 2"):
+        assign_folds(table, np.arange(3), 2, 0)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=12),
+    k=st.integers(2, 6),
+    labels=st.lists(st.integers(0, 2), min_size=1, max_size=7),
+)
+def test_any_request_gives_whole_filled_folds_or_one_clear_error(sizes: list[int], k: int, labels: list[int]) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    label = list(itertools.islice(itertools.cycle(labels), len(groups)))
+    table = table_of([f"p{g}" for g in groups], label=label)
+    message = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            folds = assign_folds(table, groups, k, 0)
+        except UserError as error:
+            message = str(error)
+    if message:
+        assert f"folds.k={k}" in message
+        return
+    assert straddling(groups, folds) == 0
+    assert set(folds.tolist()) == set(range(k))
+
+
+def test_a_rare_class_is_a_warning() -> None:
+    table = table_of([f"p{i}" for i in range(40)], label=[0, 1] * 19 + [2, 2])
+    with pytest.warns(UserWarning, match="'tie' occurs in only 2 group"):
+        assign_folds(table, np.arange(40), 5, 0)
+    with pytest.warns(UserWarning, match="'tie' never occurs"):
+        assign_folds(table[:38], np.arange(38), 5, 0)
+
+
+def test_a_group_larger_than_a_fold_is_a_warning() -> None:
+    table, _ = battles(60, 60)
+    with pytest.warns(UserWarning, match=r"31 of 60 train battles are one group"):
+        assign_folds(table, np.array([0] * 31 + [*range(1, 30)]), 2, 0)
+
+
+def test_fifty_seven_battles_make_five_folds() -> None:
+    table, groups = battles(57, 57)
+    assert np.bincount(assign_folds(table, groups, 5, 0)).min() >= 10
+
+
+# --- folds that the file brings
+
+
+def test_folds_of_the_file_are_used_and_renumbered() -> None:
+    table, groups = battles(40, 40)
+    own = [3 if i % 2 else 7 for i in range(40)]
+    folds = assign_folds(table.with_columns(pl.Series("fold", own, dtype=pl.Int32)), groups, 2, 0)
+    assert folds.tolist() == [0 if i % 2 else 1 for i in range(40)]
+
+
+def test_folds_of_the_file_that_separate_a_group_are_refused_with_an_example() -> None:
+    table, _ = battles(10, 10)
+    groups = np.array([0, 1, 2, 3, 4, 5, 6, 7, 3, 9])
+    own = pl.Series("fold", [0, 1] * 5, dtype=pl.Int32)
+    with pytest.raises(UserError, match=r"b3 \(fold 1\) and b8 \(fold 0\) belong to one group"):
+        assign_folds(table.with_columns(own), groups, 2, 0)
+
+
+def test_incomplete_folds_of_the_file_are_refused() -> None:
+    table, groups = battles(10, 10)
+    own = pl.Series("fold", [0, 1, None, 1, 0, 1, 0, 1, 0, 1], dtype=pl.Int32)
+    with pytest.raises(UserError, match=r"row 3, column fold: empty"):
+        assign_folds(table.with_columns(own), groups, 2, 0)
+
+
+@pytest.mark.filterwarnings("ignore:class")
+def test_another_number_of_folds_in_the_file_is_refused() -> None:
+    table, groups = battles(12, 12)
+    own = pl.Series("fold", [0, 1, 2] * 4, dtype=pl.Int32)
+    with pytest.raises(UserError, match=r"set folds\.k=3"):
+        assign_folds(table.with_columns(own), groups, 5, 0)

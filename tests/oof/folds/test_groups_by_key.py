@@ -1,0 +1,56 @@
+"""Groups by a column of the file instead of the prompt's text, and by shared responses."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from oof.common.errors import UserError
+from oof.config import Groups
+from oof.folds.groups import group_battles
+from tests.fixtures.small_tables import sentence, table_of
+
+
+def test_column_replaces_prompts() -> None:
+    table = table_of(["same words here"] * 4, group_key=["x", "y", "x", "z"])
+    groups = group_battles(table, Groups(column="topic")).tolist()
+    assert groups[0] == groups[2]
+    assert len(set(groups)) == 3
+
+
+def test_column_with_a_train_battle_without_value_is_refused_with_its_place() -> None:
+    table = table_of(["one", "two"], group_key=["x", None])
+    with pytest.raises(UserError, match=r"battles\.csv, row 2, column topic"):
+        group_battles(table, Groups(column="topic"))
+
+
+def test_extra_without_key_follows_its_prompt() -> None:
+    prompt, other = sentence(np.random.default_rng(0), 20), sentence(np.random.default_rng(1), 20)
+    table = table_of(
+        [prompt, other, prompt + " edited", other],
+        group_key=["x", "y", None, "z"],
+        role=["train", "train", "extra", "train"],
+    )
+    groups = group_battles(table, Groups(column="topic")).tolist()
+    assert groups[0] == groups[2]
+    assert len(set(groups)) == 3  # y and z share a prompt, but both have a key
+
+
+def test_group_numbers_with_a_column_do_not_depend_on_row_order() -> None:
+    table = table_of(["same words"] * 6, group_key=["x", "y", "x", "z", "y", "w"])
+    table = table.with_columns(pl.Series("group", group_battles(table, Groups(column="k"))))
+    backwards = table.reverse()
+    assert group_battles(backwards, Groups(column="k")).tolist() == backwards["group"].to_list()
+
+
+def test_responses_join_battles_only_when_asked_and_not_trivial() -> None:
+    argument = "a long argument that occurs in several pairs of the data"
+    table = table_of(
+        ["first prompt", "second thing", "third matter", "fourth case"],
+        response_a=[[argument], ["yes"], [argument.upper()], ["yes"]],
+        response_b=[["other"], [argument], ["something"], ["no"]],
+    )
+    assert len(set(group_battles(table, Groups()).tolist())) == 4
+    groups = group_battles(table, Groups(responses=True)).tolist()
+    assert groups[0] == groups[1] == groups[2] != groups[3]

@@ -1,0 +1,158 @@
+"""What is traced without weights equals what the real model takes: weights, arithmetic, memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from oof import config as configuration
+from oof.common.errors import UserError
+from oof.config import Lora, Member
+from oof.model.classifier import load_base, load_tokenizer
+from oof.model.cost_model import base_config, trace
+from oof.model.lora import add_adapters
+from oof.model.optimizations import LastTokens
+from oof.plan import battle_tokens, format_plan, make_plan
+from tests.fixtures.demo_run import ROOT
+from tests.fixtures.tiny_models import save_tiny
+
+WIDE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "max_position_embeddings": 2048}
+BATCH, TOKENS = 8, 256
+# The real thing in a process of its own, whose high-water mark is the peak.
+MEASURE = """
+import json, re, sys
+import torch
+from oof.adapters import add_adapters
+from oof.config import Lora, Member
+from oof.models import load_base, load_tokenizer
+from oof.shortcuts import LastTokens, checkpoint_trainable_layers
+
+def status(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+checkpoint, layers, checkpointing = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+member = Member(checkpoint=checkpoint, dtype="float32", lora=Lora(rank=8, layers=layers))
+tokenizer = load_tokenizer(checkpoint)
+model = add_adapters(load_base(member, tokenizer, 0), member.lora, 0).train()
+if checkpointing:
+    checkpoint_trainable_layers(model)
+LastTokens(model, tokenizer.pad_token_id)
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+
+def step(batch):
+    model(input_ids=torch.full((batch, 256), 10)).logits.sum().backward()
+    optimizer.step()
+
+step(1)
+weights = sum(p.numel() * p.element_size() for p in model.parameters())
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+step(8)
+optimizer_bytes = 12 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+print(json.dumps(status("VmHWM") - before + weights + optimizer_bytes))
+"""
+
+
+@pytest.fixture(scope="module", params=["gemma2", "llama"])
+def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Member:
+    folder = tmp_path_factory.mktemp(request.param)
+    return Member(checkpoint=save_tiny(request.param, folder, **WIDE), dtype="float32", lora=Lora(rank=8))
+
+
+@pytest.mark.parametrize("layers", ["all", "upper_half"])
+def test_parameters_and_arithmetic_are_the_real_model_s(member: Member, layers: str) -> None:
+    member = Member(checkpoint=member.checkpoint, dtype="float32", lora=Lora(rank=8, layers=layers))
+    attention = "eager" if "gemma2" in member.checkpoint else "sdpa"
+    planned = trace(member, BATCH, TOKENS, True, False, attention)
+    tokenizer = load_tokenizer(member.checkpoint)
+    model = add_adapters(load_base(member, tokenizer, 0), member.lora, 0).train()
+    assert planned.parameters == sum(p.numel() for p in model.parameters())
+    assert planned.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    LastTokens(model, tokenizer.pad_token_id)
+    with FlopCounterMode(display=False) as flops:
+        model(input_ids=torch.full((BATCH, TOKENS), 10)).logits.sum().backward()
+    assert planned.flops == pytest.approx(flops.get_total_flops(), rel=0.05)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        model(input_ids=torch.full((BATCH, TOKENS), 10))
+    scored = trace(member, BATCH, TOKENS, False, False, attention)
+    assert scored.flops == pytest.approx(flops.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("layers", "checkpointing"),
+    [
+        ("all", False),
+        pytest.param("upper_half", False, marks=pytest.mark.slow),
+        pytest.param("all", True, marks=pytest.mark.slow),
+    ],
+)
+def test_planned_memory_is_near_the_measured_peak(member: Member, layers: str, checkpointing: bool) -> None:
+    if sys.platform != "linux":
+        pytest.skip("reads the process's high-water mark from /proc")
+    attention = "sdpa"  # blockwise attention keeps no scores either
+    recipe = Member(checkpoint=member.checkpoint, dtype="float32", lora=Lora(rank=8, layers=layers))
+    planned = trace(recipe, BATCH, TOKENS, True, checkpointing, attention).peak_bytes
+    # Without this, freed tensors stay with the C library, and the mark is of its heap.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", MEASURE, member.checkpoint, layers, str(checkpointing)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)  # noqa: S603
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert planned == pytest.approx(measured, rel=0.2)
+
+
+def test_deep_and_wide_is_extrapolated_from_small(member: Member) -> None:
+    attention = "eager" if "gemma2" in member.checkpoint else "sdpa"
+    wide, narrow = (trace(member, n, TOKENS, True, False, attention) for n in (6, 1))
+    assert wide.parameters == narrow.parameters
+    assert wide.peak_bytes > 2 * narrow.peak_bytes
+    assert trace(member, 6, TOKENS, True, True, attention).peak_bytes < wide.peak_bytes
+    assert trace(member, 6, TOKENS, False, False, attention).flops < wide.flops / 1.9
+
+
+def _shipped() -> list[object]:
+    """Every shipped configuration; planning the variants of lmsys.yaml again takes half a minute each."""
+    slow = {True: pytest.mark.slow, False: ()}
+    paths = sorted((ROOT / "configs").glob("*.yaml"))
+    return [pytest.param(p, marks=slow[p.name.startswith("lmsys-")], id=p.name) for p in paths]
+
+
+@pytest.mark.parametrize("path", _shipped())
+def test_every_shipped_configuration_is_loaded_and_planned(path: Path) -> None:
+    plans = make_plan(configuration.load(path))
+    text = format_plan(plans)
+    assert [plan.name for plan in plans] == [*configuration.load(path).members, "student"]
+    for plan in plans:
+        assert 0 < plan.cost.trainable < 0.3 * plan.cost.parameters
+        assert any(plan.settings.values())
+        assert plan.name in text
+
+
+def test_known_shapes_have_the_published_number_of_weights() -> None:
+    """The hub's model cards: 9.24 G, 2.61 G; 8.03 G and 3.21 G with the language model's own output layer."""
+    published = {"google/gemma-2-9b-it": 9.24, "google/gemma-2-2b-it": 2.61}
+    published |= {"meta-llama/Llama-3.1-8B-Instruct": 8.03 - 0.525, "meta-llama/Llama-3.2-3B-Instruct": 3.21}
+    for checkpoint, billions in published.items():
+        member = Member(checkpoint=checkpoint, lora=Lora(rank=0))
+        cost = trace(member, 1, 8, False, False, "sdpa")
+        assert cost.parameters / 1e9 == pytest.approx(billions, abs=0.006), checkpoint
+
+
+def test_tokens_come_from_the_data_where_there_are_any() -> None:
+    demo = battle_tokens(configuration.load("configs/demo.yaml"))
+    assert len(demo) == 2000
+    assert 20 < demo.mean() < 150
+    arena = battle_tokens(configuration.load("configs/lmsys.yaml"))
+    assert len(arena) == 57_477
+    assert abs((arena > 2048).mean() - 0.045) < 0.03
+
+
+def test_a_checkpoint_nobody_has_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="nobody/nothing"):
+        base_config("nobody/nothing")

@@ -1,0 +1,173 @@
+"""Stored states of the frozen layers: the logits and the training of whole passes, whatever was stored when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from oof import config as configuration
+from oof.common.errors import UserError
+from oof.config import Config, Lora, Member, Prompts, Train
+from oof.jobs.dataset import prepare
+from oof.jobs.fold_job import fold_jobs
+from oof.jobs.run_fold_job import Texts, fit_classifier
+from oof.model import hidden_state_cache
+from oof.model.classifier import load_classifier
+from oof.model.optimizations import decoder_layers
+from oof.plan import make_plan
+from oof.training.losses import cross_entropy
+from tests.fixtures.demo_run import ROOT
+
+N = 24
+HOW = ("recompute", "stored")
+BASES = ["tiny-gemma2", "tiny-llama"]
+
+
+def member_of(base: str, **changes: object) -> Member:
+    lora = Lora(rank=4, alpha=8, layers="upper_half")
+    train = Train(epochs=2, lr=0.01, head_lr=0.02, batch_battles=4, swap="random", tokens_per_batch=400)
+    checkpoint = str(ROOT / "configs" / "bases" / base)
+    return replace(Member(checkpoint=checkpoint, dtype="float32", lora=lora, train=train), **changes)
+
+
+def table() -> pl.DataFrame:
+    texts = [[f"Number {n}: the oven goes with the flour. A good piano helps. " * (1 + n % 3)] for n in range(N)]
+    both = pl.DataFrame({"id": [str(i) for i in range(N)], "prompt": [["How?"]] * N, "response_a": texts})
+    return both.with_columns(response_b=pl.Series(texts[3:] + texts[:3]))
+
+
+def texts_of(member: Member, run: Path) -> Texts:
+    return Texts(member, table(), Config(run=str(run), prompts=Prompts(max_tokens=120)))
+
+
+def trained(texts: Texts, rows: range, folder: Path) -> tuple[torch.nn.Module, dict[str, object]]:
+    targets = np.eye(3, dtype=np.float32)[np.arange(len(rows)) % 3]
+    parts = np.array(rows), targets, np.ones(len(rows)), cross_entropy
+    return fit_classifier(texts, *parts, folder, seed=1, label="test")
+
+
+def shards(run: Path) -> list[Path]:
+    return sorted((run / "frozen").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_training_and_scoring_are_those_of_whole_passes(base: str, tmp_path: Path) -> None:
+    whole, stored = (texts_of(member_of(base, frozen=how), tmp_path / how) for how in HOW)
+    histories, logits = [], []
+    for texts in (whole, stored):
+        folder = Path(texts.config.run) / "job"
+        model, facts = trained(texts, range(16), folder)
+        histories.append([entry["loss"] for entry in facts["history"]])
+        logits.append(texts.logits(model, np.arange(N), "test", folder / "partial"))
+    np.testing.assert_allclose(histories[1], histories[0], rtol=1e-4)
+    assert histories[0][-1] != histories[0][0]
+    np.testing.assert_allclose(logits[1], logits[0], atol=2e-3)  # after twelve steps of rounding
+    assert np.ptp(logits[0][:, 0, 0]) > 0.01  # the texts do matter
+    assert not shards(tmp_path / "recompute")
+    # The same adapter on both paths, without the training between.
+    adapter = tmp_path / "stored" / "job" / "adapter"
+    fresh = [
+        t.logits(load_classifier(t.member, adapter, t.tokenizer, 0), np.arange(N), "test", tmp_path / "partial")
+        for t in (whole, stored)
+    ]
+    np.testing.assert_allclose(fresh[1], fresh[0], atol=1e-5)
+
+
+def test_what_is_stored_is_not_computed_again_and_the_layers_are_left_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = texts_of(member_of("tiny-gemma2", frozen="stored"), tmp_path)
+    trained(texts, range(N), tmp_path / "first")
+    monkeypatch.setattr(hidden_state_cache, "_states", None)
+    model, _ = trained(texts, range(8, N), tmp_path / "second")  # another fold
+    texts.logits(model, np.arange(8), "test", tmp_path / "partial")
+    layers = decoder_layers(model)
+    assert all("forward" not in vars(layer) for layer in layers)
+    assert not any(layer._forward_hooks for layer in layers)
+
+
+def test_states_do_not_depend_on_what_else_was_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hidden_state_cache, "CHUNK", 5)
+
+    def stored(run: Path, parts: list[range]) -> dict[bytes, bytes]:
+        texts = texts_of(member_of("tiny-llama", frozen="stored"), run)
+        for i, part in enumerate(parts):
+            trained(texts, part, run / str(i))
+        found = {}
+        for path in shards(run):
+            with hidden_state_cache.safe_open(path, "pt") as shard:
+                hashes, offsets, states = (shard.get_tensor(n).numpy() for n in ("hashes", "offsets", "states"))
+            spans = zip(hashes, offsets[:-1], offsets[1:], strict=True)
+            found |= {name.tobytes(): states[start:stop].tobytes() for name, start, stop in spans}
+        return found
+
+    at_once, in_parts = stored(tmp_path / "a", [range(N)]), stored(tmp_path / "b", [range(3), range(2, 17), range(N)])
+    assert len(at_once) == 2 * N  # both orders
+    assert at_once == in_parts
+
+
+@pytest.mark.parametrize("how", ["flipped at 9", "flipped at 3000", "cut"])
+def test_a_damaged_shard_is_named_and_made_again(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts = texts_of(member_of("tiny-gemma2", frozen="stored"), tmp_path)
+    trained(texts, range(6), tmp_path / "first")
+    (path,) = shards(tmp_path)
+    good = path.read_bytes()
+    broken = bytearray(good if "flipped" in how else good[: len(good) // 2])
+    if "flipped" in how:
+        broken[-int(how.rsplit(" ", 1)[1])] ^= 1
+    path.write_bytes(broken)
+    trained(texts, range(6), tmp_path / "second")
+    assert str(path) in caplog.text
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([], "lora.layers=all"),
+        (["members.a.lora.rank=0"], "lora.rank=0"),
+        (["members.a.lora.layers=upper_half", "jobs.nproc=2"], "jobs.nproc=2"),
+        (["members.a.lora.layers=upper_half", "members.a.score_dtype=float16"], "score_dtype=float16"),
+    ],
+)
+def test_where_nothing_can_be_stored_it_is_refused(overrides: list[str], named: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("members: {a: {checkpoint: somewhere, frozen: stored}}")
+    config = configuration.load(str(path), [f"run={tmp_path / 'run'}", *overrides])
+    with pytest.raises(UserError, match=r"members\.a\.frozen=stored does not go with .*" + named.replace(".", r"\.")):
+        fold_jobs(config, pl.DataFrame({"id": ["1"]}))
+
+
+@pytest.mark.slow
+def test_the_plan_counts_the_disk_that_it_takes(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    base = ROOT / "configs" / "bases" / "tiny-llama"
+    recipe = f"{{checkpoint: {base}, dtype: float32, lora: {{rank: 4, layers: upper_half}}}}"
+    path.write_text(f"members: {{a: {recipe}}}\ndata: {{synth: {{battles: 60}}}}")
+    run = tmp_path / "run"
+    configs = [configuration.load(str(path), [f"run={run}", f"members.a.frozen={how}"]) for how in HOW]
+    less, more = (make_plan(config)[0].disk_bytes for config in configs)
+    battles = prepare(configs[1])
+    texts = Texts(configs[1].members["a"], battles, configs[1])
+    parts = np.arange(60), np.eye(3, dtype=np.float32)[battles["label"].to_numpy()], np.ones(60), cross_entropy
+    fit_classifier(texts, *parts, tmp_path / "job", seed=1, label="test")
+    taken = sum(shard.stat().st_size for shard in shards(run))
+    assert taken / 1.5 < more - less < taken * 1.5
+
+
+def test_it_changes_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    base = ROOT / "configs" / "bases" / "tiny-llama"
+    path.write_text(
+        f"members: {{a: {{checkpoint: {base}, lora: {{layers: upper_half}}}}}}\ndata: {{synth: {{battles: 20}}}}"
+    )
+    keys = []
+    for how in HOW:
+        config = configuration.load(str(path), [f"run={tmp_path / 'run'}", f"members.a.frozen={how}"])
+        keys.append([job.step.key for job in fold_jobs(config, prepare(config))])
+    assert keys[0] == keys[1]

@@ -1,0 +1,141 @@
+"""The savings are exact: same logits, same gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from oof.config import Lora, Member
+from oof.encoding.batches import collate
+from oof.model.classifier import load_base, load_tokenizer
+from oof.model.lora import add_adapters
+from oof.model.optimizations import (
+    FusedLora,
+    LastTokens,
+    checkpoint_trainable_layers,
+    decoder_layers,
+    merged_where_exact,
+)
+from tests.fixtures.tiny_models import FAMILIES, save_tiny
+
+LORA = Lora(rank=4, alpha=8)
+
+
+def batch(pad_id: int) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(0)
+    return collate([rng.integers(10, 200, n).astype(np.int32) for n in (5, 40, 23, 33)], pad_id)
+
+
+def model_of(family: str, folder: Path, lora: Lora = LORA) -> tuple[torch.nn.Module, int]:
+    member = Member(checkpoint=save_tiny(family, folder), dtype="float32", lora=lora)
+    tokenizer = load_tokenizer(member.checkpoint)
+    model = add_adapters(load_base(member, tokenizer, 0), member.lora, 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model, tokenizer.pad_token_id
+
+
+def gradients(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    logits = model(**inputs).logits
+    (logits * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
+    return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_last_layer_for_pooled_tokens_alone_is_the_same_function(family: str, tmp_path: Path) -> None:
+    model, pad = model_of(family, tmp_path)
+    logits, grads = gradients(model, batch(pad))
+    shortcut = LastTokens(model, pad)
+    fewer, fewer_grads = gradients(model, batch(pad))
+    shortcut.remove()
+    torch.testing.assert_close(fewer, logits, atol=1e-5, rtol=1e-4)
+    assert grads.keys() == fewer_grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(fewer_grads[name], grad, atol=1e-4, rtol=1e-3, msg=name)
+    torch.testing.assert_close(gradients(model, batch(pad))[0], logits, atol=0, rtol=0)  # removed without a trace
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_recomputed_activations_give_the_same_gradients(family: str, tmp_path: Path) -> None:
+    model, pad = model_of(family, tmp_path, Lora(rank=4, alpha=8, layers="upper_half"))
+    model.train()
+    logits, grads = gradients(model, batch(pad))
+    assert checkpoint_trainable_layers(model) == 2
+    assert [getattr(layer, "gradient_checkpointing", False) for layer in decoder_layers(model)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    again, again_grads = gradients(model, batch(pad))
+    assert torch.equal(again, logits)
+    for name, grad in grads.items():
+        assert torch.equal(again_grads[name], grad), name
+
+
+def test_nothing_is_computed_backwards_below_the_lowest_adapter(tmp_path: Path) -> None:
+    model, pad = model_of("llama", tmp_path, Lora(rank=4, alpha=8, layers="upper_half"))
+    needs: list[bool] = []
+    for layer in decoder_layers(model):
+        layer.register_forward_hook(lambda module, args, output: needs.append(output.requires_grad))
+    model.train()(**batch(pad))
+    assert needs == [False, False, True, True]
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_a_merged_float32_adapter_is_the_same_function(family: str, tmp_path: Path) -> None:
+    model, pad = model_of(family, tmp_path)
+    with torch.inference_mode():
+        logits = model.eval()(**batch(pad)).logits
+        merged = merged_where_exact(model)
+        assert not any("lora" in name for name, _ in merged.named_parameters())
+        torch.testing.assert_close(merged.eval()(**batch(pad)).logits, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_bf16_base_is_not_merged_into(tmp_path: Path) -> None:
+    member = Member(checkpoint=save_tiny("llama", tmp_path), dtype="bfloat16", lora=LORA)
+    model = add_adapters(load_base(member, load_tokenizer(member.checkpoint), 0), LORA, 0)
+    assert merged_where_exact(model) is model
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_fused_lora_update_is_the_same_function(family: str, tmp_path: Path) -> None:
+    model, pad = model_of(family, tmp_path)
+    logits, grads = gradients(model, batch(pad))
+    shortcut = FusedLora(model)
+    assert len(shortcut.layers) == sum("lora_B" in name for name, _ in model.named_parameters())
+    fused, fused_grads = gradients(model, batch(pad))
+    shortcut.remove()
+    torch.testing.assert_close(fused, logits, atol=1e-5, rtol=1e-4)
+    assert grads.keys() == fused_grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(fused_grads[name], grad, atol=1e-4, rtol=1e-3, msg=name)
+    assert torch.equal(gradients(model, batch(pad))[0], logits)  # removed without a trace
+
+
+def test_in_bfloat16_a_fused_update_is_as_near_the_truth_as_pefts(tmp_path: Path) -> None:
+    model, _ = model_of("llama", tmp_path)
+    layer = next(m for name, m in model.named_modules() if name.endswith("q_proj"))
+    x = torch.randn(64, layer.in_features, generator=torch.Generator().manual_seed(2)).bfloat16()
+    truth = layer.double()(x.double())
+
+    def error() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            return float((layer(x).detach().double() - truth.detach()).square().mean().sqrt())
+
+    layer.float()
+    pefts, shortcut = error(), FusedLora(model)
+    assert layer in shortcut.layers
+    assert error() <= 1.01 * pefts
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=4, alpha=8, dora=True), Lora(rank=4, alpha=8, dropout=0.1)])
+def test_what_is_no_plain_lora_keeps_pefts_forward(lora: Lora, tmp_path: Path) -> None:
+    assert not FusedLora(model_of("llama", tmp_path, lora)[0]).layers

@@ -1,0 +1,80 @@
+"""What a training reports while it runs: metrics.jsonl always, and a tracker where one is asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from oof import bases
+from oof.common.errors import UserError
+from oof.config import Prompts
+from oof.config.schema import CHOICES
+from oof.encoding.batches import TrainingSteps
+from oof.encoding.encode import encode_battles
+from oof.jobs.run_fold_job import both_orders
+from oof.model.classifier import load_base, load_tokenizer
+from oof.model.lora import add_adapters
+from oof.training.losses import cross_entropy
+from oof.training.trainer import train_classifier
+from tests.fixtures.tiny_models import MEMBER
+
+TRACKERS = [name for name in CHOICES["report_to"] if name != "none"]
+
+
+def train_battles(folder: Path, report_to: str = "none") -> dict[str, Any]:
+    """Train a tiny Llama on 32 battles (4 steps) with its checkpoints in ``folder``; return the job's facts."""
+    tokenizer = load_tokenizer(MEMBER.checkpoint)
+    table, _, _ = bases.transcripts(32, 5)
+    encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
+    targets = both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=32))
+    steps = TrainingSteps(encoded, targets, np.ones(32), MEMBER.train, tokenizer.pad_token_id, seed=2)
+    model = add_adapters(load_base(MEMBER, tokenizer, 1), MEMBER.lora, 1)
+    return train_classifier(model, MEMBER, steps, cross_entropy, folder, 3, "fold 0", report_to)
+
+
+def test_metrics_jsonl_has_every_logged_line_without_any_tracker(tmp_path: Path) -> None:
+    facts = train_battles(tmp_path / "checkpoints")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines == facts["history"]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(0 < line["loss"] < 5 for line in lines)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_tensorboard_has_the_same_losses_and_outlives_the_checkpoints(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train_battles(tmp_path / "checkpoints", "tensorboard")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in found] == [line["step"] for line in lines]
+    np.testing.assert_allclose([value for _, value in found], [line["loss"] for line in lines], rtol=1e-5)
+    assert not list((tmp_path / "checkpoints").rglob("events.*"))
+
+
+def test_trackio_is_called_by_its_own_callback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio")
+    train_battles(tmp_path / "checkpoints", "trackio")
+    with sqlite3.connect(tmp_path / "trackio" / "arena-distill.db") as database:
+        logged = [
+            json.loads(row[0]) for row in database.execute("select metrics from metrics where run_name = 'fold 0'")
+        ]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["train/loss"] for row in logged if "train/loss" in row] == [line["loss"] for line in lines]
+
+
+def test_a_tracker_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:
+    missing = [name for name in TRACKERS if importlib.util.find_spec(name) is None]
+    if not missing:
+        pytest.skip("all trackers are installed")
+    with pytest.raises(UserError, match=f"jobs.report_to={missing[0]}.*pip install {missing[0]}"):
+        train_battles(tmp_path / "checkpoints", missing[0])
+    assert not (tmp_path / "metrics.jsonl").exists()

@@ -1,0 +1,159 @@
+"""Invariances of training: how a step is cut, and being killed, change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaModel
+
+from oof import bases
+from oof.common.errors import UserError
+from oof.config import Member, Prompts
+from oof.encoding.batches import TrainingSteps
+from oof.encoding.encode import encode_battles
+from oof.jobs.run_fold_job import both_orders
+from oof.model.classifier import load_base, load_classifier, load_tokenizer
+from oof.model.lora import add_adapters, save_classifier
+from oof.training.inference import predict_logits
+from oof.training.losses import cross_entropy
+from oof.training.trainer import train_classifier
+from tests.fixtures.tiny_models import MEMBER, save_tiny
+
+
+def train(member: Member, folder: Path, stop_at: int | None = None, facts: dict | None = None) -> torch.Tensor:
+    """Train on 32 battles (4 steps); return all trainable weights."""
+    tokenizer = load_tokenizer(member.checkpoint)
+    table, _, _ = bases.transcripts(32, 5)
+    encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
+    targets = both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=32))
+    steps = TrainingSteps(encoded, targets, np.ones(32), member.train, tokenizer.pad_token_id, seed=2)
+    model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
+    if stop_at is not None:
+        whole = type(steps).__getitem__
+
+        def interrupted(self: TrainingSteps, index: int) -> list[dict[str, torch.Tensor]]:
+            if index == stop_at:
+                raise KeyboardInterrupt
+            return whole(self, index)
+
+        steps.__class__ = type("Interrupted", (TrainingSteps,), {"__getitem__": interrupted})
+        with pytest.raises(KeyboardInterrupt):
+            train_classifier(model, member, steps, cross_entropy, folder, 3, "test")
+        return torch.empty(0)
+    found = train_classifier(model, member, steps, cross_entropy, folder, 3, "test")
+    if facts is not None:
+        facts |= found
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def test_cutting_a_step_into_micro_batches_changes_nothing(tmp_path: Path) -> None:
+    one = train(MEMBER, tmp_path / "one")
+    many = train(replace(MEMBER, train=replace(MEMBER.train, tokens_per_batch=400)), tmp_path / "many")
+    apart = (one - many).abs()
+    # Adam divides by the gradient's size, so where a gradient is mere rounding its sign, and one step, may differ.
+    assert (apart > 2e-5).float().mean() < 0.01
+    assert apart.max() < 1e-3
+
+
+def test_a_killed_job_resumes_to_identical_weights(tmp_path: Path) -> None:
+    member = replace(MEMBER, lora=replace(MEMBER.lora, dropout=0.1), train=replace(MEMBER.train, checkpoint_steps=1))
+    whole = train(member, tmp_path / "whole")
+    train(member, tmp_path / "killed", stop_at=2)
+    assert (tmp_path / "killed" / "checkpoint-2").is_dir()
+    assert torch.equal(train(member, tmp_path / "killed"), whole)
+
+
+def test_swapping_every_battle_and_its_label_gives_the_same_training_set() -> None:
+    targets = np.random.default_rng(0).dirichlet(np.ones(3), size=4)
+    orders = both_orders(targets)
+    np.testing.assert_allclose(orders[:, ::-1], both_orders(targets[:, [1, 0, 2]]))
+    blocks = both_orders(np.concatenate([targets, targets], axis=1))
+    np.testing.assert_allclose(blocks, np.concatenate([orders, orders], axis=2))
+
+
+def test_running_out_of_memory_halves_the_batch_and_keeps_the_optimisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(MEMBER, tmp_path / "whole")
+    forward, facts = LlamaModel.forward, {}
+
+    def short_of_memory(self: LlamaModel, input_ids: torch.Tensor, **more: object) -> object:
+        if input_ids.numel() > 600:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return forward(self, input_ids, **more)
+
+    monkeypatch.setattr(LlamaModel, "forward", short_of_memory)
+    small = train(replace(MEMBER, train=replace(MEMBER.train, tokens_per_batch=4096)), tmp_path / "small", facts=facts)
+    assert facts["oom_halvings"] == 3
+    assert facts["tokens_per_batch"] == 512
+    apart = (whole - small).abs()
+    assert (apart > 2e-5).float().mean() < 0.01
+    assert apart.max() < 1e-3
+
+
+def test_a_sequence_that_cannot_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(self: LlamaModel, input_ids: torch.Tensor, **more: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    monkeypatch.setattr(LlamaModel, "forward", no_memory)
+    with pytest.raises(UserError, match="max_tokens"):
+        train(MEMBER, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_base_learns_and_is_read_back(kind: str, tmp_path: Path) -> None:
+    checkpoint = save_tiny("llama", tmp_path / "base", scale=1.0, hidden_size=64, intermediate_size=128)
+    member = replace(MEMBER, checkpoint=checkpoint, quantise=kind, train=replace(MEMBER.train, lr=5e-3, head_lr=1e-2))
+    tokenizer = load_tokenizer(checkpoint)
+    table, _, _ = bases.transcripts(32, 5)
+    encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
+    targets = both_orders(np.eye(3)[np.zeros(32, dtype=int) + 2])
+    steps = TrainingSteps(encoded, targets, np.ones(32), member.train, tokenizer.pad_token_id, seed=2)
+    base = load_base(member, tokenizer, 1)
+    assert base.score.weight.dtype == torch.float32  # never quantised
+    assert {type(m).__name__ for m in base.model.modules()} & {"Linear4bit", "Linear8bitLt"}
+    model = add_adapters(base, member.lora, 1)
+    history = train_classifier(model, member, steps, cross_entropy, tmp_path / "training", 3, "test")["history"]
+    assert history[-1]["loss"] < history[0]["loss"]
+    save_classifier(model, tmp_path / "adapter", member)
+
+    def score(scored: Any, recipe: Member) -> np.ndarray:
+        return predict_logits(scored, recipe, encoded, tokenizer.pad_token_id, "test")
+
+    again = score(load_classifier(member, tmp_path / "adapter", tokenizer, seed=9), member)
+    np.testing.assert_allclose(again, score(model, member), atol=1e-4)
+    unquantised = replace(member, quantise="none")
+    with pytest.raises(UserError, match=f"quantise={kind}, now it is none"):
+        load_classifier(unquantised, tmp_path / "adapter", tokenizer, seed=9)
+    (tmp_path / "adapter" / "arena.json").unlink()
+    drift = np.abs(score(load_classifier(unquantised, tmp_path / "adapter", tokenizer, seed=9), unquantised) - again)
+    assert 0 < drift.mean() < 0.5  # near the same function, and not the same
+
+
+def test_the_gradient_of_a_step_is_that_of_one_big_batch() -> None:
+    tokenizer = load_tokenizer(MEMBER.checkpoint)
+    table, _, _ = bases.transcripts(24, 5)
+    encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
+    targets = both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=24))
+    weights = np.random.default_rng(1).uniform(0.2, 2, 24)
+    model = add_adapters(load_base(MEMBER, tokenizer, 1), MEMBER.lora, 1)
+
+    def gradient(budget: int, ranks: int) -> torch.Tensor:
+        model.zero_grad()
+        for rank in range(ranks):
+            recipe = replace(MEMBER.train, tokens_per_batch=budget)
+            steps = TrainingSteps(encoded, targets, weights, recipe, tokenizer.pad_token_id, seed=2)
+            steps.rank, steps.ranks = rank, ranks
+            for micro in steps[1]:
+                loss = cross_entropy(model(input_ids=micro["input_ids"]).logits, micro["targets"])
+                (loss * micro["weights"]).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    one = gradient(1_000_000, 1)
+    for budget, ranks in ((200, 1), (500, 2), (1_000_000, 5), (100, 20)):
+        torch.testing.assert_close(gradient(budget, ranks), one, atol=1e-6, rtol=1e-3)

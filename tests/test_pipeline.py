@@ -1,0 +1,242 @@
+"""One small real run, looked at from outside: what the verbs leave, and what plain libraries make of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from ensemble.__main__ import main as ensemble_main
+from oof import config as configuration
+from oof.__main__ import main as oof_main
+from oof.audit.run import audit_run
+from oof.encoding.encode import encode_battles, render_text
+from oof.jobs import fold_job
+from oof.jobs.dataset import load_battles
+from oof.model.classifier import load_tokenizer
+from tests.fixtures.demo_run import ROOT, small_arguments
+
+
+def config_of(run: Path) -> configuration.Config:
+    path, *overrides = small_arguments(run)
+    return configuration.load(path, overrides)
+
+
+def test_metrics_have_the_promised_shape(small_run: Path) -> None:
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    losses = metrics["log_loss"]
+    assert metrics["n"] == 120
+    promised = {"prior", "length_only", "members", "mean", "stack", "calibrated", "student", "bayes"}
+    assert set(losses) >= promised | {"text", "combiner:lightgbm", "combiner:log_pool"}
+    assert set(losses["members"]) == {"gemma2", "llama3_1"}
+    for interval in (*losses["members"].values(), *(v for k, v in losses.items() if k != "members")):
+        assert interval["low"] <= interval["value"] <= interval["high"]
+    assert set(metrics["paired"]) >= {"calibrated_minus_best_member", "student_minus_calibrated"}
+
+
+def test_the_submission_is_the_competitions(small_run: Path) -> None:
+    frame = pl.read_csv(small_run / "submission.csv")
+    assert frame.columns == ["id", "winner_model_a", "winner_model_b", "winner_tie"]
+    assert frame["id"].to_list() == pl.read_csv(small_run / "synth" / "test.csv")["id"].to_list()
+    np.testing.assert_allclose(frame.drop("id").to_numpy().sum(axis=1), 1, atol=1e-9)
+
+
+@pytest.mark.parametrize("member", ["gemma2", "llama3_1"])
+def test_oof_rows_equal_a_forward_by_hand(small_run: Path, member: str) -> None:
+    config, table = config_of(small_run), load_battles(small_run)
+    recipe = config.members[member]
+    tokenizer = load_tokenizer(recipe.checkpoint)
+    frame = pl.read_parquet(small_run / "oof" / member / "logits.parquet")
+    rows = [0, 50, 119]
+    encoded = encode_battles(table[rows], tokenizer, config.prompts, config.prompts.max_tokens)
+    for i, row in enumerate(rows):
+        base = AutoModelForSequenceClassification.from_pretrained(
+            recipe.checkpoint, num_labels=3, dtype=torch.float32, attn_implementation="eager"
+        )
+        adapter = small_run / "oof" / member / f"fold-{table['fold'][row]}" / "adapter"
+        model = PeftModel.from_pretrained(base, str(adapter)).eval()
+        stored = frame.filter(pl.col("id") == table["id"][row])
+        for order, swap in (("ab", [0, 1, 2]), ("ba", [1, 0, 2])):
+            ids = torch.tensor(encoded.sequence(i, int(order == "ba"))[None].astype(np.int64))
+            with torch.inference_mode():
+                logits = model(input_ids=ids).logits[0].numpy()[swap]
+            np.testing.assert_allclose(
+                stored.select(f"{order}_{c}" for c in ("a", "b", "tie")).row(0), logits, atol=1e-4
+            )
+
+
+def test_the_finished_run_passes_its_audit(small_run: Path) -> None:
+    assert [finding.check for finding in audit_run(small_run) if finding.status == "violated"] == []
+
+
+def test_no_pickle_and_no_checkpoint_is_left(small_run: Path) -> None:
+    names = [path.name for path in small_run.rglob("*") if path.is_file()]
+    assert not [
+        name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pth", ".tmp")) or "checkpoint" in name
+    ]
+
+
+def test_the_student_opens_in_a_stranger_s_program(small_run: Path) -> None:
+    """AutoModel and pipeline, in a fresh process without our packages: scores sum to 1 and equal ours."""
+    folder, table = small_run / "distill" / "student", load_battles(small_run)
+    tokenizer = load_tokenizer(str(folder))
+    columns = ("prompt", "response_a", "response_b")
+    texts = [render_text(*(table[c][i].to_list() for c in columns), tokenizer, "responses") for i in range(3)]
+    code = (
+        "import json, sys\nfrom transformers import pipeline\n"
+        "p = pipeline('text-classification', model=sys.argv[1], top_k=None)\n"
+        "rows = p(json.load(sys.stdin), add_special_tokens=False)\n"
+        "print(json.dumps([{s['label']: s['score'] for s in row} for row in rows]))"
+    )
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-I", "-c", code, str(folder)],
+        input=json.dumps(texts),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    config = config_of(small_run)
+    encoded = encode_battles(table[:3], tokenizer, config.prompts, 320, orders=("ab",))
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for i, scores in enumerate(theirs):
+        with torch.inference_mode():
+            ours = model(input_ids=torch.tensor(encoded.sequence(i, 0)[None].astype(np.int64))).logits[0].softmax(-1)
+        assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+        labels = ("winner_model_a", "winner_model_b", "winner_tie")
+        np.testing.assert_allclose([scores[label] for label in labels], ours.numpy(), atol=1e-5)
+
+
+def test_nothing_changed_means_nothing_is_done(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*.parquet")}
+    arguments = small_arguments(small_run)
+    assert oof_main(["oof", *arguments]) == 0
+    for verb in ("stack", "distill", "predict"):
+        assert ensemble_main([verb, *arguments]) == 0
+    assert capsys.readouterr().out.count("up to date, nothing to do") == 4
+    assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*.parquet")} == before
+
+
+def test_a_changed_setting_redoes_exactly_what_depends_on_it(small_run: Path) -> None:
+    config, table = config_of(small_run), load_battles(small_run)
+
+    def undone(changed: configuration.Config) -> set[str]:
+        return {job.label for job in fold_job.fold_jobs(changed, table) if not job.step.done}
+
+    llama = config.members["llama3_1"]
+    slower = replace(llama, train=replace(llama.train, lr=1e-5))
+    assert undone(config) == set()
+    assert undone(replace(config, stack=replace(config.stack, trials=5))) == set()
+    assert undone(replace(config, members={**config.members, "llama3_1": slower})) == {
+        f"llama3_1 fold {k}" for k in range(3)
+    }
+    assert len(undone(replace(config, seed=1))) == 6
+
+
+def test_the_ensemble_predicts_on_request(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(small_run, run)
+    assert ensemble_main(["predict", *small_arguments(run, "predict.model=ensemble")]) == 0
+    ensemble, student = (pl.read_csv(folder / "submission.csv") for folder in (run, small_run))
+    assert ensemble["id"].to_list() == student["id"].to_list()
+    assert not ensemble.equals(student)
+
+
+def test_every_missing_stage_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, needs in (
+        ("stack", "make oof"),
+        ("distill", "make oof"),
+        ("predict", "make distill"),
+        ("table", "make oof"),
+    ):
+        assert ensemble_main([verb, *small_arguments(tmp_path / "run")]) == 2
+        assert needs in capsys.readouterr().err
+
+
+def test_other_settings_than_stage_one_s_are_refused(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ensemble_main(["stack", *small_arguments(small_run, "members.gemma2.train.lr=0.5")]) == 2
+    assert "members.gemma2.train.lr" in capsys.readouterr().err
+
+
+def test_other_members_than_stage_one_s_are_named(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = "members.third.checkpoint=configs/bases/tiny-gemma2"
+    assert ensemble_main(["stack", *small_arguments(small_run, added)]) == 2
+    assert "no member 'third'; run 'make oof' again" in capsys.readouterr().err
+    demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text("utf-8"))
+    del demo["members"]["llama3_1"]
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(demo), "utf-8")
+    others = [word for word in small_arguments(small_run)[1:] if "llama3_1" not in word]
+    assert ensemble_main(["stack", str(tmp_path / "one.yaml"), *others]) == 2
+    assert "a member that the configuration lacks, 'llama3_1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fold", "1", "stack.trails=3"], "did you mean"),  # an override after an option is read as one
+        (["--fold", "1", "stack.trials"], "unrecognized arguments: stack.trials"),
+        (["--fold", "1", "--stack.trials=3"], "unrecognized arguments: --stack.trials=3"),
+    ],
+)
+def test_overrides_may_follow_an_option(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["job", "configs/demo.yaml", "run=nowhere", "--member", "gemma2", *words]
+    try:
+        status: object = oof_main(command)
+    except SystemExit as refused:  # argparse's way
+        status = refused.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["configs/nowhere.yaml"], "nowhere.yaml"),
+        (["configs/demo.yaml", "stack.trails=3"], "did you mean"),
+        (["configs/demo.yaml", "data.train=[nowhere.csv]"], "nowhere.csv"),
+        (["configs/demo.yaml", "data.train=[README.md]"], "README.md"),
+        (["configs/demo.yaml", "run=/proc/nowhere/run"], "RUN"),
+    ],
+)
+def test_a_user_s_error_is_one_sentence_and_status_2(arguments: list[str], said: str, tmp_path: Path) -> None:
+    extra = [] if any(a.startswith("run=") for a in arguments) else [f"run={tmp_path / 'run'}"]
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "oof", "oof", *arguments, *extra], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr.splitlines()[-1]
+
+
+def test_stage_two_waits_for_its_libraries_only_when_there_is_work() -> None:
+    slow = "'lightgbm', 'optuna', 'sklearn', 'scipy.optimize', 'scipy.stats'"
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys, ensemble.stacking.stage; print([m for m in ({slow}) if m in sys.modules])",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S603
+    assert done.stdout.strip() == "[]"
+
+
+def test_table_code_starts_without_torch() -> None:
+    modules = "ensemble.stacking.stage, ensemble.evaluation.run_table, ensemble.distillation.plan, ensemble.serving.submission, oof.__main__, oof.jobs.fold_job"
+    modules += (
+        ", ensemble.__main__, ensemble.distillation.model_card, ensemble.serving.chunks, ensemble.distillation.targets"
+    )
+    command = [sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S603
+    assert done.stdout.strip() == "False"
