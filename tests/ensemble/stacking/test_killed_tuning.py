@@ -17,7 +17,7 @@ from tests.fixtures.demo_run import ROOT
 STACK = """
 import sys
 from pathlib import Path
-from ensemble.crossfit import cross_fit
+from ensemble.stacking.cross_fit import cross_fit
 from oof.config import Stack
 from stack_fixtures import make_arena
 

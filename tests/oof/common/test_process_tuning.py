@@ -13,7 +13,7 @@ from tests.fixtures.demo_run import ROOT
 CODE = """
 import gc, resource
 import numpy as np
-from oof.process import prepare_process
+from oof.common.process_tuning import prepare_process
 prepare_process(); prepare_process()
 assert gc.get_freeze_count() > 10_000
 size = 16 * 2**20

@@ -29,10 +29,10 @@ BATCH, TOKENS = 8, 256
 MEASURE = """
 import json, re, sys
 import torch
-from oof.adapters import add_adapters
+from oof.model.lora import add_adapters
 from oof.config import Lora, Member
-from oof.models import load_base, load_tokenizer
-from oof.shortcuts import LastTokens, checkpoint_trainable_layers
+from oof.model.classifier import load_base, load_tokenizer
+from oof.model.optimizations import LastTokens, checkpoint_trainable_layers
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
