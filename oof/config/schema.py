@@ -95,7 +95,7 @@ class Member:
     dtype: str = "bfloat16"  # float32 | bfloat16 | auto (bfloat16 where the hardware has it): the frozen base
     score_dtype: str = "same"  # same | float16: scoring on cards without bfloat16, behind a self-check
     quantise: str = "none"  # none | nf4 | int8: the frozen base in training and scoring (bitsandbytes)
-    attn: str = "auto"  # auto | eager | blockwise | sdpa | flash_attention_2 | flex_attention
+    attn: str = "auto"  # auto | eager | blockwise | sdpa | flash_attention_2
     attn_softcap: str = "on"  # on | off: Gemma2's soft-capping; recorded in the adapter, never mixed
     # recompute | stored: keep in RUN/frozen what the layers below the adapters (lora.layers: upper_half) make of each
     # text, for every fold, epoch and student of this base. Takes 4 bytes of disk x width x tokens of both orders.
@@ -122,7 +122,6 @@ class Pretrain:
 class Jobs:
     workers: int = 1  # fold jobs at a time on this machine, each in a process (and on a GPU) of its own
     nproc: int = 1  # processes (GPUs) of one fold job, started by torchrun; the optimizer steps stay the same
-    parallel: str = "ddp"  # ddp (each process has the whole base) | fsdp (each holds 1/nproc of the frozen base)
     backend: str = "local"  # local | ray: where fold jobs run
     address: str = ""  # of a Ray cluster ("auto", "ray://…"); empty = a Ray of our own on this machine
     gpus_per_job: float = 0.0  # GPUs that Ray reserves for a fold job
@@ -203,9 +202,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attn_softcap": ("on", "off"),
     "activation_checkpointing": ("auto", "on", "off"),
     "backend": ("local", "ray"),
-    "parallel": ("ddp", "fsdp"),
     "report_to": ("none", "trackio", "tensorboard", "wandb", "mlflow"),
-    "attn": ("auto", "eager", "blockwise", "sdpa", "flash_attention_2", "flex_attention"),
+    "attn": ("auto", "eager", "blockwise", "sdpa", "flash_attention_2"),
     "swap": ("none", "random", "paired"),
     "order": ("symmetric", "position", "auto"),
     "calibrator": ("temperature", "vector", "none"),
