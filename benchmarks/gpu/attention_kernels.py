@@ -1,11 +1,11 @@
-"""Gemma2's soft-capped attention in batches of changing shapes: eager, transformers' flex attention, and ours.
+"""Speed and memory of soft-capped attention: eager, blockwise and (where installed) FlashAttention 2.
 
-    python -m benchmarks.gpu.attention_kernels                  # on a GPU: eager, flex_attention, softcapped_flex, blockwise
-    python -m benchmarks.gpu.attention_kernels --layers 2 --sequences 24 --dtype float32     # on a CPU: eager, blockwise
+    python -m benchmarks.gpu.attention_kernels                                               # on a GPU
+    python -m benchmarks.gpu.attention_kernels --layers 2 --sequences 24 --dtype float32     # on a CPU
 
-A few layers with Gemma2-9B's heads and a narrow feed-forward, LoRA on them, and token-budget batches of sequences of
-the arena's lengths, as in a fold job. Each implementation does all batches forward and backward twice, the second time
-timed: what is compiled once is paid for in the first. Then once without gradients, as in scoring.
+The model has a few layers with Gemma2-9B's heads, a narrow feed-forward and LoRA adapters. Its token-budget batches
+have the arena's lengths, as in a fold job. Each implementation runs all batches forward and backward twice and the
+second pass is timed, so that compilation does not count. Then it scores them once without gradients.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from oof.encoding.batches import cut
 from oof.model.classifier import DTYPES, device
 from oof.model.lora import add_adapters
 
-ON_GPU = ("eager", "flex_attention", "softcapped_flex", "blockwise")
-ON_CPU = ("eager", "blockwise")
+ATTENTION = ("eager", "blockwise")
 
 
 def build(name: str, arguments: argparse.Namespace) -> Any:
@@ -90,7 +89,7 @@ def main() -> None:
         "| attention | first pass, s | training, tokens/s | x eager | scoring, tokens/s | x eager | peak memory, GB |"
     )
     print("|---|---|---|---|---|---|---|")
-    names = arguments.only or (ON_GPU if torch.cuda.is_available() else ON_CPU)
+    names = arguments.only or ATTENTION
     if not arguments.only and torch.cuda.is_available() and is_flash_attn_2_available():
         names = (*names, "flash_attention_2")
     base: list[float] = []

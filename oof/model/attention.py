@@ -1,9 +1,9 @@
-"""Which attention implementation a model runs on: resolved per family and device, checked, never silently another.
+"""Choice of attention implementation per model family and device, with a self-check against eager attention.
 
-Gemma2 caps its attention logits (soft-capping), which PyTorch's sdpa has no term for: an implementation without it
-computes another function without a word. So sdpa is refused for such a family unless its soft-capping is switched
-off (``attn_softcap: off``), and our blockwise attention, or flex attention on a GPU, is used only after it has agreed
-with eager on this machine, at the model's own heads and precision: a kernel may fail on one card, or one size, alone.
+Gemma2 caps its attention logits (soft-capping). PyTorch's sdpa has no such term and would compute another function
+without an error. So sdpa is refused for a soft-capped family unless soft-capping is switched off (``attn_softcap:
+off``). Blockwise attention runs only after it has agreed with eager attention on this machine, with the model's own
+heads and precision, because a kernel may fail on one card or one head size alone.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from oof.common.errors import UserError
-from oof.model import blockwise_attention, flex, softcapped
+from oof.model import blockwise_attention
 
 logger = logging.getLogger(__name__)
 
-FLEX = "flex_attention"  # the setting; of a soft-capped family ours, see :mod:`oof.model.flex`
 CHECK_TOKENS, CHECK_WINDOW, CHECK_CAP = (40, 200), 16, 2.0  # scores are about as large as the cap
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # of the largest output or gradient
 
@@ -47,9 +46,7 @@ def resolve_attention(config: Any, wanted: str, softcap: str = "on", dtype: torc
     meant, on_gpu = meant_attention(config, wanted, softcap), torch.cuda.is_available()
     if wanted == "auto" and _is_capped(config, softcap) and on_gpu and is_flash_attn_2_available():
         return "flash_attention_2"
-    if meant != blockwise_attention.NAME and not (
-        meant == flex.NAME and on_gpu
-    ):  # on a CPU it has no backward pass to check
+    if meant != blockwise_attention.NAME:
         return meant
     text = config.get_text_config()
     heads, head_dim = text.num_attention_heads, getattr(text, "head_dim", 0)
@@ -68,7 +65,7 @@ def meant_attention(config: Any, wanted: str, softcap: str) -> str:
         UserError: it drops the model's soft-capping, or needs one.
     """
     capped = _is_capped(config, softcap)
-    ours = capped and softcapped.computes(config.get_text_config())
+    ours = capped and blockwise_attention.computes(config.get_text_config())
     if capped and wanted == "sdpa":
         raise UserError(
             f"attn=sdpa drops the soft-capping of {config.model_type}; use attn=auto, or train and score with "
@@ -81,7 +78,7 @@ def meant_attention(config: Any, wanted: str, softcap: str) -> str:
         )
     if wanted == "auto":
         return "sdpa" if not capped else blockwise_attention.NAME if ours else "eager"
-    return flex.NAME if wanted == FLEX and ours else wanted
+    return wanted
 
 
 def _is_capped(config: Any, softcap: str) -> bool:

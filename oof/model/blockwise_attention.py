@@ -1,10 +1,12 @@
-"""Soft-capped causal attention in blocks of queries: eager's function without its (t, t) matrices, nothing compiled.
+"""Blockwise soft-capped attention: the same function as eager attention, without (t, t) matrices in memory.
 
-Transformers' eager attention writes every t x t score five times through main memory and computes the half above the
-diagonal in vain; sdpa has no soft-capping, and flex attention has no backward pass on a CPU. Here a block of queries
-meets the keys that it may see, on a CPU small enough to stay in the cache, and the backward pass computes the block
-again, as in FlashAttention. A soft-capped score cannot exceed the cap, so that its exponential needs no running
-maximum. On a GPU a block is large enough to fill it.
+Transformers' eager attention writes every t x t score five times through main memory and computes the masked half above
+the diagonal; PyTorch's sdpa has no soft-capping. Here each block of queries is multiplied with its visible keys only.
+On a CPU a block fits into the cache, on a GPU it is large enough to fill the device. The backward pass recomputes the
+block, as FlashAttention does. A soft-capped score cannot exceed the cap, so the softmax needs no running maximum.
+
+Sequences padded on the right need no mask, because causal attention never looks to the right. With a mask (left
+padding), eager attention runs instead. The function is registered in transformers under the name ``blockwise``.
 
 Source: Dao, FlashAttention-2, arXiv:2307.08691, sections 3.1 and 3.2; Gemma 2, arXiv:2408.00118, section 2.
 """
@@ -16,10 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from oof.model.softcapped import register
+from torch import nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 NAME = "blockwise"
+LARGEST_CAP = 80.0  # exp(80) x 2^31 keys is still a float32: no running maximum is needed
 # Scores of one block: 2 MB, a few copies of which stay in a shared cache; on a GPU, enough to fill it.
 SCORES = {"cpu": 2**19, "cuda": 2**25}
 
@@ -117,12 +122,51 @@ class SoftcappedAttention(torch.autograd.Function):
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
 
 
-def _blockwise(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, cap: float, window: int
-) -> torch.Tensor:
+def computes(config: Any) -> bool:
+    """Return whether a text configuration's attention is soft-capped, causal and without dropout."""
+    cap = getattr(config, "attn_logit_softcapping", None)
+    other = getattr(config, "attention_dropout", 0) or getattr(config, "use_bidirectional_attention", False)
+    return cap is not None and cap <= LARGEST_CAP and not other
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return (b, t, h, d) outputs of (b, h, t, d) queries and (b, n, t, d) keys and values, and no attention weights.
+
+    Raises:
+        ValueError: without a mask, an attention that :func:`computes` refuses, or the keys of a cache.
+    """
+    if attention_mask is not None:
+        return eager_attention_forward(module, query, key, value, attention_mask, dropout, scaling, softcap)
+    length = query.shape[2]
+    if dropout or softcap is None or softcap > LARGEST_CAP or not getattr(module, "is_causal", True):
+        raise ValueError(f"{NAME} attention is soft-capped, causal and without dropout; use eager")
+    if key.shape[2] != length:
+        raise ValueError(f"{NAME} attention is for whole sequences; pass use_cache=False")
+    window = length if sliding_window is None else sliding_window
     grouped = query.reshape(len(query), key.shape[1], -1, *query.shape[2:])
-    out: torch.Tensor = SoftcappedAttention.apply(grouped, key, value, scaling, cap, window)  # type: ignore[no-untyped-call]
-    return out.flatten(1, 2)
+    same_dtype = key.to(query.dtype), value.to(query.dtype)
+    out: torch.Tensor = SoftcappedAttention.apply(grouped, *same_dtype, scaling, softcap, window)  # type: ignore[no-untyped-call]
+    return out.flatten(1, 2).transpose(1, 2).contiguous(), None
 
 
-attention = register(NAME, _blockwise)
+def _mask_if_needed(attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
+    """Return no mask where no token is masked: the attention is causal by itself."""
+    if attention_mask is None or bool(attention_mask.all()):
+        return None
+    mask: torch.Tensor = eager_mask(attention_mask=attention_mask, **options)
+    return mask
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, _mask_if_needed)

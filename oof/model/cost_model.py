@@ -123,7 +123,7 @@ def trace(member: Member, batch: int, tokens: int, training: bool, checkpointing
         tokens: of each, padding included.
         training: forward and backward; else forward alone.
         checkpointing: activation checkpointing of the layers with trainable weights.
-        attention: "eager" or "sdpa"; FlashAttention and flex attention use as much memory as sdpa.
+        attention: "eager" or "sdpa"; FlashAttention and blockwise attention use as much memory as sdpa.
     """
     config = base_config(member.checkpoint).get_text_config()
     depth, recipe = int(config.num_hidden_layers), Member(member.checkpoint, dtype=member.dtype, lora=member.lora)

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
-from transformers import AttentionInterface, Gemma2Config, LlamaConfig
+from transformers import AttentionInterface
 
-from oof.model import blockwise_attention, flex
-from oof.model.attention import FLEX, agrees_with_eager, resolve_attention
-from tests.fixtures.attention import CAP, SCALING, eager, tensors
+from oof.model import blockwise_attention
+from oof.model.attention import agrees_with_eager
 
 SHAPE = (4, 2, 8)
 
@@ -53,29 +51,3 @@ def test_one_that_fails_or_is_not_finite_or_wrong_backwards_does_not_pass(monkey
 @pytest.mark.parametrize("shape", [(4, 2, 24), (8, 1, 16), (3, 3, 8)])
 def test_blockwise_attention_passes_at_every_shape(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     assert agrees_with_eager(blockwise_attention.NAME, shape, dtype, "cpu")
-
-
-def test_flex_attention_of_a_soft_capped_family_is_ours() -> None:
-    assert resolve_attention(Gemma2Config(), FLEX) == flex.NAME
-    assert resolve_attention(LlamaConfig(), FLEX) == FLEX
-
-
-@pytest.mark.slow  # it compiles
-def test_flex_attention_is_eager_s_function_and_is_compiled_a_few_times_for_all_shapes() -> None:
-    """Without gradients, which it has on a GPU alone: see test_cuda."""
-    before = counters["stats"]["unique_graphs"]
-    for batch, length in ((2, 200), (3, 100), (4, 300), (1, 400), (7, 530), (5, 130), (6, 620), (2, 500), (9, 129)):
-        for window in (64, 1000):
-            query, key, value = (x.detach() for x in tensors(batch, 2, 2, length))
-            settings: dict[str, Any] = {"softcap": CAP, "sliding_window": window}
-            with torch.no_grad():
-                out, _ = flex.attention(torch.nn.Identity(), query, key, value, None, SCALING, **settings)
-            expected = eager(2, window, query, key, value)
-            torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
-    assert counters["stats"]["unique_graphs"] - before <= 10
-
-
-@pytest.mark.parametrize("change", [{"softcap": None}, {"softcap": 5.0, "dropout": 0.1}])
-def test_what_flex_attention_does_not_compute_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="use eager"):
-        flex.attention(torch.nn.Identity(), *tensors(1, 1, 1, 9), None, SCALING, **change)

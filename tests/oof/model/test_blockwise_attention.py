@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, Gemma2Config, LlamaConfig
 
 from oof.common.errors import UserError
-from oof.model import blockwise_attention, softcapped
+from oof.model import blockwise_attention
 from oof.model.attention import resolve_attention
 from tests.fixtures.attention import CAP, SCALING, eager, tensors
 
@@ -57,7 +57,13 @@ def test_the_largest_cap_neither_overflows_nor_vanishes() -> None:
     query, key, value = tensors(1, 1, 1, 30)
     for sign in (1.0, -1.0):  # every score at the cap: the plain mean of what is seen
         out, _ = blockwise_attention.attention(
-            torch.nn.Identity(), query * 0 + 1e3, key * 0 + sign * 1e3, value, None, 1.0, softcap=softcapped.LARGEST_CAP
+            torch.nn.Identity(),
+            query * 0 + 1e3,
+            key * 0 + sign * 1e3,
+            value,
+            None,
+            1.0,
+            softcap=blockwise_attention.LARGEST_CAP,
         )
         mean = value.cumsum(dim=2) / torch.arange(1, 31)[:, None]
         torch.testing.assert_close(out.transpose(1, 2), mean, atol=1e-5, rtol=1e-5)
