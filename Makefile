@@ -1,6 +1,6 @@
 # Every target makes what it needs first: `make demo` and `make test` work straight after `git clone`.
 #   CONFIG=configs/demo.yaml   RUN=runs/name   DATA="train.csv more.csv"   TEST=test.csv   ARGS="stack.trials=5"
-#   LOGITS="name=file.csv other=file.parquet": stack these, without a stage one (RUN is then runs/logits if not set)
+#   LOGITS="name=file.csv other=file.parquet": stack these instead of stage one's logits (RUN defaults to runs/logits)
 CONFIG ?= configs/demo.yaml
 PYTHON ?= python3
 VENV   ?= .venv
@@ -19,7 +19,7 @@ OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(
             $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack ablate distill predict table report demo test test-slow test-gpu lint format bases plan bench-oof bench-stack quality faults fuzz check audit
+.PHONY: help setup oof stack ablate distill predict table report demo test test-slow test-gpu lint docs format bases plan bench-oof bench-stack quality faults fuzz check audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,66 +40,69 @@ $(READY): pyproject.toml constraints.txt
 oof: $(READY)  ## stage one: fold jobs -> out-of-fold logits
 	@$(PY) -m oof oof $(CONFIG) $(OVERRIDES)
 
-stack: $(READY)  ## stage two: stack and calibrate them, or LOGITS, cross-fitted
+stack: $(READY)  ## stage two: stack and calibrate those logits, or LOGITS
 	@$(PY) -m ensemble stack $(CONFIG) $(OVERRIDES)
 
-ablate: $(READY)  ## what each part of stage two was worth: RUN/stack/ablations.json
+ablate: $(READY)  ## measure the contribution of each part of stage two
 	@$(PY) -m ensemble ablate $(CONFIG) $(OVERRIDES)
 
 distill: $(READY)  ## stage three: one student, saved as a Hugging Face folder
 	@$(PY) -m ensemble distill $(CONFIG) $(OVERRIDES)
 
-predict: $(READY)  ## write RUN/submission.csv for TEST (ARGS="predict.model=ensemble" for the ensemble)
+predict: $(READY)  ## write RUN/submission.csv for TEST (ARGS="predict.model=ensemble": by the ensemble)
 	@$(PY) -m ensemble predict $(CONFIG) $(OVERRIDES)
 
-table: $(READY)  ## print what each stage was worth and write RUN/metrics.json
+table: $(READY)  ## print the log loss of every stage and write RUN/metrics.json
 	@$(PY) -m ensemble table $(CONFIG) $(OVERRIDES)
 
 report: $(READY)  ## write RUN/report/index.html; RUN="runs/a runs/b" also compares (PRICE=2.5 an hour)
 	@$(PY) -m ensemble report $(or $(RUN),runs/$(basename $(notdir $(CONFIG)))) $(if $(PRICE),--price-per-hour $(PRICE))
 
-demo: $(READY)  ## all of it on the embedded synthetic arena, on a CPU
+demo: $(READY)  ## all three stages on the embedded synthetic arena, on a CPU
 	@$(MAKE) --no-print-directory oof stack distill predict table report CONFIG=configs/demo.yaml
 
-# Two processes of one thread each: small models gain nothing from a second thread.
-test: $(READY)  ## the tests (slow ones: make test-slow)
+# Two processes with one thread each: small models gain nothing from a second thread.
+test: $(READY)  ## the tests without the slow ones
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(READY)  ## every test, the slow ones too
+test-slow: $(READY)  ## all tests, slow ones included
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow or not slow'
 
-test-gpu: $(READY)  ## the tests that need a CUDA GPU, on this machine's
+test-gpu: $(READY)  ## the tests that need a CUDA GPU
 	@ARENA_TEST_GPU=1 $(PY) -m pytest tests/oof/test_cuda.py
 
 lint: $(READY)  ## ruff, mypy --strict, import contracts
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
 
-format: $(READY)  ## let ruff format and mend
+docs: $(READY)  ## build the documentation site into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+format: $(READY)  ## format the code and apply ruff's fixes
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
 
 bases: $(READY)  ## rebuild the demo's base checkpoints (about 20 minutes)
 	@$(PY) -m oof bases configs/bases
 
-plan: $(READY)  ## parameters, memory, hours and disk of CONFIG on five cards, before you pay for them
+plan: $(READY)  ## estimate parameters, memory, hours and disk of CONFIG on five GPUs
 	@$(PY) -m oof plan $(CONFIG) $(OVERRIDES)
 
-bench-oof: $(READY)  ## fold jobs beside transformers' own Trainer (ARGS="--model FOLDER")
+bench-oof: $(READY)  ## benchmark fold jobs against transformers' Trainer (ARGS="--model FOLDER")
 	@$(PY) -m benchmarks.speed.fold_jobs $(ARGS)
 
-bench-stack: $(READY)  ## stage two beside LightGBMTunerCV, StackingClassifier, AutoGluon (ARGS="--battles 6000 --trials 5")
+bench-stack: $(READY)  ## benchmark stage two against LightGBMTunerCV, StackingClassifier and AutoGluon
 	@$(PY) -m benchmarks.speed.stack_peers $(ARGS)
 
-quality: $(READY)  ## all stages on real judgements and pre-trained models (QUICK=1; ARGS="--data DIR --models DIR")
+quality: $(READY)  ## all stages on real judgements with small pre-trained models (QUICK=1: a smoke test)
 	@$(PY) -m benchmarks.quality.real_judgements $(if $(QUICK),--quick) $(ARGS)
 
-faults: $(READY)  ## every stage killed, on bad disks, damaged: the same bytes (ARGS="--kills 12", "--stage oof --kills 40")
-	@$(PY) -m benchmarks.robustness.faults $(or $(ARGS),--write docs/results-faults.md)
+faults: $(READY)  ## kill, fill the disk, damage files: results must stay the same bytes (ARGS="--kills 12")
+	@$(PY) -m benchmarks.robustness.faults $(or $(ARGS),--write docs/evidence/faults.md)
 
-fuzz: $(READY)  ## hostile input at length: battles, configurations, logits, weights, texts (ARGS="--seed 2")
-	@$(PY) -m benchmarks.robustness.fuzz $(or $(ARGS),--write docs/results-fuzz.md)
+fuzz: $(READY)  ## thousands of hostile inputs (ARGS="--seed 2")
+	@$(PY) -m benchmarks.robustness.fuzz $(or $(ARGS),--write docs/evidence/fuzz.md)
 
-check: $(READY)  ## profile battle files and list every problem: make check DATA="a.csv b.jsonl"
+check: $(READY)  ## profile the battle files in DATA and list every problem
 	@$(PY) -m oof check $(DATA)
 
-audit: $(READY)  ## prove a finished run's invariants: make audit RUN=runs/demo
+audit: $(READY)  ## prove a finished run's invariants
 	@$(PY) -m oof audit $(or $(RUN),runs/$(basename $(notdir $(CONFIG))))
