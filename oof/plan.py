@@ -18,7 +18,7 @@ from oof.jobs.dataset import read_sample, text_characters
 from oof.jobs.pretrain import read_pairs
 from oof.model.attention import meant_attention
 from oof.model.classifier import resolve_dtype
-from oof.model.cost_model import Cost, base_config, frozen_bytes, kind_of_attention, spared_bytes, trace
+from oof.model.cost_model import Cost, base_config, frozen_bytes, kind_of_attention, trace
 from oof.model.memory import ROOM
 
 # Tokens of 700 real arena battles with Gemma2's tokenizer, all three texts: log-normal with this median and spread.
@@ -40,8 +40,8 @@ CARDS: dict[str, tuple[float, float, bool]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to fit a member on a card: quantisation, activation checkpointing, tokens per batch, over how many cards
-    (``shards``) the base is shared out; and the hours of all its cards together: of a fold job, and of ``pretrain``.
+    """One way to fit a member on a card: quantisation, activation checkpointing and tokens per batch, with the hours of
+    a fold job and of ``pretrain``.
     """
 
     card: str
@@ -50,7 +50,6 @@ class Setting:
     tokens_per_batch: int
     gigabytes: float
     hours: float
-    shards: int = 1
     pretrain_hours: float = 0.0
 
 
@@ -131,15 +130,13 @@ def _plan_member(
     checkpointing = train.activation_checkpointing == "on"
     cost = trace(member, batch, tokens, True, checkpointing, attention)
     share = (config.folds.k - 1) / config.folds.k if name != "student" else 1.0
-    # The student is trained in one process, and so has its base whole.
-    shards = config.jobs.nproc if config.jobs.parallel == "fsdp" and name != "student" else 1
     orders = 2 if train.swap == "paired" else 1
     epoch = float(trained.sum() * share * orders)
     before = float(paired.sum() * orders * config.pretrain.epochs)
     score = trace(member, batch, tokens, False, False, attention)
     settings = {
         card: _fastest(
-            card, member, tokens, attention, epoch * train.epochs, float(scored.sum()) * 2 * (1 - share), shards, before
+            card, member, tokens, attention, epoch * train.epochs, float(scored.sum()) * 2 * (1 - share), before
         )
         for card in CARDS
     }
@@ -176,31 +173,25 @@ def _fastest(
     attention: str,
     train_tokens: float,
     score_tokens: float,
-    shards: int,
     pretrain_tokens: float,
 ) -> Setting | None:
-    """Return the fastest setting that fits a card: whole before quantised, stored before recomputed activations.
-
-    A base that is shared out over ``shards`` cards is not quantised.
-    """
+    """Return the fastest setting that fits a card: whole before quantised, stored before recomputed activations."""
     memory, peak, bf16 = CARDS[card]
-    kinds = [member.quantise] if member.quantise != "none" or shards > 1 else ["none", "nf4"]
+    kinds = [member.quantise] if member.quantise != "none" else ["none", "nf4"]
     options: list[Setting] = []
     for quantise in kinds:
         # A card without bf16 computes the base in float32, whose rate is an eighth of the 16-bit one.
         recipe = replace(member, quantise=quantise, dtype=member.dtype if bf16 or quantise != "none" else "float32")
         rate = peak * UTILISATION / SLOWER[quantise] / (1.0 if bf16 else 8.0)
-        spared = spared_bytes(recipe, shards)
-        for checkpointing in (False, True) if frozen_bytes(recipe) - spared < memory else ():
+        for checkpointing in (False, True) if frozen_bytes(recipe) < memory else ():
             budget = max(tokens, member.train.tokens_per_batch)
             while budget >= tokens:
                 cost = trace(recipe, max(1, budget // tokens), tokens, True, checkpointing, attention)
-                held = cost.peak_bytes - spared
-                if held <= memory * ROOM:
+                if cost.peak_bytes <= memory * ROOM:
                     per_token = cost.flops / (max(1, budget // tokens) * tokens)
                     hours = (train_tokens * per_token + score_tokens * 2.0 * cost.parameters) / rate / 3600
                     first = pretrain_tokens * per_token / rate / 3600
-                    options.append(Setting(card, quantise, checkpointing, budget, held / 1e9, hours, shards, first))
+                    options.append(Setting(card, quantise, checkpointing, budget, cost.peak_bytes / 1e9, hours, first))
                     break
                 budget = budget // 2 if budget > tokens else 0
     return min(options, key=lambda option: option.hours, default=None)
@@ -233,10 +224,9 @@ def format_plan(plans: list[MemberPlan]) -> str:
 
 def _describe(card: str, setting: Setting | None) -> str:
     if setting is None:
-        return f"{card:8} does not fit, even with all that saves memory (4 bits or shards, activation checkpointing)"
+        return f"{card:8} does not fit, even in 4 bits and with activation checkpointing"
     how: list[Any] = [f"{setting.tokens_per_batch} tokens per batch"]
     how += [f"quantise={setting.quantise}"] if setting.quantise != "none" else []
     how += ["activation checkpointing"] if setting.checkpointing else []
     how += [f"{setting.pretrain_hours:.2f} h before the folds, once"] if setting.pretrain_hours else []
-    how += [f"base over {setting.shards} cards"] if setting.shards > 1 else []
     return f"{card:8} {setting.hours:8.2f} h {setting.gigabytes:7.1f} GB  {', '.join(how)}"

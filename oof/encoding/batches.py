@@ -140,8 +140,8 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
     """Item i = the micro-batches of optimizer step i: ``input_ids``, soft ``targets`` (b, 3m) and ``weights`` (b,).
 
     The weights of a step sum to 1 over all micro-batches and ranks, so the sum of their losses is the mean over the
-    step's sequences, however they were cut and dealt out. Every rank has the same number of micro-batches, of about
-    the same shapes: a sharded model's forward passes are collective, and nobody waits long for anybody.
+    step's sequences, however they were cut and dealt out. Every rank has the same number of micro-batches of about the
+    same shapes, so that no rank waits long for another.
 
     With ``whole_battles`` a step is dealt out and cut between battles only: rows 2i and 2i + 1 of a micro-batch are the
     orders ab and ba of one battle, for losses that compare them.

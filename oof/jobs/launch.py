@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -19,9 +18,6 @@ from oof.jobs.fold_job import FoldJob
 from oof.jobs.pretrain import PretrainJob
 from oof.jobs.process_pool import run_all, run_alone
 from oof.jobs.run_fold_job import run_pretrain, run_stored
-from oof.model.shards import halvings, refuse_unshardable
-
-logger = logging.getLogger(__name__)
 
 Job = FoldJob | PretrainJob
 RESOLVED = "config.json"  # the run's resolved configuration, for processes that are started by name
@@ -42,8 +38,6 @@ def run_jobs(config: Config, todo: Sequence[Job]) -> None:
 
         run_on_ray(partial(run_alone, run_one), todo, names, config.jobs)
     elif config.jobs.nproc > 1:
-        for job in todo if config.jobs.parallel == "fsdp" else ():
-            refuse_unshardable(f"members.{job.name}", job.member)
         write_json(Path(config.run) / RESOLVED, to_dict(config))
         run_all(_run_under_torchrun, todo, names, workers=1)
     else:
@@ -71,14 +65,10 @@ def _run_under_torchrun(job: Job) -> None:
     threads = max(1, (os.cpu_count() or 1) // job.config.jobs.nproc)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), LAUNCHER: str(os.getpid())}
     job.step.begin()  # what an attempt with other settings left must not count
-    while not job.step.done:
-        halved = halvings(job.folder)
-        status = _call(command, environment)
-        interrupts.check()
-        if halvings(job.folder) > halved:
-            logger.warning("%s: out of memory; its processes start again with half the tokens per batch", job.label)
-        elif not job.step.done:
-            raise UserError(f"{job.label} failed (status {status}); its output above says why; finished jobs are kept")
+    status = _call(command, environment)
+    interrupts.check()
+    if not job.step.done:
+        raise UserError(f"{job.label} failed (status {status}); its output above says why; finished jobs are kept")
 
 
 def _call(command: list[str], environment: dict[str, str]) -> int:

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import polars as pl
@@ -40,7 +39,6 @@ from oof.model.hidden_state_cache import stored_states
 from oof.model.lora import save_classifier
 from oof.model.memory import needs_checkpointing
 from oof.model.optimizations import checkpoint_trainable_layers
-from oof.model.shards import HALVED, ShardedOutOfMemoryError, halve, halvings, shards, with_smaller_batches
 from oof.training.inference import predict_logits
 from oof.training.losses import cross_entropy
 from oof.training.trainer import RowLoss, train_classifier
@@ -130,15 +128,15 @@ def fit_classifier(
         The trained model and facts for the job's manifest.
     """
     member, tokenizer, started = texts.member, texts.tokenizer, time.monotonic()
-    done, n = folder / TRAINED, shards(texts.config.jobs)
+    done = folder / TRAINED
     if done.is_file():  # killed between training and the end of the job
         if rank() == 0:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return load_classifier(member, folder / "adapter", tokenizer, seed, n), read_json(done)
-    model = load_trainable(member, start, tokenizer, seed, n)
+        return load_classifier(member, folder / "adapter", tokenizer, seed), read_json(done)
+    model = load_trainable(member, start, tokenizer, seed)
     encoded, pad = texts.training.take(rows), tokenizer.pad_token_id
     steps = TrainingSteps(encoded, both_orders(targets), weights, member.train, pad, seed, whole_battles)
-    checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps, n) else 0
+    checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps) else 0
     if rank() == 0:
         said, where = describe(model), f"{device()}, {resolve_dtype(member.dtype)}"
         sizes = f"{said['trainable']:,} of {said['parameters']:,} parameters trained"
@@ -173,8 +171,6 @@ def run_job(job: FoldJob, texts: Texts) -> float:
     if rank() == 0:
         job.step.begin()
     wait()
-    halved = halvings(job.folder)
-    texts = replace(texts, member=with_smaller_batches(texts.member, halved))
     roles, folds, labels = (table[name].to_numpy() for name in ("role", "fold", "label"))
     trained = np.flatnonzero((folds != job.fold) & (roles != "unlabelled"))
     held_out = np.flatnonzero((folds == job.fold) & (roles == "train"))
@@ -182,17 +178,10 @@ def run_job(job: FoldJob, texts: Texts) -> float:
     weights = table["weight"].to_numpy()[trained]
     seed = job_seed(job.config.seed, job.name, job.fold)
     parts = trained, one_hot, weights, cross_entropy
-    start = start_of(job.pretrain)
-    try:
-        model, facts = fit_classifier(texts, *parts, job.folder, seed, job.label, start)
-        logits = predict_stored(model, texts, held_out, job.folder, job.fold, job.label)
-    except ShardedOutOfMemoryError:
-        halve(job.folder, halved)
-        raise
+    model, facts = fit_classifier(texts, *parts, job.folder, seed, job.label, start_of(job.pretrain))
+    logits = predict_stored(model, texts, held_out, job.folder, job.fold, job.label)
     loss = log_loss(softmax(logits.mean(axis=1)), labels[held_out].astype(int))
     if rank() == 0:
-        (job.folder / HALVED).unlink(missing_ok=True)
-        facts["oom_halvings"] = cast(int, facts["oom_halvings"]) + halved
         write_parquet(job.folder / "trained.parquet", table[trained].select("id"))
         named: dict[str, object] = {"member": job.name, "fold": job.fold, "held_out": job.fold, "depends": job.depends}
         named |= {} if job.pretrain is None else {"pretrain": job.pretrain.step.key}
@@ -208,21 +197,14 @@ def run_pretrain(job: PretrainJob) -> None:
     if rank() == 0:
         job.step.begin()
     wait()
-    halved = halvings(job.folder)
     table = load_pairs(Path(job.config.run))
     member = replace(job.member, frozen="recompute")  # these texts are read once
-    texts = Texts(with_smaller_batches(member, halved), table, job.config)
+    texts = Texts(member, table, job.config)
     targets = np.eye(3, dtype=np.float32)[table["label"].to_numpy().astype(int)]
     parts = np.arange(table.height), targets, table["weight"].to_numpy(), cross_entropy
     seed = job_seed(job.config.seed, "pretrain", job.name)
-    try:
-        _, facts = fit_classifier(texts, *parts, job.folder, seed, job.label)
-    except ShardedOutOfMemoryError:
-        halve(job.folder, halved)
-        raise
+    _, facts = fit_classifier(texts, *parts, job.folder, seed, job.label)
     if rank() == 0:
-        (job.folder / HALVED).unlink(missing_ok=True)
-        facts["oom_halvings"] = cast(int, facts["oom_halvings"]) + halved
         write_parquet(job.folder / "trained.parquet", table.select("id"))
         job.step.finish({**facts, "member": job.name, "depends": job.depends, "n_trained": table.height})
         logger.info("%s: trained on %d pairs, %.0f s", job.label, table.height, facts["seconds"])

@@ -28,7 +28,6 @@ from oof.config import Member
 from oof.encoding.encode import prepare_tokenizer
 from oof.model.attention import resolve_attention, sdpa_allowed
 from oof.model.lora import add_adapters, check_settings, check_weights, refuse_another_function
-from oof.model.shards import loading, place, refuse_unshardable, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,22 +78,19 @@ def load_tokenizer(checkpoint: str, hints: str = "none") -> Any:
     return tokenizer
 
 
-def load_base(member: Member, tokenizer: Any, seed: int, shards: int = 1) -> Any:
+def load_base(member: Member, tokenizer: Any, seed: int) -> Any:
     """Return the checkpoint as a sequence classifier with a fresh float32 ``score`` head.
 
-    The fresh head depends on ``seed`` alone, not on what ran before in the process. The base is shared out over
-    ``shards`` processes (:mod:`oof.model.shards`), which must all be here.
+    The fresh head depends on ``seed`` alone, not on what ran before in the process.
 
     Raises:
-        UserError: the checkpoint cannot be opened, brings no sequence classifier, or cannot be sharded as set.
+        UserError: the checkpoint cannot be opened, or its architecture has no sequence classifier.
     """
-    if shards > 1:
-        refuse_unshardable(member.checkpoint, member)
     with readable_errors(member.checkpoint):
         config = AutoConfig.from_pretrained(member.checkpoint, trust_remote_code=False)
         own_head = _brings_our_head(member.checkpoint, config)
         _make_classifier(config, tokenizer, member)
-        model = _from_pretrained(member, config, shards)
+        model = _from_pretrained(member, config)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise UserError(f"{member.checkpoint}: {type(model).__name__} has no linear 'score' head; use a decoder model")
     if own_head:
@@ -136,7 +132,7 @@ def _make_classifier(config: Any, tokenizer: Any, member: Member) -> None:
         config.get_text_config().attn_logit_softcapping = None
 
 
-def _from_pretrained(member: Member, config: Any, shards: int = 1) -> Any:
+def _from_pretrained(member: Member, config: Any) -> Any:
     dtype = resolve_dtype(member.dtype)
     attention = resolve_attention(config, member.attn, member.attn_softcap, dtype)
     with _quiet_loading(), sdpa_allowed(config, attention):
@@ -149,7 +145,6 @@ def _from_pretrained(member: Member, config: Any, shards: int = 1) -> Any:
             ignore_mismatched_sizes=True,  # a reward model's head of another size gives way to a fresh one
             output_loading_info=True,
             **_quantisation(member.quantise, dtype),
-            **loading(shards),
         )
     # Weights that are absent, or of another shape, have been drawn at random by now: only a head may be.
     absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])} - {HEAD})
@@ -191,11 +186,11 @@ def _fresh_head(width: int, std: float, seed: int) -> Float32Head:
 
 def _compute_head_in_float32(model: Any) -> None:
     head = Float32Head(model.score.in_features, len(WINNER_COLUMNS), bias=False)
-    head.weight = nn.Parameter(whole(model.score.weight.detach()).float())
+    head.weight = nn.Parameter(model.score.weight.detach().float())
     model.score = head
 
 
-def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int, shards: int = 1) -> Any:
+def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> Any:
     """Return the classifier that :func:`oof.model.lora.save_classifier` wrote, on this device, in eval mode.
 
     Raises:
@@ -205,22 +200,22 @@ def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int, sha
     if not (folder / "adapter_config.json").is_file():
         trained: Any = load_trained(replace(member, checkpoint=str(folder), quantise="none"), tokenizer)
     else:
-        trained = _with_adapter(load_base(member, tokenizer, seed, shards), folder)
-    return place(trained, device()).eval()
+        trained = _with_adapter(load_base(member, tokenizer, seed), folder)
+    return trained.to(device()).eval()
 
 
-def load_trainable(member: Member, start: Path | None, tokenizer: Any, seed: int, shards: int = 1) -> Any:
+def load_trainable(member: Member, start: Path | None, tokenizer: Any, seed: int) -> Any:
     """Return a classifier to train, on this device: fresh (``start`` None), or as it was saved in ``start``.
 
     Raises:
         UserError: as :func:`load_classifier`.
     """
     if start is None:
-        return place(add_adapters(load_base(member, tokenizer, seed, shards), member.lora, seed), device())
+        return add_adapters(load_base(member, tokenizer, seed), member.lora, seed).to(device())
     refuse_another_function(member, start)
     if not (start / "adapter_config.json").is_file():  # a whole classifier is a checkpoint that brings our head
-        return place(load_base(replace(member, checkpoint=str(start)), tokenizer, seed, shards), device())
-    return place(_with_adapter(load_base(member, tokenizer, seed, shards), start, trainable=True), device())
+        return load_base(replace(member, checkpoint=str(start)), tokenizer, seed).to(device())
+    return _with_adapter(load_base(member, tokenizer, seed), start, trainable=True).to(device())
 
 
 def _with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:

@@ -198,12 +198,6 @@ def frozen_bytes(member: Member) -> float:
     return _frozen_weights(recipe, depth) * width
 
 
-def spared_bytes(member: Member, shards: int) -> float:
-    """Return what a process need not hold of the frozen layers shared out over ``shards``, two gathered ones apart."""
-    depth = int(base_config(member.checkpoint).get_text_config().num_hidden_layers)
-    return frozen_bytes(member) * max(0.0, 1 - 1 / shards - 2 / depth)
-
-
 @cache
 def _frozen_weights(member: Member, depth: int) -> int:
     """Return how many weights of the layers' frozen matrices quantisation would shrink."""

@@ -16,7 +16,6 @@ from torch import manual_seed, nn
 from oof.common.atomic_files import read_json, write_json
 from oof.common.errors import UserError
 from oof.config import Lora, Member
-from oof.model.shards import what_to_save
 
 RECORD = "arena.json"
 RECORDED = ("attn_softcap", "quantise")
@@ -57,7 +56,7 @@ def _linear_names(model: nn.Module) -> list[str]:
 
 def save_classifier(model: nn.Module, folder: Path, member: Member) -> None:
     """Save the adapter and head (or, for full fine-tuning, the whole model) in the library's own format."""
-    model.save_pretrained(folder, **what_to_save(model))  # type: ignore[operator]  # PeftModel, PreTrainedModel have it
+    model.save_pretrained(folder)  # type: ignore[operator]  # PeftModel, PreTrainedModel have it
     settings = folder / "adapter_config.json"
     if settings.is_file():  # peft 0.21 writes sets in an order that differs between processes
         written = read_json(settings)

@@ -21,8 +21,6 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from oof.model.shards import is_sharded
-
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """Return the decoder layers of a classifier, with or without adapters, lowest first."""
@@ -133,7 +131,7 @@ def merged_where_exact(model: Any) -> Any:
     """Return the model for scoring, with its float32 adapter merged into its float32 base, else as it is."""
     quantised = getattr(model, "quantization_method", None) is not None
     base = [p for n, p in model.named_parameters() if "lora_" not in n and "score" not in n]
-    inexact = quantised or is_sharded(model) or any(p.dtype != torch.float32 for p in base)
+    inexact = quantised or any(p.dtype != torch.float32 for p in base)
     if inexact or not hasattr(model, "merge_and_unload"):
         return model
     return model.merge_and_unload()

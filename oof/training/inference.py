@@ -1,7 +1,7 @@
 """Score battles with a trained classifier: both orders, sorted by length, under a token budget.
 
 Scores are streamed to a file beside the job, so a killed scoring goes on where it was. Several processes of one
-job score every n-th batch each; of a sharded model, they go through it equally often.
+job score every n-th batch each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from oof.encoding.batches import collate, cut, score_tokens
 from oof.encoding.encode import Encoded
 from oof.model.classifier import device, precision_context
 from oof.model.optimizations import FusedLora, LastTokens, merged_where_exact
-from oof.model.shards import ShardedOutOfMemoryError, is_sharded
 from oof.training.half import half_precision
 
 logger = logging.getLogger(__name__)
@@ -53,8 +52,7 @@ def predict_logits(
     n, n_orders = encoded.lengths.shape
     flat = _open(partial, n * n_orders)
     shortcuts = (LastTokens(model, pad_id), FusedLora(model))
-    # Gathering a sharded layer writes into tensors that training made, which inference mode forbids.
-    with torch.no_grad() if is_sharded(model) else torch.inference_mode(), ExitStack() as stack:
+    with torch.inference_mode(), ExitStack() as stack:
         for shortcut in shortcuts:
             stack.callback(shortcut.remove)
         if member.score_dtype == "float16":
@@ -94,13 +92,12 @@ def _score(
 ) -> None:
     """Fill this process's rows of ``flat`` (n * orders, 3) that are still NaN."""
     lengths = encoded.lengths.reshape(-1)
-    n_orders, together = encoded.lengths.shape[1], is_sharded(model)
+    n_orders = encoded.lengths.shape[1]
     todo = [rows for rows in share if np.isnan(flat[rows]).any()]
     bar = tqdm(total=sum(map(len, todo)), desc=label, disable=not sys.stderr.isatty(), leave=False)
-    while process_group.any_of(bool(todo), device()) if together else todo:
-        _stop_if_due(together)
-        own = bool(todo)  # one that is done goes through the model as long as another is not, and keeps nothing
-        rows = todo.pop(0) if own else np.array([lengths.argmin()])
+    while todo:
+        interrupts.check()
+        rows = todo.pop(0)
         sequences = [encoded.sequence(row // n_orders, row % n_orders) for row in rows]
         try:
             batch = {name: tensor.to(device()) for name, tensor in collate(sequences, pad_id).items()}
@@ -110,25 +107,13 @@ def _score(
         if scores is None:  # outside the handler, whose traceback would keep the tensors alive
             if len(rows) == 1:
                 raise UserError(f"{label}: one sequence of {lengths[rows[0]]} tokens does not fit; lower max_tokens")
-            if together:  # the others are inside their passes
-                raise ShardedOutOfMemoryError(f"{label}: out of memory on {len(rows)} sequences of a sharded model")
             torch.cuda.empty_cache()
             logger.info("%s: out of memory on %d sequences; halved", label, len(rows))
             todo = [part for batch_rows in (rows, *todo) for part in np.array_split(batch_rows, 2) if len(part)]
             continue
-        if own:
-            flat[rows] = scores
-            bar.update(len(rows))
+        flat[rows] = scores
+        bar.update(len(rows))
     bar.close()
-
-
-def _stop_if_due(together: bool) -> None:
-    """Raise Stopped where this process, or with a sharded model any process, must stop."""
-    if not together:
-        return interrupts.check()
-    reason = interrupts.due()
-    if process_group.any_of(bool(reason), device()):
-        raise interrupts.Stopped(reason or "another process of this job")
 
 
 def _of_rank(partial: Path) -> Path:

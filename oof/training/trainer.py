@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.trainer_utils import SaveStrategy
 
 from oof.common import interrupts
 from oof.common.errors import UserError
@@ -34,7 +33,6 @@ from oof.distributed.process_group import add_up_gradients, any_of, flat_gradien
 from oof.encoding.batches import TrainingSteps
 from oof.model.classifier import precision_context
 from oof.model.optimizations import FusedLora, LastTokens
-from oof.model.shards import ShardedOutOfMemoryError, is_sharded, what_to_save
 
 logger = logging.getLogger(__name__)
 
@@ -49,17 +47,12 @@ class ClassifierTrainer(Trainer):
     """Trainer whose batch is a list of weighted micro-batches (see the module's docstring)."""
 
     def __init__(self, member: Member, row_loss: RowLoss, steps: TrainingSteps, **arguments: Any) -> None:
-        # Trainer refuses checkpoints of a sharded model because it cannot save a sharded optimizer. Ours is not: what
-        # is trained is whole in every process.
-        settings = arguments["args"]
-        wanted, settings.save_strategy = settings.save_strategy, SaveStrategy.NO
         super().__init__(train_dataset=steps, **arguments)
-        settings.save_strategy = wanted
         self.member, self.row_loss, self.steps = member, row_loss, steps
         self.trained = [p for p in self.model.parameters() if p.requires_grad]  # type: ignore[union-attr]
-        self.halvings, self.sharded = 0, is_sharded(self.model)  # type: ignore[arg-type]
-        # Says that the model exchanges its own gradients, so that no DistributedDataParallel is put around it: that
-        # would exchange them inside a backward pass, where a process that is out of memory leaves the others waiting.
+        self.halvings = 0
+        # With this flag Trainer does not wrap the model in DistributedDataParallel, which would exchange gradients
+        # inside the backward pass: there, a process that runs out of memory leaves the others waiting.
         self.is_distributed_loading_by_transformers = steps.ranks > 1
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -78,13 +71,10 @@ class ClassifierTrainer(Trainer):
             except torch.OutOfMemoryError as error:
                 shortage = str(error).splitlines()[0]
             # Outside the handler, whose traceback would keep the tensors alive. All processes repeat a step together.
-            if not shortage if self.sharded else not any_of(bool(shortage), self.args.device):
+            if not any_of(bool(shortage), self.args.device):
                 add_up_gradients(self.trained, flat)
                 return total * self.steps.ranks  # of which the log takes the mean over processes
             inputs = self._cut_smaller(model, shortage or "in another process of this job")
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict or what_to_save(self.model).get("state_dict"))  # type: ignore[arg-type]
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Start every process from the same weights. The stock method also averages gradients, in every backward."""
@@ -110,8 +100,6 @@ class ClassifierTrainer(Trainer):
                 f"out of memory at {steps.budget} tokens per batch ({shortage}); lower prompts.max_tokens or "
                 "train.tokens_per_batch, or set train.activation_checkpointing=on"
             )
-        if self.sharded:  # the others are inside their passes, so the step cannot be repeated from here
-            raise ShardedOutOfMemoryError(f"out of memory at {steps.budget} tokens per batch ({shortage})")
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         steps.budget, self.halvings = max(steps.budget // 2, 1), self.halvings + 1
@@ -245,7 +233,6 @@ def train_classifier(
 
     Raises:
         UserError: one sequence does not fit into the memory; the tracker is not installed.
-        ShardedOutOfMemoryError: of a sharded model; the job's processes must start again with fewer tokens per batch.
         interrupts.Stopped: asked to stop; a checkpoint is there.
     """
     steps.rank, steps.ranks = rank(), ranks()
