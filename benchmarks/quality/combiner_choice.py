@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 import ensemble.stacking.tuning as tuning
 from benchmarks.common import made
-from benchmarks.speed.stack_peers import make_arena
+from benchmarks.speed.synthetic_arena import make_arena
 from ensemble.features.design_matrix import Design, build_design
 from ensemble.stacking.cross_fit import cross_fit
 from ensemble.stacking.selection import KINDS

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from ensemble.distillation.plan import FINAL, plan_student
 from ensemble.stacking.calibration import fit_temperature
+from ensemble.statistics.bootstrap import group_interval
 from oof import config as configuration
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.common.logging_setup import quiet_libraries
 from oof.common.steps import locked
 from oof.jobs.dataset import read_test
-from oof.metrics import group_interval, log_softmax
+from oof.metrics import log_softmax
 
 
 def test_logits(path: str, overrides: list[str]) -> tuple[dict[str, NDArray[np.float64]], pl.DataFrame]:

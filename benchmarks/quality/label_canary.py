@@ -19,11 +19,12 @@ import polars as pl
 
 from ensemble.__main__ import main as ensemble_main
 from ensemble.stacking.stage import load_inputs, read_predictions
+from ensemble.statistics.bootstrap import group_interval
 from oof import config as configuration
 from oof.__main__ import main as oof_main
 from oof.classes import WINNER_COLUMNS
 from oof.jobs.dataset import load_battles
-from oof.metrics import group_interval, row_log_loss
+from oof.metrics import row_log_loss
 
 
 def permuted(table: pl.DataFrame, seed: int) -> pl.DataFrame:

@@ -11,9 +11,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from benchmarks.common import cell
+from ensemble.statistics.bootstrap import group_interval
 from oof.common.atomic_files import read_json
 from oof.config import Config
-from oof.metrics import group_interval, row_log_loss
+from oof.metrics import row_log_loss
 
 STAGES = {"oof": "oof", "stack": "ensemble", "distill": "ensemble"}  # verb: its package
 

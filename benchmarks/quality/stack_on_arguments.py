@@ -29,10 +29,11 @@ from benchmarks.common import cell, made
 from benchmarks.quality.arguments import title_and_side
 from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.stage import load_inputs, read_predictions
+from ensemble.statistics.bootstrap import group_interval
 from oof import config as configuration
 from oof.common.atomic_files import read_json, replacing, write_json
 from oof.config import Config
-from oof.metrics import group_interval, row_log_loss
+from oof.metrics import row_log_loss
 
 MEMBER = "smollm2"
 FINAL = "lightgbm"

@@ -36,13 +36,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, Gemma2Config, Gemma2ForCausalLM, Trainer, TrainingArguments
 
+from ensemble.statistics.bootstrap import group_interval
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
 from oof.config import Lora, Member, Train
 from oof.encoding.batches import TrainingSteps
 from oof.encoding.encode import Encoded
 from oof.jobs.run_fold_job import both_orders
-from oof.metrics import group_interval
 from oof.model.classifier import load_base, load_tokenizer, resolve_dtype
 from oof.model.cost_model import trace
 from oof.model.lora import add_adapters

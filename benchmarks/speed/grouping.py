@@ -1,28 +1,28 @@
-"""How time and memory of grouping grow: 50k, 100k, 200k and 500k prompts, each in a fresh process.
+"""Growth of the time and memory of grouping near-duplicate prompts, from 50,000 to 500,000 prompts.
 
     python -m benchmarks.speed.grouping                      the four sizes (about two minutes on 2 cores)
     python -m benchmarks.speed.grouping --sizes 57477        the competition's size
     python -m benchmarks.speed.grouping --json out.json      the figures as JSON
 
-Prompts are synthetic: lengths as in the arena (mean about 350 characters, heavy tail), words with a Zipf-like
-distribution, 10 % exact repeats in other case and punctuation, 10 % small edits, 10 % under one of 20 long templates.
-Memory is the process's peak resident size; what Python, the imports and the table itself take is stated beside it.
+Each size runs in a fresh process. Prompts are synthetic: lengths as in the arena (mean about 350 characters, heavy
+tail), words with a Zipf-like distribution, 10 % exact repeats in another case and punctuation, 10 % small edits, 10 %
+under one of 20 long templates. Memory is the process's peak resident size; beside it is the part that Python, the
+imports and the table take.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from benchmarks.common import argument_parser, peak_gb, run_script, timed
 from oof.config import Groups
 from oof.folds import assignment, groups
 
@@ -32,7 +32,7 @@ TEMPLATES = 20
 
 
 def prompts(n: int, seed: int = 0) -> list[str]:
-    """Return ``n`` synthetic prompts, repeats and near-repeats included."""
+    """Return ``n`` synthetic prompts, duplicates and near-duplicates included."""
     rng = np.random.default_rng(seed)
     letters = rng.integers(97, 123, size=(VOCABULARY, 9), dtype=np.uint8)
     lengths = rng.integers(2, 10, size=VOCABULARY)
@@ -82,36 +82,30 @@ def table_of(texts: list[str], seed: int = 0) -> pl.DataFrame:
 
 
 def measure(n: int) -> dict[str, Any]:
-    """Group and fold ``n`` prompts in this process; seconds and gigabytes."""
+    """Group and fold ``n`` prompts in this process; return seconds and gigabytes."""
     texts = prompts(n)
     characters = sum(map(len, texts)) / n
     table = table_of(texts)
     del texts
-    before = _peak_gb()
-    start = time.perf_counter()
-    found = groups.group_battles(table, Groups())
-    grouped = time.perf_counter()
-    peak = _peak_gb()
-    assigned = assignment.assign_folds(table, found, 5, seed=0)
+    before = peak_gb()
+    group_ids, group_seconds = timed(lambda: groups.group_battles(table, Groups()))
+    peak = peak_gb()
+    folds, fold_seconds = timed(lambda: assignment.assign_folds(table, group_ids, 5, seed=0))
     return {
         "prompts": n,
         "characters": round(characters),
-        "groups": int(found.max()) + 1,
-        "group_seconds": round(grouped - start, 2),
-        "fold_seconds": round(time.perf_counter() - grouped, 2),
+        "groups": int(group_ids.max()) + 1,
+        "group_seconds": round(group_seconds, 2),
+        "fold_seconds": round(fold_seconds, 2),
         "table_gb": round(before, 3),
         "peak_gb": round(peak, 3),
-        "fold_sizes": np.bincount(assigned).tolist(),
+        "fold_sizes": np.bincount(folds).tolist(),
     }
 
 
-def _peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
 def main() -> None:
-    """Run each size in a process of its own and print the growth from size to size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run each size in a fresh process and print the growth from size to size."""
+    parser = argument_parser(__doc__, whole_text=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
@@ -138,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

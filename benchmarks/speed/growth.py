@@ -1,14 +1,14 @@
-"""Does the cost of a fold job grow in proportion to its battles? Tokens per second at 1,000 to 16,000 battles.
+"""Tokens per second of a fold job at 1,000 to 16,000 battles: its cost must grow in proportion to the battles.
 
     python -m benchmarks.speed.growth [--battles 1000 4000 16000] [--config configs/demo.yaml] [--member llama3_1]
 
 For each size, on the synthetic arena: read, group and fold the battles, tokenise them, load the base, train one fold
 job (both orders, half of the battles) and predict its held-out half, through the functions that ``make oof`` calls.
-Loading costs the same whatever the number of battles, so it is a column of its own, in milliseconds. Each size has a
-process of its own, which warms up and then does as many jobs as add up to the battles of the largest. The processes
-share one processor and go through each phase at the same time: its speed moves by half from minute to minute, and so
-it does so to all of them alike. Rates are all tokens over all processor seconds. The last line says how far the rate
-of training and prediction moves between the sizes; status 1 if it is by more than ``--tolerance``.
+Loading costs the same for any number of battles, so it is a separate column, in milliseconds. Each size has a process
+of its own, which warms up and then runs as many jobs as add up to the battles of the largest size. The processes share
+one processor and enter each phase together, so that a change of the processor's speed affects all sizes alike. Rates
+are all tokens over all processor seconds. The last line is the ratio of the largest to the smallest rate, for training
+and for prediction; exit status 1 if one exceeds 1 + ``--tolerance``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import argument_parser, run_script
 from oof import config as configuration
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
@@ -43,7 +44,7 @@ RATED = ("train", "predict")
 
 
 class Job:
-    """One fold job of a run of its own; each phase is a method that returns its tokens."""
+    """One fold job in a run of its own; each phase is a method that returns the number of tokens it handled."""
 
     def __init__(self, arguments: argparse.Namespace, battles: int, run: Path) -> None:
         others = [name for name in configuration.load(arguments.config, []).members if name != arguments.member]
@@ -57,7 +58,7 @@ class Job:
         self.job = fold_jobs(self.config, self.table)[0]
         self.texts = Texts(self.job.member, self.table, self.config)
         folds = self.table["fold"].to_numpy()
-        self.trained, self.held = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
+        self.train_rows, self.held_out = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
         return 0
 
     def tokenise(self) -> int:
@@ -68,8 +69,8 @@ class Job:
         return 0
 
     def train(self) -> int:
-        encoded, pad = self.texts.training.take(self.trained), self.texts.tokenizer.pad_token_id
-        labels = self.table["label"].to_numpy().astype(int)[self.trained]
+        encoded, pad = self.texts.training.take(self.train_rows), self.texts.tokenizer.pad_token_id
+        labels = self.table["label"].to_numpy().astype(int)[self.train_rows]
         targets, recipe = both_orders(np.eye(3, dtype=np.float32)[labels]), self.job.member.train
         steps = TrainingSteps(encoded, targets, np.ones(len(labels)), recipe, pad, 0)
         folder = self.job.folder
@@ -78,12 +79,15 @@ class Job:
         return int(encoded.lengths.sum())
 
     def predict(self) -> int:
-        predict_stored(self.model, self.texts, self.held, self.job.folder, 0, "growth")
-        return int(self.texts.scoring.lengths[self.held].sum())
+        predict_stored(self.model, self.texts, self.held_out, self.job.folder, 0, "growth")
+        return int(self.texts.scoring.lengths[self.held_out].sum())
 
 
 def one_size(arguments: argparse.Namespace, battles: int) -> None:
-    """Warm up; before each phase say so and wait for the others; print phase -> (tokens, processor seconds) as JSON."""
+    """Warm up, run the jobs of one size, and print phase -> (tokens, processor seconds, jobs) as JSON.
+
+    Before each phase, an empty line on standard output reports ready, and a line on standard input starts the phase.
+    """
     totals = {}
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,7 +106,7 @@ def one_size(arguments: argparse.Namespace, battles: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argument_parser(__doc__)
     parser.add_argument("--battles", type=int, nargs="+", default=[1000, 4000, 16000])
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--member", default="llama3_1")
@@ -135,10 +139,10 @@ def main() -> int:
         rates[n] = {phase: tokens / seconds / 1e3 for phase, (tokens, seconds, _) in row.items()}
         rates[n]["load"] = 1e3 * row["load"][1] / row["load"][2]
         print(f"{n:8} " + " ".join(f"{rates[n][phase]:9.1f}" for phase in PHASES))
-    moved = {p: max(row[p] for row in rates.values()) / min(row[p] for row in rates.values()) for p in RATED}
-    print("largest rate over smallest: " + ", ".join(f"{phase} {by:.3f}" for phase, by in moved.items()))
-    return int(max(moved.values()) > 1 + arguments.tolerance)
+    ratios = {p: max(row[p] for row in rates.values()) / min(row[p] for row in rates.values()) for p in RATED}
+    print("largest rate over smallest: " + ", ".join(f"{phase} {ratio:.3f}" for phase, ratio in ratios.items()))
+    return int(max(ratios.values()) > 1 + arguments.tolerance)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

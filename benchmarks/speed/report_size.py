@@ -25,12 +25,13 @@ import numpy as np
 import polars as pl
 
 from benchmarks.speed.grouping import VOCABULARY, prompts
-from ensemble.stacking.stage import predictions_frame, softmax_mean
+from ensemble.stacking.stage import predictions_frame
 from oof.common.atomic_files import read_parquet, write_json, write_parquet
 from oof.common.digests import file_digest
 from oof.common.logits_format import logits_frame
 from oof.config import Groups
 from oof.folds.groups import group_battles
+from oof.metrics import softmax_mean
 
 LINE = "import resource, sys; from ensemble.__main__ import main; code = main(sys.argv[1:]); " \
        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"  # fmt: skip

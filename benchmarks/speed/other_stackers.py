@@ -1,11 +1,12 @@
-"""What others would stack with, on the columns and folds of benchmarks/speed/stack_peers.py; it starts this, one at a time.
+"""Stacking models of other libraries: LightGBMTunerCV, StackingClassifier, AutoGluon.
 
-    python -m benchmarks.speed.peers tuner columns.npz tuner.npz --cores 2 --limit 1200
+    python -m benchmarks.speed.other_stackers tuner columns.npz tuner.npz --cores 2 --limit 1200
 
-``tuner`` is LightGBMTunerCV of optuna-integration, ``sklearn`` a StackingClassifier of logistic regression and
-histogram boosting, ``autogluon`` a TabularPredictor, for which another environment may run this file: it imports
-numpy and the one library alone. For each outer fold a model sees the other folds only, and its inner folds are these;
-``--mirror`` lets it train on every battle and its mirror image, and average both, as ours does.
+``benchmarks/speed/stack_peers.py`` writes the columns and starts this script, one model at a time. ``tuner`` is
+LightGBMTunerCV of optuna-integration, ``sklearn`` a StackingClassifier of logistic regression and histogram boosting,
+``autogluon`` a TabularPredictor. AutoGluon runs in an environment of its own, so this file imports numpy, the one
+library and :mod:`oof.classes` alone. For each outer fold a model is trained on the other folds, which are its inner
+folds; ``--swap`` trains it on every battle in both orders and averages its predictions over both, as ours does.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ import numpy as np
 
 from oof.classes import swap_classes, swap_labels
 
-PATIENCE = 25  # as ours
+PATIENCE = 25  # rounds of early stopping, as ours
 
-Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, float, int], tuple[Callable[[np.ndarray], np.ndarray], Any]]
+Predict = Callable[[np.ndarray], np.ndarray]
+Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, float, int], tuple[Predict, dict[str, Any]]]
 
 
 def splits(inner: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (training rows, held-out rows) of each inner fold; a list, for a generator would be used up."""
+    """Return (training rows, held-out rows) of each inner fold; a list, because a generator would be used up."""
     return [(np.flatnonzero(inner != k), np.flatnonzero(inner == k)) for k in np.unique(inner)]
 
 
 def tuner(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cores: int) -> Any:
-    """LightGBM tuned step by step, then trained on all rows for the best trial's number of rounds."""
+    """Fit LightGBM tuned step by step, then trained on all rows for the best trial's number of rounds."""
     import lightgbm as lgb
     import optuna
     from optuna_integration.lightgbm import LightGBMTunerCV
@@ -62,7 +64,7 @@ def tuner(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cores
 
 
 def sklearn(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cores: int) -> Any:
-    """Logistic regression and histogram boosting, combined by a logistic regression on their inner predictions."""
+    """Fit logistic regression and histogram boosting, combined by a logistic regression on their inner predictions."""
     from sklearn.ensemble import HistGradientBoostingClassifier, StackingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -80,7 +82,7 @@ def sklearn(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cor
 
 
 def autogluon(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cores: int) -> Any:
-    """AutoGluon's best_quality preset with our inner folds as its bags: boosting, forests, no networks."""
+    """Fit AutoGluon's best_quality preset with our inner folds as its bags: boosting, forests, no networks."""
     import pandas as pd
     from autogluon.tabular import TabularPredictor
 
@@ -94,7 +96,7 @@ def autogluon(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, c
         time_limit=seconds or None,
         presets="best_quality",
         dynamic_stacking=False,
-        num_stack_levels=0,  # with bags of our making it allows no more
+        num_stack_levels=0,  # the most that AutoGluon allows with given bags
         num_cpus=cores,
         num_gpus=0,
     )
@@ -107,39 +109,39 @@ def autogluon(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, c
     return predict, {"models": len(names)}
 
 
-PEERS: dict[str, Fit] = {"tuner": tuner, "sklearn": sklearn, "autogluon": autogluon}
+FITS: dict[str, Fit] = {"tuner": tuner, "sklearn": sklearn, "autogluon": autogluon}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("model", choices=FITS)
     parser.add_argument("columns", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--limit", type=float, default=1200, help="seconds for all folds together; 0 = none")
-    parser.add_argument("--mirror", action="store_true")
+    parser.add_argument("--swap", action="store_true", help="train and predict in both orders")
     arguments = parser.parse_args()
     data = np.load(arguments.columns)
-    x, mirrored, y, folds = data["x"], data["x_swapped"], data["labels"], data["folds"]
-    probs, facts = np.empty((len(y), 3)), []
+    x, x_swapped, y, folds = data["x"], data["x_swapped"], data["labels"], data["folds"]
+    probs, details = np.empty((len(y), 3)), []
     started = time.monotonic()
     for i, fold in enumerate(np.unique(folds)):
         rest, held = folds != fold, folds == fold
-        parts = x[rest], y[rest], folds[rest]
-        if arguments.mirror:
-            both = np.concatenate([x[rest], mirrored[rest]])
-            parts = both, np.concatenate([y[rest], swap_labels(y[rest])]), np.tile(folds[rest], 2)
-        # An even share of what is left; what one fold does not use goes to the next.
+        training = x[rest], y[rest], folds[rest]
+        if arguments.swap:
+            both_orders = np.concatenate([x[rest], x_swapped[rest]])
+            training = both_orders, np.concatenate([y[rest], swap_labels(y[rest])]), np.tile(folds[rest], 2)
+        # An even share of the time that is left; what one fold does not use, the next ones may.
         left = arguments.limit - (time.monotonic() - started)
         seconds = max(5.0, left / (len(np.unique(folds)) - i)) if arguments.limit else 0.0
-        predict, found = PEERS[arguments.peer](*parts, seconds, arguments.cores)
+        predict, detail = FITS[arguments.model](*training, seconds, arguments.cores)
         probs[held] = predict(x[held])
-        if arguments.mirror:
-            probs[held] = (probs[held] + swap_classes(predict(mirrored[held]))) / 2
+        if arguments.swap:
+            probs[held] = (probs[held] + swap_classes(predict(x_swapped[held]))) / 2
         shutil.rmtree(getattr(predict, "folder", ""), ignore_errors=True)
-        facts.append(found)
-        print(f"{arguments.peer}: fold {fold} after {time.monotonic() - started:.0f} s {found}", flush=True)
-    np.savez(arguments.out, probs=probs, facts=json.dumps(facts))
+        details.append(detail)
+        print(f"{arguments.model}: fold {fold} after {time.monotonic() - started:.0f} s {detail}", flush=True)
+    np.savez(arguments.out, probs=probs, details=json.dumps(details))
     return 0
 
 
