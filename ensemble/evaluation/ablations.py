@@ -30,7 +30,7 @@ from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.lightgbm_stacker import Stacker, fit_stacker
 from ensemble.stacking.stage import load_ensemble, predictions_frame, read_predictions
 from ensemble.stacking.tuning import inner_folds
-from ensemble.statistics.scores import Resamples
+from ensemble.statistics.bootstrap import Resamples
 from oof.common.atomic_files import read_json, write_json, write_parquet
 from oof.common.digests import digest
 from oof.common.errors import UserError

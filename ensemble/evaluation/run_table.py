@@ -15,11 +15,12 @@ from rich.table import Table
 
 from ensemble.stacking.selection import KINDS
 from ensemble.stacking.stage import load_inputs, load_teacher, read_predictions
+from ensemble.statistics.bootstrap import group_interval
 from oof.classes import WINNER_COLUMNS
 from oof.common.atomic_files import read_json, verified
 from oof.common.errors import UserError
 from oof.config import Config
-from oof.metrics import group_interval, row_log_loss
+from oof.metrics import row_log_loss
 
 Interval = dict[str, float]
 ROWS = ("prior", "length_only", "text", "mean", *(f"combiner:{kind}" for kind in KINDS), "stack", "calibrated")

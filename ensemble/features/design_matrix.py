@@ -20,7 +20,7 @@ from ensemble.features import battle_features
 from oof.classes import swap_orders
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS, LOGIT_COLUMNS
-from oof.metrics import log_softmax, softmax
+from oof.metrics import log_softmax, mean_of_orders, softmax
 
 Columns = dict[str, NDArray[np.floating]]
 
@@ -114,7 +114,7 @@ def build_design(table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -
     families |= families_of_opinions
     x = _matrix(texts, opinions)
     x_swapped = _matrix(battle_features.mirror(texts), _opinions(mirrored)[0])
-    pool = np.stack([_centred(values.astype(np.float64).mean(axis=1)) for values in logits.values()], axis=1)
+    pool = np.stack([_centred(mean_of_orders(values)) for values in logits.values()], axis=1)
     return Design(x, x_swapped, pool, list(families), families, list(logits), table["id"].to_list())
 
 
@@ -131,7 +131,7 @@ def add_member(design: Design, name: str, logits: NDArray[np.floating]) -> Desig
         np.column_stack([old, *new.values()]).astype(np.float32)
         for old, new in ((design.x, columns), (design.x_swapped, mirrored))
     )
-    centred = _centred(logits.astype(np.float64).mean(axis=1))
+    centred = _centred(mean_of_orders(logits))
     return replace(
         design,
         x=x,
@@ -170,7 +170,7 @@ def _member(name: str, logits: NDArray[np.floating]) -> dict[str, NDArray[np.flo
     the orders disagree, and by how much the response shown first gains.
     """
     # A member's name cannot hold a colon, so no column of a member meets another.
-    mean = _centred(logits.astype(np.float64).mean(axis=1))
+    mean = _centred(mean_of_orders(logits))
     probs = softmax(mean)
     ab, ba = (_centred(logits[:, order].astype(np.float64)) for order in (0, 1))
     return {
@@ -190,7 +190,7 @@ def _between(logits: dict[str, NDArray[np.floating]]) -> dict[str, NDArray[np.fl
     """Agreement of the members: mean and spread of their margins and pulls to a tie, the share of them with the most
     common verdict, and the pairs' divergence (Jensen-Shannon).
     """
-    means = [_centred(values.astype(np.float64).mean(axis=1)) for values in logits.values()]
+    means = [_centred(mean_of_orders(values)) for values in logits.values()]
     margins = np.stack([mean[:, 0] - mean[:, 1] for mean in means])
     columns = {"between::margin": margins.mean(axis=0), "between::spread": margins.std(axis=0)}
     ties = np.stack([mean[:, 2] for mean in means])

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 
 from ensemble.report.data import RunData
-from ensemble.statistics.intervals import Floats, robust_error
+from ensemble.statistics.bootstrap import paired_difference
+from ensemble.statistics.standard_errors import robust_error
 from oof.classes import WINNER_COLUMNS
-from oof.metrics import paired_difference
+from oof.metrics import Floats
 
 RARE_CLASS = 0.10  # share of a class under which we warn
 MUCH_TRUNCATED = 0.10  # share of truncated battles over which we warn

@@ -13,8 +13,9 @@ import polars as pl
 
 from ensemble.report.data import RunData
 from ensemble.report.summary import compare_settings
-from ensemble.statistics.intervals import holm, p_value
-from oof.metrics import group_interval, paired_difference, row_log_loss
+from ensemble.statistics.bootstrap import group_interval, paired_difference
+from ensemble.statistics.standard_errors import holm, p_value
+from oof.metrics import row_log_loss
 
 TEXTS = ("id", "label", "prompt", "response_a", "response_b")
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from ensemble.contamination import check
 from ensemble.evaluation.run_table import truth_of
 from ensemble.features.design_matrix import join_logits
-from ensemble.stacking.stage import read_predictions, softmax_mean
+from ensemble.stacking.stage import read_predictions
 from oof.common.atomic_files import read_json, read_parquet, verified
 from oof.common.errors import UserError
 from oof.jobs.dataset import load_battles
+from oof.metrics import softmax_mean
 
 Probs = NDArray[np.float64]
 BASELINES = ("prior", "length_only", "text")

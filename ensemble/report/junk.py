@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from ensemble.report.slices import excerpt
-from ensemble.statistics.intervals import Floats, Integers, contrast
+from ensemble.statistics.bootstrap import contrast, group_interval
 from oof.data.prompt_quality import JUNK, MEANINGS, SCORES, prompt_flags, prompt_texts
-from oof.metrics import group_interval, row_log_loss
+from oof.metrics import Floats, Integers, row_log_loss
 
 EXAMPLES = 3
 

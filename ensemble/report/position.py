@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.statistics.intervals import Floats, Integers, bin_means
-from oof.metrics import group_interval, softmax
+from ensemble.statistics.binning import bin_means
+from ensemble.statistics.bootstrap import group_interval
+from oof.metrics import Floats, Integers, softmax
 
 EDGES = np.log([1 / 4, 1 / 2, 1 / 1.3, 1 / 1.05, 1.05, 1.3, 2, 4])  # of the log ratio of A's characters to B's
 

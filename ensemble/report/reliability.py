@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ensemble.report.data import RunData
-from ensemble.statistics.intervals import Floats, Integers, bin_means, equal_mass
+from ensemble.statistics.binning import bin_means, equal_mass_bins
+from ensemble.statistics.scores import scores
 from oof.classes import CLASSES
-from oof.metrics import scores, softmax
+from oof.metrics import Floats, Integers, softmax_mean
 
 BINS = 10
 
@@ -24,7 +25,7 @@ def diagrams(probs: Floats, labels: Integers, groups: Integers) -> dict[str, lis
     curves["top"] = (probs.max(axis=1), probs.argmax(axis=1) == labels)
     points: dict[str, list[dict[str, Any]]] = {}
     for name, (p, hit) in curves.items():
-        bins = equal_mass(p, BINS)
+        bins = equal_mass_bins(p, BINS)
         predicted = bin_means(p, bins, BINS, groups)
         observed = bin_means(hit.astype(np.float64), bins, BINS, groups)
         points[name] = [{"predicted": m["value"], **o} for m, o in zip(predicted, observed, strict=True) if o["n"]]
@@ -35,7 +36,7 @@ def calibration_report(run: RunData) -> dict[str, Any]:
     """Return diagrams and scores of every predictor, which is whose "before", and the temperatures per fold."""
     probs = {name: p for name, p in run.probs.items() if name in (*run.members, "stack", "calibrated", "student")}
     if run.student_logits is not None and "student" in probs:
-        probs["student, uncalibrated"] = softmax(run.student_logits.astype(np.float64).mean(axis=1))
+        probs["student, uncalibrated"] = softmax_mean(run.student_logits)
     predictors = {
         name: {"scores": scores(p, run.labels), "diagrams": diagrams(p, run.labels, run.groups)}
         for name, p in probs.items()

@@ -18,10 +18,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble.features.battle_features import REFUSALS
-from ensemble.statistics.intervals import Floats, Integers, contrast, holm, p_value
+from ensemble.statistics.bootstrap import contrast, group_interval
+from ensemble.statistics.standard_errors import holm, p_value
 from oof.classes import CLASSES
 from oof.data.prompt_quality import JUNK, prompt_quality, prompt_texts
-from oof.metrics import group_interval, row_log_loss
+from oof.metrics import Floats, Integers, row_log_loss
 
 ALPHA = 0.05
 LEAST = 20  # battles: a smaller slice is left out

@@ -10,7 +10,8 @@ import lightgbm as lgb
 import numpy as np
 
 from ensemble.report.data import RunData, trials
-from oof.metrics import group_interval, row_log_loss
+from ensemble.statistics.bootstrap import group_interval
+from oof.metrics import row_log_loss
 
 
 def stack_report(run: RunData) -> dict[str, Any] | None:

@@ -11,7 +11,8 @@ from scipy.special import rel_entr
 
 from ensemble.report.data import RunData
 from ensemble.report.slices import Slice, compare, probability_grid, probability_points, right_alone, strongest_cases
-from oof.metrics import group_interval, row_log_loss
+from ensemble.statistics.bootstrap import group_interval
+from oof.metrics import row_log_loss
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 CURVE_POINTS = 200  # of a loss curve: more would not be seen

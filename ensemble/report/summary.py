@@ -6,10 +6,12 @@ from typing import Any
 
 from ensemble.report.alarms import warnings
 from ensemble.report.data import RunData
+from ensemble.statistics.bootstrap import group_interval, paired_difference
+from ensemble.statistics.scores import scores
 from oof.audit.run import audit_run
 from oof.common.digests import digest
 from oof.common.errors import UserError
-from oof.metrics import group_interval, paired_difference, row_log_loss, scores
+from oof.metrics import row_log_loss
 
 AUDITED = 300  # prompts that the audit compares exactly with all others
 

@@ -14,8 +14,10 @@ import numpy as np
 import polars as pl
 
 from ensemble.report.slices import Bools
-from ensemble.statistics.intervals import Floats, Integers, bin_means, contrast, equal_mass
-from oof.metrics import group_interval, row_log_loss, tie_recall
+from ensemble.statistics.binning import bin_means, equal_mass_bins
+from ensemble.statistics.bootstrap import contrast, group_interval
+from ensemble.statistics.scores import tie_recall
+from oof.metrics import Floats, Integers, row_log_loss
 
 LEAST_GAP = 0.01  # of P(tie) between ties and decided battles
 SHORT = 20  # words: both responses shorter than this are "both short"
@@ -69,7 +71,7 @@ def _verdict(gap: dict[str, float | None], excess: dict[str, float]) -> str:
 
 
 def _calibration(p: Floats, ties: Bools, groups: Integers) -> list[dict[str, Any]]:
-    bins = equal_mass(p, BINS)
+    bins = equal_mass_bins(p, BINS)
     means, rates = bin_means(p, bins, BINS, groups), bin_means(ties.astype(float), bins, BINS, groups)
     return [{"predicted": m["value"], **rate} for m, rate in zip(means, rates, strict=True) if rate["n"]]
 

@@ -1,8 +1,8 @@
-"""Probabilities for new battles, from the student or the whole ensemble, as a competition submission.
+"""Submission: probabilities for new battles, from the student or the ensemble, in the competition's format.
 
-Files of any size: battles are read, scored and put aside in chunks (``RUN/predict/part-*.parquet``), so memory is
-bounded and a killed run goes on where it stopped. The submission is written from the parts, read back and checked,
-and only then replaces an older one.
+Test files of any size are read and scored in chunks. The scores of each chunk are stored in
+``RUN/predict/part-*.parquet``, so memory is bounded and a killed run resumes. The submission is written from these
+parts, read back and checked, and only then replaces an older one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble.serving.chunks import cut_file
-from ensemble.stacking.stage import load_ensemble, softmax_mean
+from ensemble.stacking.stage import load_ensemble
 from oof.classes import WINNER_COLUMNS
 from oof.common.atomic_files import read_json, read_parquet, replacing, write_parquet
 from oof.common.digests import digest, file_digest
@@ -32,38 +32,42 @@ from oof.data import readers
 from oof.data.battles import read_battles
 from oof.jobs import fold_job
 from oof.jobs.dataset import FORMAT, load_battles, resolve_data
+from oof.metrics import softmax_mean
 
 SUBMISSION = "submission.csv"
 SUM_TOLERANCE = 1e-6
-Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]  # (n) battles -> (n, 3) probabilities
+Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]  # table of (n) battles -> (n, 3) probabilities
 
 
 def run_predict(config: Config) -> bool:
-    """Predict the test battles with ``predict.model`` and write ``RUN/submission.csv``; return whether it was stale.
+    """Score the test battles with ``predict.model`` and write ``RUN/submission.csv`` unless it is up to date.
+
+    Returns:
+        Whether anything ran.
 
     Raises:
-        UserError: no test battles, the stage that makes the model is missing, or the result is not a submission.
+        UserError: there are no test battles, the model's stage is missing, or the result is not a valid submission.
     """
     data = resolve_data(config) if config.data.synth.battles and not config.data.train else config.data
     if not data.test:
         raise UserError("no battles to predict: set data.test (make predict TEST=test.csv)")
     run = Path(config.run)
-    stage = {"student": ("distill", "make distill"), "ensemble": ("stack", "make stack")}[config.predict.model]
-    manifest = run / stage[0] / "manifest.json"
+    stage = {"student": "distill", "ensemble": "stack"}[config.predict.model]
+    manifest = run / stage / "manifest.json"
     if not manifest.is_file():
-        raise UserError(f"{manifest}: no {config.predict.model} here yet; run '{stage[1]}' with this RUN first")
-    made = read_json(manifest)["key"]
+        raise UserError(f"{manifest}: no {config.predict.model} here yet; run 'make {stage}' with this RUN first")
+    model_key = read_json(manifest)["key"]
     files = [(path, file_digest(Path(path))) for path in readers.expand(data.test)]
-    how = [config.predict.model, data.columns, data.on_bad_row]
-    key = digest("submission", FORMAT, how, made, config.prompts, files)
+    settings = [config.predict.model, data.columns, data.on_bad_row]
+    key = digest("submission", FORMAT, settings, model_key, config.prompts, files)
     step = Step(run, key, manifest="submission.json")
     parts = Step(run / "predict", digest(key, config.predict.chunk))
     if step.done:
-        shutil.rmtree(parts.folder, ignore_errors=True)  # a kill at the very end leaves it
+        shutil.rmtree(parts.folder, ignore_errors=True)  # left by a kill after the manifest was written
         return False
-    if not Step(manifest.parent, made).done:
-        raise UserError(f"{manifest.parent}: damaged (see above); run '{stage[1]}' with this RUN again")
-    scorer = _student(config) if config.predict.model == "student" else _ensemble(config)
+    if not Step(manifest.parent, model_key).done:
+        raise UserError(f"{manifest.parent}: damaged (see above); run 'make {stage}' with this RUN again")
+    scorer = _student_scorer(config) if config.predict.model == "student" else _ensemble_scorer(config)
     parts.begin()
     paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(chunks(config, data, parts.folder))]
     n = write_submission(run / SUBMISSION, paths)
@@ -73,22 +77,23 @@ def run_predict(config: Config) -> bool:
 
 
 def chunks(config: Config, data: Data, folder: Path) -> Iterator[pl.DataFrame]:
-    """Yield the test battles in their files' order, ``predict.chunk`` at a time.
+    """Yield tables of the test battles in their files' order, ``predict.chunk`` rows at a time.
 
     Raises:
-        UserError: as :func:`oof.data.battles.read_battles`, in terms of the file.
+        UserError: as :func:`oof.data.battles.read_battles`; names the file and the row, not the chunk.
     """
     rows = config.predict.chunk
     for path in readers.expand(data.test):
-        for piece in cut_file(Path(path), rows, folder / "piece"):
+        for chunk in cut_file(Path(path), rows, folder / "chunk"):
             try:
-                table = read_battles(replace(data, test=[str(piece.path)]), seed=config.seed, roles=("test",)).table
+                table = read_battles(replace(data, test=[str(chunk.path)]), seed=config.seed, roles=("test",)).table
             except UserError as error:
-                raise piece.error(error) from error
+                raise chunk.error(error) from error
             yield from (table[start : start + rows] for start in range(0, table.height, rows))
 
 
 def _part(folder: Path, i: int, table: pl.DataFrame, scorer: Scorer) -> Path:
+    """Return the file with chunk ``i``'s probabilities; they are computed only if it does not exist."""
     path = folder / f"part-{i:06}.parquet"
     if not path.is_file():
         probs = np.asarray(scorer(table), dtype=np.float64)
@@ -98,16 +103,16 @@ def _part(folder: Path, i: int, table: pl.DataFrame, scorer: Scorer) -> Path:
     return path
 
 
-def _student(config: Config) -> Scorer:
-    from ensemble.serving.judge import Judge
+def _student_scorer(config: Config) -> Scorer:
+    from ensemble.distillation.student import Student
 
-    student = config.distill.student
+    recipe = config.distill.student
     folder = Path(config.run) / "distill" / "student"
-    judge = Judge.from_pretrained(folder, student.dtype, student.score_tokens_per_batch, student.attn)
-    return lambda table: softmax_mean(judge.logits(table))
+    student = Student.from_pretrained(folder, recipe.dtype, recipe.score_tokens_per_batch, recipe.attn)
+    return lambda table: softmax_mean(student.logits(table))
 
 
-def _ensemble(config: Config) -> Scorer:
+def _ensemble_scorer(config: Config) -> Scorer:
     _, result = load_ensemble(config)
     jobs = fold_job.fold_jobs(config, load_battles(Path(config.run)))
 
@@ -115,7 +120,7 @@ def _ensemble(config: Config) -> Scorer:
         frames = fold_job.test_frames(jobs, table)
         if frames is None:
             if not all(job.step.done for job in jobs):
-                raise UserError(f"{config.run}: not every fold job is whole; run 'make oof' with this RUN again")
+                raise UserError(f"{config.run}: a fold job is missing or damaged; run 'make oof' with this RUN again")
             from oof.jobs.run_fold_job import score_test
 
             score_test(config, jobs, table)
@@ -130,22 +135,22 @@ def _ensemble(config: Config) -> Scorer:
 
 
 def write_submission(path: Path, parts: Sequence[Path]) -> int:
-    """Write a submission from its parts and check it; an older one is replaced only by a whole, valid one.
+    """Write a submission from its parts and check it; an older one is replaced only by a complete, valid one.
 
     Args:
         path: the CSV file.
         parts: Parquet files with id and the three probabilities, in the test files' order.
 
     Returns:
-        Its number of battles.
+        The number of battles.
 
     Raises:
-        UserError: ids repeat, or what was written is not those ids with a probability distribution each.
+        UserError: an id occurs twice, or the written file is not valid.
     """
     ids = pl.concat([read_parquet(part)["id"] for part in parts])
     if ids.n_unique() != len(ids):
-        twice = ids.filter(ids.is_duplicated())[0]
-        raise UserError(f"the test files have id {twice!r} more than once; a submission needs each once")
+        repeated = ids.filter(ids.is_duplicated())[0]
+        raise UserError(f"the test files have id {repeated!r} more than once; a submission needs unique ids")
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             for i, part in enumerate(parts):
@@ -155,10 +160,10 @@ def write_submission(path: Path, parts: Sequence[Path]) -> int:
 
 
 def check_submission(path: Path, ids: pl.Series) -> None:
-    """Read a submission back and compare it with what it must be.
+    """Check that a file has the submission's columns, these ids in this order, and a probability distribution each.
 
     Raises:
-        UserError: a column, an id, their order, or a probability is not right (the first one, by line).
+        UserError: it has not; the first line that is wrong is named.
     """
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -169,7 +174,7 @@ def check_submission(path: Path, ids: pl.Series) -> None:
         for line, (row, expected) in enumerate(zip(chain(reader, [None]), ends, strict=True), 2):
             if row is None or expected is None:
                 if row is not None or expected is not None:
-                    raise UserError(f"the submission has not {len(ids)} rows; nothing was replaced")
+                    raise UserError(f"the submission does not have {len(ids)} rows; nothing was replaced")
                 break
             if row[:1] != [expected]:
                 raise UserError(

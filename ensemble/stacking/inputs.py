@@ -30,7 +30,7 @@ from oof.classes import CLASSES, WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.common.logits_format import logits_frame
 from oof.config import Config
-from oof.config.load import NAME
+from oof.config.load import MEMBER_NAME
 from oof.data import parse_cells, readers
 from oof.data.battles import content_fingerprint, read_battles
 from oof.folds.assignment import assign_folds
@@ -84,7 +84,7 @@ def external_inputs(config: Config) -> Inputs:
     if not config.data.train:
         raise UserError("stack.logits needs labels to learn from: set data.train (make stack DATA=labels.csv LOGITS=…)")
     for name in config.stack.logits:
-        if not NAME.fullmatch(name):
+        if not MEMBER_NAME.fullmatch(name):
             raise UserError(f"stack.logits: member name {name!r}: use letters, digits, '_', '-' and '.'")
     battles = read_battles(config.data, seed=config.seed, roles=("train",))
     table = battles.table.sort("id")

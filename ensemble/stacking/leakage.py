@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from oof.metrics import log_softmax
+from oof.metrics import log_softmax, mean_of_orders
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def possibly_in_sample(
     rows = np.arange(len(labels))
     if len(rows) > ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, ROWS, replace=False))
-    pool = np.stack([log_softmax(z[rows].astype(np.float64).mean(axis=1)) for z in logits.values()], axis=1)
+    pool = np.stack([log_softmax(mean_of_orders(z[rows])) for z in logits.values()], axis=1)
     y, fold = labels[rows], folds[rows]
     found: dict[str, list[str]] = {name: [] for name in logits}
     if len(logits) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,9 @@ from oof.common.atomic_files import read_json, read_parquet, verified, write_jso
 from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.common.steps import Step
-from oof.config import Config, Pretrain, to_dict
+from oof.config import Config, Pretrain, to_dict, without_speed_settings
 from oof.jobs.dataset import FORMAT, load_battles
-from oof.metrics import log_loss, softmax
+from oof.metrics import log_loss, softmax_mean
 
 if TYPE_CHECKING:
     from ensemble.stacking.cross_fit import StackResult
@@ -61,32 +61,35 @@ def load_inputs(config: Config) -> Inputs:
 
 
 def _refuse_other_settings(run: Path, config: Config) -> None:
+    """Refuse a configuration whose stage-one settings differ from those that the run was made with."""
     made, now = read_json(run / "run.json")["config"], to_dict(config)
-    made.setdefault("pretrain", asdict(Pretrain()))  # a run from before there was such a stage
-    for one, other, said in ((now, made, "no member"), (made, now, "a member that the configuration lacks,")):
-        if absent := sorted(set(one["members"]) - set(other["members"])):
-            raise UserError(f"{run}: stage one has {said} {absent[0]!r}; run 'make oof' again")
+    made.setdefault("pretrain", asdict(Pretrain()))  # run.json of a version without pretraining
+    for names, others, problem in (
+        (now["members"], made["members"], "has no member"),
+        (made["members"], now["members"], "has a member that the configuration lacks,"),
+    ):
+        if absent := sorted(set(names) - set(others)):
+            raise UserError(f"{run}: stage one {problem} {absent[0]!r}; run 'make oof' again")
+    made, now = (without_speed_settings(values, Config) for values in (made, now))
     for section in STAGE_ONE:
         for name, (before, after) in _differences(section, made.get(section), now[section]).items():
-            if not name.endswith(("score_tokens_per_batch", ".frozen")):
-                raise UserError(
-                    f"{run}: stage one was made with {name}={before}, now it is {after}; run 'make oof' again"
-                )
+            raise UserError(f"{run}: stage one was made with {name}={before}, now it is {after}; run 'make oof' again")
 
 
 def _differences(name: str, before: object, after: object) -> dict[str, tuple[object, object]]:
+    """Return path -> (old, new) value of every setting that differs between two sections of plain values."""
     if isinstance(before, dict) and isinstance(after, dict):
-        found: dict[str, tuple[object, object]] = {}
+        differences: dict[str, tuple[object, object]] = {}
         for key in sorted({*before, *after}):
-            found |= _differences(f"{name}.{key}", before.get(key), after.get(key))
-        return found
+            differences |= _differences(f"{name}.{key}", before.get(key), after.get(key))
+        return differences
     return {} if before == after else {name: (before, after)}
 
 
 def _step(config: Config, inputs: Inputs) -> Step:
     logits = [digest(inputs.logits[name]) for name in sorted(inputs.logits)]
     battles = [inputs.table["id"].to_list(), digest(inputs.labels, inputs.groups, inputs.folds)]
-    settings = replace(config.stack, workers=0)  # they do not change the result
+    settings = without_speed_settings(config.stack)
     made_by = versions.FEATURES, versions.TUNING
     parts = settings, config.seed, list(config.members), logits, battles, inputs.facts
     key = digest("stack", FORMAT, *parts, *made_by)
@@ -107,7 +110,7 @@ def run_stack(config: Config) -> bool:
     from ensemble.stacking.cross_fit import cross_fit
     from ensemble.stacking.leakage import possibly_in_sample
     from ensemble.stacking.tfidf_baseline import count_terms
-    from ensemble.statistics.scores import score_table
+    from ensemble.statistics.score_table import score_table
 
     design = build_design(inputs.table, inputs.logits)
     parts = design, inputs.labels, inputs.folds, inputs.groups
@@ -129,11 +132,6 @@ def run_stack(config: Config) -> bool:
     step.finish({**facts, **result.facts(), "seconds": seconds})
     logger.info("stack: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     return True
-
-
-def softmax_mean(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return (n, 3) probabilities of (n, 2, 3) logits: softmax of the mean over both orders."""
-    return softmax(logits.astype(np.float64).mean(axis=1))
 
 
 def load_teacher(config: Config, inputs: Inputs) -> NDArray[np.float64]:

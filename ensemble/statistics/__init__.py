@@ -1,1 +1,1 @@
-"""Scores, intervals and tests that respect groups."""
+"""Scores of predictions, and intervals, standard errors and tests that treat groups of battles as dependent."""

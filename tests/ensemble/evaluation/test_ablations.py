@@ -13,10 +13,11 @@ from ensemble.features.battle_features import FAMILIES
 from ensemble.features.design_matrix import build_design
 from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.stage import load_ensemble
+from ensemble.statistics.bootstrap import group_interval
 from oof.common.atomic_files import read_json, write_parquet
 from oof.common.logits_format import logits_frame
 from oof.config import Config, Stack, load
-from oof.metrics import group_interval, log_loss, row_log_loss
+from oof.metrics import log_loss, row_log_loss
 from tests.fixtures.arenas import make_arena
 
 TUNED = {"params": {"learning_rate": 0.1, "num_leaves": 6, "min_data_in_leaf": 20}, "rounds": 30}

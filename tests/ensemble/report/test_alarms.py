@@ -16,10 +16,9 @@ from ensemble.report.alarms import warnings
 from ensemble.report.data import load_run
 from ensemble.report.make import write_report
 from ensemble.stacking.leakage import possibly_in_sample
-from ensemble.stacking.stage import softmax_mean
 from oof.classes import WINNER_COLUMNS
 from oof.common.atomic_files import write_json
-from oof.metrics import row_log_loss
+from oof.metrics import row_log_loss, softmax_mean
 from tests.fixtures.report_runs import STACK, Arena, make_arena, write_run
 
 

@@ -11,8 +11,8 @@ import pytest
 from ensemble.report.junk import junk_report
 from ensemble.report.slices import battle_facts, member_pairs, slices_of
 from ensemble.report.ties import tie_report
-from ensemble.stacking.stage import softmax_mean
 from oof.data.prompt_quality import JUNK, prompt_flags, prompt_quality
+from oof.metrics import softmax_mean
 from tests.fixtures.report_runs import make_arena, sentence
 
 

@@ -12,10 +12,11 @@ from ensemble.stacking.cross_fit import CROSS_FITTED, TEXT_MEMBER, StackResult, 
 from ensemble.stacking.logistic import Logistic
 from ensemble.stacking.tfidf_baseline import count_terms
 from ensemble.stacking.tuning import tune
+from ensemble.statistics.bootstrap import group_interval
 from oof.classes import swap_orders
 from oof.common.errors import UserError
 from oof.config import Stack
-from oof.metrics import group_interval, log_loss, row_log_loss, softmax
+from oof.metrics import log_loss, row_log_loss, softmax
 from tests.fixtures.arenas import Arena, make_arena, swap_table
 
 SETTINGS = Stack(trials=4, rounds=100, order="symmetric")

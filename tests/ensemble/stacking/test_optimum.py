@@ -14,8 +14,9 @@ from ensemble.features.design_matrix import build_design
 from ensemble.stacking.calibration import fit_temperature
 from ensemble.stacking.cross_fit import cross_fit
 from ensemble.stacking.lightgbm_stacker import Split, fit_early_stopped, fit_stacker
+from ensemble.statistics.bootstrap import group_interval
 from oof.config import Stack
-from oof.metrics import group_interval, log_loss, row_log_loss, softmax
+from oof.metrics import log_loss, row_log_loss, softmax
 from tests.fixtures.arenas import make_arena
 
 TIE, LENGTH, QUALITY = 0.8, 0.8, 1.5

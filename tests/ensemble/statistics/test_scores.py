@@ -1,116 +1,101 @@
+"""Scores against scikit-learn and brute force."""
+
 from __future__ import annotations
 
 import json
-import math
-import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 from sklearn import metrics as sk
-from sklearn.calibration import calibration_curve
 
-from ensemble.statistics.scores import Resamples, score_table
-from oof.metrics import group_interval, row_log_loss, softmax, top_label_ece
+from ensemble.statistics.scores import per_class_log_loss, row_scores, scores, tie_recall, top_label_ece
+from oof.classes import CLASSES
+from oof.metrics import log_loss, softmax
+
+logit_rows = hnp.arrays(np.float64, st.tuples(st.integers(1, 30), st.just(3)), elements=st.floats(-30, 30))
 
 
-def draw(n: int, seed: int = 0, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities and verdicts drawn from them, the probabilities then sharpened by 1 / temperature."""
+def predictions(n: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return n calibrated probabilities and labels drawn from them."""
     rng = np.random.default_rng(seed)
-    logits = rng.normal(0, 1.2, size=(n, 3))
-    labels = (rng.random((n, 1)) > softmax(logits).cumsum(axis=1)[:, :2]).sum(axis=1)
-    return softmax(logits / temperature), labels
+    probs = softmax(rng.normal(size=(n, 3)))
+    return probs, (rng.random((n, 1)) > probs.cumsum(axis=1)).sum(axis=1).clip(0, 2)
 
 
-def test_values_are_those_of_scikit_learn() -> None:
-    probs, labels = draw(3000)
-    got = score_table({"m": probs}, labels, np.arange(3000), 0, 100)["predictors"]["m"]
-    ties = labels == 2
-    expected = {
-        "log_loss": sk.log_loss(labels, probs),
-        "accuracy": sk.accuracy_score(labels, probs.argmax(axis=1)),
-        "brier": sk.brier_score_loss(labels, probs, scale_by_half=False),
-        "recall_of_tie": sk.recall_score(labels, probs.argmax(axis=1), labels=[2], average="macro"),
-        "recall_of_a": sk.recall_score(labels, probs.argmax(axis=1), labels=[0], average="macro"),
-        "log_loss_of_tie": sk.log_loss(labels[ties], probs[ties], labels=[0, 1, 2]),
-        "log_loss_of_decided": sk.log_loss(labels[~ties], probs[~ties], labels=[0, 1, 2]),
-        "mean_probability_of_tie_minus_share": probs[:, 2].mean() - ties.mean(),
-    }
-    assert {name: got[name]["value"] for name in expected} == pytest.approx(expected)
-    share, mean = calibration_curve(ties, probs[:, 2], n_bins=15, strategy="quantile")
-    assert got["tie_calibration_error"]["value"] == pytest.approx(np.abs(share - mean).mean(), abs=1e-3)
-    assert got["top_label_calibration_error"]["value"] == pytest.approx(top_label_ece(probs, labels)["ece"])
-    assert got["top_label_calibration_error"]["expected_if_calibrated"] == pytest.approx(
-        top_label_ece(probs, labels)["bias"], rel=0.1
+@settings(max_examples=100, deadline=None)
+@given(logits=logit_rows, seed=st.integers(0, 99))
+def test_accuracy_and_brier_equal_scikit_learn(logits: NDArray[np.float64], seed: int) -> None:
+    labels = np.random.default_rng(seed).integers(0, 3, len(logits))
+    probs = softmax(logits)
+    clipped = np.maximum(probs, 1e-15)
+    clipped /= clipped.sum(axis=1, keepdims=True)
+    result = scores(probs, labels)
+    assert result["log_loss"] == log_loss(probs, labels)
+    assert result["brier"] == pytest.approx(
+        sk.brier_score_loss(labels, clipped, labels=[0, 1, 2], scale_by_half=False), abs=1e-9
     )
-    classes = [got[f"{name}_calibration_error"]["value"] for name in ("a", "b", "tie")]
-    assert got["class_wise_calibration_error"]["value"] == pytest.approx(np.mean(classes))
+    if (np.sort(probs)[:, 2] > np.sort(probs)[:, 1]).all():
+        assert result["accuracy"] == pytest.approx(sk.accuracy_score(labels, probs.argmax(axis=1)))
 
 
-def test_intervals_are_those_of_the_group_bootstrap() -> None:
-    probs, labels = draw(2000)
-    groups = np.arange(2000) // 4
-    other = softmax(np.log(probs) + np.random.default_rng(1).normal(0, 0.5, size=probs.shape))
-    table = score_table({"one": probs, "other": other}, labels, groups, 0)
-    oracle = group_interval(row_log_loss(probs, labels), groups, seed=5)
-    assert table["predictors"]["one"]["log_loss"] == pytest.approx(oracle, abs=0.004)
-    oracle = group_interval(row_log_loss(probs, labels) - row_log_loss(other, labels), groups, seed=5)
-    (pair,) = table["paired"]
-    assert (pair["first"], pair["second"]) == ("one", "other")
-    assert pair["log_loss"] == pytest.approx(oracle, abs=0.004)
-    assert pair["log_loss"]["high"] < 0
+def test_per_class_losses_average_to_the_whole() -> None:
+    probs, labels = predictions(300)
+    each = per_class_log_loss(probs, labels)
+    weights = np.bincount(labels, minlength=3) / 300
+    assert sum(w * each[c] for w, c in zip(weights, CLASSES, strict=True)) == pytest.approx(log_loss(probs, labels))
+    assert per_class_log_loss(probs[:1], np.array([0]))["tie"] is None
 
 
-def test_repeated_battles_widen_the_intervals() -> None:
-    probs, labels = draw(500)
-    alone = score_table({"m": probs}, labels, np.arange(500), 0)["predictors"]["m"]["log_loss"]
-    four = np.repeat(np.arange(500), 4)
-    grouped = score_table({"m": probs[four]}, labels[four], four, 0)["predictors"]["m"]["log_loss"]
-    assert grouped["high"] - grouped["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.1)
+def test_tie_recall_equals_scikit_learn() -> None:
+    probs, labels = predictions(300)
+    expected = sk.recall_score(labels, probs.argmax(axis=1), labels=[2], average=None)[0]
+    assert tie_recall(probs, labels) == pytest.approx(expected)
+    assert tie_recall(probs[:2], np.array([0, 1])) is None
 
 
-def test_a_calibrated_model_is_told_from_a_sharpened_one() -> None:
-    for temperature, honest in ((1.0, True), (0.6, False)):
-        probs, labels = draw(4000, seed=1, temperature=temperature)
-        got = score_table({"m": probs}, labels, np.arange(4000), 0)["predictors"]["m"]
-        for name in ("top_label", "class_wise", "tie"):
-            error = got[f"{name}_calibration_error"]
-            assert (error["value"] < error["upper_if_calibrated"]) == honest, (name, temperature)
-            assert error["low"] <= error["value"] <= error["high"]
-            assert 0 < error["expected_if_calibrated"] < error["upper_if_calibrated"]
+def test_shared_maximum_counts_in_parts() -> None:
+    assert row_scores(np.array([[0.4, 0.4, 0.2]]), np.array([1]))["accuracy"] == 0.5
+    assert row_scores(np.full((1, 3), 1 / 3), np.array([2]))["accuracy"] == pytest.approx(1 / 3)
 
 
-def test_missing_classes_and_single_groups_have_no_numbers_rather_than_wrong_ones() -> None:
-    probs, _ = draw(40)
-    labels = np.zeros(40, dtype=np.int64)
-    table = score_table({"m": probs, "n": probs}, labels, np.zeros(40), 0, 50)
-    got = table["predictors"]["m"]
-    assert got["recall_of_tie"] is None
-    assert got["log_loss_of_tie"] is None
-    assert got["log_loss"]["low"] is None
-    assert math.isfinite(got["log_loss"]["value"])
-    assert table["paired"][0]["log_loss"]["value"] == 0
-    json.dumps(table, allow_nan=False)
+def test_calibration_error_by_brute_force() -> None:
+    probs, labels = predictions(307)
+    top = probs.max(axis=1)
+    hit = probs.argmax(axis=1) == labels
+    order = np.argsort(top)
+    expected = bias = 0.0
+    for b in range(15):
+        rows = [i for place, i in enumerate(order) if place * 15 // 307 == b]
+        expected += abs(hit[rows].mean() - top[rows].mean()) * len(rows) / 307
+        bias += np.sqrt(2 / np.pi * (top[rows] * (1 - top[rows])).sum()) / 307
+    assert top_label_ece(probs, labels) == pytest.approx({"ece": expected, "bias": bias})
 
 
-def test_the_table_of_the_competition_is_scored_in_seconds() -> None:
-    probs, labels = draw(57_477)
-    start = time.perf_counter()
-    table = score_table({f"m{i}": probs for i in range(3)}, labels, np.arange(57_477), 0)
-    assert len(table["paired"]) == 3
-    assert time.perf_counter() - start < 60
+def test_stated_bias_is_the_calibration_error_of_calibrated_predictions() -> None:
+    result = [top_label_ece(*predictions(1500, seed)) for seed in range(60)]
+    ece, bias = (np.mean([one[key] for one in result]) for key in ("ece", "bias"))
+    assert ece == pytest.approx(bias, rel=0.07)
 
 
-def test_resamples_draw_as_many_groups_as_there_are() -> None:
-    resampled = Resamples.draw(np.repeat(np.arange(30), 2), 0, 10)
-    assert resampled.counts.sum(axis=1).tolist() == [30.0] * 10
-    np.testing.assert_allclose(resampled.sums(np.ones(60)), 60)
+def test_overconfidence_shows_far_above_the_bias() -> None:
+    probs, labels = predictions(3000)
+    sharp = softmax(2 * np.log(probs))
+    result = top_label_ece(sharp, labels)
+    assert result["ece"] > 5 * result["bias"]
 
 
-def test_the_expected_error_is_the_mean_error_of_calibrated_models() -> None:
-    tables = [
-        score_table({"m": draw(1500, seed)[0]}, draw(1500, seed)[1], np.arange(1500), 0, 10) for seed in range(30)
-    ]
-    for name in ("top_label", "class_wise", "tie"):
-        found = [table["predictors"]["m"][f"{name}_calibration_error"] for table in tables]
-        seen, expected = (np.mean([one[key] for one in found]) for key in ("value", "expected_if_calibrated"))
-        assert seen == pytest.approx(expected, rel=0.12)
+def test_calibration_error_does_not_depend_on_row_order_even_with_equal_confidences() -> None:
+    rng = np.random.default_rng(0)
+    probs = np.array([[0.6, 0.3, 0.1], [0.5, 0.25, 0.25]])[rng.integers(0, 2, 200)]
+    labels = rng.integers(0, 3, 200)
+    shuffle = rng.permutation(200)
+    assert top_label_ece(probs, labels) == pytest.approx(top_label_ece(probs[shuffle], labels[shuffle]))
+
+
+def test_scores_are_plain_json() -> None:
+    result = scores(*predictions(50))
+    assert json.loads(json.dumps(result, allow_nan=False)) == result

@@ -1,0 +1,30 @@
+"""Bins against loops over rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ensemble.statistics.binning import bin_means, equal_mass_bins
+from ensemble.statistics.standard_errors import robust_error
+
+
+def test_bin_means_equal_loops_over_rows() -> None:
+    rng = np.random.default_rng(2)
+    values, bins, groups = rng.random(300), rng.integers(0, 4, 300), rng.integers(0, 80, 300)
+    rows = bin_means(values, bins, 5, groups)
+    for k in range(4):
+        inside = values[bins == k]
+        assert rows[k]["n"] == len(inside)
+        assert rows[k]["value"] == pytest.approx(inside.mean())
+        error = robust_error(inside, groups[bins == k])
+        assert error is not None
+        assert rows[k]["high"] - rows[k]["low"] == pytest.approx(2 * 1.959964 * error, rel=1e-5)
+    assert rows[4] == {"n": 0, "value": None, "low": None, "high": None}
+
+
+def test_equal_mass_bins_are_balanced_and_keep_equal_values_together() -> None:
+    rng = np.random.default_rng(3)
+    bins = equal_mass_bins(rng.random(1000), 10)
+    assert np.bincount(bins).min() > 90
+    assert len(np.unique(equal_mass_bins(np.ones(50), 10))) == 1
