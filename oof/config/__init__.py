@@ -18,6 +18,7 @@ from oof.config.schema import (
     Synth,
     Train,
 )
+from oof.config.speed_only import without_speed_settings
 
 __all__ = [
     "Config",
@@ -37,4 +38,5 @@ __all__ = [
     "Train",
     "load",
     "to_dict",
+    "without_speed_settings",
 ]

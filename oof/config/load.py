@@ -1,7 +1,8 @@
-"""Configuration: frozen dataclasses are the schema and the defaults; YAML holds what differs.
+"""Loading of a configuration: a YAML file, overrides on top of it, validation against the schema.
 
-``load("configs/demo.yaml", ["stack.trials=5"])`` gives one immutable :class:`Config`. Nothing in a
-configuration names a class or a function to call. Unknown keys are refused with the nearest known one.
+``load("configs/demo.yaml", ["stack.trials=5"])`` returns one immutable :class:`Config`. Frozen dataclasses
+(:mod:`oof.config.schema`) hold the defaults, so YAML holds only what differs. An unknown key is refused, with the
+nearest known one; a value is checked against the range or the choices that its field declares.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from oof.common.errors import UserError
-from oof.config import schema as declared
-from oof.config.schema import CHOICES, RANGES, Config, Distill, Member
+from oof.config.schema import Config, Distill, Member
+from oof.config.setting import named_sections, sections, settings
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_DEPTH = 32  # levels; the deepest setting is at the fourth
@@ -28,11 +29,11 @@ OPENING = (
     yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken,
 )  # fmt: skip
 CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also a folder's name in the run
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a YAML file with ``key.sub=value`` overrides laid over it.
+    """Return the configuration of a YAML file; ``key.sub=value`` overrides replace its values.
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, a value has the wrong type or range.
@@ -48,17 +49,23 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"overrides {' '.join(overrides)}: {_first_line(error)}") from error
     for origin, part in ((str(path), tree), ("overrides", changes)):
         _refuse_unknown(origin, part, Config)
-        _spell_switches(part)
+        assert isinstance(part, dict)
+        _restore_switches(part, Config)
     try:
         schema = OmegaConf.structured(Config)
-        OmegaConf.set_readonly(schema, None)  # a frozen dataclass makes a read-only node that nothing can be laid over
+        OmegaConf.set_readonly(
+            schema, None
+        )  # OmegaConf makes a frozen dataclass a read-only node, which refuses a merge
         merged = OmegaConf.merge(schema, tree, changes)
         assert isinstance(merged, DictConfig)
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: {_first_line(error)}") from error
     assert isinstance(config, Config)
-    _check_values(str(path), config)
+    for name, field, value in _values(config):
+        _check_value(f"{path}: {name}", field, value)
+    if "\0" in config.run:
+        raise UserError(f"{path}: run={config.run!r}: a folder name cannot hold a NUL character")
     return config if config.run else dataclasses.replace(config, run=str(Path("runs") / path.stem))
 
 
@@ -88,7 +95,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _refuse_aliases_and_depth(path: Path, text: str) -> None:
-    """Refuse what takes a parser more time than its size: PyYAML's grows with the square of the nesting."""
+    """Refuse YAML that takes far longer to parse than its size suggests.
+
+    PyYAML's time grows with the square of the nesting, and aliases multiply a document's size.
+    """
     depth = 0
     for token in yaml.scan(text, Loader=yaml.SafeLoader):
         if isinstance(token, yaml.AliasToken):
@@ -102,58 +112,68 @@ def _first_line(error: BaseException) -> str:
     return " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
 
 
-def _refuse_unknown(origin: str, tree: object, schema: Any, prefix: str = "") -> None:
-    """Walk ``tree`` beside the dataclass ``schema``; free-form mappings (members, columns) keep their own names."""
+def _refuse_unknown(origin: str, tree: object, schema: type, prefix: str = "") -> None:
+    """Compare ``tree`` with the dataclass ``schema``; the keys of free-form mappings (``data.columns``) may be any."""
     if not isinstance(tree, dict):
         raise UserError(f"{origin}: {prefix[:-1]}: expected settings below it ('key: value'), not {tree!r:.60}")
-    fields = {f.name: f.type for f in dataclasses.fields(schema)}
+    nested, named = sections(schema), named_sections(schema)
+    known = [field.name for field in dataclasses.fields(schema)]
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), list(fields), n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(fields)}"
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
             raise UserError(f"{origin}: unknown key {name!r}; {hint}")
-        if isinstance(value, int) and abs(value) > sys.float_info.max:  # omegaconf fails to make a float of it
+        if isinstance(value, int) and abs(value) > sys.float_info.max:  # OmegaConf fails to convert it to a float
             raise UserError(f"{origin}: {name}: a number of more than 308 digits; no setting takes one")
-        inner = vars(declared).get(str(fields[key]))
-        if dataclasses.is_dataclass(inner):
-            _refuse_unknown(origin, value, inner, f"{name}.")
-        elif name == "members":
-            if not isinstance(value, dict):
-                raise UserError(f"{origin}: members: expected a recipe under each member's name, not {value!r:.60}")
-            for member, recipe in value.items():
-                if not NAME.fullmatch(str(member)):
-                    raise UserError(f"{origin}: member name {str(member)!r}: use letters, digits, '_', '-' and '.'")
-                _refuse_unknown(origin, recipe, Member, f"members.{member}.")
+        if key in nested:
+            _refuse_unknown(origin, value, nested[key], f"{name}.")
+        elif key in named:
+            _refuse_unknown_members(origin, value, named[key])
 
 
-def _spell_switches(tree: Any) -> None:
-    """YAML reads ``on`` and ``off`` as true and false: give our choices their names back."""
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        if isinstance(value, bool) and "off" in CHOICES.get(str(key), ()):
+def _refuse_unknown_members(origin: str, members: object, schema: type) -> None:
+    if not isinstance(members, dict):
+        raise UserError(f"{origin}: members: expected settings under each member's name, not {members!r:.60}")
+    for name, member in members.items():
+        if not MEMBER_NAME.fullmatch(str(name)):
+            raise UserError(f"{origin}: member name {str(name)!r}: use letters, digits, '_', '-' and '.'")
+        _refuse_unknown(origin, member, schema, f"members.{name}.")
+
+
+def _restore_switches(tree: dict[Any, Any], schema: type) -> None:
+    """Give settings with the choices ``on`` and ``off`` their names back: YAML reads those as true and false."""
+    nested, named, fields = sections(schema), named_sections(schema), settings(schema)
+    for key, value in tree.items():
+        if key in nested:
+            _restore_switches(value, nested[key])
+        elif key in named:
+            for member in value.values():
+                _restore_switches(member, named[key])
+        elif isinstance(value, bool) and "off" in (fields[key].metadata["choices"] or ()):
             tree[key] = "on" if value else "off"
-        _spell_switches(value)
 
 
-def _leaves(value: object, prefix: str = "") -> Iterator[tuple[str, str, object]]:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for item in dataclasses.fields(value):
-            inner = getattr(value, item.name)
-            yield from _leaves(inner, f"{prefix}{item.name}.")
-            yield f"{prefix}{item.name}", item.name, inner
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{prefix}{key}.")
+def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], object]]:
+    """Yield path, field and value of every setting of a section."""
+    schema = type(section)
+    nested, named, fields = sections(schema), named_sections(schema), settings(schema)
+    for field in dataclasses.fields(schema):
+        name, value = field.name, getattr(section, field.name)
+        if name in nested:
+            yield from _values(value, f"{prefix}{name}.")
+        elif name in named:
+            for key, inner in value.items():
+                yield from _values(inner, f"{prefix}{name}.{key}.")
+        else:
+            yield f"{prefix}{name}", fields[name], value
 
 
-def _check_values(origin: str, config: Config) -> None:
-    for path, name, value in _leaves(config):
-        choices = CHOICES.get(path, CHOICES.get(name, ()))
-        if choices and value not in choices:
-            raise UserError(f"{origin}: {path}={value!r}; choose one of {', '.join(choices)}")
-        if name in RANGES and isinstance(value, int | float):
-            low, high = RANGES.get(path, RANGES[name])
-            if not low <= value <= high:  # also refuses NaN
-                raise UserError(f"{origin}: {path}={value}; it must lie between {low:g} and {high:g}")
-    if "\0" in config.run:
-        raise UserError(f"{origin}: run={config.run!r}: a folder name cannot hold a NUL character")
+def _check_value(place: str, field: dataclasses.Field[Any], value: object) -> None:
+    choices, bounds = field.metadata["choices"], field.metadata["range"]
+    if choices and value not in choices:
+        raise UserError(f"{place}={value!r}; choose one of {', '.join(choices)}")
+    if bounds and isinstance(value, int | float):
+        low, high = bounds
+        if not low <= value <= high:  # also refuses NaN
+            raise UserError(f"{place}={value}; it must lie between {low:g} and {high:g}")

@@ -21,7 +21,7 @@ from oof.common.errors import UserError
 from oof.common.logits_format import logits_of
 from oof.common.steps import Step
 from oof.config import Config, Member
-from oof.jobs.cache_keys import battles_key, recipe_parts
+from oof.jobs.cache_keys import battles_key, training_key_parts
 from oof.jobs.dataset import FORMAT
 from oof.jobs.pretrain import PretrainJob, pretrain_job
 
@@ -56,7 +56,7 @@ class FoldJob:
     @cached_property
     def depends(self) -> dict[str, str]:
         """What the job's result depends on, each part's digest: kept in ``job.json`` to say what changed."""
-        parts = recipe_parts(self.config, self.member, self.battles)
+        parts = training_key_parts(self.config, self.member, self.battles)
         parts |= {} if self.pretrain is None else {"pretrain": self.pretrain.step.key}
         return {name: digest(value)[:16] for name, value in parts.items()}
 

@@ -26,7 +26,7 @@ from oof.common.steps import Step
 from oof.config import Config, Data, Member
 from oof.data.battles import BattleSet, read_battles, write_dropped
 from oof.folds.groups import group_battles
-from oof.jobs.cache_keys import battles_key, recipe_parts
+from oof.jobs.cache_keys import battles_key, training_key_parts
 from oof.jobs.dataset import FORMAT, existing
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class PretrainJob:
         """As :attr:`oof.jobs.fold_job.FoldJob.depends`; nothing is scored here."""
         member = replace(self.member, score_dtype="same")
         config = replace(self.config, prompts=replace(self.config.prompts, score_max_tokens=None))
-        parts = recipe_parts(config, member, self.battles)
+        parts = training_key_parts(config, member, self.battles)
         return {name: digest(value)[:16] for name, value in parts.items()}
 
     @cached_property

@@ -13,8 +13,8 @@ import pytest
 
 from oof import bases
 from oof.common.errors import UserError
-from oof.config import Prompts
-from oof.config.schema import CHOICES
+from oof.config import Jobs, Prompts
+from oof.config.setting import settings
 from oof.encoding.batches import TrainingSteps
 from oof.encoding.encode import encode_battles
 from oof.jobs.run_fold_job import both_orders
@@ -24,7 +24,7 @@ from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
 from tests.fixtures.tiny_models import MEMBER
 
-TRACKERS = [name for name in CHOICES["report_to"] if name != "none"]
+TRACKERS = [name for name in settings(Jobs)["report_to"].metadata["choices"] if name != "none"]
 
 
 def train_battles(folder: Path, report_to: str = "none") -> dict[str, Any]:

@@ -1,0 +1,99 @@
+# ruff: noqa: RUF009  # setting() returns a dataclass field
+"""Settings of the data: battle files, groups of near-duplicates, folds and the text that models read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from oof.config.setting import setting
+
+SEEDS = (0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Synth:
+    """The embedded synthetic arena, whose class probabilities are known; used when ``data.train`` is empty."""
+
+    battles: int = setting(
+        0, "training battles to generate; 0 = no synthetic arena", unit="battles", range=(0, 10_000_000)
+    )
+    test_battles: int = setting(300, "test battles to generate", unit="battles", range=(1, 10_000_000))
+    seed: int = setting(0, "seed of the generator", range=SEEDS)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Battle files. Paths may be globs; relative paths start at the working folder."""
+
+    train: list[str] = setting([], "labelled battles: trained on and scored out of fold")
+    extra: list[str] = setting(
+        [], "labelled battles that are trained on but never scored; near-duplicates of scored prompts follow their fold"
+    )
+    unlabelled: list[str] = setting([], "battles without a label, for distillation")
+    test: list[str] = setting([], "battles to predict")
+    truth: str | None = setting(
+        None, "CSV file of true class probabilities (synthetic data only), read by the table of metrics alone"
+    )
+    columns: dict[str, str] = setting(
+        {}, "our column name: the files' column name, where the files use other names than every known schema"
+    )
+    on_bad_row: str = setting(
+        "error", "what to do with a row that cannot be used: stop, or leave it out and list it in `dropped.csv`",
+        choices=("error", "drop"),
+    )  # fmt: skip
+    extra_weight: float = setting(1.0, "loss weight of an extra battle; a train battle has 1", range=(0.0, 1000.0))
+    min_prompt_quality: float = setting(
+        0.0,
+        "labelled battles whose prompt has a lower quality (see `oof/data/prompt_quality.py`) are scored but not "
+        "trained on; 0 = train on all",
+        range=(0.0, 1.0),
+    )
+    synth: Synth = field(default_factory=Synth)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of battles with near-duplicate prompts: near-duplicates never sit on both sides of a split."""
+
+    threshold: float = setting(
+        0.7, "Jaccard similarity of character 5-grams from which two prompts are near-duplicates", range=(0.1, 1.0)
+    )
+    column: str | None = setting(None, "group by this column of the files instead of by prompt text; null = by text")
+    responses: bool = setting(False, "also put battles that share a response text into one group")
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Cross-validation folds, stratified by label."""
+
+    k: int = setting(5, "number of folds; each member is trained once per fold, on the others", range=(2, 100))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The token sequence of a battle: order of its texts and truncation."""
+
+    layout: str = setting(
+        "responses", "`responses`: all prompts, then all responses of A, then of B; `rounds`: turn by turn",
+        choices=("responses", "rounds"),
+    )  # fmt: skip
+    max_tokens: int = setting(
+        2048, "longest sequence in training, template included; longer battles are truncated",
+        unit="tokens", range=(32, 1_000_000),
+    )  # fmt: skip
+    score_max_tokens: int | None = setting(
+        None, "longest sequence in scoring; null = as in training", unit="tokens", range=(32, 1_000_000)
+    )
+    prompt_share: float = setting(
+        0.25,
+        "of a truncated battle, largest share of the tokens that the prompt keeps while the responses need the rest",
+        range=(0.0, 1.0),
+    )
+    hints: str = setting(
+        "none",
+        "`lengths`: the header of each text says its rounded length in characters and which share truncation kept. On "
+        "the demo hints cost: calibrated log loss 0.752 with them and 0.727 without (`make demo RUN=runs/hints "
+        "ARGS=prompts.hints=lengths`), because its base models have never seen such words and the stacker knows the "
+        "lengths anyway",
+        choices=("none", "lengths"),
+    )

@@ -1,0 +1,41 @@
+"""Settings without those that change speed only: the part of a configuration that results depend on.
+
+Every content key and every comparison of two configurations reads settings through
+:func:`without_speed_settings`, so that changing such a setting never makes finished work count as out of date.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from oof.config.setting import default_of, named_sections, sections, settings
+
+# Content keys hold a fixed value in place of a speed-only setting: its default, except where the keys of the first
+# runs held another value or none. A change here changes the content key of every existing run.
+FIXED_VALUES = {"score_tokens_per_batch": 0}
+LEFT_OUT = {"frozen"}  # added when there were runs already, whose keys have no such entry
+
+
+def without_speed_settings(section: Any, schema: type | None = None) -> dict[str, Any]:
+    """Return a section's plain values with a fixed value for every setting that changes speed only.
+
+    Args:
+        section: an instance, for example a ``Member``; or plain values, as ``run.json`` holds them. Entries that the
+            schema does not know (of another version) are kept as they are.
+        schema: dataclass of plain values.
+    """
+    if schema is None:
+        return without_speed_settings(dataclasses.asdict(section), type(section))
+    fields, nested, named = settings(schema), sections(schema), named_sections(schema)
+    speed_only = {name: field for name, field in fields.items() if field.metadata["speed_only"]}
+    kept: dict[str, Any] = {}
+    for name, value in section.items():
+        if name in nested:
+            kept[name] = without_speed_settings(value, nested[name])
+        elif name in named:
+            kept[name] = {key: without_speed_settings(inner, named[name]) for key, inner in value.items()}
+        elif name not in speed_only:
+            kept[name] = value
+    fixed = {name: FIXED_VALUES.get(name, default_of(field)) for name, field in speed_only.items()}
+    return kept | {name: value for name, value in fixed.items() if name not in LEFT_OUT}
