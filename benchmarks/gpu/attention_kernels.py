@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, Gemma2Config
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from benchmarks.speed.fold_jobs import arena_lengths
+from benchmarks.speed.token_sequences import arena_lengths
 from oof.common.logging_setup import quiet_libraries
 from oof.config import Lora
 from oof.encoding.batches import cut

@@ -1,18 +1,19 @@
-"""How fast a fold job trains and predicts, beside transformers' own Trainer on the same battles in the same run.
+"""Training and prediction speed of a fold job beside transformers' own Trainer on the same battles.
 
-    python -m benchmarks.speed.fold_jobs --model ../models/smollm2-135m                     # any checkpoint
-    python -m benchmarks.speed.fold_jobs --model gemma2-12x640                              # a random Gemma2, 12 layers of 640
+    python -m benchmarks.speed.fold_jobs --model models/smollm2-135m           # any checkpoint
+    python -m benchmarks.speed.fold_jobs --model gemma2-12x640                 # a random Gemma2, 12 layers of width 640
 
 Peers: ``Trainer`` with ``DataCollatorWithPadding`` (a) in random order, (b) ``train_sampling_strategy=
 "group_by_length"``, (c) padding to ``max_length``; all with the same adapters, dtype, battles per optimizer step,
 steps and tokens. Peers train and predict ``--peer-batch`` sequences at a time (padding to the longest of them) and
-accumulate to the same 8 battles a step. Where 8 do not fit into the memory, they do what Trainer offers and recompute
-activations; a further row takes the other way out, 2 at a time without that. Each contender runs in a process of its
-own. Battles have the arena's lengths (644 tokens on average where capped at 2,048), adapters the rank
-of configs/lmsys.yaml. One table row each: battles per second in training and prediction, the ratio of ours, the
-evaluation loss of these few steps; then the share of this machine's own matrix-product rate at the model's shapes that
-the arithmetic of the real tokens reaches, a profile of a few of our steps, in training and prediction together, and
-ours against (a) in evaluation loss after many steps on short battles, with the paired difference's 95 % interval.
+accumulate to the same 8 battles a step. Where 8 do not fit into memory, they use Trainer's activation checkpointing;
+a further row takes 2 at a time without it. Each contender runs in a process of its own. Battles have the arena's
+lengths (644 tokens on average where capped at 2,048), adapters the rank of configs/lmsys.yaml.
+
+Output: for each contender, battles per second in training and prediction, the multiple of our time, and the evaluation
+loss of these few steps. Then the share of this machine's own matrix-product rate, at the model's shapes, that the
+arithmetic of the real tokens reaches; a profile of a few of our steps, training and prediction together; and ours
+against (a) in evaluation loss after many steps on short battles, with the paired difference's 95 % interval.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, Gemma2Config, Gemma2ForCausalLM, Trainer, TrainingArguments
 
-from ensemble.statistics.bootstrap import group_interval
+from benchmarks.common import ROOT, ResumableRows, argument_parser, cell, origin, peak_gb, run_script, timed
+from benchmarks.speed.token_sequences import arena_lengths, make_battles
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
 from oof.config import Lora, Member, Train
@@ -50,49 +51,22 @@ from oof.training.inference import predict_logits
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
 
-BATCH = 8  # battles per optimizer step, of one order here, as the peers know no pairs
+BATCH = 8  # battles per optimizer step, each in one order, because the peers know no pairs
 Battles = tuple[Encoded, np.ndarray]
 OURS = ("ours", "ours, upper half")
 PROFILE = "profile"
 PROFILED = 8  # battles of which each operation is timed
 PEERS = {"random": 0, "group_by_length": 0, "max_length": 0, "random, 2 at a time": 2}  # 0 = --peer-batch sequences
-SHORT = "short of memory"
-# A few steps on long battles time well and say nothing of quality; these are many steps on short ones.
-SHORT_BATTLES, SHORT_TOKENS, NOISE = 480, 48, 0.4
+OUT_OF_MEMORY = "out of memory"
+# A few steps on long battles measure speed but not quality; these are many steps on short ones.
+SHORT_BATTLES, SHORT_TOKENS = 480, 48
 QUALITY = {"ours, short battles": "ours", "random, short battles": "random"}
-RECOMPUTES = "  (recomputes activations, as 8 at a time did not fit)"
-Facts = dict[str, Any]
-
-
-# Tokens of prompt and responses together of 700 arena battles (Gemma2's tokenizer): median 563, 16 % above 1,024, p90
-# 1,243, 2.6 % above 2,048, p99 3,087. The ends are chosen so that, capped at 2,048, the mean is the measured 644, and
-# padding costs what it did there: 2.23 times the tokens in random batches of 8, 3.18 times up to the cap.
-QUANTILES = {0.0: 120, 0.5: 563, 0.84: 1024, 0.9: 1243, 0.974: 2048, 0.99: 3087, 1.0: 6000}
-
-
-def arena_lengths(n: int, cap: int, seed: int = 0) -> np.ndarray:
-    """Return n token counts of the arena's distribution, one from each n-th of it, in random order."""
-    shares = (np.random.default_rng(seed).permutation(n) + 0.5) / n
-    return np.minimum(np.exp(np.interp(shares, list(QUANTILES), np.log(list(QUANTILES.values())))), cap).astype(int)
-
-
-def make_battles(n: int, cap: int, vocabulary: int, seed: int) -> tuple[Encoded, np.ndarray]:
-    """Return random token sequences whose last tokens show the label or, in a share ``NOISE`` of them, any label.
-
-    Without noise both contenders end near 0, where a difference says nothing.
-    """
-    rng = np.random.default_rng(seed)
-    lengths, labels = arena_lengths(n, cap, seed), rng.integers(3, size=n)
-    shown = np.where(rng.random(n) < NOISE, rng.integers(3, size=n), labels)
-    rows = [rng.integers(100, vocabulary - 100, size) for size in lengths]
-    for row, label in zip(rows, shown, strict=True):
-        row[-8:] = 50 + label
-    offsets, none = np.concatenate([[0], np.cumsum(lengths)]), np.zeros((n, 3), dtype=np.int32)
-    return Encoded(np.concatenate(rows).astype(np.int32), offsets, 1, none, none), labels
+CHECKPOINTING = "  (activation checkpointing: 8 at a time did not fit)"
+Row = dict[str, Any]
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """The battles as the stock Trainer reads them."""
+    """Battles in the form that the stock Trainer reads."""
 
     def __init__(self, encoded: Encoded, labels: np.ndarray) -> None:
         self.rows = [{"input_ids": encoded.sequence(i, 0).tolist()} for i in range(len(labels))]
@@ -112,7 +86,8 @@ def fresh(member: Member, tokenizer: Any) -> Any:
 
 def peer(
     member: Member, tokenizer: Any, data: Rows, held: Rows, kind: str, arguments: argparse.Namespace, folder: Path
-) -> Facts:
+) -> Row:
+    """Train and predict with transformers' Trainer."""
     cap, at_once = arguments.max_tokens, PEERS[kind] or arguments.peer_batch
     padding: dict[str, Any] = {"padding": "max_length", "max_length": cap} if kind == "max_length" else {}
     bf16 = resolve_dtype(member.dtype) == torch.bfloat16
@@ -127,7 +102,7 @@ def peer(
         lr_scheduler_type="cosine",
         train_sampling_strategy="group_by_length" if kind == "group_by_length" else "random",
         bf16=bf16,
-        activation_checkpointing=arguments.recompute,
+        activation_checkpointing=arguments.checkpointing,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -140,54 +115,46 @@ def peer(
     collator = DataCollatorWithPadding(tokenizer, **padding)
     trainer = Trainer(model=model, args=settings, train_dataset=data, eval_dataset=held, data_collator=collator)
     try:
-        train = timed(trainer.train)
+        _, train = timed(trainer.train)
     except (RuntimeError, MemoryError) as error:
         if "memory" not in str(error):
             raise
-        return {SHORT: True}
-    out: list[Any] = []
-    predict = timed(lambda: out.append(trainer.predict(held)))
-    logits, labels = np.asarray(out[0].predictions, dtype=np.float64), out[0].label_ids
-    return measured(train, predict, losses_of(logits, labels)) | {"recomputes": arguments.recompute}
+        return {OUT_OF_MEMORY: True}
+    output, predict = timed(lambda: trainer.predict(held))
+    losses = losses_of(np.asarray(output.predictions, dtype=np.float64), output.label_ids)
+    return row(train, predict, losses) | {"checkpointing": arguments.checkpointing}
 
 
-def stay_within_memory() -> None:
-    """Make an allocation beyond this machine's memory an error of this process instead of the machine's trouble."""
+def limit_memory() -> None:
+    """Let an allocation beyond this machine's memory fail in this process, before the system kills processes."""
     if not torch.cuda.is_available():
         free = psutil.virtual_memory().available
         resource.setrlimit(resource.RLIMIT_DATA, (int(free * 0.8), resource.RLIM_INFINITY))
 
 
-def ours(member: Member, tokenizer: Any, data: Battles, held: Battles, folder: Path) -> Facts:
+def ours(member: Member, tokenizer: Any, data: Battles, held: Battles, folder: Path) -> Row:
+    """Train and predict through the functions of a fold job."""
     prepare_process()  # as every fold job does
     encoded, labels = data
     model, pad = fresh(member, tokenizer), tokenizer.pad_token_id
     targets = both_orders(np.eye(3)[labels])
     steps = TrainingSteps(encoded, targets, np.ones(len(labels)), member.train, pad, 0)
-    train = timed(lambda: train_classifier(model, member, steps, cross_entropy, folder, 0, "ours"))
-    out: list[np.ndarray] = []
-    predict = timed(lambda: out.append(predict_logits(model, member, held[0], pad, "ours")[:, 0]))
-    return measured(train, predict, losses_of(out[0].astype(np.float64), held[1]))
+    _, train = timed(lambda: train_classifier(model, member, steps, cross_entropy, folder, 0, "ours"))
+    logits, predict = timed(lambda: predict_logits(model, member, held[0], pad, "ours")[:, 0])
+    return row(train, predict, losses_of(logits.astype(np.float64), held[1]))
 
 
 def profile(call: Callable[[], object]) -> dict[str, float]:
-    """Return the share of the time that each operation took by itself, the largest first."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    """Return each operation's share of the time, without the operations that it calls, the largest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         call()
-    spent = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    spent = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
     shares = {name: time_us / sum(spent.values()) for name, time_us in spent.items()}
     return dict(sorted(shares.items(), key=lambda item: -item[1])[:12])
 
 
-def measured(train: float, predict: float, losses: list[float]) -> Facts:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {"train_s": train, "predict_s": predict, "losses": losses, "peak_gb": peak}
-
-
-def timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+def row(train: float, predict: float, losses: list[float]) -> Row:
+    return {"train_s": train, "predict_s": predict, "losses": losses, "peak_gb": peak_gb()}
 
 
 def losses_of(logits: np.ndarray, labels: np.ndarray) -> list[float]:
@@ -198,13 +165,13 @@ def losses_of(logits: np.ndarray, labels: np.ndarray) -> list[float]:
 def matrix_rate(width: int, inner: int, dtype: torch.dtype, tokens: int = 2048) -> float:
     """Return this machine's FLOP/s in the model's largest product, the best of five."""
     a, b = torch.randn(tokens, width).to(dtype), torch.randn(width, inner).to(dtype)
-    return max(2.0 * tokens * width * inner / timed(lambda: a @ b) for _ in range(5))
+    return max(2.0 * tokens * width * inner / timed(lambda: a @ b)[1] for _ in range(5))
 
 
 def checkpoint_of(name: str, folder: Path) -> str:
     if name != "gemma2-12x640":
         return name
-    source = Path(__file__).resolve().parents[2] / "configs" / "bases" / "tiny-gemma2"
+    source = ROOT / "configs" / "bases" / "tiny-gemma2"
     shape = {"hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 12, "head_dim": 80}
     torch.manual_seed(0)
     config = Gemma2Config(vocab_size=8192, num_attention_heads=8, num_key_value_heads=4, pad_token_id=0, **shape)
@@ -213,7 +180,7 @@ def checkpoint_of(name: str, folder: Path) -> str:
     return str(folder / name)
 
 
-def contend(name: str, arguments: argparse.Namespace, checkpoint: str, folder: Path) -> Facts:
+def contend(name: str, arguments: argparse.Namespace, checkpoint: str, folder: Path) -> Row:
     """Train and predict as contender ``name``, in this process."""
     member, tokenizer = member_of(arguments, checkpoint), load_tokenizer(checkpoint)
     vocabulary, n, cap = min(len(tokenizer), 8000), arguments.battles, arguments.max_tokens
@@ -221,7 +188,7 @@ def contend(name: str, arguments: argparse.Namespace, checkpoint: str, folder: P
         name, n, cap = QUALITY[name], SHORT_BATTLES, SHORT_TOKENS
     data, held = (make_battles(n, cap, vocabulary, seed) for seed in (0, 1))
     if name in PEERS:
-        stay_within_memory()
+        limit_memory()
         return peer(member, tokenizer, Rows(*data), Rows(*held), name, arguments, folder)
     if name == "ours, upper half":
         member = replace(member, lora=replace(member.lora, layers="upper_half"))
@@ -237,86 +204,91 @@ def member_of(arguments: argparse.Namespace, checkpoint: str) -> Member:
     return Member(checkpoint, dtype=arguments.dtype, lora=lora, train=train, score_tokens_per_batch=2048)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+def main() -> None:
+    parser = argument_parser(__doc__)
     parser.add_argument("--model", default="gemma2-12x640")
     parser.add_argument("--battles", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--peer-batch", type=int, default=8, help="sequences at a time; 8 is Trainer's default")
     parser.add_argument("--contenders", nargs="*", default=[*OURS[1:], *PEERS], choices=[*OURS, *PEERS])
-    parser.add_argument("--out", type=Path, help="keep the figures here as JSON; those that are there are not repeated")
-    parser.add_argument("--recompute", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="JSON file that keeps the figures; a second call measures the rest")
+    parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=3, metavar=("NAME", "CHECKPOINT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quiet_libraries()
     if arguments.one:
         name, checkpoint, folder = arguments.one
         print(json.dumps(contend(name, arguments, checkpoint, Path(folder))))
-        return 0
-    rows: dict[str, Facts] = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.is_file() else {}
+        return
+    saved, rows = ResumableRows(arguments.out), {}
+    key = [arguments.model, arguments.battles, arguments.max_tokens, arguments.dtype, arguments.peer_batch]
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = checkpoint_of(arguments.model, Path(scratch))
         for name in dict.fromkeys(("ours", *arguments.contenders, PROFILE, *QUALITY)):
-            if name not in rows:
-                short = any(row.get("recomputes") for row in rows.values()) and not PEERS.get(name)
-                rows[name] = run_apart(name, checkpoint, str(Path(scratch) / name), short)
-                said = {key: value for key, value in rows[name].items() if key != "losses"}
-                print(f"{name}: {said}", file=sys.stderr, flush=True)
-            if arguments.out:
-                arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
-        report({name: row for name, row in rows.items() if name in (*OURS, *PEERS)}, arguments, checkpoint)
-        ours, random = (rows[name] for name in QUALITY)
-        losses = f"ours {np.mean(ours['losses']):.4f}, (a) {np.mean(random['losses']):.4f}"
-        what = f"loss after {SHORT_BATTLES // BATCH} steps on battles of at most {SHORT_TOKENS} tokens"
-        print(f"{what}: {losses}, {difference(ours, random)}")
-        print("profile of ours: " + ", ".join(f"{name} {share:.0%}" for name, share in rows[PROFILE].items()))
-    return 0
+            kept = saved.get(name, key)
+            if kept is None:
+                too_large = any(r.get("checkpointing") for r in rows.values()) and not PEERS.get(name)
+                kept = run_apart(name, checkpoint, str(Path(scratch) / name), too_large)
+                saved.put(name, key, kept)
+                summary = {field: value for field, value in kept.items() if field != "losses"}
+                print(f"{name}: {summary}", file=sys.stderr, flush=True)
+            rows[name] = kept
+        print(origin())
+        report({name: kept for name, kept in rows.items() if name in (*OURS, *PEERS)}, arguments, checkpoint)
+        report_quality(*(np.array(rows[name]["losses"]) for name in QUALITY))
+        shares = sorted(rows[PROFILE].items(), key=lambda item: -item[1])
+        print("profile of ours: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
 
 
-def run_apart(name: str, checkpoint: str, folder: str, short: bool) -> Facts:
-    """Run a contender in a process of its own: none inherits another's memory. ``short``: as others recomputed."""
-    own = [sys.executable, *sys.argv, "--one", name, checkpoint, folder]
-    facts: Facts = {SHORT: True}
-    for command in ([*own, "--recompute"],) if short else (own, [*own, "--recompute"]):
-        if SHORT in facts:
+def run_apart(name: str, checkpoint: str, folder: str, too_large: bool) -> Row:
+    """Run a contender in a process of its own, so that none inherits another's memory.
+
+    If memory does not suffice, or ``too_large`` says so in advance, it runs with activation checkpointing.
+    """
+    plain = [sys.executable, "-m", "benchmarks.speed.fold_jobs", *sys.argv[1:], "--one", name, checkpoint, folder]
+    checkpointing = [*plain, "--checkpointing"]
+    result: Row = {OUT_OF_MEMORY: True}
+    for command in (checkpointing,) if too_large else (plain, checkpointing):
+        if OUT_OF_MEMORY in result:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-            if done.returncode not in (0, -signal.SIGKILL):  # the latter is the system, short of memory
+            if done.returncode not in (0, -signal.SIGKILL):  # SIGKILL is the system's answer to a lack of memory
                 sys.exit(f"{name} failed (status {done.returncode})")
-            facts = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {SHORT: True}
-    return facts
+            result = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {OUT_OF_MEMORY: True}
+    return result
 
 
-def report(rows: dict[str, Facts], arguments: argparse.Namespace, checkpoint: str) -> None:
+def report(rows: dict[str, Row], arguments: argparse.Namespace, checkpoint: str) -> None:
+    """Print the table of speeds and the share of the machine's matrix-product rate that ours reaches."""
     member, n, base = member_of(arguments, checkpoint), arguments.battles, rows["ours"]
-    lengths = {
-        what: arena_lengths(n, arguments.max_tokens, seed) for seed, what in enumerate(("training", "prediction"))
-    }
+    phases = ("training", "prediction")
+    lengths = {phase: arena_lengths(n, arguments.max_tokens, seed) for seed, phase in enumerate(phases)}
     tokens = np.mean(lengths["training"])
     print(f"{arguments.model}: {n} battles, {tokens:.0f} tokens each, {resolve_dtype(member.dtype)}")
     print(f"{'':20} {'train/s':>8} {'ours x':>7} {'predict/s':>10} {'ours x':>7} {'loss':>7} {'peak GB':>8}")
-    for name, row in rows.items():
-        if SHORT in row:
-            print(f"{name:20} short of memory, recomputing too")
+    for name, cost in rows.items():
+        if OUT_OF_MEMORY in cost:
+            print(f"{name:20} out of memory, with activation checkpointing too")
             continue
-        train, predict = row["train_s"] / base["train_s"], row["predict_s"] / base["predict_s"]
-        rates = f"{n / row['train_s']:8.2f} {train:7.2f} {n / row['predict_s']:10.2f} {predict:7.2f}"
-        figures = f"{rates} {np.mean(row['losses']):7.4f} {row['peak_gb']:8.1f}"
-        print(f"{name:20} {figures}{RECOMPUTES if row.get('recomputes') else ''}")
+        train, predict = cost["train_s"] / base["train_s"], cost["predict_s"] / base["predict_s"]
+        rates = f"{n / cost['train_s']:8.2f} {train:7.2f} {n / cost['predict_s']:10.2f} {predict:7.2f}"
+        figures = f"{rates} {np.mean(cost['losses']):7.4f} {cost['peak_gb']:8.1f}"
+        print(f"{name:20} {figures}{CHECKPOINTING if cost.get('checkpointing') else ''}")
     attention = "eager" if "gemma2" in arguments.model else "sdpa"
     shape = load_base(member, load_tokenizer(checkpoint), 0).config
     rate = matrix_rate(shape.hidden_size, shape.intermediate_size, resolve_dtype(member.dtype))
-    for what, sizes in lengths.items():
-        cost = trace(member, 1, int(np.mean(sizes)), what == "training", False, attention)
-        reached = cost.flops * n / base["train_s" if what == "training" else "predict_s"] / rate
-        print(f"{what}: {reached:.0%} of the machine's own {rate / 1e9:.0f} GFLOP/s")
+    for phase, sizes in lengths.items():
+        flops = trace(member, 1, int(np.mean(sizes)), phase == "training", False, attention).flops
+        reached = flops * n / base["train_s" if phase == "training" else "predict_s"] / rate
+        print(f"{phase}: {reached:.0%} of the machine's own {rate / 1e9:.0f} GFLOP/s")
 
 
-def difference(ours: Facts, peer: Facts) -> str:
-    paired = np.array(ours["losses"]) - np.array(peer["losses"])
-    interval = group_interval(paired, np.arange(len(paired)), seed=0)
-    return f"difference {interval['value']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}]"
+def report_quality(ours: np.ndarray, random: np.ndarray) -> None:
+    """Print (n,) evaluation losses of ours and of peer (a) after many steps on short battles, and their difference."""
+    steps = f"{SHORT_BATTLES // BATCH} steps on battles of at most {SHORT_TOKENS} tokens"
+    difference = cell(ours - random, np.arange(len(ours)), "+")
+    print(f"loss after {steps}: ours {ours.mean():.4f}, (a) {random.mean():.4f}, difference {difference}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -1,17 +1,17 @@
-"""How fast and how large is preparation? Synthetic battles with the arena's lengths, a real tokenizer.
+"""Time and memory of preparation: read, group, fold, tokenise and truncate the competition's battles.
 
-    python -m benchmarks.speed.preparation --tokenizer ../models/tokenizer-gemma2 [--battles 57477] [--out prep.json]
+    python -m benchmarks.speed.preparation --tokenizer models/tokenizer-gemma2 [--battles 57477] [--out prep.json]
 
-Three measurements of one run, in a process of their own so that the peak of memory is theirs:
+Three measurements in one fresh process, whose peak memory is theirs alone:
 
 1. read + group + fold + encode (tokenise and truncate, both orders) of a CSV in the competition's schema, then
    the same encode again from its cache;
-2. encode without a cache against the tokenizer's own batch call over each distinct text once, the floor for any
-   preparation: in turn on slices of the table, the best of a few repeats of each counts, so that other work on
-   the machine hits both alike;
-3. per-row preparation as competition code does it (encode each text of a row, drop tokens one by one from the
-   longer answer until the row fits, decode, encode the joined prompt; again for the other order), on a sample
-   of each slice.
+2. encode without a cache beside the tokenizer's own batch call over each distinct text once, the lower bound of any
+   preparation: in turns on slices of the table, the best of a few repeats of each, so that other work on the machine
+   affects both alike;
+3. per-row preparation as in competition code (encode each text of a row, drop tokens one by one from the longer
+   response until the row fits, decode, encode the joined prompt; again for the other order), on a sample of each
+   slice.
 
 Texts are random fragments of Python's own manual (English prose and code; some rows Chinese or Cyrillic).
 """
@@ -22,21 +22,18 @@ import argparse
 import json
 import logging
 import multiprocessing
-import resource
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from benchmarks.common import argument_parser, peak_gb, run_script, timed
 from oof.classes import WINNER_COLUMNS
 from oof.config import Data, Groups, Prompts
 from oof.data.battles import read_battles
@@ -47,7 +44,6 @@ from oof.folds.groups import group_battles
 LIMITS = {"seconds": 150.0, "gigabytes": 4.0, "over_batch_call": 1.3, "over_per_row": 4.0, "cached_seconds": 5.0}
 TOKENS_PER_WORD = 1.35  # of the manual, cut at spaces (code and runs of spaces included), Gemma 2 tokenizer
 REPEATED, MULTI_TURN, FOREIGN, EMPTY = 0.10, 0.13, 0.08, 0.005  # shares of battles
-T = TypeVar("T")
 
 
 def synthetic_texts(rng: np.random.Generator, n: int) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
@@ -95,8 +91,8 @@ def write_csv(path: Path, n: int, seed: int) -> None:
 
 
 def per_row(table: pl.DataFrame, tokenizer: Any, max_tokens: int) -> int:
-    """Prepare row by row, as competition code does; return the tokens made."""
-    made = 0
+    """Prepare row by row, as competition code does; return the number of tokens."""
+    n_tokens = 0
     for swapped in (False, True):
         for row in table.select(PARTS).iter_rows():
             prompt, a, b = (" ".join("\n".join(turns).split(" ")[:700]) for turns in row)
@@ -113,8 +109,9 @@ def per_row(table: pl.DataFrame, tokenizer: Any, max_tokens: int) -> int:
                         ids_b = ids_b[:-1]
                 a, b = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (ids_a, ids_b))
             first, second = (b, a) if swapped else (a, b)
-            made += len(tokenizer.encode(f"Prompt:\n{prompt}\nResponse A:\n{first}\nResponse B:\n{second}\nVerdict:\n"))
-    return made
+            joined = f"Prompt:\n{prompt}\nResponse A:\n{first}\nResponse B:\n{second}\nVerdict:\n"
+            n_tokens += len(tokenizer.encode(joined))
+    return n_tokens
 
 
 def batch_call(texts: list[str], tokenizer: Any) -> None:
@@ -124,7 +121,7 @@ def batch_call(texts: list[str], tokenizer: Any) -> None:
 
 
 def compare(table: pl.DataFrame, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, float]:
-    """Return seconds of encode and of the batch call over the whole table, and rows a second of each way."""
+    """Return seconds of encode and of the batch call over the whole table, and rows per second of each method."""
     rng = np.random.default_rng(0)
     config, limit, slices = Prompts(), arguments.max_tokens, max(1, min(8, table.height // 1000))
     ours = floor = slow = 0.0
@@ -155,12 +152,6 @@ def distinct(table: pl.DataFrame) -> list[str]:
     return list(dict.fromkeys(text.strip() for part in PARTS for text in table[part].explode().to_list()))
 
 
-def timed(work: Callable[[], T]) -> tuple[T, float]:
-    started = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - started
-
-
 def measure(csv: Path, cache: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run all measurements on one CSV."""
     from transformers import AutoTokenizer
@@ -174,7 +165,7 @@ def measure(csv: Path, cache: Path, arguments: argparse.Namespace) -> dict[str, 
     groups, group = timed(lambda: group_battles(table, Groups()))
     _, fold = timed(lambda: assign_folds(table, groups, 5, 0))
     encoded, encode = timed(lambda: encode_battles(table, tokenizer, config, limit, cache=cache))
-    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
+    gigabytes = peak_gb()
     again, cached = timed(lambda: encode_battles(table, tokenizer, config, limit, cache=cache))
     if not np.array_equal(encoded.ids, again.ids):
         raise AssertionError("the cache changed the ids")
@@ -210,7 +201,7 @@ def show(result: dict[str, Any]) -> bool:
     seconds = result["seconds"]
     print(f"{result['battles']:,} battles, {result['distinct_texts']:,} distinct texts; tokens {result['lengths']}")
     print("  ".join(f"{name} {seconds[name]:.1f} s" for name in ("read", "group", "fold", "encode")))
-    found = {
+    figures = {
         "seconds": seconds["together"],
         "gigabytes": result["gigabytes"],
         "over_batch_call": result["comparison"]["over_batch_call"],
@@ -218,17 +209,16 @@ def show(result: dict[str, Any]) -> bool:
         "cached_seconds": seconds["encode_cached"],
     }
     print("  ".join(f"{name} {value:,.2f}" for name, value in result["comparison"].items()))
-    kept = {name: (value >= LIMITS[name]) == (name == "over_per_row") for name, value in found.items()}
-    for name, value in found.items():
+    kept = {name: (value >= LIMITS[name]) == (name == "over_per_row") for name, value in figures.items()}
+    for name, value in figures.items():
         bound = "at least" if name == "over_per_row" else "at most"
         print(f"{name:16} {value:8.2f}   {bound} {LIMITS[name]:g}   {'kept' if kept[name] else 'MISSED'}")
     return all(kept.values())
 
 
 def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Benchmark of preparation: read, group, fold, tokenise, truncate.")
-    parser.add_argument("--tokenizer", default="../models/tokenizer-gemma2", help="a Hugging Face tokenizer folder")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--tokenizer", default="models/tokenizer-gemma2", help="a Hugging Face tokenizer folder")
     parser.add_argument("--battles", type=int, default=57_477)
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--sample", type=int, default=400, help="battles of the per-row measurement")
@@ -248,4 +238,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -1,29 +1,25 @@
-"""Time and memory of the report at the competition's size, and of looking a large corpus through for its prompts.
+"""Time and memory of the report and of the contamination check at the competition's size.
 
     python -m benchmarks.speed.report_size                          57,477 battles x 2 members: make report
     python -m benchmarks.speed.report_size --battles 10000          fewer
-    python -m benchmarks.speed.report_size --corpus 1000000         then also: seen, against so many prompts (JSONL)
+    python -m benchmarks.speed.report_size --corpus 1000000         also: seen, against a million prompts (JSONL)
 
 Battles are synthetic: prompts as in benchmarks/speed/grouping.py (mean about 350 characters), responses of about 1,300
 characters with a heavy tail, logits from noisy latents. Each step runs in a fresh process on OMP_NUM_THREADS threads;
-memory is its peak resident size. The limits are those of the acceptance: 3 minutes and 3 GB for the report, 3 GB for
-the corpus.
+memory is its peak resident size. Limits: 3 minutes and 3 GB for the report, 3 GB for the corpus.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from benchmarks.common import Usage, argument_parser, measured, peak_gb, run_script
 from benchmarks.speed.grouping import VOCABULARY, prompts
 from ensemble.stacking.stage import predictions_frame
 from oof.common.atomic_files import read_parquet, write_json, write_parquet
@@ -32,9 +28,6 @@ from oof.common.logits_format import logits_frame
 from oof.config import Groups
 from oof.folds.groups import group_battles
 from oof.metrics import softmax_mean
-
-LINE = "import resource, sys; from ensemble.__main__ import main; code = main(sys.argv[1:]); " \
-       "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"  # fmt: skip
 
 
 def write_run(folder: Path, n: int, seed: int = 0) -> None:
@@ -88,30 +81,31 @@ def write_run(folder: Path, n: int, seed: int = 0) -> None:
 
 
 def write_corpus(path: Path, n: int, run: Path) -> None:
-    """Write n conversations as JSONL; one in ten is one of the first third of the run's prompts."""
-    known = read_parquet(run / "battles.parquet")["prompt"].list.first().to_list()
-    known = known[: len(known) // 3]
+    """Write n conversations as JSONL; every tenth is a prompt from the first third of the run's battles."""
+    leaked = read_parquet(run / "battles.parquet")["prompt"].list.first().to_list()
+    leaked = leaked[: len(leaked) // 3]
     with path.open("w", encoding="utf-8") as file:
         for part in range(0, n, 100_000):
             for i, text in enumerate(prompts(min(100_000, n - part), seed=part + 1)):
-                content = known[(part + i) % len(known)] if i % 10 == 0 else text
+                content = leaked[(part + i) % len(leaked)] if i % 10 == 0 else text
                 file.write(json.dumps({"conversation": [{"role": "user", "content": content}]}) + "\n")
 
 
-def measure(*arguments: str) -> tuple[float, float, str]:
-    """Run one verb in a fresh process; return seconds, peak GB and what it said."""
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", LINE, *arguments], check=True, capture_output=True, text=True)
-    *said, peak = done.stdout.strip().splitlines()
-    return time.perf_counter() - start, int(peak.split()[1]) * 1024 / 1e9, said[0]
+def measure(*arguments: str) -> tuple[Usage, str]:
+    """Run one subcommand of ensemble in a fresh process; return its cost and its first line of output."""
+    with tempfile.TemporaryFile("w+") as output:
+        usage = measured([sys.executable, "-m", "ensemble", *arguments], stdout=output)
+        if usage.status:
+            sys.exit(f"ensemble {arguments[0]} failed with status {usage.status}")
+        output.seek(0)
+        return usage, output.readline().strip()
 
 
 def main() -> None:
-    """Make the run, then measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, whole_text=True)
     parser.add_argument("--battles", type=int, default=57_477)
     parser.add_argument("--corpus", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="folder for the run, used again if it is there")
+    parser.add_argument("--keep", type=Path, help="folder of the run and the corpus; reused if they exist")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
@@ -121,13 +115,15 @@ def main() -> None:
         if arguments.corpus:
             if not corpus.is_file():
                 write_corpus(corpus, arguments.corpus, run)
-            seconds, peak, said = measure("seen", str(run), "--corpus", str(corpus))
-            print(f"seen    {arguments.corpus:>9,} prompts {seconds:7.1f} s {peak:6.2f} GB   {said}")
-        seconds, peak, said = measure("report", str(run))
+            cost, line = measure("seen", str(run), "--corpus", str(corpus))
+            print(f"seen    {arguments.corpus:>9,} prompts {cost.seconds:7.1f} s {cost.peak_gb:6.2f} GB   {line}")
+        cost, _ = measure("report", str(run))
         size = (run / "report" / "index.html").stat().st_size / 1e6
-        print(f"report  {arguments.battles:>9,} battles {seconds:7.1f} s {peak:6.2f} GB   page {size:.2f} MB")
-    print(f"this process (making the data): {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
+        print(
+            f"report  {arguments.battles:>9,} battles {cost.seconds:7.1f} s {cost.peak_gb:6.2f} GB   page {size:.2f} MB"
+        )
+    print(f"this process (making the data): {peak_gb():.2f} GB")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
