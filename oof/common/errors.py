@@ -26,7 +26,7 @@ class UserError(Exception):
         )
 
 
-def disk_trouble(error: BaseException | None) -> str:
+def disk_problem(error: BaseException | None) -> str:
     """Return what an exception, or one behind it, says of a disk that is full or cannot be written; "" if nothing."""
     while error is not None:
         text = str(error)

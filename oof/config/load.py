@@ -156,7 +156,7 @@ def _restore_switches(tree: dict[Any, Any], schema: type) -> None:
 
 def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], object]]:
     """Yield path, field and value of every setting of a section."""
-    schema = type(section)
+    schema: Any = type(section)
     nested, named, fields = sections(schema), named_sections(schema), settings(schema)
     for field in dataclasses.fields(schema):
         name, value = field.name, getattr(section, field.name)

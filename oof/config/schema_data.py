@@ -35,7 +35,7 @@ class Data:
         None, "CSV file of true class probabilities (synthetic data only), read by the table of metrics alone"
     )
     columns: dict[str, str] = setting(
-        {}, "our column name: the files' column name, where the files use other names than every known schema"
+        {}, "our column name: the files' column name; for files whose columns fit no known schema"
     )
     on_bad_row: str = setting(
         "error", "what to do with a row that cannot be used: stop, or leave it out and list it in `dropped.csv`",
@@ -66,7 +66,9 @@ class Groups:
 class Folds:
     """Cross-validation folds, stratified by label."""
 
-    k: int = setting(5, "number of folds; each member is trained once per fold, on the others", range=(2, 100))
+    k: int = setting(
+        5, "number of folds; each member is trained once per fold, on the others", unit="folds", range=(2, 100)
+    )
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Prompts:
     prompt_share: float = setting(
         0.25,
         "of a truncated battle, largest share of the tokens that the prompt keeps while the responses need the rest",
+        unit="share",
         range=(0.0, 1.0),
     )
     hints: str = setting(

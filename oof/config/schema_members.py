@@ -60,7 +60,7 @@ class Train:
         choices=("none", "random", "paired"),
     )
     warmup_share: float = setting(
-        0.1, "share of the optimizer steps in which the learning rate rises from 0", range=(0.0, 1.0)
+        0.1, "optimizer steps in which the learning rate rises from 0", unit="share of the steps", range=(0.0, 1.0)
     )
     schedule: str = setting("cosine", "learning rate after the warm-up: the name of a scheduler of transformers")
     weight_decay: float = setting(0.0, "decoupled weight decay of AdamW", range=(0.0, 10.0))

@@ -43,20 +43,20 @@ def setting(
 
 
 @cache
-def sections(schema: type) -> dict[str, type]:
+def sections(schema: Any) -> dict[str, Any]:
     """Return the nested sections of a section: field name -> dataclass."""
     return {name: hint for name, hint in get_type_hints(schema).items() if dataclasses.is_dataclass(hint)}
 
 
 @cache
-def named_sections(schema: type) -> dict[str, type]:
+def named_sections(schema: Any) -> dict[str, Any]:
     """Return the fields that map a user's own names to sections (``members``): field name -> dataclass."""
-    hints = {name: get_args(hint) for name, hint in get_type_hints(schema).items() if get_origin(hint) is dict}
-    return {name: args[1] for name, args in hints.items() if dataclasses.is_dataclass(args[1])}
+    values = {n: get_args(hint)[1] for n, hint in get_type_hints(schema).items() if get_origin(hint) is dict}
+    return {name: value for name, value in values.items() if dataclasses.is_dataclass(value)}
 
 
 @cache
-def settings(schema: type) -> dict[str, dataclasses.Field[Any]]:
+def settings(schema: Any) -> dict[str, dataclasses.Field[Any]]:
     """Return the settings of a section itself, without those of its nested sections: name -> field."""
     nested = sections(schema) | named_sections(schema)
     return {field.name: field for field in dataclasses.fields(schema) if field.name not in nested}

@@ -1,7 +1,7 @@
-"""The run's battles: read, grouped and put into folds once, then read back by every later stage.
+"""Battles of a run: read, grouped and split into folds once, then read back by every later stage.
 
-``prepare`` writes ``battles.parquet`` (the canonical table with ``group`` and ``fold``), ``folds.parquet`` and,
-where rows were dropped, ``dropped.csv``. Later stages call ``load_battles`` and see exactly what stage one saw.
+:func:`prepare` writes ``battles.parquet`` (the canonical table with ``group`` and ``fold``), ``folds.parquet`` and,
+if rows were dropped, ``dropped.csv``. Later stages call :func:`load_battles`, so all stages read the same rows.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,18 +25,25 @@ from oof.common.steps import Step
 from oof.config import Config, Data, to_dict
 from oof.data import synth
 from oof.data.battles import content_fingerprint, read_battles, write_dropped
-from oof.data.prompt_quality import prompt_quality, prompt_texts
+from oof.data.prompt_quality import prompt_quality
+from oof.data.readers import expand
+from oof.data.text_columns import prompt_texts
 from oof.folds.assignment import assign_folds, fold_report
 from oof.folds.groups import group_battles
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # raise when what the stages write changes its meaning
+FORMAT = 2  # of run folders, part of every content key; raise it when a file's meaning changes
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "lightgbm", "optuna", "scikit-learn", "numpy", "polars")
+_ROLES = ("train", "extra", "unlabelled")  # of the battles that a run keeps; test battles are read when they are scored
 
 
 def resolve_data(config: Config) -> Data:
-    """Return the data section with real files: without ``data.train``, the synthetic arena in ``RUN/synth``."""
+    """Return the data section with files to read: without ``data.train``, the synthetic arena in ``RUN/synth``.
+
+    Raises:
+        UserError: neither ``data.train`` nor ``data.synth.battles`` is set.
+    """
     data = config.data
     if data.train or data.synth.battles == 0:
         if not data.train:
@@ -53,18 +62,15 @@ def resolve_data(config: Config) -> Data:
 
 
 def prepare(config: Config) -> pl.DataFrame:
-    """Read, group and fold the training battles into the run, unless that is done; return the table.
+    """Return the battles of the run with ``group`` and ``fold``; they are read and written first if needed.
 
-    Rows are sorted by id within their role, so that nothing downstream depends on the order of files or rows.
+    Rows are sorted by id within their role, so that no later result depends on the order of files or rows.
 
     Raises:
         UserError: as :func:`oof.data.battles.read_battles` and :func:`oof.folds.assignment.assign_folds`.
     """
     run, data = Path(config.run), resolve_data(config)
-    sources = {role: [(p, file_digest(Path(p))) for p in existing(getattr(data, role))] for role in _ROLES}
-    settings = [data.columns, data.on_bad_row, data.extra_weight, config.groups, config.folds, config.seed]
-    settings += [data.min_prompt_quality] if data.min_prompt_quality else []
-    step = Step(run, digest("battles", FORMAT, sources, *settings), manifest="battles.json")
+    step = Step(run, _battles_step_key(config, data), manifest="battles.json")
     if step.done:
         return load_battles(run)
     battles = read_battles(data, seed=config.seed, roles=_ROLES)
@@ -83,71 +89,84 @@ def prepare(config: Config) -> pl.DataFrame:
         files.append("dropped.csv")
     balance = fold_report(table, groups, folds, config.folds.k)
     counts = battles.counts | ({"not_trained_on": n_left_out} if data.min_prompt_quality else {})
-    facts = {"balance": balance, "counts": counts, "schemas": battles.schemas, "truth": data.truth}
-    step.finish({**facts, "fingerprint": content_fingerprint(table)}, files=files)
+    summary = {"balance": balance, "counts": counts, "schemas": battles.schemas, "truth": data.truth}
+    step.finish({**summary, "fingerprint": content_fingerprint(table)}, files=files)
+    _log_summary(table, balance, battles.schemas)
+    return table
+
+
+def _battles_step_key(config: Config, data: Data) -> str:
+    sources = {role: digested_files(getattr(data, role)) for role in _ROLES}
+    settings = [data.columns, data.on_bad_row, data.extra_weight, config.groups, config.folds, config.seed]
+    settings += [data.min_prompt_quality] if data.min_prompt_quality else []
+    return digest("battles", FORMAT, sources, *settings)
+
+
+def digested_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
+    """Return path and sha256 of the files behind paths and globs, for a content key.
+
+    Raises:
+        UserError: as :func:`oof.data.readers.expand`.
+    """
+    # A path as pathlib writes it: "./a.csv" and "a.csv" are one source, as in the keys of existing runs.
+    return [(str(Path(path)), file_digest(Path(path))) for path in expand(patterns)]
+
+
+def _log_summary(table: pl.DataFrame, balance: dict[str, Any], schemas: Mapping[str, str]) -> None:
     for role in ("extra", "unlabelled"):
-        held, free = balance[role]["held_out"], balance[role]["free"]
-        if held or free:
-            logger.info("%s: %d battles, %d of them held out with the fold of their prompt", role, held + free, held)
+        held_out, free = balance[role]["held_out"], balance[role]["free"]
+        if held_out or free:
+            logger.info(
+                "%s: %d battles; %d of them have the prompt of a scored battle and are held out with its fold",
+                role,
+                held_out + free,
+                held_out,
+            )
     scored = table.filter(pl.col("role") == "train")
     logger.info(
         "battles: %d scored in %d groups and %d folds (%s)",
         scored.height,
         scored["group"].n_unique(),
-        config.folds.k,
-        ", ".join(f"{name}: {schema}" for name, schema in battles.schemas.items()),
+        balance["k"],
+        ", ".join(f"{name}: {schema}" for name, schema in schemas.items()),
     )
-    return table
 
 
-def leave_out_junk(table: pl.DataFrame, least: float) -> tuple[pl.DataFrame, int]:
-    """Return the table with weight 0 for labelled battles of a prompt quality under ``least``, and how many those are.
+def leave_out_junk(table: pl.DataFrame, minimum: float) -> tuple[pl.DataFrame, int]:
+    """Exclude labelled battles with a prompt quality below ``minimum`` from training, by weight 0.
 
-    Groups and folds stay as they are and the battles are scored like any other, so that runs with and without can be
-    compared battle by battle.
+    Groups and folds do not change and these battles are scored like all others, so that runs with and without them can
+    be compared battle by battle.
+
+    Returns:
+        The table, and the number of excluded battles.
 
     Raises:
         UserError: no train battle would be left to train on.
     """
-    if least <= 0:
+    if minimum <= 0:
         return table, 0
-    poor = pl.Series("poor", prompt_quality(prompt_texts(table)) < least) & (table["role"] != "unlabelled")
-    kept = ((table["role"] == "train") & ~poor).sum()
-    if not kept:
-        raise UserError(f"data.min_prompt_quality={least} leaves no battle to train on; lower it")
-    weight = pl.when(poor).then(0.0).otherwise(pl.col("weight"))
-    return table.with_columns(weight.alias("weight")), int(poor.sum())
-
-
-_ROLES = ("train", "extra", "unlabelled")
-
-
-def existing(patterns: list[str]) -> list[str]:
-    """Expand globs in a fixed order; missing files are left for the reader to name."""
-    paths: list[str] = []
-    for pattern in patterns:
-        found = sorted(str(path) for path in Path().glob(pattern)) if not Path(pattern).is_absolute() else []
-        paths += found or [pattern]
-    missing = [path for path in paths if not Path(path).is_file()]
-    if missing:
-        raise UserError(f"{missing[0]}: no such file; check DATA= / data.train and the working folder")
-    return paths
+    junk = pl.Series("junk", prompt_quality(prompt_texts(table)) < minimum) & (table["role"] != "unlabelled")
+    if not ((table["role"] == "train") & ~junk).any():
+        raise UserError(f"data.min_prompt_quality={minimum} leaves no battle to train on; lower it")
+    weight = pl.when(junk).then(0.0).otherwise(pl.col("weight"))
+    return table.with_columns(weight.alias("weight")), int(junk.sum())
 
 
 def load_battles(run: Path) -> pl.DataFrame:
-    """Return the run's battles as stage one wrote them.
+    """Return the battles of a run as stage one wrote them.
 
     Raises:
-        UserError: stage one has not run here, or its table is damaged.
+        UserError: stage one has not run in this folder, or the table is damaged.
     """
     manifest = run / "battles.json"
     if not manifest.is_file() or not (run / "battles.parquet").is_file():
-        raise UserError(f"{run}: no battles here yet; run 'make oof' with this RUN first")
+        raise UserError(f"{run}: this run has no battles yet; run 'make oof' with this RUN first")
     return read_parquet(verified(run / "battles.parquet", manifest.name, "make oof"))
 
 
 def read_test(config: Config) -> pl.DataFrame:
-    """Return the battles to predict in their files' order; an empty table when none are configured."""
+    """Return the test battles in the order of their files; an empty table if none are configured."""
     data = resolve_data(config) if config.data.synth.battles and not config.data.train else config.data
     if not data.test:
         return pl.DataFrame()
@@ -155,18 +174,17 @@ def read_test(config: Config) -> pl.DataFrame:
 
 
 def read_sample(config: Config, n: int) -> tuple[int, NDArray[np.float64]]:
-    """Return the number of training battles and the characters of all three texts of ``n`` of them; 0 without data."""
+    """Return the number of training battles (0 without data), and the lengths of ``n`` of them in characters."""
     if not config.data.train and not config.data.synth.battles:
         return 0, np.empty(0)
     if not config.data.train:
-        parts = synth.make_battles(min(n, config.data.synth.battles), config.data.synth.seed)[:3]
+        texts = synth.make_battles(min(n, config.data.synth.battles), config.data.synth.seed)[:3]
         characters = [
-            sum(len(turn or "") for part in battle for turn in part.turns) for battle in zip(*parts, strict=True)
+            sum(len(turn or "") for text in battle for turn in text.turns) for battle in zip(*texts, strict=True)
         ]
         return config.data.synth.battles, np.array(characters, dtype=np.float64)
     table = read_battles(config.data, seed=config.seed, roles=("train",)).table
-    part = table.sample(min(n, table.height), seed=config.seed)
-    return table.height, text_characters(part)
+    return table.height, text_characters(table.sample(min(n, table.height), seed=config.seed))
 
 
 def text_characters(table: pl.DataFrame) -> NDArray[np.float64]:
@@ -176,10 +194,10 @@ def text_characters(table: pl.DataFrame) -> NDArray[np.float64]:
 
 
 def write_run(config: Config) -> None:
-    """Write ``run.json``: configuration, versions, hardware and data of the finished stage one."""
+    """Write ``run.json``: configuration, library versions, hardware and data fingerprint of a finished stage one."""
     run = Path(config.run)
     versions = {name: metadata.version(name) for name in LIBRARIES}
     hardware = {"machine": platform.machine(), "python": platform.python_version(), "system": platform.system()}
     fingerprint = read_json(run / "battles.json")["fingerprint"]
-    facts = {"config": to_dict(config), "versions": versions, "hardware": hardware, "data": fingerprint}
-    rewrite_json(run / "run.json", facts)
+    record = {"config": to_dict(config), "versions": versions, "hardware": hardware, "data": fingerprint}
+    rewrite_json(run / "run.json", record)

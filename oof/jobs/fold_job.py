@@ -1,8 +1,8 @@
-"""What the fold jobs of a run are: their folders, their keys, whether they are done. Imports no torch.
+"""Fold jobs of a run: their folders, content keys and results. Imports no torch.
 
-A job is a step of the run (``oof/<member>/fold-<k>/``: adapter, ``logits.parquet``, ``trained.parquet``,
-``job.json``), so a finished one is never redone and a changed setting redoes exactly the jobs that depend on
-it. :mod:`oof.jobs.run_fold_job` runs them.
+A fold job trains one member on all folds but one and scores the held-out fold. It is a step of the run
+(``oof/<member>/fold-<k>/``: adapter, ``logits.parquet``, ``trained.parquet``, ``job.json``): rerunning skips finished
+jobs, and after a change only the jobs that depend on it run again. :mod:`oof.jobs.run_fold_job` runs them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,21 @@ from oof.jobs.pretrain import PretrainJob, pretrain_job
 
 @dataclass(frozen=True)
 class FoldJob:
-    """Train ``member`` on every fold but ``fold``, predict ``fold``."""
+    """Train a member on every fold but ``fold`` and score ``fold``.
+
+    Attributes:
+        config: of the run.
+        name: of the member.
+        fold: the held-out fold.
+        battles: :func:`oof.jobs.cache_keys.battles_key` of the run's table.
+        pretrain: the pretraining to start from; None = a fresh head and fresh adapters.
+    """
 
     config: Config
     name: str
     fold: int
-    battles: str  # battles_key of the run's table
-    pretrain: PretrainJob | None = None  # what it starts from; None = a fresh head and adapters
+    battles: str
+    pretrain: PretrainJob | None = None
 
     @property
     def member(self) -> Member:
@@ -42,6 +50,7 @@ class FoldJob:
 
     @property
     def label(self) -> str:
+        """Name of the job in messages."""
         return f"{self.name} fold {self.fold}"
 
     @property
@@ -50,12 +59,12 @@ class FoldJob:
 
     @property
     def arguments(self) -> list[str]:
-        """Of ``python -m oof job``."""
+        """Options of ``python -m oof job`` that choose this job."""
         return ["--member", self.name, "--fold", str(self.fold)]
 
     @cached_property
     def depends(self) -> dict[str, str]:
-        """What the job's result depends on, each part's digest: kept in ``job.json`` to say what changed."""
+        """Digest of each setting that the result depends on; ``job.json`` keeps them to name what changed."""
         parts = training_key_parts(self.config, self.member, self.battles)
         parts |= {} if self.pretrain is None else {"pretrain": self.pretrain.step.key}
         return {name: digest(value)[:16] for name, value in parts.items()}
@@ -66,10 +75,14 @@ class FoldJob:
 
 
 def fold_jobs(config: Config, table: pl.DataFrame) -> list[FoldJob]:
-    """Return every member x fold job of the run, done or not.
+    """Return the fold jobs of every member, finished or not, in the order of members and folds.
+
+    Args:
+        config: of the run.
+        table: the run's battles.
 
     Raises:
-        UserError: the configuration has no members, or one without a checkpoint.
+        UserError: the configuration has no members, a member has no checkpoint, or ``frozen: stored`` cannot be used.
     """
     if not config.members:
         raise UserError("no members configured: add members.NAME.checkpoint to the configuration")
@@ -78,60 +91,76 @@ def fold_jobs(config: Config, table: pl.DataFrame) -> list[FoldJob]:
             raise UserError(f"members.{name}.checkpoint is empty; set a Hugging Face folder or hub name")
         check_frozen(f"members.{name}", member, config.jobs.nproc)
     key = battles_key(table)
-    first = {name: pretrain_job(config, name) for name in config.members}
-    return [FoldJob(config, name, fold, key, first[name]) for name in config.members for fold in range(config.folds.k)]
+    pretraining = {name: pretrain_job(config, name) for name in config.members}
+    folds = range(config.folds.k)
+    return [FoldJob(config, name, fold, key, pretraining[name]) for name in config.members for fold in folds]
 
 
 def check_frozen(path: str, member: Member, nproc: int) -> None:
-    """Refuse ``frozen: stored`` where there is nothing to store, or nobody to read it.
+    """Refuse ``frozen: stored`` where no layer's hidden states can be stored and reused.
+
+    Args:
+        path: of the member's settings, for the message.
+        member: its settings.
+        nproc: processes of one job.
 
     Raises:
         UserError: every layer is trained, several processes share a job, or scoring changes the base's weights.
     """
-    reasons = {
+    conflicts = {
         f"{path}.lora.rank=0": member.lora.rank == 0,
         f"{path}.lora.layers={member.lora.layers}": member.lora.layers == "all",
         f"{path}.score_dtype={member.score_dtype}": member.score_dtype != "same",
         f"jobs.nproc={nproc}": nproc > 1,
     }
-    for setting in (setting for setting, there in reasons.items() if there and member.frozen == "stored"):
-        raise UserError(f"{path}.frozen=stored does not go with {setting}; set frozen=recompute, or change it")
+    for setting in (setting for setting, applies in conflicts.items() if applies and member.frozen == "stored"):
+        raise UserError(f"{path}.frozen=stored cannot be combined with {setting}; set frozen=recompute, or change it")
 
 
-def before(jobs: list[FoldJob]) -> list[PretrainJob]:
-    """Return the pretraining that these jobs start from and that is not done."""
+def unfinished_pretraining(jobs: list[FoldJob]) -> list[PretrainJob]:
+    """Return the pretraining jobs that must run before these fold jobs."""
     needed = {job.name: job.pretrain for job in jobs if job.pretrain is not None}
     return [job for job in needed.values() if not job.step.done]
 
 
 def join_folds(jobs: list[FoldJob], table: pl.DataFrame) -> None:
-    """Write one member's ``oof/<member>/logits.parquet``: every scored battle once, in the table's order.
+    """Write a member's ``oof/<member>/logits.parquet``: every scored battle once, in the table's order.
+
+    Args:
+        jobs: one member's fold jobs, all finished.
+        table: the run's battles.
 
     Raises:
-        UserError: the jobs' files do not cover the scored battles exactly once.
+        UserError: the jobs' logits do not cover every scored battle exactly once.
     """
     key = digest("join", *(job.step.key for job in jobs))
     step = Step(jobs[0].folder.parent, key, manifest="member.json")
     if step.done:
         return
     scored = table.filter(pl.col("role") == "train").select("id")
-    parts = pl.concat([read_parquet(job.folder / "logits.parquet") for job in jobs])
-    joined = scored.join(parts, on="id", how="left", validate="1:1", maintain_order="left")
-    if joined.height != scored.height or parts.height != scored.height or joined["fold"].null_count():
+    logits = pl.concat([read_parquet(job.folder / "logits.parquet") for job in jobs])
+    joined = scored.join(logits, on="id", how="left", validate="1:1", maintain_order="left")
+    if joined.height != scored.height or logits.height != scored.height or joined["fold"].null_count():
         raise UserError(
-            f"{step.folder}: the fold jobs do not predict each battle once; delete the folder and run again"
+            f"{step.folder}: the fold jobs do not predict each battle exactly once; delete the folder and run again"
         )
     write_parquet(step.folder / "logits.parquet", joined)
     step.finish({"member": jobs[0].name}, files=["logits.parquet"])
 
 
 def test_step(jobs: list[FoldJob], test_key: str) -> Step:
-    """Return the step that holds one member's fold-averaged logits of the test battles with this key."""
+    """Return the step that holds a member's logits of the test battles, averaged over its fold jobs.
+
+    Args:
+        jobs: one member's fold jobs.
+        test_key: :func:`oof.jobs.cache_keys.battles_key` of the test battles.
+    """
     key = digest("test", FORMAT, [job.step.key for job in jobs], test_key)
     return Step(jobs[0].folder.parent / "test" / key[:12], key)
 
 
 def by_member(jobs: list[FoldJob]) -> dict[str, list[FoldJob]]:
+    """Return the jobs of each member by its name."""
     members: dict[str, list[FoldJob]] = {}
     for job in jobs:
         members.setdefault(job.name, []).append(job)
@@ -139,7 +168,7 @@ def by_member(jobs: list[FoldJob]) -> dict[str, list[FoldJob]]:
 
 
 def test_logits(jobs: list[FoldJob], test: pl.DataFrame) -> dict[str, NDArray[np.float32]] | None:
-    """Return each member's fold-averaged (n, 2, 3) logits of the test battles, or None if not yet scored."""
+    """Return each member's fold-averaged logits of the (n,) test battles, (n, 2, 3); None if not yet scored."""
     frames = test_frames(jobs, test)
     if frames is None:
         return None
@@ -147,7 +176,10 @@ def test_logits(jobs: list[FoldJob], test: pl.DataFrame) -> dict[str, NDArray[np
 
 
 def test_frames(jobs: list[FoldJob], test: pl.DataFrame) -> dict[str, pl.DataFrame] | None:
-    """Return what :func:`oof.jobs.run_fold_job.score_test` kept of the test battles, by member, or None if not yet scored."""
+    """Return each member's fold-averaged logits of the test battles as stored, or None if not all are scored yet.
+
+    :func:`oof.jobs.score_test_battles.score_test_battles` writes them.
+    """
     test_key = battles_key(test)
     steps = {name: test_step(folds, test_key) for name, folds in by_member(jobs).items()}
     if not all(step.done for step in steps.values()):

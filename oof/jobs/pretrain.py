@@ -1,10 +1,10 @@
-"""Training before the folds: members and the student first learn from other people's preference pairs.
+"""Pretraining of members and student on other preference pairs, before the folds. Imports no torch.
 
 ``pretrain.data`` names preference files (chosen/rejected pairs, other arenas). They are read once into
-``RUN/pretrain/battles.parquet``, without every pair whose prompt is a near-duplicate of a scored battle's (train or
-test; what is linked through other battles counts, as in a group). Then each member and the student are trained on
-them once, by their own recipe, into ``RUN/pretrain/<who>/adapter``, from which their fold jobs (the fold students)
-start instead of from a fresh head and adapters. Imports no torch; :func:`oof.jobs.run_fold_job.run_pretrain` trains.
+``RUN/pretrain/battles.parquet``, without the pairs whose prompt is a near-duplicate of a scored battle's prompt (train
+or test; chains of near-duplicates count, as in groups). Each member and the student are trained on them once, with
+their own training settings, into ``RUN/pretrain/<name>/adapter``. Their fold jobs (the fold students) start from there
+instead of from a fresh head and fresh adapters. :func:`oof.jobs.run_fold_job.run_pretrain` does the training.
 
 Source: the winning solution of Kaggle's LMSYS competition, 2024, whose first step this is.
 """
@@ -20,40 +20,47 @@ from typing import Any
 import polars as pl
 
 from oof.common.atomic_files import read_json, read_parquet, verified, write_parquet
-from oof.common.digests import digest, file_digest
+from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.common.steps import Step
 from oof.config import Config, Data, Member
 from oof.data.battles import BattleSet, read_battles, write_dropped
 from oof.folds.groups import group_battles
 from oof.jobs.cache_keys import battles_key, training_key_parts
-from oof.jobs.dataset import FORMAT, existing
+from oof.jobs.dataset import FORMAT, digested_files
 
 logger = logging.getLogger(__name__)
 
-PAIRS = "pretrain"  # the folder, and the role of its battles
-COMPARED = ("id", "role", "prompt", "response_a", "response_b")
+PAIRS = "pretrain"  # name of the folder in the run, and role of its battles
+COMPARED_COLUMNS = ["id", "role", "prompt", "response_a", "response_b"]  # that grouping reads
 
 
 @dataclass(frozen=True)
 class PretrainJob:
-    """Train a member (``name`` None: the student) on the run's extra pairs."""
+    """Train a member or the student on the run's pairs.
+
+    Attributes:
+        config: of the run.
+        name: of the member; None = the student.
+        battles: :func:`oof.jobs.cache_keys.battles_key` of the pairs.
+    """
 
     config: Config
     name: str | None
-    battles: str  # battles_key of the pairs
+    battles: str
 
     @cached_property
     def member(self) -> Member:
-        """The recipe: the member's own but for what ``pretrain`` sets."""
-        own = self.config.distill.student if self.name is None else self.config.members[self.name]
-        here = self.config.pretrain
-        given = {"lr": here.lr, "head_lr": here.head_lr, "batch_battles": here.batch_battles}
-        changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return replace(own, train=replace(own.train, epochs=here.epochs, **changed))
+        """Settings of the training: the member's, except those that ``pretrain`` sets."""
+        member = self.config.distill.student if self.name is None else self.config.members[self.name]
+        pretrain = self.config.pretrain
+        optional = {"lr": pretrain.lr, "head_lr": pretrain.head_lr, "batch_battles": pretrain.batch_battles}
+        changes: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
+        return replace(member, train=replace(member.train, epochs=pretrain.epochs, **changes))
 
     @property
     def label(self) -> str:
+        """Name of the job in messages."""
         return f"{self.name or 'student'} pretraining"
 
     @property
@@ -62,12 +69,15 @@ class PretrainJob:
 
     @property
     def arguments(self) -> list[str]:
-        """Of ``python -m oof job``."""
+        """Options of ``python -m oof job`` that choose this job."""
         return ["--member", str(self.name), "--pretrain"]
 
     @cached_property
     def depends(self) -> dict[str, str]:
-        """As :attr:`oof.jobs.fold_job.FoldJob.depends`; nothing is scored here."""
+        """Digest of each setting that the result depends on, as :attr:`oof.jobs.fold_job.FoldJob.depends`.
+
+        Settings of scoring have no influence, because pretraining scores nothing.
+        """
         member = replace(self.member, score_dtype="same")
         config = replace(self.config, prompts=replace(self.config.prompts, score_max_tokens=None))
         parts = training_key_parts(config, member, self.battles)
@@ -79,25 +89,25 @@ class PretrainJob:
 
     @property
     def start(self) -> Path:
-        """The folder to start from.
+        """Folder of the pretrained adapter and head.
 
         Raises:
-            UserError: the training is not done, or its files are damaged.
+            UserError: the pretraining has not finished, or its files are damaged.
         """
         if not self.step.done:
-            again = f"python -m oof job CONFIG … --member {self.name} --pretrain"
-            remedy = "make distill" if self.name is None else f"make oof' or '{again}"
-            raise UserError(f"{self.folder}: no finished pretraining here for these settings; run '{remedy}' first")
+            command = f"python -m oof job CONFIG … --member {self.name} --pretrain"
+            remedy = "make distill" if self.name is None else f"make oof' or '{command}"
+            raise UserError(f"{self.folder}: no finished pretraining with these settings; run '{remedy}' first")
         return self.folder / "adapter"
 
 
 def start_of(job: PretrainJob | None) -> Path | None:
-    """Return the folder to start from; None = fresh."""
+    """Return the folder to start from; None = start from a fresh head and fresh adapters."""
     return None if job is None else job.start
 
 
 def pretrain_job(config: Config, name: str | None) -> PretrainJob | None:
-    """Return a member's (None: the student's) pretraining; None where the run has no such stage.
+    """Return the pretraining of a member, or of the student (``name`` None); None if the run has no pretraining.
 
     Raises:
         UserError: the pairs have not been prepared in this run.
@@ -109,52 +119,51 @@ def pretrain_job(config: Config, name: str | None) -> PretrainJob | None:
 
 
 def read_pairs(config: Config) -> BattleSet:
-    """Return the battles of ``pretrain.data``, role "pretrain".
+    """Return the battles of ``pretrain.data``, with the role "pretrain".
 
     Raises:
         UserError: as :func:`oof.data.battles.read_battles`.
     """
-    here = config.pretrain
-    data = Data(extra=existing(here.data), columns=here.columns, on_bad_row=here.on_bad_row)
+    pretrain = config.pretrain
+    data = Data(extra=pretrain.data, columns=pretrain.columns, on_bad_row=pretrain.on_bad_row)
     try:
-        found = read_battles(data, seed=config.seed, roles=("extra",))
-    except UserError as error:  # the reader knows these settings by the names that they have for the run's battles
-        said = str(error)
-        for name, ours in (("data.extra", "data"), ("data.columns", "columns"), ("data.on_bad_row", "on_bad_row")):
-            said = said.replace(name, f"pretrain.{ours}")
-        raise UserError(said) from error
-    return replace(found, table=found.table.with_columns(role=pl.lit(PAIRS)))
+        battles = read_battles(data, seed=config.seed, roles=("extra",))
+    except UserError as error:  # the reader names the settings of the run's battles: put those of the pairs instead
+        message = str(error)
+        for theirs, ours in (("data.extra", "data"), ("data.columns", "columns"), ("data.on_bad_row", "on_bad_row")):
+            message = message.replace(theirs, f"pretrain.{ours}")
+        raise UserError(message) from error
+    return replace(battles, table=battles.table.with_columns(role=pl.lit(PAIRS)))
 
 
 def prepare_pairs(config: Config, table: pl.DataFrame, test: pl.DataFrame) -> None:
-    """Write the run's extra pairs without those near a scored battle, unless that is done.
+    """Write the run's pairs, without near-duplicates of scored prompts, unless that is done.
 
     Args:
+        config: of the run; without ``pretrain.data``, nothing happens.
         table: the run's battles.
         test: the test battles; may be empty.
 
     Raises:
         UserError: a file cannot be read, or no pair is left.
     """
-    folder, here = Path(config.run) / PAIRS, config.pretrain
-    if not here.data:
+    if not config.pretrain.data:
         return
-    others = [frame.select(COMPARED) for frame in (table, test) if frame.height]
-    sources = [(path, file_digest(Path(path))) for path in existing(here.data)]
-    compared = [digest(*(frame[name].to_list() for name in COMPARED)) for frame in others]
-    groups = replace(config.groups, column=None)  # the files' own keys say nothing about each other
-    key = digest("pairs", FORMAT, sources, here.columns, here.on_bad_row, groups, config.seed, compared)
-    step = Step(folder, key, manifest="battles.json")
+    folder, scored = (
+        Path(config.run) / PAIRS,
+        [frame.select(COMPARED_COLUMNS) for frame in (table, test) if frame.height],
+    )
+    step = Step(folder, _pairs_step_key(config, scored), manifest="battles.json")
     if step.done:
         return
-    found = read_pairs(config)
-    for problem in found.problems:
+    battles = read_pairs(config)
+    for problem in battles.problems:
         logger.warning("%s", problem)
-    pairs = found.table.sort("id")
-    near = near_scored(pl.concat([*others, pairs.select(COMPARED)]), config)[-pairs.height :]
+    pairs = battles.table.sort("id")
+    near = near_scored(pl.concat([*scored, pairs.select(COMPARED_COLUMNS)]), config)[-pairs.height :]
     kept = pairs.filter(near.is_null())
     n_test = int(near.str.starts_with("test ").sum())
-    counts = {"rows_read": found.counts["rows_read"], "bad_rows": found.dropped.height, "kept": kept.height}
+    counts = {"rows_read": battles.counts["rows_read"], "bad_rows": battles.dropped.height, "kept": kept.height}
     counts |= {"near_train": pairs.height - kept.height - n_test, "near_test": n_test}
     if not kept.height:
         raise UserError(
@@ -162,13 +171,13 @@ def prepare_pairs(config: Config, table: pl.DataFrame, test: pl.DataFrame) -> No
         )
     write_parquet(folder / "battles.parquet", kept)
     compared_test = test.select("id", "prompt") if test.height else table.select("id", "prompt").clear()
-    write_parquet(folder / "test.parquet", compared_test)  # what an audit compares with
+    write_parquet(folder / "test.parquet", compared_test)  # the audit repeats the comparison with it
     reasons = pairs.select("file", "row", "id", reason="near-duplicate prompt of scored " + near)
     dropped = reasons.filter(near.is_not_null())
-    dropped = pl.concat([found.dropped.select(dropped.columns), dropped], how="vertical_relaxed")
+    dropped = pl.concat([battles.dropped.select(dropped.columns), dropped], how="vertical_relaxed")
     write_dropped(dropped, folder / "dropped.csv")
-    facts = {"counts": counts, "battles": battles_key(kept), "schemas": found.schemas}
-    step.finish(facts, files=["battles.parquet", "test.parquet", "dropped.csv"])
+    summary = {"counts": counts, "battles": battles_key(kept), "schemas": battles.schemas}
+    step.finish(summary, files=["battles.parquet", "test.parquet", "dropped.csv"])
     logger.info(
         "pretrain: %d of %d pairs kept; %d share a prompt with a scored battle (train %d, test %d)",
         kept.height,
@@ -179,21 +188,31 @@ def prepare_pairs(config: Config, table: pl.DataFrame, test: pl.DataFrame) -> No
     )
 
 
-def near_scored(table: pl.DataFrame, config: Config) -> pl.Series:
-    """Return for each of (n,) battles "train <id>" or "test <id>" of a scored battle in its group, null where none is.
+def _pairs_step_key(config: Config, scored: list[pl.DataFrame]) -> str:
+    pretrain = config.pretrain
+    sources = digested_files(pretrain.data)
+    compared = [digest(*(frame[name].to_list() for name in COMPARED_COLUMNS)) for frame in scored]
+    groups = replace(config.groups, column=None)  # keys of different files have nothing to do with each other
+    return digest("pairs", FORMAT, sources, pretrain.columns, pretrain.on_bad_row, groups, config.seed, compared)
 
-    Scored battles have the roles train and test.
+
+def near_scored(table: pl.DataFrame, config: Config) -> pl.Series:
+    """Return, per battle, "train <id>" or "test <id>" of a scored battle in its group; null if there is none.
+
+    Args:
+        table: (n) battles of any role, with the columns ``COMPARED_COLUMNS``. Scored are those with role train or test.
+        config: ``groups`` is read, except its column.
     """
-    numbers = pl.Series("group", group_battles(table, replace(config.groups, column=None)))
-    table = table.select("id", "role", numbers)
+    groups = pl.Series("group", group_battles(table, replace(config.groups, column=None)))
+    table = table.select("id", "role", groups)
     scored = table.filter(pl.col("role").is_in(["train", "test"])).sort("role", "id", descending=[True, False])
     first = scored.unique("group", keep="first", maintain_order=True)
-    named = first.select("group", near=pl.concat_str("role", "id", separator=" "))
-    return table.join(named, on="group", how="left", maintain_order="left")["near"]
+    names = first.select("group", near=pl.concat_str("role", "id", separator=" "))
+    return table.join(names, on="group", how="left", maintain_order="left")["near"]
 
 
 def load_pairs(run: Path) -> pl.DataFrame:
-    """Return the run's extra pairs.
+    """Return the run's pairs, as :func:`prepare_pairs` wrote them.
 
     Raises:
         UserError: they have not been prepared, or their file is damaged.
@@ -206,7 +225,7 @@ def _manifest_path(run: Path) -> Path:
     path = run / PAIRS / "battles.json"
     if not path.is_file() or not (path.parent / "battles.parquet").is_file():
         raise UserError(
-            f"{path.parent}: the pairs of pretrain.data are not here yet; run 'make oof' with this RUN first"
+            f"{path.parent}: the pairs of pretrain.data are not prepared yet; run 'make oof' with this RUN first"
         )
     return path
 

@@ -1,4 +1,4 @@
-"""Independent jobs on one machine, in this process or several at a time in processes of their own.
+"""Process pool for independent jobs on one machine: in this process, or several at a time in worker processes.
 
 Small models gain more from two processes with one thread each than from one process with two threads. On a machine
 with several GPUs each process sees one.
@@ -15,21 +15,21 @@ from typing import Any, Protocol
 import torch
 
 from oof.common import interrupts
-from oof.common.errors import UserError, disk_trouble
+from oof.common.errors import UserError, disk_problem
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
 from oof.common.steps import LINGERING, Step, locked
 
 
 class Task(Protocol):
-    """What is run: it stores its result as a step of the run."""
+    """A job that stores its result as a step of the run."""
 
     @property
     def step(self) -> Step: ...
 
 
 def run_alone(function: Callable[[Any], object], task: Task) -> None:
-    """Call ``function`` on a task that is not done, with the lock of its folder: never two processes on one job.
+    """Call ``function`` on a task that is not done, holding the lock of its folder, so that no other process runs it.
 
     Raises:
         UserError: another process has held the lock for too long.
@@ -50,11 +50,11 @@ def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequ
     Args:
         function: a module-level function; it stores its own result.
         tasks: its arguments, picklable where ``workers`` is more than 1.
-        names: what an error calls them.
+        names: of the tasks, for error messages.
         workers: processes.
 
     Raises:
-        UserError: a job failed; those that had not begun are left for the next call.
+        UserError: a job failed; jobs that had not begun are left for the next call.
         interrupts.Stopped: asked to stop; running jobs have written their checkpoints.
     """
     if workers == 1:
@@ -69,15 +69,15 @@ def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequ
                 raise failure(name, error) from error
         return
     spawn = multiprocessing.get_context("spawn")  # a forked torch hangs in its thread pools
-    turn = spawn.Value("i", 0)
-    arguments = (os.getpid(), workers, turn)
+    next_index = spawn.Value("i", 0)
+    arguments = (os.getpid(), workers, next_index)
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=arguments) as pool:
         futures = {pool.submit(_unless_due, function, task): name for task, name in zip(tasks, names, strict=True)}
         try:
             finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
         except (interrupts.Stopped, KeyboardInterrupt):
             for process in multiprocessing.active_children():
-                process.terminate()  # SIGTERM: each writes a checkpoint and ends
+                process.terminate()  # on SIGTERM each writes a checkpoint and ends
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         for future in finished:
@@ -93,10 +93,10 @@ def _raise_from(future: Future[object], name: str, pool: ProcessPoolExecutor) ->
 
 
 def failure(name: str, error: BaseException) -> UserError:
-    """Return what a user reads of a job that failed."""
-    trouble = disk_trouble(error)
-    if trouble:
-        return UserError(f"{name}: {trouble}; make room and run again, what is done is kept")
+    """Return the error message for a job that failed: a full disk by its remedy, anything else by its type."""
+    problem = disk_problem(error)
+    if problem:
+        return UserError(f"{name}: {problem}; make room and run again, what is done is kept")
     return UserError(f"{name} failed: {type(error).__name__}: {error}; finished jobs are kept, run again to go on")
 
 
@@ -105,19 +105,19 @@ def _unless_due(function: Callable[[Any], object], task: Any) -> object:
     return function(task)
 
 
-def _start_worker(parent: int, workers: int, turn: Any) -> None:
+def _start_worker(parent: int, workers: int, next_index: Any) -> None:
     interrupts.end_after(parent)
     quiet_libraries()
     interrupts.install()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    with turn.get_lock():
-        own, turn.value = turn.value, turn.value + 1
-    _see_one_gpu(own)
+    with next_index.get_lock():
+        index, next_index.value = next_index.value, next_index.value + 1
+    _see_one_gpu(index)
 
 
-def _see_one_gpu(turn: int) -> None:
-    """Leave this process one of the visible GPUs; Trainer would spread every batch over all it sees."""
+def _see_one_gpu(index: int) -> None:
+    """Hide all GPUs but one from this process, because Trainer would spread every batch over all visible GPUs."""
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     visible = visible or [str(i) for i in range(torch.cuda.device_count())]
     if len(visible) > 1 and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[turn % len(visible)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]

@@ -19,7 +19,7 @@ from benchmarks.robustness import corruptions, fault_conditions, fault_runs
 from ensemble.__main__ import main as ensemble_main
 from oof.__main__ import main as oof_main
 from oof.common.atomic_files import write_json
-from oof.common.errors import UserError, disk_trouble
+from oof.common.errors import UserError, disk_problem
 from oof.common.steps import TRAINED, locked
 from oof.jobs.process_pool import failure
 from tests.fixtures.demo_run import ROOT, small_arguments
@@ -223,8 +223,8 @@ def test_a_library_s_words_for_a_full_disk_are_understood(number: int) -> None:
     theirs = RuntimeError(f"Error while serializing: I/O error: {words} (os error {number})")
     ours = ValueError("cannot save")
     ours.__cause__ = theirs
-    assert disk_trouble(theirs) == disk_trouble(ours) == words
-    assert disk_trouble(ValueError("cannot save")) == ""
-    assert "disk full?" in disk_trouble(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64"))
+    assert disk_problem(theirs) == disk_problem(ours) == words
+    assert disk_problem(ValueError("cannot save")) == ""
+    assert "disk full?" in disk_problem(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64"))
     assert str(failure("gemma2 fold 0", ours)).startswith(f"gemma2 fold 0: {words}; make room")
     assert isinstance(failure("gemma2 fold 0", ValueError("x")), UserError)

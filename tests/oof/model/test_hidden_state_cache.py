@@ -14,8 +14,9 @@ from oof import config as configuration
 from oof.common.errors import UserError
 from oof.config import Config, Lora, Member, Prompts, Train
 from oof.jobs.dataset import prepare
+from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import fold_jobs
-from oof.jobs.run_fold_job import Texts, fit_classifier
+from oof.jobs.run_fold_job import fit_classifier
 from oof.model import hidden_state_cache
 from oof.model.classifier import load_classifier
 from oof.model.optimizations import decoder_layers
@@ -41,11 +42,11 @@ def table() -> pl.DataFrame:
     return both.with_columns(response_b=pl.Series(texts[3:] + texts[:3]))
 
 
-def texts_of(member: Member, run: Path) -> Texts:
-    return Texts(member, table(), Config(run=str(run), prompts=Prompts(max_tokens=120)))
+def texts_of(member: Member, run: Path) -> EncodedBattles:
+    return EncodedBattles(member, table(), Config(run=str(run), prompts=Prompts(max_tokens=120)))
 
 
-def trained(texts: Texts, rows: range, folder: Path) -> tuple[torch.nn.Module, dict[str, object]]:
+def trained(texts: EncodedBattles, rows: range, folder: Path) -> tuple[torch.nn.Module, dict[str, object]]:
     targets = np.eye(3, dtype=np.float32)[np.arange(len(rows)) % 3]
     parts = np.array(rows), targets, np.ones(len(rows)), cross_entropy
     return fit_classifier(texts, *parts, folder, seed=1, label="test")
@@ -139,7 +140,7 @@ def test_where_nothing_can_be_stored_it_is_refused(overrides: list[str], named: 
     path = tmp_path / "config.yaml"
     path.write_text("members: {a: {checkpoint: somewhere, frozen: stored}}")
     config = configuration.load(str(path), [f"run={tmp_path / 'run'}", *overrides])
-    with pytest.raises(UserError, match=r"members\.a\.frozen=stored does not go with .*" + named.replace(".", r"\.")):
+    with pytest.raises(UserError, match=r"members\.a\.frozen=stored cannot be combined with .*" + named.replace(".", r"\.")):
         fold_jobs(config, pl.DataFrame({"id": ["1"]}))
 
 
@@ -153,7 +154,7 @@ def test_the_plan_counts_the_disk_that_it_takes(tmp_path: Path) -> None:
     configs = [configuration.load(str(path), [f"run={run}", f"members.a.frozen={how}"]) for how in HOW]
     less, more = (make_plan(config)[0].disk_bytes for config in configs)
     battles = prepare(configs[1])
-    texts = Texts(configs[1].members["a"], battles, configs[1])
+    texts = EncodedBattles(configs[1].members["a"], battles, configs[1])
     parts = np.arange(60), np.eye(3, dtype=np.float32)[battles["label"].to_numpy()], np.ones(60), cross_entropy
     fit_classifier(texts, *parts, tmp_path / "job", seed=1, label="test")
     taken = sum(shard.stat().st_size for shard in shards(run))
