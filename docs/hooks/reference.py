@@ -74,7 +74,7 @@ def _command(name: str, command: argparse.ArgumentParser, summary: str) -> Itera
 def _argument(action: argparse.Action) -> tuple[str, str, str]:
     shown = action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
     choices = f" One of {', '.join(map(str, action.choices))}." if action.choices else ""
-    default = "" if action.default in (None, False, []) or action.default == argparse.SUPPRESS else f"`{action.default}`"
+    default = "" if action.default in (None, False, [], argparse.SUPPRESS) else f"`{action.default}`"
     return f"`{shown}`", f"{_sentence(action.help or '')}{choices}", "required" if action.required else default
 
 
