@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -68,3 +70,14 @@ def test_evidence_page_names_its_origin_in_the_first_lines(path: Path, part: str
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+def test_troubleshooting_quotes_messages_that_the_program_prints() -> None:
+    sources = [path.read_text("utf-8") for package in ("oof", "ensemble") for path in (ROOT / package).rglob("*.py")]
+    joined = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))  # a string over several lines is one message
+    printed = re.sub(r"\{[^{}]*\}", "…", joined) + os.strerror(errno.ENOSPC)
+    page = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall(r"^\| `([^`]+ [^`]+)` \|", page, re.M)
+    pieces = [piece.strip(" ,:()=") for message in quoted for piece in message.split("…")]
+    assert len(pieces) > 15
+    assert [piece for piece in pieces if piece not in printed] == []
