@@ -104,6 +104,24 @@ def cell(values: NDArray[np.float64], groups: NDArray[np.integer], sign: str = "
     return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
 
 
+def verdict_cell(difference: NDArray[np.float64], groups: NDArray[np.integer], limit: float | None = None) -> str:
+    """Return yes or no and the mean of (n,) loss differences with its interval.
+
+    Yes means that the interval is below 0 or, with a limit, that the mean is at most the limit.
+    """
+    if limit is None:
+        holds = group_interval(difference, groups, 0)["high"] < 0
+    else:
+        holds = float(difference.mean()) <= limit
+    return f"{'yes' if holds else '**no**'}: {cell(difference, groups, '+')}"
+
+
+def best_member(losses: Mapping[str, NDArray[np.float64]]) -> str:
+    """Return the name of the member with the smallest mean loss, or "" if there is none."""
+    members = (name for name in losses if name.startswith("member"))
+    return min(members, key=lambda name: float(losses[name].mean()), default="")
+
+
 def commit() -> str:
     """Return the commit of the checkout, marked "-dirty" where tracked files were changed."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

@@ -23,8 +23,8 @@ from benchmarks.speed.token_sequences import arena_lengths
 from oof.common.logging_setup import quiet_libraries
 from oof.config import Lora
 from oof.encoding.batches import cut
-from oof.model.classifier import DTYPES, device
 from oof.model.lora import add_adapters
+from oof.model.precision import DTYPES, device
 
 ATTENTION = ("eager", "blockwise")
 

@@ -1,22 +1,21 @@
-"""Canary: with labels permuted within folds, no stage may beat the prior by more than noise.
+"""Label-permutation canary: no stage may beat the prior on permuted labels.
 
     python -m benchmarks.quality.label_canary [--run runs/demo] [--config configs/demo.yaml] [--out runs/canary]
 
-Takes a finished run's battles and folds, permutes the verdicts within each fold, and puts the whole pipeline
-through them. Prints, per stage, the paired difference in log loss from the prior with its 95 % interval, and exits
-with status 1 if one lies wholly below zero: then a label has reached its own prediction.
+Takes a finished run's battles and folds, permutes the labels within each fold, and runs the whole pipeline on them.
+Prints, for each stage, the paired difference in log loss from the prior with its 95 % interval. Exits with status 1 if
+an interval lies below zero: then a label has leaked into its own prediction.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from benchmarks.common import add_run_arguments, argument_parser, run_script
 from ensemble.__main__ import main as ensemble_main
 from ensemble.stacking.stage import load_inputs, read_predictions
 from ensemble.statistics.bootstrap import group_interval
@@ -28,7 +27,7 @@ from oof.metrics import row_log_loss
 
 
 def permuted(table: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Return the scored battles in the competition's schema, with a fold column and labels permuted within folds."""
+    """Return battles in the competition's schema, with a fold column and labels permuted within folds."""
     labels, folds = table["label"].to_numpy().astype(int), table["fold"].to_numpy()
     rng = np.random.default_rng(seed)
     for fold in np.unique(folds):
@@ -40,9 +39,8 @@ def permuted(table: pl.DataFrame, seed: int) -> pl.DataFrame:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--run", default="runs/demo")
-    parser.add_argument("--config", default="configs/demo.yaml")
+    parser = argument_parser(__doc__)
+    add_run_arguments(parser)
     parser.add_argument("--out", default="runs/canary")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*")
@@ -52,24 +50,24 @@ def main() -> int:
     table = load_battles(Path(arguments.run)).filter(pl.col("role") == "train")
     permuted(table, arguments.seed).write_csv(out / "permuted.csv")
     settings = [arguments.config, f"run={out}", f"data.train=[{out / 'permuted.csv'}]", *arguments.overrides]
-    for program, verb in ((oof_main, "oof"), (ensemble_main, "stack"), (ensemble_main, "distill")):
-        if program([verb, *settings]):
+    for program, subcommand in ((oof_main, "oof"), (ensemble_main, "stack"), (ensemble_main, "distill")):
+        if program([subcommand, *settings]):
             return 2
     config = configuration.load(settings[0], settings[1:])
     inputs = load_inputs(config)
     probs = read_predictions(out / "stack" / "predictions.parquet", inputs.table["id"])
     probs |= read_predictions(out / "distill" / "predictions.parquet", inputs.table["id"])
     losses = {name: row_log_loss(p, inputs.labels) for name, p in probs.items()}
-    caught = False
+    leaks = False
     n, prior = len(inputs.labels), losses["prior"].mean()
     print(f"labels permuted within folds, {n} battles; log loss minus the prior's {prior:.4f}")
     for name in (stage for stage in losses if stage != "prior"):
         row = group_interval(losses[name] - losses["prior"], inputs.groups, seed=arguments.seed)
-        caught |= row["high"] < 0
+        leaks |= row["high"] < 0
         print(f"  {name:16} {row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]")
-    print("LEAK: a stage beats the prior on permuted labels" if caught else "no stage beats the prior")
-    return int(caught)
+    print("LEAK: a stage beats the prior on permuted labels" if leaks else "no stage beats the prior")
+    return int(leaks)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -1,17 +1,16 @@
-"""Which teacher and which loss make the best student, on a finished run's battles.
+"""Comparison of teachers and losses for the student, on a finished run's battles.
 
-    make demo && python -m benchmarks.quality.students_on_demo                    # about 8 minutes on 2 cores
-    python -m benchmarks.quality.students_on_demo --only default hard             # some of it; run again to go on
+    make demo && python -m benchmarks.quality.students_on_demo                          # about 8 minutes on 2 cores
+    python -m benchmarks.quality.students_on_demo --only default 'hard labels only'     # some of it
 
-Each recipe trains the K fold students of RUN and scores every battle by the student that had not seen it. What is
-done is kept in RUN/students, so the script can be killed and run again. Prints a Markdown table: log loss, the paired
-difference from the calibrated ensemble and from the same student trained on hard labels only, each with its 95 %
-interval over groups.
+Each recipe trains the K fold students of RUN and scores every battle by the student that was not trained on it.
+RUN/students keeps finished recipes, so the script can be killed and rerun. Prints a Markdown table: log loss, the
+paired difference from the calibrated ensemble and from the same student trained on hard labels only, each with its
+95 % interval over groups.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,13 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import cell
+from benchmarks.common import add_run_arguments, argument_parser, cell, chosen, run_script
 from ensemble.distillation.plan import StudentPlan, cross_fitted_temperature, plan_student
 from ensemble.stacking.stage import load_inputs, read_predictions
 from oof import config as configuration
 from oof.common.atomic_files import read_parquet, write_parquet
 from oof.common.digests import digest
-from oof.common.errors import UserError
 from oof.common.logging_setup import quiet_libraries
 from oof.common.logits_format import LOGIT_COLUMNS, logits_frame
 from oof.common.steps import Step, locked
@@ -71,12 +69,12 @@ def train(name: str, settings: Sequence[str]) -> NDArray[np.float64]:
     folder = "".join(c if c.isalnum() else "-" for c in name)
     step = Step(Path(config.run) / "students" / folder, plan.key)
     if not step.done:
-        from ensemble.distillation.teacher_jobs import prepare_teacher
-        from ensemble.distillation.train import fold_students
+        from ensemble.distillation.run_teacher_jobs import run_teacher_jobs
+        from ensemble.distillation.train import train_fold_students
 
-        prepare_teacher(plan)
+        run_teacher_jobs(plan)
         step.begin()
-        logits = fold_students(plan, step.folder)
+        logits = train_fold_students(plan, step.folder)
         frame = logits_frame(plan.inputs.table["id"], logits, plan.inputs.folds)
         write_parquet(step.folder / "logits.parquet", frame)
         step.finish()
@@ -90,8 +88,8 @@ def compare(path: str, overrides: Sequence[str], recipes: Mapping[str, Sequence[
     config = configuration.load(path, overrides)
     with locked(Path(config.run)):
         inputs = load_inputs(config)
-        known = read_predictions(Path(config.run) / "stack" / "predictions.parquet", inputs.table["id"])
-        probs = {name: known[name] for name in known if name == "calibrated" or name.startswith("member:")}
+        stage_two = read_predictions(Path(config.run) / "stack" / "predictions.parquet", inputs.table["id"])
+        probs = {name: p for name, p in stage_two.items() if name == "calibrated" or name.startswith("member:")}
         for name, changes in recipes.items():
             print(f"{name} …", file=sys.stderr, flush=True)
             probs[name] = train(name, [path, *overrides, *changes])
@@ -102,31 +100,21 @@ def compare(path: str, overrides: Sequence[str], recipes: Mapping[str, Sequence[
     lines += ["| student | log loss | minus calibrated | minus hard labels only |", "|---|---|---|---|"]
     for name, loss in losses.items():
         hard = cell(loss - losses[HARD], groups, "+", seed) if HARD in losses and name != HARD else ""
-        apart = cell(loss - losses["calibrated"], groups, "+", seed) if name != "calibrated" else ""
-        lines.append(f"| {name} | {cell(loss, groups, seed=seed)} | {apart} | {hard} |")
+        calibrated = cell(loss - losses["calibrated"], groups, "+", seed) if name != "calibrated" else ""
+        lines.append(f"| {name} | {cell(loss, groups, seed=seed)} | {calibrated} | {hard} |")
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--config", default="configs/demo.yaml")
-    parser.add_argument("--run", default="runs/demo")
-    parser.add_argument("--only", nargs="*", metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
+def main() -> None:
+    parser = argument_parser(__doc__)
+    add_run_arguments(parser)
+    parser.add_argument("--only", nargs="*", default=[], metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     arguments = parser.parse_args()
     quiet_libraries()
-    wanted = arguments.only or list(RECIPES)
-    try:
-        unknown = [name for name in wanted if name not in RECIPES]
-        if unknown:
-            raise UserError(f"no recipe {unknown[0]!r}; there are: {'; '.join(RECIPES)}")
-        recipes = {name: RECIPES[name] for name in wanted}
-        print(compare(arguments.config, [f"run={arguments.run}", *arguments.overrides], recipes))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    recipes = {name: RECIPES[name] for name in chosen(arguments.only, RECIPES)}
+    print(compare(arguments.config, [f"run={arguments.run}", *arguments.overrides], recipes))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -1,4 +1,4 @@
-"""The table of ``distill.py``: predictors on held-out battles of one split by prompt, or of several together."""
+"""Table of predictors on held-out battles, of one split by prompt or of several splits pooled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import cell
+from benchmarks.common import best_member, cell
 from ensemble.distillation.plan import cross_fitted_temperature
 from oof.data.battles import read_file
 from oof.metrics import row_log_loss
@@ -22,42 +22,35 @@ Losses = dict[str, NDArray[np.float64]]  # (n,) of each predictor
 
 @dataclass(frozen=True)
 class Scored:
-    """(n,) losses of each predictor on held-out battles, and what recurs among these."""
+    """(n,) losses of each predictor on held-out battles, with the units over which intervals resample."""
 
     losses: Losses
-    arguments: NDArray[np.integer]  # (n,) which text was shown first
-    prompts: NDArray[np.integer]  # (n,)
+    arguments: NDArray[np.integer]  # (n,) number of the text shown first
+    prompts: NDArray[np.integer]  # (n,) number of the prompt
 
 
 def scored(logits: Logits, out: Path) -> Scored:
-    """Return the losses of logits, each predictor at the temperature that the other half of the prompts gives."""
+    """Return the losses of logits, each predictor calibrated by the temperature of the other half of the prompts."""
     truth = read_file(out / "heldout.csv", "train").table
     labels = truth["label"].to_numpy().astype(np.int64)
     _, prompts = np.unique([turns[0] for turns in truth["prompt"].to_list()], return_inverse=True)
-    _, shown = np.unique([turns[0] for turns in truth["response_a"].to_list()], return_inverse=True)
+    _, arguments = np.unique([turns[0] for turns in truth["response_a"].to_list()], return_inverse=True)
     losses = {n: row_log_loss(cross_fitted_temperature(z, labels, prompts % 2)[0], labels) for n, z in logits.items()}
-    return Scored(losses, shown, prompts)
+    return Scored(losses, arguments, prompts)
 
 
-def pool(parts: Sequence[Scored]) -> Scored:
-    """Return several splits as one; no two share a prompt. Predictors that one of them lacks are left out."""
-    names = [name for name in parts[0].losses if all(name in part.losses for part in parts)]
-    losses = {name: np.concatenate([part.losses[name] for part in parts]) for name in names}
-    far = 1_000_000  # more than there are arguments or prompts in a split
-    shown, prompts = (
-        np.concatenate([getattr(part, what) + far * i for i, part in enumerate(parts)])
-        for what in ("arguments", "prompts")
-    )
-    return Scored(losses, shown, prompts)
+def pool(splits: Sequence[Scored]) -> Scored:
+    """Return splits that share no prompt as one; predictors that one of them lacks are left out."""
+    names = [name for name in splits[0].losses if all(name in split.losses for split in splits)]
+    losses = {name: np.concatenate([split.losses[name] for split in splits]) for name in names}
+    step = 1_000_000  # more than the arguments or prompts of a split
+    arguments = np.concatenate([split.arguments + step * i for i, split in enumerate(splits)])
+    prompts = np.concatenate([split.prompts + step * i for i, split in enumerate(splits)])
+    return Scored(losses, arguments, prompts)
 
 
-def best_member(losses: Losses) -> str:
-    names = (name for name in losses if name.startswith("member"))
-    return min(names, key=lambda name: losses[name].mean(), default="")
-
-
-def table(results: Scored, asked: Sequence[str]) -> str:
-    """Return the Markdown table of what is done, and of what is asked for and not done."""
+def table(results: Scored, recipes: Sequence[str]) -> str:
+    """Return the Markdown table of finished predictors, and of the given recipes that have not run yet."""
     losses, units = results.losses, results.arguments
     best = best_member(losses)
     lines = [
@@ -68,18 +61,18 @@ def table(results: Scored, asked: Sequence[str]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, loss in losses.items():
-        same = ONLY_LABELLED if name.startswith(ONLY_LABELLED) else ""
-        others = [
-            cell(loss - losses[o], units, "+") if o in losses and o != name else ""
-            for o in ("calibrated", best, HARD, same)
+        same_battles = ONLY_LABELLED if name.startswith(ONLY_LABELLED) else ""
+        differences = [
+            cell(loss - losses[other], units, "+") if other in losses and other != name else ""
+            for other in ("calibrated", best, HARD, same_battles)
         ]
-        lines.append(f"| {name} | {cell(loss, units)} | {' | '.join(others)} |")
-    lines += [f"| {name} | not run yet | | | | |" for name in asked if name not in losses]
+        lines.append(f"| {name} | {cell(loss, units)} | {' | '.join(differences)} |")
+    lines += [f"| {name} | not run yet | | | | |" for name in recipes if name not in losses]
     return "\n".join(lines)
 
 
 def over_prompts(results: Scored) -> str:
-    """Return what is to hold with intervals over the prompts: what another debate may bring."""
+    """Return the main differences with intervals over the prompts, for what to expect of another debate."""
     losses = results.losses
     lines = ["| intervals over the prompts | |", "|---|---|"]
     for one, other in ((DEFAULT, HARD), (DEFAULT, best_member(losses)), (DEFAULT, "calibrated")):

@@ -19,7 +19,7 @@ import polars as pl
 from benchmarks.common import argument_parser, run_script, timed
 from benchmarks.speed.synthetic_arena import battles
 from ensemble.features import battle_features
-from ensemble.features.battle_features import FAMILIES, Texts
+from ensemble.features.battle_features import FAMILIES, TextBlock
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     print(f"{table.height:,} battles of {size:,.0f} characters: {frame.width} columns in {seconds:.1f} s, {rate}")
     if arguments.families:
         for family, function in FAMILIES.items():
-            _, seconds = timed(lambda f=function: [f(Texts(b)) for b in table.iter_slices(battle_features.BLOCK)])
+            _, seconds = timed(lambda f=function: [f(TextBlock(b)) for b in table.iter_slices(battle_features.BLOCK)])
             print(f"  {family:<12} {1e6 * seconds / table.height:6.0f} microseconds a battle")
 
 

@@ -41,12 +41,12 @@ from benchmarks.speed.token_sequences import arena_lengths, make_battles
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
 from oof.config import Lora, Member, Train
-from oof.encoding.batches import TrainingSteps
+from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.encoding.encode import Encoded
-from oof.jobs.run_fold_job import both_orders
-from oof.model.classifier import load_base, load_tokenizer, resolve_dtype
+from oof.model.classifier import load_base, load_tokenizer
 from oof.model.cost_model import trace
 from oof.model.lora import add_adapters
+from oof.model.precision import resolve_dtype
 from oof.training.inference import predict_logits
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
@@ -137,7 +137,7 @@ def ours(member: Member, tokenizer: Any, data: Battles, held: Battles, folder: P
     prepare_process()  # as every fold job does
     encoded, labels = data
     model, pad = fresh(member, tokenizer), tokenizer.pad_token_id
-    targets = both_orders(np.eye(3)[labels])
+    targets = targets_in_both_orders(np.eye(3)[labels])
     steps = TrainingSteps(encoded, targets, np.ones(len(labels)), member.train, pad, 0)
     _, train = timed(lambda: train_classifier(model, member, steps, cross_entropy, folder, 0, "ours"))
     logits, predict = timed(lambda: predict_logits(model, member, held[0], pad, "ours")[:, 0])

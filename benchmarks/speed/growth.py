@@ -30,10 +30,11 @@ from benchmarks.common import argument_parser, run_script
 from oof import config as configuration
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
-from oof.encoding.batches import TrainingSteps
+from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.jobs.dataset import prepare
+from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import fold_jobs
-from oof.jobs.run_fold_job import Texts, both_orders, predict_stored
+from oof.jobs.run_fold_job import predict_and_store
 from oof.model.classifier import load_trainable
 from oof.model.lora import save_classifier
 from oof.training.losses import cross_entropy
@@ -56,7 +57,7 @@ class Job:
     def prepare(self) -> int:
         self.table = prepare(self.config)
         self.job = fold_jobs(self.config, self.table)[0]
-        self.texts = Texts(self.job.member, self.table, self.config)
+        self.texts = EncodedBattles(self.job.member, self.table, self.config)
         folds = self.table["fold"].to_numpy()
         self.train_rows, self.held_out = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
         return 0
@@ -71,7 +72,7 @@ class Job:
     def train(self) -> int:
         encoded, pad = self.texts.training.take(self.train_rows), self.texts.tokenizer.pad_token_id
         labels = self.table["label"].to_numpy().astype(int)[self.train_rows]
-        targets, recipe = both_orders(np.eye(3, dtype=np.float32)[labels]), self.job.member.train
+        targets, recipe = targets_in_both_orders(np.eye(3, dtype=np.float32)[labels]), self.job.member.train
         steps = TrainingSteps(encoded, targets, np.ones(len(labels)), recipe, pad, 0)
         folder = self.job.folder
         train_classifier(self.model, self.job.member, steps, cross_entropy, folder / "checkpoints", 0, "growth")
@@ -79,7 +80,7 @@ class Job:
         return int(encoded.lengths.sum())
 
     def predict(self) -> int:
-        predict_stored(self.model, self.texts, self.held_out, self.job.folder, 0, "growth")
+        predict_and_store(self.model, self.texts, self.held_out, self.job.folder, 0, "growth")
         return int(self.texts.scoring.lengths[self.held_out].sum())
 
 

@@ -30,9 +30,10 @@ from oof.config import Config, Member, Prompts
 from oof.data.battles import read_file
 from oof.data.synth import write_arena
 from oof.jobs.dataset import load_battles
+from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import fold_jobs
-from oof.jobs.run_fold_job import Texts
-from oof.model.classifier import device, load_base, load_classifier, load_tokenizer
+from oof.model.classifier import load_base, load_classifier, load_tokenizer
+from oof.model.precision import device
 from oof.training.inference import predict_logits
 
 SHORT = (
@@ -60,11 +61,11 @@ def battles(config: Config | None, n: int) -> pl.DataFrame:
 
 def beside_ensemble(judge: Judge, config: Config, table: pl.DataFrame, rounds: int) -> tuple[float, dict[str, float]]:
     """Return the student's seconds over the battles and, for each part of the ensemble, its multiple of them."""
-    texts = Texts(judge.member, table, config)
+    texts = EncodedBattles(judge.member, table, config)
     student = partial(predict_logits, judge.model, judge.member, texts.scoring, judge.tokenizer.pad_token_id, "student")
     student_seconds, multiples, logits = [], {}, {}
     for job in fold_jobs(config, load_battles(Path(config.run))):
-        texts = Texts(job.member, table, config)
+        texts = EncodedBattles(job.member, table, config)
         model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
         call = partial(predict_logits, model, job.member, texts.scoring, texts.tokenizer.pad_token_id, job.label)
         ours, theirs = median_seconds([student, call], rounds)

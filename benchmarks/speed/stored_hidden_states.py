@@ -23,8 +23,9 @@ from oof.common.atomic_files import read_parquet
 from oof.common.logging_setup import quiet_libraries
 from oof.common.logits_format import logits_of
 from oof.jobs.dataset import load_battles, prepare
+from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import FoldJob, fold_jobs
-from oof.jobs.run_fold_job import Texts, run_job
+from oof.jobs.run_fold_job import run_job
 
 SETTINGS = ("recompute", "stored")  # of ``frozen``
 
@@ -53,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet_libraries()
     jobs = {frozen: jobs_of(frozen, arguments) for frozen in SETTINGS}
-    texts = {f: Texts(j[0].member, load_battles(Path(j[0].config.run)), j[0].config) for f, j in jobs.items()}
+    texts = {f: EncodedBattles(j[0].member, load_battles(Path(j[0].config.run)), j[0].config) for f, j in jobs.items()}
     seconds: dict[str, list[float]] = {frozen: [] for frozen in SETTINGS}
     for fold in range(arguments.folds):
         for frozen in SETTINGS if fold % 2 else SETTINGS[::-1]:

@@ -1,0 +1,115 @@
+"""Real judgements as battles: arguments (UKPConvArg1) and chats (PandaLM's test set, Tulu 1), and splits by prompt.
+
+Arguments: pairs of human-written arguments on one side of a debate, labelled with the more convincing one (Habernal &
+Gurevych, ACL 2016). Their prompts are cut to the debate's title and stance; the rest is instructions of the site.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from oof.classes import WINNER_COLUMNS
+from oof.common.atomic_files import replacing
+from oof.common.errors import UserError
+
+UKP, PANDALM, TULU = "ukpconvarg1_dev.csv", "pandalm_testset.csv", "tulu_human_eval.csv"
+FILES = {"arguments": [UKP], "chats": [PANDALM, TULU]}
+COLUMNS = ["id", "prompt", "response_a", "response_b", *WINNER_COLUMNS]
+
+
+def title_and_stance(prompt: str) -> str:
+    """Return the debate's title and stance of a prompt that also holds instructions (both JSON lists of one turn)."""
+    lines = json.loads(prompt)[0].split("\n")
+    return json.dumps(["\n".join([lines[0], *(line for line in lines if line.startswith("Stance:"))])])
+
+
+def with_short_prompts(table: pl.DataFrame) -> pl.DataFrame:
+    """Return battles of arguments with each prompt cut to title and stance."""
+    return table.with_columns(pl.col("prompt").map_elements(title_and_stance, return_dtype=pl.String))
+
+
+def write_csv(path: Path, table: pl.DataFrame) -> None:
+    with replacing(path) as temporary:
+        table.write_csv(temporary)
+
+
+def read_judgements(files: Sequence[Path]) -> pl.DataFrame:
+    """Return the battles of several files with unique ids, prompts of arguments cut to title and stance.
+
+    Tulu's file gives a pair that was judged twice the same id.
+    """
+    tables = [
+        pl.read_csv(path, infer_schema=False).select(COLUMNS).with_columns(pl.lit(f"{path.stem}-") + pl.col("id"))
+        for path in files
+    ]
+    occurrence = pl.int_range(pl.len()).over("id")
+    suffix = pl.when(occurrence > 0).then(pl.format("-{}", occurrence)).otherwise(pl.lit(""))
+    table = pl.concat(tables).with_columns(pl.col("id") + suffix)
+    return with_short_prompts(table) if files[0].name == UKP else table
+
+
+def sample_half(table: pl.DataFrame, half: str, n: int, seed: int = 0) -> pl.DataFrame:
+    """Return at most n random battles of one half of the prompts ("report" or "develop"), in the table's order."""
+    prompts = np.random.default_rng(seed).permutation(table["prompt"].unique().sort().to_numpy())
+    kept = prompts[::2] if half == "report" else prompts[1::2]
+    rows = np.flatnonzero(table["prompt"].is_in(list(kept)).to_numpy())
+    return table[np.sort(np.random.default_rng(seed + 1).permutation(rows)[:n])]
+
+
+def sample_arguments(path: Path, n: int, seed: int) -> pl.DataFrame:
+    """Return n random battles of a file of arguments, in the file's order and with its ids, with short prompts."""
+    table = pl.read_csv(path, infer_schema=False)
+    return with_short_prompts(table[np.sort(np.random.default_rng(seed).permutation(table.height)[:n])])
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """Battles of each part, and the most characters of both responses together."""
+
+    labelled: int = 1000
+    unlabelled: int = 1000
+    held_out: int = 1000
+    characters: int = 540
+
+
+def write_split(data: Path, out: Path, sizes: SplitSizes, number: int, seed: int = 0) -> None:
+    """Write labelled.csv, unlabelled.csv and heldout.csv of a file of arguments; held-out prompts occur in no other."""
+    frame = pl.read_csv(data)
+    characters = pl.col("response_a").str.len_chars() + pl.col("response_b").str.len_chars()
+    frame = with_short_prompts(frame.filter(characters <= sizes.characters))
+    held_out = held_out_prompts(dict(frame.group_by("prompt").len().iter_rows()), sizes.held_out, number, seed)
+    is_held_out = pl.col("prompt").is_in(held_out)
+    rest = frame.filter(~is_held_out).sample(fraction=1, shuffle=True, seed=seed)
+    needed = sizes.labelled + sizes.unlabelled
+    if rest.height < needed:
+        raise UserError(f"{data}: {rest.height} battles of up to {sizes.characters} characters left; need {needed:,}")
+    write_csv(out / "labelled.csv", rest[: sizes.labelled])
+    write_csv(out / "unlabelled.csv", rest[sizes.labelled : needed])
+    write_csv(out / "heldout.csv", frame.filter(is_held_out))
+
+
+def held_out_prompts(counts: dict[str, int], needed: int, number: int, seed: int) -> list[str]:
+    """Return the held-out prompts of the split with this number, which together have at least ``needed`` battles.
+
+    No two splits share a prompt. No prompt is superfluous, because each student scores all their battles in both
+    orders.
+    """
+    left = [str(prompt) for prompt in np.random.default_rng(seed).permutation(sorted(counts))]
+    held_out: list[str] = []
+    for _ in range(number + 1):
+        held_out = []
+        while sum(counts[p] for p in held_out) < needed:
+            if not left:
+                raise UserError(f"no split {number}: too few battles; give a smaller --split")
+            held_out.append(left.pop(0))
+        for prompt in list(held_out):
+            if sum(counts[p] for p in held_out) - counts[prompt] >= needed:
+                held_out.remove(prompt)
+                left.append(prompt)
+    return held_out
