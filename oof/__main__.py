@@ -19,7 +19,7 @@ from oof import config as configuration
 from oof.common import interrupts
 from oof.common.errors import UserError, disk_problem
 from oof.common.logging_setup import quiet_libraries
-from oof.common.steps import LINGERING, locked
+from oof.common.steps import ORPHAN_WAIT, locked
 
 if TYPE_CHECKING:
     from oof.jobs.fold_job import FoldJob
@@ -157,7 +157,7 @@ def _job(arguments: argparse.Namespace) -> None:
     interrupts.set_time_limit(config.jobs.time_limit)  # this command holds the lock of its job, not of the run
     job = _chosen_job(config, arguments.member, None if arguments.pretrain else arguments.fold)
     process_group.start()
-    lock = locked(job.folder.parent, f".{job.folder.name}.lock", LINGERING)
+    lock = locked(job.folder.parent, f".{job.folder.name}.lock", ORPHAN_WAIT)
     with lock if process_group.rank() == 0 else nullcontext():
         unfinished = not job.step.done
         process_group.wait()

@@ -43,7 +43,7 @@ from oof.config import Prompts
 from oof.data import synth
 from oof.encoding.batches import collate, cut
 from oof.encoding.encode import encode_battles, prepare_tokenizer
-from oof.training.trainer import Progress
+from oof.training.callbacks import Progress
 
 VOCABULARY = 1024
 RATINGS = "123456789"

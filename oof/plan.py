@@ -1,14 +1,13 @@
-"""``make plan``: what a configuration costs before anybody pays for it.
+"""Resource plan of a configuration (``make plan``): memory, FLOPs, hours and disk per member and card.
 
-Parameters, memory and arithmetic come from :mod:`oof.model.cost_model` (fake tensors, no weights downloaded); token counts
-from a sample of the real battles, or from the arena's lengths where no data are set. Hours are arithmetic over the
-share of a card's peak rate that such training reaches in practice, and are the least certain figure here.
+Parameters, memory and FLOPs come from :mod:`oof.model.cost_model` (no weights are downloaded). Token counts come from a
+sample of the real battles, or from the arena's lengths where no data are set. Hours assume a share of a card's peak
+rate that such training reaches in practice, and are the least certain figure.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +15,16 @@ from numpy.typing import NDArray
 from oof.config import Config, Member
 from oof.jobs.dataset import read_sample, text_characters
 from oof.jobs.pretrain import read_pairs
-from oof.model.attention import meant_attention
-from oof.model.classifier import resolve_dtype
-from oof.model.cost_model import Cost, base_config, frozen_bytes, kind_of_attention, trace
-from oof.model.memory import ROOM
+from oof.model.attention import configured_attention
+from oof.model.cost_model import USABLE_MEMORY, Cost, base_config, frozen_bytes, trace, traced_attention
+from oof.model.precision import resolve_dtype
 
-# Tokens of 700 real arena battles with Gemma2's tokenizer, all three texts: log-normal with this median and spread.
+# Tokens of 700 real arena battles under Gemma2's tokenizer, all three texts: log-normal with this median and sigma.
 ARENA_MEDIAN, ARENA_SIGMA, ARENA_BATTLES = 563.0, 0.78, 57_477
 CHARACTERS_PER_TOKEN = 4.0  # of English prose and code under a vocabulary of 128k to 256k
 TEMPLATE_TOKENS = 30
 UTILISATION = 0.35  # of the peak rate; LoRA of 7-9B models in bf16 reaches 0.3 to 0.45
-SLOWER = {"none": 1.0, "int8": 1.6, "nf4": 1.3}  # dequantising the base in every pass, about
+SLOWDOWN = {"none": 1.0, "int8": 1.6, "nf4": 1.3}  # of dequantising the base in every pass, estimated
 
 # memory in bytes; dense 16-bit peak in FLOP/s; whether the card computes in bf16. Source: NVIDIA's data sheets.
 CARDS: dict[str, tuple[float, float, bool]] = {
@@ -39,9 +37,14 @@ CARDS: dict[str, tuple[float, float, bool]] = {
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One way to fit a member on a card: quantisation, activation checkpointing and tokens per batch, with the hours of
-    a fold job and of ``pretrain``.
+class CardSetting:
+    """One way to fit a member on a card.
+
+    Attributes:
+        card, quantise, checkpointing, tokens_per_batch: the settings.
+        gigabytes: planned memory.
+        hours: of one fold job.
+        pretrain_hours: of the training before the folds.
     """
 
     card: str
@@ -60,12 +63,12 @@ class MemberPlan:
     Attributes:
         name, checkpoint: of the member.
         cost: of one training pass as configured (``batch`` sequences of ``tokens`` tokens).
-        batch, tokens: its shape: the longest sequence, as many as the budget holds.
-        epoch_tokens: real tokens of one epoch of one fold job, both orders where trained so.
+        batch, tokens: the longest sequence, and how many of that length the token budget holds.
+        epoch_tokens: real tokens of one epoch of one fold job, in both orders with ``swap: paired``.
         pretrain_tokens: real tokens of the whole training before the folds; 0 without one.
-        train_flops, score_flops: of one fold job. pretrain_flops: once a member.
+        train_flops, score_flops: of one fold job. pretrain_flops: once per member.
         settings: per card the fastest one that fits; None where none does.
-        disk_bytes: base checkpoint, adapters and checkpoints of one job; what ``frozen: stored`` keeps.
+        disk_bytes: base checkpoint, adapters and checkpoints of one job, and the states that ``frozen: stored`` keeps.
     """
 
     name: str
@@ -76,7 +79,7 @@ class MemberPlan:
     epoch_tokens: float
     train_flops: float
     score_flops: float
-    settings: dict[str, Setting | None]
+    settings: dict[str, CardSetting | None]
     disk_bytes: float
     pretrain_tokens: float = 0.0
     pretrain_flops: float = 0.0
@@ -105,7 +108,7 @@ def battle_tokens(config: Config, sample: int = 2000) -> NDArray[np.float64]:
 
 
 def pair_tokens(config: Config) -> NDArray[np.float64]:
-    """Return the (n,) estimated tokens of every pair of ``pretrain.data``, before any is left out; (0,) without."""
+    """Return the (n,) estimated tokens of every pair of ``pretrain.data`` before decontamination; else (0,)."""
     if not config.pretrain.data:
         return np.empty(0)
     return text_characters(read_pairs(config).table) / CHARACTERS_PER_TOKEN
@@ -129,41 +132,41 @@ def _plan_member(
     attention = _attention_of(member)
     checkpointing = train.activation_checkpointing == "on"
     cost = trace(member, batch, tokens, True, checkpointing, attention)
-    share = (config.folds.k - 1) / config.folds.k if name != "student" else 1.0
-    orders = 2 if train.swap == "paired" else 1
-    epoch = float(trained.sum() * share * orders)
-    before = float(paired.sum() * orders * config.pretrain.epochs)
     score = trace(member, batch, tokens, False, False, attention)
+    trained_share = (config.folds.k - 1) / config.folds.k if name != "student" else 1.0
+    orders = 2 if train.swap == "paired" else 1
+    epoch_tokens = float(trained.sum() * trained_share * orders)
+    train_tokens = epoch_tokens * train.epochs
+    pretrain_tokens = float(paired.sum() * orders * config.pretrain.epochs)
+    score_tokens = float(scored.sum()) * 2 * (1 - trained_share)
     settings = {
-        card: _fastest(
-            card, member, tokens, attention, epoch * train.epochs, float(scored.sum()) * 2 * (1 - share), before
-        )
-        for card in CARDS
+        card: _fastest(card, member, tokens, attention, train_tokens, score_tokens, pretrain_tokens) for card in CARDS
     }
-    base = cost.parameters * 2.0
     width = base_config(member.checkpoint).get_text_config().hidden_size
     stored = 4.0 * width * 2 * float(scored.sum()) if member.frozen == "stored" else 0.0
+    # In float32: adapters of K + 1 trainings (and of pretraining), two checkpoints of weights and two moments each.
+    adapters = cost.trainable * 4.0 * (config.folds.k + 1 + 2 * 3 + (pretrain_tokens > 0))
     return MemberPlan(
         name,
         member.checkpoint,
         cost,
         batch,
         tokens,
-        epoch,
-        epoch * train.epochs * cost.flops / (batch * tokens),
-        float(scored.sum()) * 2 * (1 - share) * score.flops / (batch * tokens),
+        epoch_tokens,
+        train_tokens * cost.flops / (batch * tokens),
+        score_tokens * score.flops / (batch * tokens),
         settings,
-        base + cost.trainable * 4.0 * (config.folds.k + 1 + 2 * 3 + (before > 0)) + stored,
-        before,
-        before * cost.flops / (batch * tokens),
+        cost.parameters * 2.0 + adapters + stored,
+        pretrain_tokens,
+        pretrain_tokens * cost.flops / (batch * tokens),
     )
 
 
 def _attention_of(member: Member) -> str:
-    """Return which of the two traced kinds of attention a GPU would run: one that stores the scores, or none."""
+    """Return which of the two traced kinds of attention the member would run on a GPU ("eager" or "sdpa")."""
     config = base_config(member.checkpoint)
-    meant = meant_attention(config, member.attn, member.attn_softcap)
-    return kind_of_attention(meant, config, resolve_dtype(member.dtype))
+    attention = configured_attention(config, member.attn, member.attn_softcap)
+    return traced_attention(attention, config, resolve_dtype(member.dtype))
 
 
 def _fastest(
@@ -174,59 +177,66 @@ def _fastest(
     train_tokens: float,
     score_tokens: float,
     pretrain_tokens: float,
-) -> Setting | None:
-    """Return the fastest setting that fits a card: whole before quantised, stored before recomputed activations."""
+) -> CardSetting | None:
+    """Return the fastest setting that fits a card, or None.
+
+    Tried are the base in 16 and (unless the member sets one) in 4 bits, each without and with activation checkpointing
+    and with as many tokens per batch, halved from the member's, as fit.
+    """
     memory, peak, bf16 = CARDS[card]
-    kinds = [member.quantise] if member.quantise != "none" else ["none", "nf4"]
-    options: list[Setting] = []
-    for quantise in kinds:
+    quantisations = [member.quantise] if member.quantise != "none" else ["none", "nf4"]
+    options: list[CardSetting] = []
+    for quantise in quantisations:
         # A card without bf16 computes the base in float32, whose rate is an eighth of the 16-bit one.
-        recipe = replace(member, quantise=quantise, dtype=member.dtype if bf16 or quantise != "none" else "float32")
-        rate = peak * UTILISATION / SLOWER[quantise] / (1.0 if bf16 else 8.0)
-        for checkpointing in (False, True) if frozen_bytes(recipe) < memory else ():
+        variant = replace(member, quantise=quantise, dtype=member.dtype if bf16 or quantise != "none" else "float32")
+        rate = peak * UTILISATION / SLOWDOWN[quantise] / (1.0 if bf16 else 8.0)
+        for checkpointing in (False, True) if frozen_bytes(variant) < memory else ():
             budget = max(tokens, member.train.tokens_per_batch)
             while budget >= tokens:
-                cost = trace(recipe, max(1, budget // tokens), tokens, True, checkpointing, attention)
-                if cost.peak_bytes <= memory * ROOM:
+                cost = trace(variant, max(1, budget // tokens), tokens, True, checkpointing, attention)
+                if cost.peak_bytes <= memory * USABLE_MEMORY:
                     per_token = cost.flops / (max(1, budget // tokens) * tokens)
                     hours = (train_tokens * per_token + score_tokens * 2.0 * cost.parameters) / rate / 3600
-                    first = pretrain_tokens * per_token / rate / 3600
-                    options.append(Setting(card, quantise, checkpointing, budget, cost.peak_bytes / 1e9, hours, first))
+                    before = pretrain_tokens * per_token / rate / 3600
+                    gigabytes = cost.peak_bytes / 1e9
+                    options.append(CardSetting(card, quantise, checkpointing, budget, gigabytes, hours, before))
                     break
                 budget = budget // 2 if budget > tokens else 0
     return min(options, key=lambda option: option.hours, default=None)
 
 
 def format_plan(plans: list[MemberPlan]) -> str:
-    """Return the plan for people."""
+    """Return the plan as text to print."""
     lines: list[str] = []
     for plan in plans:
         cost = plan.cost
         lines += [
             f"{plan.name} ({plan.checkpoint})",
             f"  parameters {cost.parameters / 1e9:.3f} G, trainable {cost.trainable / 1e6:.2f} M",
-            f"  one pass of {plan.batch} x {plan.tokens} tokens: {cost.flops / 1e12:.2f} TFLOP, "
+            f"  one training pass of {plan.batch} x {plan.tokens} tokens: {cost.flops / 1e12:.2f} TFLOP, "
             f"{cost.peak_bytes / 1e9:.2f} GB (weights {cost.weight_bytes / 1e9:.2f} GB)",
-            f"  one fold job: {plan.epoch_tokens / 1e6:.2f} M tokens an epoch, training {plan.train_flops / 1e15:.2f} "
-            f"PFLOP, scoring {plan.score_flops / 1e15:.2f} PFLOP; disk {plan.disk_bytes / 1e9:.2f} GB",
+            f"  one fold job: {plan.epoch_tokens / 1e6:.2f} M tokens per epoch, training "
+            f"{plan.train_flops / 1e15:.2f} PFLOP, scoring {plan.score_flops / 1e15:.2f} PFLOP; "
+            f"disk {plan.disk_bytes / 1e9:.2f} GB",
         ]
         if plan.pretrain_tokens:
             lines.append(
-                f"  before the folds, once: {plan.pretrain_tokens / 1e6:.2f} M tokens, "
-                f"{plan.pretrain_flops / 1e15:.2f} PFLOP (pretrain.data, before pairs near scored battles are left out)"
+                f"  pretraining, once before the folds: {plan.pretrain_tokens / 1e6:.2f} M tokens, "
+                f"{plan.pretrain_flops / 1e15:.2f} PFLOP (all of pretrain.data, before decontamination)"
             )
         lines += [f"    {_describe(card, setting)}" for card, setting in plan.settings.items()]
     lines.append(
-        f"hours are per fold job at {UTILISATION:.0%} of a card's peak rate; memory is planned to {ROOM:.0%} of it"
+        f"Hours are per fold job, at {UTILISATION:.0%} of a card's peak rate; at most {USABLE_MEMORY:.0%} of its memory "
+        "is planned."
     )
     return "\n".join(lines)
 
 
-def _describe(card: str, setting: Setting | None) -> str:
+def _describe(card: str, setting: CardSetting | None) -> str:
     if setting is None:
         return f"{card:8} does not fit, even in 4 bits and with activation checkpointing"
-    how: list[Any] = [f"{setting.tokens_per_batch} tokens per batch"]
-    how += [f"quantise={setting.quantise}"] if setting.quantise != "none" else []
-    how += ["activation checkpointing"] if setting.checkpointing else []
-    how += [f"{setting.pretrain_hours:.2f} h before the folds, once"] if setting.pretrain_hours else []
-    return f"{card:8} {setting.hours:8.2f} h {setting.gigabytes:7.1f} GB  {', '.join(how)}"
+    settings = [f"{setting.tokens_per_batch} tokens per batch"]
+    settings += [f"quantise={setting.quantise}"] if setting.quantise != "none" else []
+    settings += ["activation checkpointing"] if setting.checkpointing else []
+    settings += [f"{setting.pretrain_hours:.2f} h of pretraining, once"] if setting.pretrain_hours else []
+    return f"{card:8} {setting.hours:8.2f} h {setting.gigabytes:7.1f} GB  {', '.join(settings)}"

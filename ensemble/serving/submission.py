@@ -121,9 +121,9 @@ def _ensemble_scorer(config: Config) -> Scorer:
         if frames is None:
             if not all(job.step.done for job in jobs):
                 raise UserError(f"{config.run}: a fold job is missing or damaged; run 'make oof' with this RUN again")
-            from oof.jobs.run_fold_job import score_test
+            from oof.jobs.score_test_battles import score_test_battles
 
-            score_test(config, jobs, table)
+            score_test_battles(config, jobs, table)
             frames = fold_job.test_frames(jobs, table)
         if frames is None:
             raise UserError(f"{config.run}: the members' test logits cannot be read back; check the disk and run again")

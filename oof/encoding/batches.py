@@ -1,13 +1,13 @@
 """Token-budget batches: which sequences go through the model together, in training and in scoring.
 
-Training. One optimizer step is always ``batch_battles`` battles (with both orders of a battle in it when
-``swap=paired``), so that the optimisation does not depend on how the memory is cut. A window of steps is
-sorted by length and cut into runs of similar lengths; each step draws its runs at random from its window;
-inside a step the sequences are cut into micro-batches under ``tokens_per_batch`` padded tokens, and before padding
-costs more than another pass. The whole plan is a function of lengths and seed, so resuming means starting at a
-step number.
+Training. One optimizer step is always ``batch_battles`` battles (with both orders of each battle when ``swap=paired``),
+so that the optimization does not depend on how the memory is cut. Steps use length bucketing: a bucket of steps is
+sorted by length and cut into runs of similar lengths, and each step draws its runs at random from its bucket. Inside a
+step, the sequences are cut into micro-batches under ``tokens_per_batch`` padded tokens, and earlier where padding would
+cost more than another pass. The whole plan is a function of lengths and seed, so resuming means starting at a step
+number.
 
-Scoring. Sequences sorted by length and cut under the same kind of budget.
+Scoring. Sequences are sorted by length and cut under the same kind of budget.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from oof.classes import swap_classes
 from oof.config import Member, Train
 from oof.encoding.encode import Encoded
 
-RUNS = 4  # runs of similar lengths in one step; not a function of the memory, so that a step stays the same step
-WINDOW_STEPS = 16  # steps per length-sorted window: wide enough for equal lengths, narrow enough to stay mixed
-SCORE_TOKENS = {"cpu": 4096, "cuda": 16384}  # more than that leaves a CPU's cache
-SPARE = {"cpu": 256, "cuda": 1024}  # what a pass costs beside its tokens, in tokens, about
-MULTIPLE = 8  # sequences are padded to multiples of this many tokens, which kernels like
+RUNS = 4  # runs of similar lengths in one step; independent of the memory, so that a step holds the same battles
+BUCKET_STEPS = 16  # steps per length-sorted bucket: enough for similar lengths, few enough to keep steps mixed
+SCORE_TOKENS = {"cpu": 4096, "cuda": 16384}  # more does not fit into a CPU's cache
+SPARE = {"cpu": 256, "cuda": 1024}  # fixed cost of one pass, in tokens, estimated
+MULTIPLE = 8  # sequences are padded to multiples of this many tokens, for which kernels are faster
 
 
 def score_tokens(member: Member) -> int:
-    """Return the padded tokens of one scoring pass: the recipe's, or what suits the device."""
+    """Return the padded tokens of one scoring pass: the member's setting, or the device's default."""
     return member.score_tokens_per_batch or SCORE_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
 
 
@@ -42,11 +43,11 @@ def cut(lengths: NDArray[np.integer], budget: int, spare: int | None = None) -> 
     Args:
         lengths: (n,) tokens of each sequence.
         budget: padded tokens of one batch; a sequence longer than this gets a batch of its own.
-        spare: tokens of padding that a batch may have, beside that to multiples of 8: more of it would cost more
-            than another pass. By default ``SPARE`` of this machine.
+        spare: tokens of padding that a batch may have, not counting padding to multiples of 8; more padding would
+            cost more than another pass. By default ``SPARE`` of this machine.
 
     Returns:
-        Index arrays into ``lengths``, longest first: an out-of-memory shows up at once, not after hours.
+        Index arrays into ``lengths``, longest first, so that running out of memory happens at once, not after hours.
     """
     if spare is None:
         spare = SPARE["cuda" if torch.cuda.is_available() else "cpu"]
@@ -56,7 +57,7 @@ def cut(lengths: NDArray[np.integer], budget: int, spare: int | None = None) -> 
     while start < len(order):
         ahead = padded[start : start + max(1, budget // int(padded[start]))]
         waste = np.cumsum(padded[start] - ahead)
-        size = int(np.searchsorted(waste, spare, side="right"))  # at least 1: a sequence alone wastes nothing
+        size = int(np.searchsorted(waste, spare, side="right"))  # at least 1: one sequence alone has no padding
         batches.append(order[start : start + size])
         start += size
     return batches
@@ -67,19 +68,19 @@ def _padded(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Step:
+class OptimizerStep:
     """The sequences of one optimizer step: battle positions and their order (0 = ab, 1 = ba)."""
 
     battles: NDArray[np.int64]
     orders: NDArray[np.int64]
 
 
-def plan_steps(lengths: NDArray[np.integer], recipe: Train, seed: int) -> list[Step]:
+def plan_steps(lengths: NDArray[np.integer], recipe: Train, seed: int) -> list[OptimizerStep]:
     """Return every optimizer step of a training run.
 
     Args:
         lengths: (n,) tokens of each battle's longest order.
-        recipe: epochs, batch_battles and swap are read; how the memory is cut changes no step.
+        recipe: epochs, batch_battles and swap are read; ``tokens_per_batch`` changes no step.
         seed: the plan depends on it and on the lengths only.
 
     Returns:
@@ -87,7 +88,7 @@ def plan_steps(lengths: NDArray[np.integer], recipe: Train, seed: int) -> list[S
         each order of it once); a fractional last epoch stops early.
     """
     rng = np.random.default_rng([seed, 7])
-    steps: list[Step] = []
+    steps: list[OptimizerStep] = []
     per_epoch = math.ceil(len(lengths) / recipe.batch_battles)
     total = max(1, math.ceil(recipe.epochs * per_epoch))
     while len(steps) < total:
@@ -97,24 +98,24 @@ def plan_steps(lengths: NDArray[np.integer], recipe: Train, seed: int) -> list[S
     return steps[:total]
 
 
-def _with_orders(battles: NDArray[np.int64], flips: NDArray[np.int64], swap: str) -> Step:
+def _with_orders(battles: NDArray[np.int64], flips: NDArray[np.int64], swap: str) -> OptimizerStep:
     if swap == "paired":
-        return Step(np.repeat(battles, 2), np.tile(np.array([0, 1]), len(battles)))
-    return Step(battles, flips[battles] if swap == "random" else np.zeros_like(battles))
+        return OptimizerStep(np.repeat(battles, 2), np.tile(np.array([0, 1]), len(battles)))
+    return OptimizerStep(battles, flips[battles] if swap == "random" else np.zeros_like(battles))
 
 
 def _epoch(lengths: NDArray[np.integer], recipe: Train, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Return the battles of each step of one epoch: windows sorted by length, dealt out in runs."""
+    """Return the battles of each step of one epoch: buckets sorted by length, dealt out in runs."""
     size = recipe.batch_battles
     run = max(1, size // RUNS)
     shuffled = rng.permutation(len(lengths))
     steps: list[NDArray[np.int64]] = []
-    for start in range(0, len(shuffled), size * WINDOW_STEPS):
-        window = shuffled[start : start + size * WINDOW_STEPS]
-        window = window[np.argsort(lengths[window], kind="stable")]
-        runs = [window[i : i + run] for i in range(0, len(window), run)]
-        window = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
-        steps += [window[i : i + size] for i in range(0, len(window), size)]
+    for start in range(0, len(shuffled), size * BUCKET_STEPS):
+        bucket = shuffled[start : start + size * BUCKET_STEPS]
+        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+        runs = [bucket[i : i + run] for i in range(0, len(bucket), run)]
+        bucket = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+        steps += [bucket[i : i + size] for i in range(0, len(bucket), size)]
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
@@ -136,20 +137,27 @@ def collate(sequences: list[NDArray[np.int32]], pad_id: int) -> dict[str, torch.
     return {"input_ids": torch.from_numpy(ids)}
 
 
+def targets_in_both_orders(targets: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return (n, 2, 3m) targets as presented in the orders ab and ba from (n, 3m) canonical ones (m blocks)."""
+    swapped = swap_classes(targets.reshape(len(targets), -1, 3)).reshape(targets.shape)
+    return np.stack([targets, swapped], axis=1).astype(np.float32)
+
+
 class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
     """Item i = the micro-batches of optimizer step i: ``input_ids``, soft ``targets`` (b, 3m) and ``weights`` (b,).
 
     The weights of a step sum to 1 over all micro-batches and ranks, so the sum of their losses is the mean over the
-    step's sequences, however they were cut and dealt out. Every rank has the same number of micro-batches of about the
+    step's sequences, however they are cut and distributed. Every rank has the same number of micro-batches of about the
     same shapes, so that no rank waits long for another.
 
-    With ``whole_battles`` a step is dealt out and cut between battles only: rows 2i and 2i + 1 of a micro-batch are the
-    orders ab and ba of one battle, for losses that compare them.
+    With ``whole_battles`` a step is distributed and cut between battles only: rows 2i and 2i + 1 of a micro-batch are
+    the orders ab and ba of one battle, for losses that compare them.
 
     Attributes:
         budget: padded tokens of one micro-batch; may be lowered at any time, which changes no step.
-        rank, ranks: this process's share: every ``ranks``-th sequence (battle) in order of length, cut where all cut.
-        unit: sequences that are never parted: 2 with ``whole_battles``, else 1.
+        rank, ranks: this process gets every ``ranks``-th sequence (battle) in order of length; all cut at the same
+            places.
+        unit: sequences that stay together: 2 with ``whole_battles``, else 1.
     """
 
     def __init__(
@@ -185,28 +193,27 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         weights = self.weights[step.battles]
         weights = weights / max(weights.sum(), 1e-12)
         order = np.argsort(-lengths, kind="stable")
-        # Each leader is the longest of the ``ranks`` sequences that start with it, so what holds for leaders holds
-        # for every rank's share of the same stretch.
-        parts = cut(lengths[order[:: self.ranks]], self.budget // self.unit)
-        bounds = np.cumsum([0, *map(len, parts)]) * self.ranks
+        # The longest of every ``ranks`` sequences decides where to cut, so each rank's share of a stretch fits, too.
+        stretches = cut(lengths[order[:: self.ranks]], self.budget // self.unit)
+        bounds = np.cumsum([0, *map(len, stretches)]) * self.ranks
         own = [order[a:b][self.rank :: self.ranks] for a, b in pairwise(bounds.tolist())]
-        # Only the last stretch can be too short for every rank: one without a row takes part at weight 0.
+        # Only the last stretch can have fewer sequences than ranks: a rank without one gets a row of weight 0.
         return [
             self._micro_batch(step, rows, weights) if len(rows) else self._micro_batch(step, order[-1:], weights * 0)
             for rows in own
         ]
 
     def longest(self, index: int) -> int:
-        """Return the padded tokens of a step's longest sequence (battle): no budget below it is any smaller."""
+        """Return the padded tokens of a step's longest sequence (battle), the smallest useful budget."""
         return int(_padded(self._lengths(self.steps[index])).max()) * self.unit
 
-    def _lengths(self, step: Step) -> NDArray[np.integer]:
+    def _lengths(self, step: OptimizerStep) -> NDArray[np.integer]:
         """Return the tokens of each sequence, or of the longer sequence of each battle."""
         lengths: NDArray[np.integer] = self.encoded.lengths[step.battles, step.orders]
         return np.asarray(lengths.reshape(-1, self.unit).max(axis=1))
 
     def _micro_batch(
-        self, step: Step, units: NDArray[np.int64], weights: NDArray[np.float64]
+        self, step: OptimizerStep, units: NDArray[np.int64], weights: NDArray[np.float64]
     ) -> dict[str, torch.Tensor]:
         rows = (units[:, None] * self.unit + np.arange(self.unit)).reshape(-1)
         battles, orders = step.battles[rows], step.orders[rows]

@@ -1,4 +1,4 @@
-"""Where the fold jobs of a run are run: in this process, in several, under torchrun, or on a Ray cluster."""
+"""Launch of fold jobs: in this process, in several processes, under torchrun, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from oof.distributed.process_group import LAUNCHER
 from oof.jobs.fold_job import FoldJob
 from oof.jobs.pretrain import PretrainJob
 from oof.jobs.process_pool import run_all, run_alone
-from oof.jobs.run_fold_job import run_pretrain, run_stored
+from oof.jobs.run_fold_job import run_fold_job, run_pretrain
 
 Job = FoldJob | PretrainJob
-RESOLVED = "config.json"  # the run's resolved configuration, for processes that are started by name
+RESOLVED = "config.json"  # the run's resolved configuration, read by ``python -m oof job`` under torchrun
 
 
 def run_jobs(config: Config, todo: Sequence[Job]) -> None:
-    """Run the jobs in ``todo`` where ``config.jobs`` says.
+    """Run the jobs in ``todo`` on the backend that ``config.jobs`` sets.
 
     Raises:
         UserError: a checkpoint cannot be opened; a job failed (by name).
@@ -49,7 +49,7 @@ def run_one(job: Job) -> None:
     if isinstance(job, PretrainJob):
         run_pretrain(job)
     else:
-        run_stored(job)
+        run_fold_job(job)
 
 
 def _run_under_torchrun(job: Job) -> None:
@@ -64,11 +64,11 @@ def _run_under_torchrun(job: Job) -> None:
     command += ["-m", "oof", "job", str(Path(job.config.run) / RESOLVED), *job.arguments]
     threads = max(1, (os.cpu_count() or 1) // job.config.jobs.nproc)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), LAUNCHER: str(os.getpid())}
-    job.step.begin()  # what an attempt with other settings left must not count
+    job.step.begin()  # clears what an attempt with other settings left
     status = _call(command, environment)
     interrupts.check()
     if not job.step.done:
-        raise UserError(f"{job.label} failed (status {status}); its output above says why; finished jobs are kept")
+        raise UserError(f"{job.label} failed (status {status}); see its output above; finished jobs are kept")
 
 
 def _call(command: list[str], environment: dict[str, str]) -> int:
@@ -76,6 +76,6 @@ def _call(command: list[str], environment: dict[str, str]) -> int:
     try:
         return process.wait()
     except (interrupts.Stopped, KeyboardInterrupt):
-        process.terminate()  # torchrun passes it on; each process writes its checkpoint
+        process.terminate()  # torchrun passes the signal on, and each process writes its checkpoint
         process.wait()
         raise

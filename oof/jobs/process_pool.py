@@ -18,7 +18,7 @@ from oof.common import interrupts
 from oof.common.errors import UserError, disk_problem
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
-from oof.common.steps import LINGERING, Step, locked
+from oof.common.steps import ORPHAN_WAIT, Step, locked
 
 
 class Task(Protocol):
@@ -36,7 +36,7 @@ def run_alone(function: Callable[[Any], object], task: Task) -> None:
     """
     prepare_process()
     folder = task.step.folder
-    with locked(folder.parent, f".{folder.name}.lock", LINGERING):
+    with locked(folder.parent, f".{folder.name}.lock", ORPHAN_WAIT):
         if not task.step.done:
             function(task)
 

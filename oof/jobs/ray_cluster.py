@@ -1,4 +1,4 @@
-"""Fold jobs on a Ray cluster: one task a job, tried again when its worker dies, on a run folder that all share."""
+"""Ray backend for fold jobs: one Ray task per job, retried when its worker dies, on a shared run folder."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from oof.jobs.process_pool import failure
 def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequence[str], jobs: Jobs) -> None:
     """Call ``function`` on every task, each in a Ray worker with the CPUs and GPUs that ``jobs`` reserves.
 
-    A task whose worker dies begins again, up to ``jobs.retries`` times, from the job's last checkpoint. A job that
-    fails by itself is not tried again.
+    A task whose worker dies is retried up to ``jobs.retries`` times, from the job's last checkpoint. A job that raises
+    an error is not retried.
 
     Raises:
         UserError: Ray is not installed or not reachable; a job failed (by name).
@@ -33,12 +33,14 @@ def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], names: S
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"jobs.address={jobs.address!r}: no Ray cluster there ({error})") from error
-    here = str(Path.cwd())
+    working_folder = str(Path.cwd())
     options = {"num_cpus": jobs.cpus_per_job, "num_gpus": jobs.gpus_per_job, "max_retries": jobs.retries}
     task = ray.remote(_in_worker).options(retry_exceptions=False, **options)
     threads = max(1, int(jobs.cpus_per_job))
     try:
-        pending = {task.remote(function, item, here, threads): name for item, name in zip(tasks, names, strict=True)}
+        pending = {
+            task.remote(function, item, working_folder, threads): name for item, name in zip(tasks, names, strict=True)
+        }
         while pending:
             interrupts.check()
             done, _ = ray.wait(list(pending), timeout=1.0)
@@ -58,12 +60,12 @@ def _collect(ray: Any, reference: Any, name: str) -> None:
         raise failure(name, error) from error
 
 
-def _in_worker(function: Callable[[Any], object], item: Any, here: str, threads: int) -> None:
+def _in_worker(function: Callable[[Any], object], item: Any, working_folder: str, threads: int) -> None:
     import torch
 
     from oof.common.logging_setup import quiet_libraries
 
-    os.chdir(here)  # relative paths of the configuration start where the command was given
+    os.chdir(working_folder)  # relative paths in the configuration start there
     quiet_libraries()
     torch.set_num_threads(threads)
     function(item)

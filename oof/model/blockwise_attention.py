@@ -25,13 +25,20 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 NAME = "blockwise"
 LARGEST_CAP = 80.0  # exp(80) x 2^31 keys is still a float32: no running maximum is needed
-# Scores of one block: 2 MB, a few copies of which stay in a shared cache; on a GPU, enough to fill it.
+# Scores of one block. On a CPU 2 MB, so that a few copies stay in its shared cache; on a GPU enough to fill it.
 SCORES = {"cpu": 2**19, "cuda": 2**25}
 
 
 @dataclass(frozen=True)
-class Block:
-    """Rows ``rows`` of the batch, queries ``first`` to ``last``, keys from ``lowest`` on; -> what they do not see."""
+class QueryBlock:
+    """A block of queries and the keys that they may see.
+
+    Attributes:
+        rows: of the batch.
+        first, last: the queries' first position and their last + 1.
+        lowest: the first key position; the last one is the last query's.
+        window: a query sees this many positions, its own included.
+    """
 
     rows: slice
     first: int
@@ -41,35 +48,37 @@ class Block:
 
     @property
     def queries(self) -> tuple[slice, slice, slice, slice]:
+        """Index into (b, n, g, t, d) queries."""
         return self.rows, slice(None), slice(None), slice(self.first, self.last)
 
     @property
     def keys(self) -> tuple[slice, slice, slice]:
+        """Index into (b, n, t, d) keys and values."""
         return self.rows, slice(None), slice(self.lowest, self.last)
 
-    def hide_(self, weights: torch.Tensor) -> torch.Tensor:
-        """Set the weights (r * n, g * q, k) of keys after the query, or before its window, to 0 in place."""
+    def mask_(self, weights: torch.Tensor) -> torch.Tensor:
+        """Set the (r * n, g * q, k) weights of keys after the query, or before its window, to 0 in place."""
         size = self.last - self.first
-        seen = weights.view(len(weights), -1, size, weights.shape[-1])
-        later = torch.ones(size, size, dtype=torch.bool, device=seen.device).triu_(1)
-        seen[..., self.first - self.lowest :].masked_fill_(later, 0.0)
-        behind = self.last - 1 - self.window - self.lowest  # the last key that the last query has lost
-        if behind >= 0:
-            query = torch.arange(self.first, self.last, device=seen.device)
-            key = torch.arange(self.lowest, self.lowest + behind + 1, device=seen.device)
-            seen[..., : behind + 1].masked_fill_(key <= query[:, None] - self.window, 0.0)
+        by_query = weights.view(len(weights), -1, size, weights.shape[-1])
+        later = torch.ones(size, size, dtype=torch.bool, device=weights.device).triu_(1)
+        by_query[..., self.first - self.lowest :].masked_fill_(later, 0.0)
+        n_expired = self.last - self.window - self.lowest  # keys that have left the window of the block's last query
+        if n_expired > 0:
+            query = torch.arange(self.first, self.last, device=weights.device)
+            key = torch.arange(self.lowest, self.lowest + n_expired, device=weights.device)
+            by_query[..., :n_expired].masked_fill_(key <= query[:, None] - self.window, 0.0)
         return weights
 
 
-def _blocks(query: torch.Tensor, window: int) -> Iterator[Block]:
+def _blocks(query: torch.Tensor, window: int) -> Iterator[QueryBlock]:
     batch, heads, length = len(query), query.shape[1] * query.shape[2], query.shape[3]
     scores = SCORES.get(query.device.type, SCORES["cpu"])
     size = max(8, min(length, scores // (heads * length)))
-    together = max(1, scores // (heads * length * size))
-    for row in range(0, batch, together):
-        rows = slice(row, min(row + together, batch))
+    n_rows = max(1, scores // (heads * length * size))
+    for row in range(0, batch, n_rows):
+        rows = slice(row, min(row + n_rows, batch))
         for first in range(0, length, size):
-            yield Block(rows, first, min(first + size, length), max(0, first - window + 1), window)
+            yield QueryBlock(rows, first, min(first + size, length), max(0, first - window + 1), window)
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -78,7 +87,7 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class SoftcappedAttention(torch.autograd.Function):
-    """(b, n, g, t, d) queries of n key heads with g query heads each, (b, n, t, d) keys and values -> like queries."""
+    """(b, n, g, t, d) queries (g for each of n key heads) and (b, n, t, d) keys and values -> (b, n, g, t, d)."""
 
     @staticmethod
     def forward(
@@ -90,9 +99,9 @@ class SoftcappedAttention(torch.autograd.Function):
         for block in _blocks(query, window):
             q = query[block.queries]
             scores = torch.bmm(_flat(q), _flat(key[block.keys]).transpose(1, 2)).float()
-            weights = block.hide_(scores.mul_(scaling / cap).tanh_().mul_(cap).exp_())
+            weights = block.mask_(scores.mul_(scaling / cap).tanh_().mul_(cap).exp_())
             total = weights.sum(dim=-1, keepdim=True)
-            # Divided before they are rounded: exp(cap) is no float16.
+            # Divided before rounding: exp(cap) overflows in float16.
             out[block.queries] = torch.bmm(weights.div_(total).to(query.dtype), _flat(value[block.keys])).view(q.shape)
             norm[block.queries] = total.view(*q.shape[:-1], 1)
         ctx.save_for_backward(query, key, value, out, norm)
@@ -111,7 +120,7 @@ class SoftcappedAttention(torch.autograd.Function):
             q, k, v = _flat(query[block.queries]), _flat(key[block.keys]), _flat(value[block.keys])
             upstream = _flat(grad[block.queries])
             capped = torch.bmm(q, k.transpose(1, 2)).float().mul_(scaling / cap).tanh_()
-            weights = block.hide_((capped * cap).exp_()).div_(_flat(norm[block.queries]))
+            weights = block.mask_((capped * cap).exp_()).div_(_flat(norm[block.queries]))
             slope = torch.bmm(upstream, v.transpose(1, 2)).float().sub_(_flat(shift[block.queries])).mul_(weights)
             slope.addcmul_(slope * capped, capped, value=-1)  # through tanh
             slope = slope.to(query.dtype)

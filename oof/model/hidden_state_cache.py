@@ -1,13 +1,12 @@
-"""What the frozen lower layers make of a text is computed once and kept (a member's ``frozen: stored``).
+"""Disk cache of frozen-layer hidden states (a member's ``frozen: stored``).
 
-With adapters in the upper half of the layers alone, the lower half is one function for every fold, every epoch and
+With adapters in the upper half of the layers only, the lower half is the same function for every fold, every epoch and
 every student of one base. Its output, a hidden state per token, is kept by content: a shard
-``CACHE/<function>/<name>.safetensors`` holds the hashes of some sequences and their states, as float32. Any file there
-may be deleted at any time, and several processes may share the folder: shards are written once, whole, and never
-changed.
+``CACHE/<function>/<name>.safetensors`` holds the hashes of some sequences and their float32 states. Any shard may be
+deleted at any time, and several processes may share the folder: a shard is written once, atomically, and never changed.
 
-A sequence's states are computed by themselves, not in a batch: so they do not depend on which others were missing, and
-a run that was killed ends with the same bytes. Attention is causal, so they hold whatever padding follows.
+Each sequence is computed alone, not in a batch, so its states do not depend on which others were missing, and a killed
+run ends with the same bytes. Attention is causal, so the states are valid whatever padding follows.
 """
 
 from __future__ import annotations
@@ -35,30 +34,30 @@ from oof.common.atomic_files import replacing
 from oof.common.digests import checkpoint_digest, digest
 from oof.config import Member
 from oof.encoding.encode import Encoded
-from oof.model.classifier import device, precision_context, resolve_dtype
 from oof.model.optimizations import decoder_layers
+from oof.model.precision import device, precision_context, resolve_dtype
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 256  # sequences of one shard: a kill loses so many
+CHUNK = 256  # sequences of one shard; a kill loses at most so many
 HASH_BYTES = 16
 TENSORS = ("hashes", "offsets", "states")  # of a shard: (n, 16) uint8, (n + 1,) int64, (tokens, d) float32
-Place = tuple[Any, int, int]  # a shard's states, and the first and last + 1 of one sequence's
+StoredSequence = tuple[torch.Tensor, int, int]  # a shard's states, and the first and last + 1 of the sequence's rows
 
 
-class _Reached(Exception):  # noqa: N818  # nothing went wrong
-    """The last frozen layer is done; what is above it is not needed."""
+class _FrozenLayersDone(Exception):  # noqa: N818  # control flow, not an error
+    """The last frozen layer is computed; the layers above it are not needed."""
 
 
 @contextmanager
 def stored_states(model: nn.Module, member: Member, encoded: Encoded, pad_id: int, cache: Path) -> Iterator[None]:
-    """Inside, the model's frozen lower layers are not computed: it reads their output for ``encoded``'s sequences.
+    """Inside, the model reads its frozen lower layers' output for ``encoded``'s sequences instead of computing it.
 
-    What is missing is computed and stored first. Nothing happens where the member does not ask for it.
+    States that the cache lacks are computed and stored first. Without ``frozen: stored`` nothing happens.
 
     Args:
         model: a classifier with its adapters, not merged.
-        member: ``frozen``, checkpoint and precision.
+        member: ``frozen``, checkpoint and precision are read.
         encoded: the sequences that the model will see.
         pad_id: the tokenizer's.
         cache: folder that keeps states between calls.
@@ -69,32 +68,36 @@ def stored_states(model: nn.Module, member: Member, encoded: Encoded, pad_id: in
         return
     n_orders = encoded.lengths.shape[1]
     sequences = [encoded.sequence(i // n_orders, i % n_orders) for i in range(encoded.lengths.size)]
-    places = _Shards(cache / _function(member, model, depth), member).places(model, depth, sequences)
-    batch: list[torch.Tensor] = []
+    shards = _Shards(cache / _function(member, model, depth), member)
+    stored = shards.stored(model, depth, sequences)
+    current_ids: list[torch.Tensor] = []
 
-    def remember(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        batch[:] = [args[0]]
+    def remember_ids(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        current_ids[:] = [args[0]]
 
-    def look_up(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def replace_output(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         out = torch.zeros(output.shape, dtype=torch.float32)
-        for i, ids in enumerate(batch[0].cpu().numpy().astype(np.int32)):
+        for i, ids in enumerate(current_ids[0].cpu().numpy().astype(np.int32)):
             length = int(np.flatnonzero(ids != pad_id)[-1]) + 1
-            states, start, stop = places[ids[:length].tobytes()]
+            states, start, stop = stored[ids[:length].tobytes()]
             out[i, :length] = states[start:stop]
         return out.to(output.device, output.dtype)
 
-    lower = decoder_layers(model)[:depth]
+    frozen_layers = decoder_layers(model)[:depth]
     embedding = model.get_input_embeddings()  # type: ignore[operator]  # PeftModel and PreTrainedModel have it
-    handles = [embedding.register_forward_pre_hook(remember), lower[-1].register_forward_hook(look_up)]
-    for layer in lower:
+    handles = [
+        embedding.register_forward_pre_hook(remember_ids),
+        frozen_layers[-1].register_forward_hook(replace_output),
+    ]
+    for layer in frozen_layers:
         layer.forward = _pass_on
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for layer in lower:
-            del layer.forward  # the class's own again
+        for layer in frozen_layers:
+            del layer.forward  # the class's own forward is used again
 
 
 def n_frozen(model: nn.Module) -> int:
@@ -108,10 +111,10 @@ def _pass_on(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 
 
 def _function(member: Member, model: nn.Module, depth: int) -> str:
-    """Return the digest of what the frozen layers compute."""
+    """Return the digest of everything that decides the frozen layers' output."""
     config: Any = model.config
-    facts = member.attn_softcap, member.quantise, str(resolve_dtype(member.dtype)), config._attn_implementation, depth
-    return digest(checkpoint_digest(member.checkpoint), *facts)[:16]
+    settings = member.attn_softcap, member.quantise, str(resolve_dtype(member.dtype))
+    return digest(checkpoint_digest(member.checkpoint), *settings, config._attn_implementation, depth)[:16]
 
 
 class _Shards:
@@ -119,27 +122,29 @@ class _Shards:
 
     def __init__(self, folder: Path, member: Member) -> None:
         self.folder, self.member = folder, member
-        self.known: dict[bytes, Place] = {}
+        self.by_hash: dict[bytes, StoredSequence] = {}
         self.read: set[str] = set()
 
-    def places(self, model: nn.Module, depth: int, sequences: Sequence[NDArray[np.int32]]) -> dict[bytes, Place]:
-        """Return where the states of each sequence lie, by its bytes; compute those that no shard has."""
-        by_hash = {hashlib.blake2b(s.tobytes(), digest_size=HASH_BYTES).digest(): s for s in sequences}
-        self._refresh()
-        missing = sorted(by_hash.keys() - self.known.keys())
+    def stored(
+        self, model: nn.Module, depth: int, sequences: Sequence[NDArray[np.int32]]
+    ) -> dict[bytes, StoredSequence]:
+        """Return the stored states of each sequence, by its bytes; compute and store those that no shard has."""
+        hashed = {hashlib.blake2b(s.tobytes(), digest_size=HASH_BYTES).digest(): s for s in sequences}
+        self._read_new_shards()
+        missing = sorted(hashed.keys() - self.by_hash.keys())
         bar = tqdm(total=len(missing), desc="frozen layers", disable=not sys.stderr.isatty(), leave=False)
         chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
-        first = os.getpid() % max(1, len(chunks))  # several processes begin at different ones
+        first = os.getpid() % max(1, len(chunks))  # several processes begin at different chunks
         for chunk in chunks[first:] + chunks[:first]:
             interrupts.check()
-            self._refresh()
-            todo = [name for name in chunk if name not in self.known]
+            self._read_new_shards()
+            todo = [name for name in chunk if name not in self.by_hash]
             if todo:
-                self._write(todo, [_states(model, self.member, depth, by_hash[name]) for name in todo])
+                self._write(todo, [_states(model, self.member, depth, hashed[name]) for name in todo])
             bar.update(len(chunk))
         bar.close()
-        self._refresh()
-        return {sequence.tobytes(): self.known[name] for name, sequence in by_hash.items()}
+        self._read_new_shards()
+        return {sequence.tobytes(): self.by_hash[name] for name, sequence in hashed.items()}
 
     def _write(self, names: Sequence[bytes], states: Sequence[torch.Tensor]) -> None:
         offsets = np.cumsum([0, *map(len, states)])
@@ -152,19 +157,19 @@ class _Shards:
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"checksum": _checksum(tensors)})
 
-    def _refresh(self) -> None:
-        """Read the shards that are new; one that is damaged is named and removed, and its states are computed again."""
+    def _read_new_shards(self) -> None:
+        """Read the shards that are new. A damaged one is named and removed, and its states are computed again."""
         for path in sorted(self.folder.glob("*.safetensors")):
             if path.name in self.read:
                 continue
             try:
                 with safe_open(path, "pt") as shard:
-                    found = {name: shard.get_tensor(name) for name in TENSORS}
-                    if shard.metadata()["checksum"] != _checksum(found):
+                    tensors = {name: shard.get_tensor(name) for name in TENSORS}
+                    if shard.metadata()["checksum"] != _checksum(tensors):
                         raise ValueError("checksum differs")
-                names = [row.tobytes() for row in found["hashes"].numpy()]
-                spans = pairwise(found["offsets"].tolist())
-                self.known |= {name: (found["states"], *span) for name, span in zip(names, spans, strict=True)}
+                names = [row.tobytes() for row in tensors["hashes"].numpy()]
+                spans = pairwise(tensors["offsets"].tolist())
+                self.by_hash |= {name: (tensors["states"], *span) for name, span in zip(names, spans, strict=True)}
                 self.read.add(path.name)
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 logger.warning("%s: damaged (%s); it is made again", path, error)
@@ -180,19 +185,19 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _states(model: nn.Module, member: Member, depth: int, sequence: NDArray[np.int32]) -> torch.Tensor:
     """Return (t, d) float32 output of the lowest ``depth`` layers for one sequence."""
-    taken: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
 
-    def reached(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        taken.append(output)
-        raise _Reached
+    def stop(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        outputs.append(output)
+        raise _FrozenLayersDone
 
     ids = torch.from_numpy(sequence.astype(np.int64))[None].to(device())
-    handle = decoder_layers(model)[depth - 1].register_forward_hook(reached)
+    handle = decoder_layers(model)[depth - 1].register_forward_hook(stop)
     try:
         with torch.no_grad(), precision_context(member):
             model(input_ids=ids)
-    except _Reached:
+    except _FrozenLayersDone:
         pass
     finally:
         handle.remove()
-    return taken[0][0].float().cpu()
+    return outputs[0][0].float().cpu()

@@ -1,7 +1,7 @@
-"""LoRA adapters on a classifier: added, saved with the facts that they hold under, and read back.
+"""LoRA adapters: added to a classifier, saved with a record of the function they were trained on, and loaded.
 
-An adapter is fitted to one function: base weights, soft-capping, quantisation. ``arena.json`` beside it records
-those, and a load under others is refused: mixing them gives wrong numbers without an error.
+An adapter fits one function: base weights, soft-capping, quantisation. ``arena.json`` beside the adapter records the
+last two, and loading under other settings is refused, because mixing them gives wrong numbers without an error.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from oof.common.errors import UserError
 from oof.config import Lora, Member
 
 RECORD = "arena.json"
-RECORDED = ("attn_softcap", "quantise")
-UNORDERED = ("target_modules", "modules_to_save", "exclude_modules")  # of adapter_config.json
-MAX_RANK = 16_384  # above any useful one; a larger number would only take memory
+RECORDED = ("attn_softcap", "quantise")  # fields of Member
+UNORDERED = ("target_modules", "modules_to_save", "exclude_modules")  # sets in adapter_config.json
+MAX_RANK = 16_384  # above any useful rank
 
 
 def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
@@ -31,7 +31,7 @@ def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
     upper_half = lora.layers == "upper_half"
     targets: str | list[str] = [name.strip() for name in lora.targets.split(",")]
     if lora.targets == "all-linear":
-        targets = _linear_names(model) if upper_half else "all-linear"  # peft takes layers with names only
+        targets = _linear_names(model) if upper_half else "all-linear"  # with layers, peft needs module names
     n_layers = int(model.config.get_text_config().num_hidden_layers)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -59,9 +59,9 @@ def save_classifier(model: nn.Module, folder: Path, member: Member) -> None:
     model.save_pretrained(folder)  # type: ignore[operator]  # PeftModel, PreTrainedModel have it
     settings = folder / "adapter_config.json"
     if settings.is_file():  # peft 0.21 writes sets in an order that differs between processes
-        written = read_json(settings)
+        unsorted = read_json(settings)
         write_json(
-            settings, {k: sorted(v) if k in UNORDERED and isinstance(v, list) else v for k, v in written.items()}
+            settings, {k: sorted(v) if k in UNORDERED and isinstance(v, list) else v for k, v in unsorted.items()}
         )
     write_json(folder / RECORD, {name: getattr(member, name) for name in RECORDED})
 
@@ -74,7 +74,7 @@ def refuse_another_function(member: Member, folder: Path) -> None:
     """
     path = folder / RECORD
     if not path.is_file():
-        return  # an adapter made elsewhere: the caller's settings are all there is
+        return  # an adapter made elsewhere, without a record
     record = read_json(path)
     if not isinstance(record, dict):
         raise UserError(f"{path}: not a JSON object; take the adapter's folder from where it was made")
@@ -85,10 +85,10 @@ def refuse_another_function(member: Member, folder: Path) -> None:
 
 
 def check_settings(folder: Path) -> None:
-    """Refuse an adapter whose settings cannot be any adapter's, before memory is taken for it.
+    """Refuse an adapter with an impossible configuration, before memory is allocated for it.
 
     Raises:
-        UserError: ``adapter_config.json`` is not an object, or its rank is not one.
+        UserError: ``adapter_config.json`` is not an object, or its rank is out of range.
     """
     path = folder / "adapter_config.json"
     settings = read_json(path)
@@ -100,7 +100,7 @@ def check_settings(folder: Path) -> None:
 
 
 def check_weights(model: Any, folder: Path) -> None:
-    """Refuse an adapter file that lacks weights of the model's adapter, which peft would leave as they were drawn.
+    """Refuse an adapter file that lacks weights of the model's adapter: peft would leave them at random values.
 
     Raises:
         UserError: a weight is missing, unknown or not finite.
@@ -112,5 +112,5 @@ def check_weights(model: Any, folder: Path) -> None:
     expected = get_peft_model_state_dict(model).keys()
     wrong = sorted(tensors.keys() ^ expected) or [n for n, tensor in tensors.items() if not tensor.isfinite().all()]
     if wrong:
-        what = "not finite" if wrong[0] in expected and wrong[0] in tensors else "missing or unknown"
-        raise UserError(f"{path}: {len(wrong)} weights are {what}, first {wrong[0]}; train the adapter again")
+        problem = "not finite" if wrong[0] in expected and wrong[0] in tensors else "missing or unknown"
+        raise UserError(f"{path}: {len(wrong)} weights are {problem}, first {wrong[0]}; train the adapter again")

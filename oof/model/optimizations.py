@@ -1,14 +1,14 @@
-"""Exact savings of a forward and backward pass: the same numbers from less work and less memory.
+"""Exact optimizations of a forward and backward pass: the same numbers with less work and memory.
 
 * Sequences are padded on the right and attention is causal, so no real token ever sees padding: no attention mask
   is needed, and the fast causal kernels run.
-* Only the last token of a sequence is pooled, so of the last layer all but its keys and values are computed for
-  that token alone.
-* Activation checkpointing recomputes only the layers that carry trainable weights: below the lowest of them there is
-  no backward pass, and nothing to store.
-* A LoRA update is added by the product that computes it (one ``addmm``), where peft casts the input to float32,
-  multiplies, scales and adds in four passes over the activations.
-* A float32 adapter is merged into its float32 base before scoring (of a bf16 or quantised base that would round).
+* Only the last token of a sequence is pooled, so the last layer computes everything but keys and values for that
+  token alone (:class:`LastTokens`).
+* A LoRA update is one ``addmm`` (:class:`FusedLora`), where peft casts the input to float32, multiplies, scales and
+  adds in four passes over the activations.
+* Activation checkpointing recomputes only the layers with trainable weights. Below the lowest of them there is no
+  backward pass, so there is nothing to store.
+* A float32 adapter is merged into its float32 base before scoring. Merging into a bf16 or quantised base would round.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 class LastTokens:
-    """Computes a classifier's last layer for the pooled tokens only, its keys and values apart.
+    """Computes a classifier's last layer for the pooled tokens only; its keys and values for all tokens.
 
-    Hooks gather the pooled positions before each projection of the last layer but keys and values, and put the
-    result back at its position among zeros. Every other position of the layer's output is then wrong, and never
-    read: the final norm works position by position and the pool takes the last token.
+    Hooks gather the pooled positions before each projection of the last layer except keys and values, and put the
+    result back at its position, with zeros elsewhere. The other positions of the layer's output are then wrong, but
+    nothing reads them: the final norm works position by position, and pooling takes the last token.
     """
 
     PROJECTIONS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
@@ -42,25 +42,26 @@ class LastTokens:
         self.pad_id = pad_id
         self.rows = torch.zeros(0, dtype=torch.long)
         self.shape = torch.Size((0, 0))
-        self.handles = [model.register_forward_pre_hook(self._find, with_kwargs=True)]
+        self.handles = [model.register_forward_pre_hook(self._locate, with_kwargs=True)]
         for module in self._projections(model):
             self.handles.append(module.register_forward_pre_hook(self._gather))
             self.handles.append(module.register_forward_hook(self._scatter))
 
     def _projections(self, model: nn.Module) -> list[nn.Module]:
         layers = decoder_layers(model)
-        found = dict(layers[-1].named_modules()) if layers else {}
+        modules = dict(layers[-1].named_modules()) if layers else {}
+        projections = [modules[name] for name in self.PROJECTIONS if name in modules]
         # A mixture of experts returns more than its hidden states.
-        return [found[name] for name in self.PROJECTIONS if name in found and "Moe" not in type(found[name]).__name__]
+        return [module for module in projections if "Moe" not in type(module).__name__]
 
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
 
-    def _find(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _locate(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         ids = kwargs["input_ids"]
-        place = torch.arange(ids.shape[1], device=ids.device)
-        last = (place * (ids != self.pad_id)).argmax(dim=1)
+        position = torch.arange(ids.shape[1], device=ids.device)
+        last = (position * (ids != self.pad_id)).argmax(dim=1)
         self.rows = torch.arange(len(ids), device=ids.device) * ids.shape[1] + last
 
     def _gather(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -69,16 +70,16 @@ class LastTokens:
         return (hidden.reshape(-1, hidden.shape[-1])[self.rows].unsqueeze(1), *args[1:])
 
     def _scatter(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        whole = output.new_zeros(self.shape[0] * self.shape[1], output.shape[-1])
-        return whole.index_copy(0, self.rows, output.squeeze(1)).reshape(*self.shape, -1)
+        zeros = output.new_zeros(self.shape[0] * self.shape[1], output.shape[-1])
+        return zeros.index_copy(0, self.rows, output.squeeze(1)).reshape(*self.shape, -1)
 
 
 class FusedLora:
     """Computes ``W x + s B A x`` of plain LoRA layers as ``addmm(W x, A x, B, alpha=s)``, in the dtype of ``W x``.
 
-    The scale and the sum happen inside the product, in its accumulator: no pass over the activations of their own,
-    and one rounding less than peft's. A layer that is anything else (DoRA and other variants, dropout, several
-    adapters, quantised, merged, biased) keeps peft's own forward.
+    The product's accumulator scales and adds, so neither takes a pass over the activations, and the result is rounded
+    once less than peft's. Any other layer (DoRA and other variants, dropout, several adapters, quantised, merged,
+    biased) keeps peft's own forward.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,7 +89,7 @@ class FusedLora:
 
     def remove(self) -> None:
         for layer in self.layers:
-            del layer.forward  # the class's own again
+            del layer.forward  # the class's own forward is used again
 
 
 def _is_plain_lora(layer: nn.Module) -> bool:
@@ -103,7 +104,7 @@ def _is_plain_lora(layer: nn.Module) -> bool:
 def _fused_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     name = layer.active_adapters[0]
     if x.dtype != layer.lora_A[name].weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        return LoraLinear.forward(layer, x, *args, **kwargs)  # it casts
+        return LoraLinear.forward(layer, x, *args, **kwargs)  # it casts the input
     result: torch.Tensor = layer.base_layer(x, *args, **kwargs)
     low = layer.lora_A[name](x).to(result.dtype)
     up = layer.lora_B[name].weight.to(result.dtype).t()
@@ -123,7 +124,7 @@ def checkpoint_trainable_layers(model: nn.Module) -> int:
 
 
 def _checkpointed(function: Any, *args: Any) -> Any:
-    # Non-reentrant: the input of the lowest trainable layer needs no gradient of its own.
+    # Non-reentrant, because the input of the lowest trainable layer does not require a gradient.
     return checkpoint(function, *args, use_reentrant=False)
 
 

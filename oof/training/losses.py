@@ -1,8 +1,8 @@
 """Losses of a batch of three-class logits against soft targets, one value per row.
 
-Hard labels are one-hot targets, so members and students share one training path. Targets never go into the
-model as ``labels``: float labels make transformers choose a multi-label loss without a word. One value per row,
-because the trainer weights rows over micro-batches of any size (:mod:`oof.encoding.batches`); a batch mean could not be.
+Hard labels are one-hot targets, so members and students share one training path. Targets are never passed to the model
+as ``labels``, because float labels make transformers choose a multi-label loss without a warning. Losses are per row,
+because the trainer weights rows over micro-batches of any size (:mod:`oof.encoding.batches`).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def soft_kl(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> 
 def cosine_distance(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return (b,) ``1 - cos(softmax(log targets / T), softmax(logits / T))``.
 
-    It looks at directions of probability vectors, so it is nearly blind where both are close to uniform: a
-    companion of the KL term, not a loss of its own.
+    It compares directions of probability vectors, so it is nearly constant where both are close to uniform. Use it
+    beside the KL term, not alone.
     Source: the winning solution of Kaggle's LMSYS competition, 2024, which adds it to CE and KL at T = 1.
     """
     student = log_softmax(logits / temperature, dim=-1).exp()
@@ -59,15 +59,15 @@ def centred_mse(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     Source: Ba and Caruana, Do Deep Nets Really Need to be Deep?, NeurIPS 2014; the limit: Hinton et al., section 2.1.
     """
     teacher = targets.clamp_min(SMALLEST).log()
-    apart = logits - logits.mean(dim=-1, keepdim=True) - (teacher - teacher.mean(dim=-1, keepdim=True))
-    return apart.square().mean(dim=-1)
+    difference = logits - logits.mean(dim=-1, keepdim=True) - (teacher - teacher.mean(dim=-1, keepdim=True))
+    return difference.square().mean(dim=-1)
 
 
 def order_inconsistency(logits: torch.Tensor) -> torch.Tensor:
     """Return (b,) ``(KL(p || q) + KL(q || p)) / 2 = sum_c (p_c - q_c) (log p_c - log q_c) / 2``, equal in both rows.
 
-    p is the prediction of a battle in the order ab, q that in the order ba with the classes a and b changed back, both
-    at temperature 1 and both trained: neither is the other's teacher. It is 0 exactly where the order does not matter.
+    p is the prediction of a battle in the order ab, q the one in the order ba with the classes a and b swapped back.
+    Both are at temperature 1 and both get gradients. The loss is 0 exactly where the order changes nothing.
     Source: Liang et al., R-Drop: Regularized Dropout for Neural Networks, NeurIPS 2021, section 2.1, whose two passes
     differ in dropout where ours differ in order.
 

@@ -17,16 +17,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from oof import bases
 from oof.config import Lora, Member, Prompts, Train
-from oof.encoding.batches import TrainingSteps
+from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.encoding.encode import encode_battles
-from oof.jobs.run_fold_job import both_orders
 from oof.model import blockwise_attention
 from oof.model.attention import agrees_with_eager, resolve_attention
-from oof.model.classifier import DTYPES, load_base, load_classifier, load_tokenizer
-from oof.model.cost_model import kind_of_attention, trace
+from oof.model.classifier import load_base, load_classifier, load_tokenizer
+from oof.model.cost_model import needs_checkpointing, trace, traced_attention
 from oof.model.lora import add_adapters, save_classifier
-from oof.model.memory import needs_checkpointing
 from oof.model.optimizations import FusedLora, LastTokens, checkpoint_trainable_layers
+from oof.model.precision import DTYPES
 from oof.training.inference import predict_logits
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
@@ -123,7 +122,7 @@ def steps_of(member: Member, n: int = 32) -> tuple[TrainingSteps, Any]:
     tokenizer = load_tokenizer(member.checkpoint)
     battles, _, _ = bases.transcripts(n, 5)
     encoded = encode_battles(battles, tokenizer, Prompts(max_tokens=256), 256)
-    targets = both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=n))
+    targets = targets_in_both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=n))
     return TrainingSteps(encoded, targets, np.ones(n), member.train, tokenizer.pad_token_id, seed=2), tokenizer
 
 
@@ -175,7 +174,7 @@ def test_planned_memory_is_near_the_peak(member: Member, dtype: str, checkpointi
     wide = REAL_HEADS[family] | {"intermediate_size": 2048, "num_hidden_layers": 8, "max_position_embeddings": 2048}
     recipe = replace(member, checkpoint=save_tiny(family, tmp_path / "base", scale=1.0, **wide), dtype=dtype)
     config = AutoConfig.from_pretrained(recipe.checkpoint)
-    attention = kind_of_attention(resolve_attention(config, "auto"), config, DTYPES[dtype])
+    attention = traced_attention(resolve_attention(config, "auto"), config, DTYPES[dtype])
     planned = trace(recipe, batch, tokens, True, checkpointing, attention).peak_bytes
     tokenizer = load_tokenizer(recipe.checkpoint)
     torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")  # so that the library's workspace is there

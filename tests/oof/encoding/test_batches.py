@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oof.config import Train
-from oof.encoding.batches import Step, TrainingSteps, collate, cut, plan_steps
+from oof.encoding.batches import OptimizerStep, TrainingSteps, collate, cut, plan_steps
 from oof.encoding.encode import Encoded
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=120).map(np.array)
@@ -110,13 +110,13 @@ def test_windows_of_similar_lengths_save_padding_and_passes_on_arena_lengths() -
     lengths = np.clip(rng.lognormal(6.3, 0.8, 2000), 60, 3000).astype(int)
     recipe = Train(batch_battles=16, tokens_per_batch=8192)
 
-    def cost(steps: list[Step], spare: int) -> tuple[float, int]:
+    def cost(steps: list[OptimizerStep], spare: int) -> tuple[float, int]:
         """Return padded over real tokens, and the passes."""
         parts = [lengths[s.battles][rows] for s in steps for rows in cut(lengths[s.battles], 8192, spare)]
         return sum(len(part) * int(part.max()) for part in parts) / (2 * lengths.sum()), len(parts)
 
     windows = plan_steps(lengths, recipe, 0)
-    random = [Step(np.repeat(rows, 2), rows * 0) for rows in rng.permutation(len(lengths)).reshape(-1, 16)]
+    random = [OptimizerStep(np.repeat(rows, 2), rows * 0) for rows in rng.permutation(len(lengths)).reshape(-1, 16)]
     assert cost(windows, 10**9)[0] < 1.16 < cost(random, 10**9)[0]
     padding, passes = cost(windows, 256)
     assert padding < 1.03

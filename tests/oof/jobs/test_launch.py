@@ -18,7 +18,7 @@ import pytest
 from oof import config as configuration
 from oof.jobs import fold_job as plans
 from oof.jobs.dataset import load_battles
-from oof.jobs.run_fold_job import score_test
+from oof.jobs.score_test_battles import score_test_battles
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.fold_job_calls import call, command, logits, only_llama
 
@@ -77,9 +77,9 @@ def test_workers_score_new_battles_as_one_process_does(
         shutil.copytree(whole, run)
         overrides = [*command(config, run)[5:], f"jobs.workers={workers}"]
         settings = configuration.load(str(config), overrides)
-        monkeypatch.setattr("oof.jobs.run_fold_job.WORTH_A_PROCESS", worth)
+        monkeypatch.setattr("oof.jobs.score_test_battles.MIN_BATTLES_FOR_WORKERS", worth)
         jobs = plans.fold_jobs(settings, load_battles(run))
-        score_test(settings, jobs, new)
+        score_test_battles(settings, jobs, new)
         found.append(plans.test_logits(jobs, new)["llama3_1"])
     assert found[0].shape == (7, 2, 3)
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)

@@ -140,7 +140,9 @@ def test_where_nothing_can_be_stored_it_is_refused(overrides: list[str], named: 
     path = tmp_path / "config.yaml"
     path.write_text("members: {a: {checkpoint: somewhere, frozen: stored}}")
     config = configuration.load(str(path), [f"run={tmp_path / 'run'}", *overrides])
-    with pytest.raises(UserError, match=r"members\.a\.frozen=stored cannot be combined with .*" + named.replace(".", r"\.")):
+    with pytest.raises(
+        UserError, match=r"members\.a\.frozen=stored cannot be combined with .*" + named.replace(".", r"\.")
+    ):
         fold_jobs(config, pl.DataFrame({"id": ["1"]}))
 
 

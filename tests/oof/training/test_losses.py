@@ -14,9 +14,8 @@ from scipy.stats import entropy
 from oof import bases
 from oof.config import Losses, Prompts, Train
 from oof.encoding import batches
-from oof.encoding.batches import TrainingSteps
+from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.encoding.encode import encode_battles
-from oof.jobs.run_fold_job import both_orders
 from oof.model.classifier import load_tokenizer
 from oof.training.losses import centred_mse, cosine_distance, cross_entropy, distill_loss, order_inconsistency, soft_kl
 from tests.fixtures.demo_run import ROOT
@@ -158,7 +157,9 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(
     table, _, _ = bases.transcripts(24, 5)
     encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
     rng = np.random.default_rng(0)
-    targets = both_orders(np.concatenate([rng.dirichlet(np.ones(3), 24), np.eye(3)[rng.integers(3, size=24)]], axis=1))
+    targets = targets_in_both_orders(
+        np.concatenate([rng.dirichlet(np.ones(3), 24), np.eye(3)[rng.integers(3, size=24)]], axis=1)
+    )
     weights = rng.uniform(0.2, 3.0, 24)
     model = torch.tensor(rng.normal(size=(len(tokenizer), 3))).requires_grad_()
 

@@ -15,9 +15,8 @@ from oof import bases
 from oof.common.errors import UserError
 from oof.config import Jobs, Prompts
 from oof.config.setting import settings
-from oof.encoding.batches import TrainingSteps
+from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.encoding.encode import encode_battles
-from oof.jobs.run_fold_job import both_orders
 from oof.model.classifier import load_base, load_tokenizer
 from oof.model.lora import add_adapters
 from oof.training.losses import cross_entropy
@@ -32,7 +31,7 @@ def train_battles(folder: Path, report_to: str = "none") -> dict[str, Any]:
     tokenizer = load_tokenizer(MEMBER.checkpoint)
     table, _, _ = bases.transcripts(32, 5)
     encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
-    targets = both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=32))
+    targets = targets_in_both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=32))
     steps = TrainingSteps(encoded, targets, np.ones(32), MEMBER.train, tokenizer.pad_token_id, seed=2)
     model = add_adapters(load_base(MEMBER, tokenizer, 1), MEMBER.lora, 1)
     return train_classifier(model, MEMBER, steps, cross_entropy, folder, 3, "fold 0", report_to)

@@ -14,9 +14,8 @@ from transformers import LlamaModel
 from oof import bases
 from oof.common.errors import UserError
 from oof.config import Member, Prompts
-from oof.encoding.batches import TrainingSteps
+from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.encoding.encode import encode_battles
-from oof.jobs.run_fold_job import both_orders
 from oof.model.classifier import load_base, load_classifier, load_tokenizer
 from oof.model.lora import add_adapters, save_classifier
 from oof.training.inference import predict_logits
@@ -30,7 +29,7 @@ def train(member: Member, folder: Path, stop_at: int | None = None, facts: dict 
     tokenizer = load_tokenizer(member.checkpoint)
     table, _, _ = bases.transcripts(32, 5)
     encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
-    targets = both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=32))
+    targets = targets_in_both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=32))
     steps = TrainingSteps(encoded, targets, np.ones(32), member.train, tokenizer.pad_token_id, seed=2)
     model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
     if stop_at is not None:
@@ -70,9 +69,9 @@ def test_a_killed_job_resumes_to_identical_weights(tmp_path: Path) -> None:
 
 def test_swapping_every_battle_and_its_label_gives_the_same_training_set() -> None:
     targets = np.random.default_rng(0).dirichlet(np.ones(3), size=4)
-    orders = both_orders(targets)
-    np.testing.assert_allclose(orders[:, ::-1], both_orders(targets[:, [1, 0, 2]]))
-    blocks = both_orders(np.concatenate([targets, targets], axis=1))
+    orders = targets_in_both_orders(targets)
+    np.testing.assert_allclose(orders[:, ::-1], targets_in_both_orders(targets[:, [1, 0, 2]]))
+    blocks = targets_in_both_orders(np.concatenate([targets, targets], axis=1))
     np.testing.assert_allclose(blocks, np.concatenate([orders, orders], axis=2))
 
 
@@ -112,7 +111,7 @@ def test_a_quantised_base_learns_and_is_read_back(kind: str, tmp_path: Path) -> 
     tokenizer = load_tokenizer(checkpoint)
     table, _, _ = bases.transcripts(32, 5)
     encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
-    targets = both_orders(np.eye(3)[np.zeros(32, dtype=int) + 2])
+    targets = targets_in_both_orders(np.eye(3)[np.zeros(32, dtype=int) + 2])
     steps = TrainingSteps(encoded, targets, np.ones(32), member.train, tokenizer.pad_token_id, seed=2)
     base = load_base(member, tokenizer, 1)
     assert base.score.weight.dtype == torch.float32  # never quantised
@@ -139,7 +138,7 @@ def test_the_gradient_of_a_step_is_that_of_one_big_batch() -> None:
     tokenizer = load_tokenizer(MEMBER.checkpoint)
     table, _, _ = bases.transcripts(24, 5)
     encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
-    targets = both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=24))
+    targets = targets_in_both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=24))
     weights = np.random.default_rng(1).uniform(0.2, 2, 24)
     model = add_adapters(load_base(MEMBER, tokenizer, 1), MEMBER.lora, 1)
 

@@ -1,0 +1,75 @@
+"""Memory and FLOP meter for passes on fake tensors, which have shapes and dtypes but no data.
+
+A dispatch mode sees every operation: it adds up the live storages and, by PyTorch's own formulas, the arithmetic.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+FORMULA_OF = {torch.ops.aten.addmm_: torch.ops.aten.addmm}  # in-place operations without a formula of their own
+
+
+@contextmanager
+def fake_weights(model: nn.Module) -> Iterator[None]:
+    """Give a meta model fake CPU tensors as weights; on these, unlike on meta tensors, autocast works."""
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    module._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+            for name, buffer in list(module._buffers.items()):
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        yield
+
+
+class TensorMeter(TorchDispatchMode):
+    """Counts the memory and arithmetic of all operations inside.
+
+    PyTorch's ``FlopCounterMode`` reads the same formulas, but keeps tensors alive that count as memory here.
+
+    Attributes:
+        now, peak: bytes of the live storages, now and at most.
+        flops: floating-point operations.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = self.flops = 0
+        self.live: dict[int, tuple[Any, int]] = {}
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage until it is freed; a storage that several tensors share counts once."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.live:
+            size = storage.nbytes()
+            self.live[key] = weakref.ref(storage, lambda _: self._drop(key)), size
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self.live.pop(key)[1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(FORMULA_OF.get(func._overloadpacket, func._overloadpacket))
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        for value in tree_iter(out):
+            if isinstance(value, torch.Tensor):
+                self.add(value)
+        return out

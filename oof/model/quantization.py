@@ -1,0 +1,30 @@
+"""bitsandbytes settings of a quantised base model or student: int8 or nf4, never the score head.
+
+The one place for these arguments: a base is trained and scored, and a student exported, with the same ones.
+
+Sources: Dettmers et al., LLM.int8(), NeurIPS 2022; Dettmers et al., QLoRA, NeurIPS 2023 (nf4, double quantisation).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+
+# An explicit list replaces transformers' default, which spares the head, too; so the head is named.
+UNQUANTISED = ["score"]
+
+
+def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return the arguments for ``from_pretrained(quantization_config=...)``.
+
+    Args:
+        kind: "int8" or "nf4".
+        dtype: in which nf4 weights are multiplied after dequantisation; int8 does not read it.
+    """
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if kind == "nf4":
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        options["bnb_4bit_compute_dtype"] = dtype
+    return BitsAndBytesConfig(**options, llm_int8_skip_modules=UNQUANTISED)  # type: ignore[no-untyped-call]

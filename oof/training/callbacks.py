@@ -1,0 +1,121 @@
+"""Trainer callbacks: progress bar, timely stop, metrics file, marks of complete checkpoints, trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from oof.common import interrupts
+from oof.common.errors import UserError
+from oof.distributed.process_group import any_of, rank, wait
+
+COMPLETE = "whole"  # name of the empty file that marks a checkpoint to resume from
+
+
+class Progress(TrainerCallback):
+    """A progress bar with the time left and the running loss, shown where standard error is a terminal."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.bar = label, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        quiet = not sys.stderr.isatty()
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, disable=quiet, leave=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class StopInTime(TrainerCallback):
+    """Ends training, with a checkpoint, after the step in which a signal or the time limit asked for it.
+
+    Attributes:
+        reason: why training was ended early; "" if it was not.
+    """
+
+    def __init__(self) -> None:
+        self.reason, self.began, self.longest = "", 0.0, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.longest = max(self.longest, time.monotonic() - self.began)
+        reason = interrupts.stop_reason(self.longest)
+        if state.global_step < state.max_steps and any_of(bool(reason), args.device):
+            self.reason = reason or "another process of this job"
+            control.should_save = control.should_training_stop = True
+
+
+class MetricsFile(TrainerCallback):
+    """Writes every logged line so far to ``metrics.jsonl`` beside the job, to follow a training while it runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            lines = [json.dumps(entry, sort_keys=True) for entry in state.log_history if "loss" in entry]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+class CompleteCheckpoints(TrainerCallback):
+    """Marks a checkpoint once all of its files are on disk; one that a kill interrupts stays unmarked."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        wait()  # every process of the job writes a file
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            for path in folder.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            (folder / COMPLETE).touch()
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """Return the newest marked checkpoint, or None; remove the unmarked ones that a kill left half-written."""
+    complete: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*") if folder.is_dir() else ():
+        if (path / COMPLETE).is_file():
+            complete[int(path.name.rsplit("-", 1)[1])] = path
+        elif rank() == 0:
+            shutil.rmtree(path)
+    wait()
+    return str(complete[max(complete)]) if complete else None
+
+
+def tracker_callbacks(report_to: str, folder: Path) -> list[TrainerCallback]:
+    """Return TensorBoard's callback for ``folder``; other trackers are started by Trainer itself.
+
+    Trainer's own TensorBoard callback would write into the checkpoints' folder, which is removed after the job.
+
+    Raises:
+        UserError: the tracker is not installed.
+    """
+    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+        raise UserError(f"jobs.report_to={report_to}: this tracker is not installed; pip install {report_to}")
+    if report_to != "tensorboard" or rank() != 0:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+
+    return [TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))]  # type: ignore[no-untyped-call]
