@@ -1,1 +1,1 @@
-"""Steps and locks of a run folder, atomic files, errors, interrupts, logging: what every stage needs."""
+"""Infrastructure of every stage: steps and locks of a run folder, atomic files, errors, interrupts, logging."""

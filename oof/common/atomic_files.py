@@ -1,4 +1,8 @@
-"""Files that are whole or not there: atomic writes, digests, and JSON that carries its own checksum."""
+"""Atomic file writes, and JSON files with a checksum.
+
+Guarantee: at any moment, also after a kill or on a full disk, a path holds the old file or the whole new one. A damaged
+JSON manifest is recognised by its checksum.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +22,13 @@ from oof.common.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CHECKSUM = "checksum"  # of the JSON object that it stands in
-TEMPORARY = ".*.tmp"  # pattern of what ``replacing`` writes to
+CHECKSUM = "checksum"  # key of an object's own checksum
+TEMPORARY = ".*.tmp"  # glob of the temporary files of ``replacing``
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is flushed to disk and replaces ``path``.
-
-    Whatever happens, ``path`` is the old file or the whole new one.
-    """
+    """Yield a temporary path in the same folder; on success it is flushed to disk and replaces ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -38,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide a shared run from colleagues
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would make a shared run unreadable for others
         temporary.replace(path)
         _sync_folder(path.parent)
     finally:
@@ -46,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the rename itself; a folder cannot be opened for this on every system."""
+    """Flush the rename to disk; not every system can open a folder for this."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -58,11 +59,21 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically, with sorted keys.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, is not JSON, or its checksum differs.
+    """
     try:
         return parse_json(path)
     except (OSError, ValueError, RecursionError) as error:
@@ -70,7 +81,12 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(path: Path) -> Any:
-    """Return a file's JSON. Raises: ValueError for a sealed object that is not what was sealed, OSError."""
+    """Return the content of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or its checksum differs.
+    """
     value = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(value, dict) and CHECKSUM in value and value != sealed(value):
         raise ValueError("its checksum differs")
@@ -78,13 +94,13 @@ def parse_json(path: Path) -> Any:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with its own checksum, by which ``read_json`` knows it."""
+    """Return a JSON object with a checksum of itself, which ``read_json`` verifies."""
     plain = json.loads(json.dumps({name: item for name, item in value.items() if name != CHECKSUM}))
     return {**plain, CHECKSUM: digest(plain)}
 
 
 def rewrite_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a sealed object that every call makes anew; say so if the file that it replaces was damaged."""
+    """Replace a JSON file that every call writes anew; log a warning if the old file was damaged."""
     if path.is_file():
         try:
             parse_json(path)
@@ -94,35 +110,46 @@ def rewrite_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def verified(path: Path, manifest: str, remedy: str) -> Path:
-    """Return ``path``, whose bytes are what the manifest beside it says, if there is one that lists the file.
+    """Return ``path`` after comparing its digest with the manifest in its folder, if that exists and lists the file.
+
+    Args:
+        path: of the file.
+        manifest: name of the manifest.
+        remedy: command that makes the file again, for the message.
 
     Raises:
-        UserError: they are not, or the manifest cannot be read; run ``remedy``.
+        UserError: the file is missing or differs, or the manifest is damaged.
     """
-    beside = path.parent / manifest
-    if not beside.is_file():
+    manifest_path = path.parent / manifest
+    if not manifest_path.is_file():
         return path
     try:
-        expected = parse_json(beside).get("files", {}).get(path.name)
+        expected = parse_json(manifest_path).get("files", {}).get(path.name)
     except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise UserError(f"{beside}: damaged ({error}); run '{remedy}' again") from error
+        raise UserError(f"{manifest_path}: damaged ({error}); run '{remedy}' again") from error
     if expected is not None and not (path.is_file() and file_digest(path) == expected):
         raise UserError(f"{path}: damaged (checksum differs); run '{remedy}' again")
     return path
 
 
 def sweep(leftovers: Iterable[Path]) -> None:
-    """Remove temporary files that a kill left."""
+    """Remove temporary files that a killed process left behind."""
     for path in list(leftovers):
         path.unlink(missing_ok=True)
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
+    """Write a Parquet file atomically."""
     with replacing(path) as temporary:
         frame.write_parquet(temporary)
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
+    """Return the content of a Parquet file.
+
+    Raises:
+        UserError: it cannot be read or is damaged.
+    """
     try:
         return pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -1,4 +1,8 @@
-"""Digests of values, files and base checkpoints, from which the content keys of steps are made."""
+"""Digests of values, files and base checkpoints: the material of content keys.
+
+Guarantee: equal values have equal digests in every process and on every machine. Arrays that differ in dtype, shape or
+content, and plain values whose JSON differs, have different digests.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +15,34 @@ from pathlib import Path
 
 import numpy as np
 
-WHOLE_FILE = 64 << 20  # bytes up to which a checkpoint file is hashed whole
+WHOLE_FILE = 64 << 20  # bytes: larger files of a checkpoint are not hashed whole
 
 
-def digest(*parts: object) -> str:
-    """Return the sha256 of ``parts``: dataclasses, arrays, frames' fingerprints, anything JSON holds."""
+def digest(*values: object) -> str:
+    """Return the sha256 (hexadecimal) of dataclasses, arrays and plain JSON values, in their order."""
     sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            sha.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+    for value in values:
+        if isinstance(value, np.ndarray):
+            sha.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
         else:
-            plain = asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
+            plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
             sha.update(json.dumps(plain, sort_keys=True, default=str).encode())
         sha.update(b"\0")
     return sha.hexdigest()
 
 
 def file_digest(path: Path) -> str:
+    """Return the sha256 (hexadecimal) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache
 def checkpoint_digest(checkpoint: str) -> str:
-    """Fingerprint of a base checkpoint: a local folder's files, or the name of a hub model.
+    """Return the digest of a base checkpoint: the files of a local folder, or the name of a model on the hub.
 
-    Weight files are gigabytes, and one run asks for each checkpoint many times: of a file over 64 MB the size,
-    the first and the last megabyte count (a safetensors file begins with the names and shapes of its tensors).
+    Weight files have gigabytes. So of a file over 64 MB only its size, its first and its last megabyte are hashed (a
+    safetensors file begins with the names and shapes of its tensors), and each checkpoint once per process.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():

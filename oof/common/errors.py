@@ -1,20 +1,24 @@
-"""The one exception a user is meant to read: a sentence with the place, the value and the remedy."""
+"""User errors, and recognition of a full or read-only disk.
+
+Guarantee: the text of a :class:`UserError` is printable, whatever file content it quotes. It names place, value and
+remedy in one sentence.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 
-# What libraries make of a disk's refusal is an exception of their own, with the system's words in it.
-DISK = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]
-TORCH_WRITER = ("PytorchStreamWriter failed writing", "inline_container.cc")  # torch 2.13 says no more than this
+# Libraries raise exceptions of their own when a disk is full, with the operating system's message inside.
+DISK_MESSAGES = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]
+TORCH_MESSAGES = ("PytorchStreamWriter failed writing", "inline_container.cc")  # torch 2.13 drops the system's message
 
 
 class UserError(Exception):
-    """Something the user can mend. ``__main__`` prints it and exits with status 2; never a traceback.
+    """A problem that the user can solve. ``__main__`` prints it, without a traceback, and exits with status 2.
 
-    Files, names and libraries' messages are quoted in it, so whatever is not printable (an escape sequence, a
-    direction mark) is shown as its number.
+    It may quote file contents, names and messages of libraries, so every character that is not printable (an escape
+    sequence, a direction mark) is shown as its code.
     """
 
     def __str__(self) -> str:
@@ -27,13 +31,13 @@ class UserError(Exception):
 
 
 def disk_problem(error: BaseException | None) -> str:
-    """Return what an exception, or one behind it, says of a disk that is full or cannot be written; "" if nothing."""
+    """Return the message about a full or read-only disk in an exception or in one of its causes; "" without one."""
     while error is not None:
         text = str(error)
-        if any(words in text for words in TORCH_WRITER):
+        if any(message in text for message in TORCH_MESSAGES):
             return "a file cannot be written (is the disk full?)"
-        found = [words for words in DISK if words in text]
-        if found:
-            return found[0]
+        messages = [message for message in DISK_MESSAGES if message in text]
+        if messages:
+            return messages[0]
         error = error.__cause__ or error.__context__
     return ""

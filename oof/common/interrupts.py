@@ -1,8 +1,9 @@
-"""Stopping in good order: SIGTERM (pre-emption) and ``jobs.time_limit`` (a notebook's or queue's limit).
+"""Orderly stops: SIGTERM (pre-emption) and ``jobs.time_limit`` (the limit of a notebook or a queue).
 
-Both raise :class:`Stopped` at once, except inside :func:`deferred`, where the code looks at :func:`due` between two
-steps, saves what it has and then raises. The deadline is kept as the system-wide monotonic clock in an environment
-variable: child processes see the same one, and a clock that is set anew changes nothing.
+Guarantee: after :class:`Stopped`, the same command continues from the files on disk. Both causes raise it at once,
+except inside :func:`deferred`: there the code asks :func:`stop_reason` between two steps, saves its state and then
+raises. The deadline is a time of the system-wide monotonic clock in an environment variable, so that child processes
+share it and setting the wall clock has no effect on it.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from types import FrameType
 import psutil
 
 DEADLINE = "ARENA_DISTILL_DEADLINE"
-EXIT_STATUS = 75  # EX_TEMPFAIL: run the same command again to go on
-MARGIN = 10.0  # seconds kept for writing a checkpoint, beside the time of one step
+EXIT_STATUS = 75  # EX_TEMPFAIL: run the same command again to continue
+MARGIN = 10.0  # seconds reserved for writing a checkpoint, in addition to the time of one step
 
 _requested = ""
 _depth = 0
 
 
 class Stopped(BaseException):
-    """The work was stopped from outside; what is on disk can be continued. Not an Exception: nobody handles it."""
+    """The work was stopped from outside and can be continued. Not an Exception, so that no handler swallows it."""
 
 
 def install() -> None:
@@ -42,10 +43,10 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def end_after(pid: int) -> None:
-    """Let this process end soon after the process ``pid`` did, however that ended: its lock of the run went with it.
+    """End this process soon after the process ``pid`` has ended in any way, because its lock of the run is then gone.
 
-    The number must come from that process itself: asking for one's parent says too little, as a process that starts
-    slowly may have lost it by then.
+    The caller must have got ``pid`` from that process itself: when a slow process asks for its parent, the parent may
+    have ended already.
     """
 
     def watch() -> None:
@@ -59,15 +60,15 @@ def end_after(pid: int) -> None:
 
 
 def set_time_limit(seconds: float) -> None:
-    """Start the clock of ``jobs.time_limit`` for this process and its children; 0 = none."""
+    """Start ``jobs.time_limit`` for this process and its children; 0 seconds = no limit."""
     if seconds > 0:
         os.environ[DEADLINE] = repr(time.monotonic() + seconds)
     else:
         os.environ.pop(DEADLINE, None)
 
 
-def due(step_seconds: float = 0.0) -> str:
-    """Return why the work must stop now ("" if it need not): a signal, or too little time for one more step."""
+def stop_reason(step_seconds: float = 0.0) -> str:
+    """Return why the work must stop now: a signal, or too little time for another step; "" if it can go on."""
     if _requested:
         return _requested
     deadline = os.environ.get(DEADLINE)
@@ -77,14 +78,14 @@ def due(step_seconds: float = 0.0) -> str:
 
 def check(step_seconds: float = 0.0) -> None:
     """Raise :class:`Stopped` if the work must stop now."""
-    reason = due(step_seconds)
+    reason = stop_reason(step_seconds)
     if reason:
         raise Stopped(reason)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, a signal only sets what :func:`due` returns."""
+    """Defer signals: inside, they only change what :func:`stop_reason` returns."""
     global _depth
     _depth += 1
     try:

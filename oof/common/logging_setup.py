@@ -1,4 +1,4 @@
-"""What a user sees of a run: our own lines, and no chatter of the libraries below."""
+"""Logging setup: log lines of this project on standard error, libraries silenced below errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Send our log lines to standard error and hold back what the libraries say to themselves."""
+    """Send our log lines to standard error, and silence the libraries' information and warnings."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "transformers", "peft", "accelerate", "optuna", "bitsandbytes", "ray"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    # peft 0.21 asks transformers 5.23 by the old name.
+    # peft 0.21 uses the name that transformers 5.23 deprecates.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

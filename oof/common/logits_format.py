@@ -1,4 +1,7 @@
-"""The open format of logits files: id, fold and six columns, one for each order and class."""
+"""Open format of logits files: id, fold and six columns, one for each order and class.
+
+Guarantee: :func:`logits_of` returns exactly the logits that :func:`logits_frame` was given, as float32.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 from oof.classes import CLASSES, ORDERS
 
 LOGIT_COLUMNS = [f"{order}_{name}" for order in ORDERS for name in CLASSES]
-COUNT_COLUMNS = [f"{what}_{part}" for what in ("tokens", "kept") for part in ("prompt", "a", "b")]
+COUNT_COLUMNS = [f"{count}_{text}" for count in ("tokens", "kept") for text in ("prompt", "a", "b")]
 
 
 def logits_frame(
@@ -18,9 +21,13 @@ def logits_frame(
     fold: NDArray[np.integer] | int,
     counts: NDArray[np.integer] | None = None,
 ) -> pl.DataFrame:
-    """Return the open logits format: id, fold and the (n, 2, 3) logits as six Float32 columns.
+    """Return n battles in the open logits format.
 
-    ``counts`` (n, 6) adds what the member read: tokens of prompt, A and B, and how many of them truncation kept.
+    Args:
+        ids: (n,) of the battles.
+        logits: (n, 2, 3): order (ab, ba) x class (a, b, tie), both orders in canonical class order.
+        fold: (n,), or one fold for all.
+        counts: (n, 6) tokens of prompt, A and B, and how many of each truncation kept; None = no such columns.
     """
     flat = logits.reshape(len(ids), 6).astype(np.float32)
     columns = {name: flat[:, i] for i, name in enumerate(LOGIT_COLUMNS)}
@@ -32,5 +39,5 @@ def logits_frame(
 
 
 def logits_of(frame: pl.DataFrame) -> NDArray[np.float32]:
-    """Return the (n, 2, 3) logits of a frame in the open logits format, in its order."""
+    """Return the (n, 2, 3) float32 logits of n rows in the open logits format, in the frame's order."""
     return frame.select(LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3)

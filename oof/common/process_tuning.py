@@ -1,10 +1,11 @@
-"""What a process of ours that trains or scores sets once, so that its time goes into the arithmetic.
+"""Garbage collector and allocator settings for processes that train or score.
 
-Not for a process that is somebody else's, as one that asks a :class:`ensemble.serving.judge.Judge` is.
+Guarantee: they change speed and memory, never results. Not for a process that belongs to somebody else, such as one
+that imports :class:`ensemble.serving.judge.Judge`.
 
-* What is imported leaves garbage collection: looking through it takes a third of a second each time.
-* Memory that a pass frees stays with the process. glibc gives large blocks back to the system at once, and the next
-  pass faults every page in again: a tiny Llama scores 16,384 tokens at a time 1.4 times as fast without that.
+* Imported modules leave garbage collection: traversing them takes a third of a second each time.
+* Memory that a forward pass frees stays with the process. glibc returns large blocks to the system at once, and the
+  next pass faults every page in again: without that, a tiny Llama scores 16,384 tokens at a time 1.4 times as fast.
 
 Source: mallopt(3) of the Linux manual pages, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
 """
@@ -18,12 +19,12 @@ import sys
 from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_BLOCK = 32 * 2**20  # bytes: the largest threshold that glibc takes
+LARGEST_BLOCK = 32 * 2**20  # bytes: the largest threshold that glibc accepts
 
 
 @cache
 def prepare_process() -> None:
-    """Set both, once; where the C library is not glibc, or its MALLOC_ variables are set, leave memory as it is."""
+    """Apply both settings, once per process; leave an allocator that is not glibc's, or has MALLOC_ variables, alone."""
     gc.collect()
     gc.freeze()
     if any(name.startswith("MALLOC_") for name in os.environ):

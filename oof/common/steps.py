@@ -1,10 +1,10 @@
-"""The run folder: content keys, atomic writes, manifests and the lock.
+"""Steps and locks of a run folder: skip finished work, rerun what a change affects.
 
-A *step* is a folder of the run with a manifest that is written last: ``{"key", "files": {name: sha256}, …}``.
-A step is done when its manifest carries the key that today's inputs and configuration give, and its files
-are intact. The key is a digest of everything that the step depends on, so a change re-runs exactly what
-depends on it. A file that is not what its manifest says is named and made again; a manifest holds a checksum of
-itself.
+A *step* is a folder of the run with a manifest that is written last: ``{"key", "files": {name: sha256}, …}``. The key
+is a digest of everything that the step depends on. Guarantee: a step counts as finished only if its manifest has the
+key of the current inputs and configuration, and every file has the digest that the manifest lists. So rerunning skips
+finished work, a change reruns exactly the steps that depend on it, and damaged files are named and made again. Only one
+process at a time writes a run.
 """
 
 from __future__ import annotations
@@ -33,38 +33,44 @@ from oof.common.errors import UserError
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
-LINGERING = 60.0  # seconds that a part of a run waits for a worker of a killed call, which is about to end
-UNFINISHED = ".unfinished"  # holds the key of the step that was begun
-TRAINED = ".trained.json"  # holds a training's facts, once the adapter is there and until the step is finished
+ORPHAN_WAIT = 60.0  # seconds to wait for a lock that a worker of a killed command still holds: it is about to end
+UNFINISHED = ".unfinished"  # file with the key of a step that was begun
+TRAINED = ".trained.json"  # file with the facts of a finished training, until the step is finished
 
 
 @cache
-def _say_damaged(path: Path, why: object) -> None:
-    """Name a damaged file, once a process: a step is looked at more than once."""
-    logger.warning("%s: damaged (%s)", path, why)
+def _warn_damaged(path: Path, problem: object) -> None:
+    """Log the name of a damaged file, once per process: a step is checked more than once."""
+    logger.warning("%s: damaged (%s)", path, problem)
 
 
 class Step:
-    """One folder of a run whose manifest, written last, says with which key its files were made."""
+    """A folder of a run whose manifest is written last.
+
+    Args:
+        folder: of the step's files.
+        key: digest of everything that the step depends on now.
+        manifest: name of the manifest in the folder.
+    """
 
     def __init__(self, folder: Path, key: str, manifest: str = "manifest.json") -> None:
         self.folder, self.key, self.manifest_path = folder, key, folder / manifest
 
     def manifest(self) -> dict[str, Any] | None:
-        """Return the manifest if the step is done with this key and its files are intact, else None.
+        """Return the manifest if the step is finished with this key and its files are intact, else None.
 
-        Files that are not intact are named in the log.
+        Damaged files are named in the log.
         """
         manifest = self._own_manifest()
         if manifest is None:
             return None
         damaged = self._damaged(manifest)
         for path in damaged:
-            _say_damaged(path, "checksum differs" if path.is_file() else "missing")
+            _warn_damaged(path, "checksum differs" if path.is_file() else "missing")
         return None if damaged else manifest
 
     def _own_manifest(self) -> dict[str, Any] | None:
-        """Return the manifest if it is whole and has this key; name it if it is not whole."""
+        """Return the manifest if it is intact and has this key; log its name if it is damaged."""
         if not self.manifest_path.is_file():
             return None
         try:
@@ -72,7 +78,7 @@ class Step:
             manifest["files"].items()
             return manifest if manifest["key"] == self.key else None
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            _say_damaged(self.manifest_path, error)
+            _warn_damaged(self.manifest_path, error)
             return None
 
     def _damaged(self, manifest: dict[str, Any]) -> list[Path]:
@@ -80,7 +86,11 @@ class Step:
         return [path for path, sha in paths.items() if not (path.is_file() and file_digest(path) == sha)]
 
     def stale_because(self, depends: Mapping[str, str]) -> str:
-        """Return what changed since the step was made ("" if it never was), from what each part digests to now."""
+        """Return why the step is out of date, for a message; "" if it was never finished.
+
+        Args:
+            depends: setting -> current digest of its value; the manifest has the earlier ones.
+        """
         try:
             before = parse_json(self.manifest_path)["depends"]
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
@@ -90,12 +100,13 @@ class Step:
 
     @property
     def done(self) -> bool:
+        """Whether the step is finished with this key and its files are intact."""
         return self.manifest() is not None
 
     def begin(self) -> None:
-        """Start the step: keep what an interrupted attempt with the same key left, clear anything else.
+        """Start the step: keep the files of an interrupted attempt with the same key, remove all others.
 
-        Of a finished step that was damaged, what is intact stays: the steps inside it, mostly.
+        Of a finished step with damaged files, the intact files stay: mostly the steps inside its folder.
         """
         mark = self.folder / UNFINISHED
         if mark.is_file() and mark.read_bytes() == self.key.encode():
@@ -107,46 +118,56 @@ class Step:
         else:
             damaged = self._damaged(manifest)
             self.manifest_path.unlink()
-            for path in damaged:  # before the mark, which says that whatever is here can be gone on with
+            for path in damaged:  # before the mark is written, which declares all files in the folder usable
                 path.unlink(missing_ok=True)
         mark.write_text(self.key, encoding="utf-8")
 
     def clear(self) -> None:
-        """Empty the folder, the manifest first, so that no half-deleted step looks done."""
+        """Empty the folder, the manifest first, so that a half-deleted step never counts as finished."""
         self.manifest_path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def finish(self, facts: Mapping[str, object] | None = None, files: Sequence[str] | None = None) -> None:
-        """Write the manifest over ``files`` (names in the folder; by default every file in it)."""
+        """Write the manifest, which declares the step finished.
+
+        Args:
+            facts: further entries of the manifest.
+            files: names of the step's files in the folder; by default all files but hidden ones.
+        """
         for mark in (UNFINISHED, TRAINED):
             (self.folder / mark).unlink(missing_ok=True)
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path != self.manifest_path]
-        made = sorted(str(path.relative_to(self.folder)) for path in paths if not path.name.startswith("."))  # no locks
-        names = made if files is None else files
+        visible = sorted(str(path.relative_to(self.folder)) for path in paths if not path.name.startswith("."))
+        names = visible if files is None else files
         sums = {name: file_digest(self.folder / name) for name in names}
         write_json(self.manifest_path, sealed({**(facts or {}), "key": self.key, "files": sums}))
 
 
 def _leftovers(run: Path) -> list[Path]:
-    """Return the run's temporary files, except where a process may write that does not hold the run's lock."""
-    found = [path.relative_to(run) for path in run.rglob(TEMPORARY)]
-    others = [
+    """Return the run's temporary files, except in folders that are written without the lock of the run."""
+    temporary = [path.relative_to(run) for path in run.rglob(TEMPORARY)]
+    in_use = [
         path
-        for path in found
+        for path in temporary
         if path.parts[0] in ("report", "pretrain") or (path.parts[0] == "oof" and len(path.parts) > 3)
     ]
-    return [run / path for path in found if path not in others]
+    return [run / path for path in temporary if path not in in_use]
 
 
 @contextmanager
 def locked(run: Path, name: str = LOCK_NAME, wait: float = 0.0) -> Iterator[None]:
-    """Hold the run (or, by another name of the lock, one part of it) for writing; a second process is refused.
+    """Lock a run for writing; a second process is refused, with the name of the first.
 
-    The holder is named. The operating system drops the lock with its process, so a killed holder leaves none behind.
+    The operating system releases the lock when its process ends, so a killed process leaves no lock behind.
+
+    Args:
+        run: folder of the run.
+        name: of the lock file; another name locks one part of the run.
+        wait: seconds to wait for another process before giving up.
 
     Raises:
-        UserError: the run is held by another process (for longer than ``wait`` seconds), or cannot be written.
+        UserError: another process holds the lock, or the folder cannot be written.
     """
     holder = run / f"{name}.holder"
     try:
