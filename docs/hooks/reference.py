@@ -8,6 +8,8 @@ site is built, so it cannot be out of date.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -86,10 +88,13 @@ def make_targets() -> str:
 
 
 def features() -> str:
-    """Return the table of feature families."""
-    from ensemble.features.design_matrix import describe
+    """Return the output of ``python -m ensemble features`` without its title, which the page has."""
+    from ensemble.__main__ import main
 
-    return "\n".join(_table(("family", "meaning"), [(f"`{name}`", text) for name, text in describe().items()]))
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        main(["features"])
+    return output.getvalue().split("\n", 1)[1]
 
 
 def prompt_qualities() -> str:

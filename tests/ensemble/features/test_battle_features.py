@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from docs.hooks import reference
 from ensemble.__main__ import main
 from ensemble.features import battle_features, characters
 from ensemble.features.battle_features import text_features
@@ -175,7 +175,7 @@ def test_an_answer_in_another_script_than_the_question_matches_it_less() -> None
 
 def test_the_documentation_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["features"]) == 0
-    assert Path("docs/features.md").read_text(encoding="utf-8") == capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(reference.features())
 
 
 def test_token_counts_become_features_and_mirror() -> None:
