@@ -1,1 +1,1 @@
-"""Stage three: one student from the ensemble, exported as a Hugging Face folder."""
+"""Stage three: distillation of the ensemble into one student, exported as a Hugging Face folder."""

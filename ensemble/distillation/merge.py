@@ -1,8 +1,7 @@
-"""Adapters into plain weights: one adapter, or the exact average of several.
+"""Merging of LoRA adapters into plain weights: one adapter, or the exact average of several.
 
-The average of K adapters is the average of their *products* B A, which is what their models' weights average to.
-Averaging the factors A and B apart, as is often done, adds cross terms: mean(B) mean(A) is not mean(B A) unless the
-adapters share a factor.
+The average of K models has the average of the adapters' *products* B A. Averaging the factors A and B separately, as is
+often done, adds cross terms: mean(B) mean(A) differs from mean(B A) unless the adapters share a factor.
 """
 
 from __future__ import annotations
@@ -22,7 +21,12 @@ from oof.model.classifier import load_base, load_classifier
 
 
 def merge(model: Any, temperature: float) -> Any:
-    """Return the stock classifier: adapter merged, plain bias-free head in the model's precision, logits over T."""
+    """Return the stock classifier on the CPU: adapter merged, bias-free head in the model's precision.
+
+    Args:
+        model: a trained classifier, with or without an adapter.
+        temperature: divides the logits; folded into the head.
+    """
     plain: Any = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     plain = plain.cpu().eval()
     head = nn.Linear(plain.score.in_features, len(CLASSES), bias=False)
@@ -39,8 +43,8 @@ def fold_average(member: Member, folders: Sequence[Path], tokenizer: Any) -> Any
 
     Args:
         member: the recipe that all of them share.
-        folders: what ``oof.model.classifier.save_classifier`` wrote: adapters (plain LoRA), or whole models.
-        tokenizer: the member's.
+        folders: as :func:`oof.model.lora.save_classifier` writes them: adapters (plain LoRA), or whole models.
+        tokenizer: of the member.
     """
     if not (folders[0] / "adapter_config.json").is_file():
         return _average_whole(member, folders, tokenizer)
@@ -53,17 +57,17 @@ def fold_average(member: Member, folders: Sequence[Path], tokenizer: Any) -> Any
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, LoraLayer):
-                layer: Any = module  # every kind of LoRA layer has it, their base class only by convention
+                layer: Any = module  # get_delta_weight is not declared by peft's base class
                 product = sum(layer.get_delta_weight(name).float() for name in names)
                 weight: Any = layer.get_base_layer().weight
-                weight.copy_(weight.float() + product / len(names))  # one rounding, whatever the base's precision
+                weight.copy_(weight.float() + product / len(names))  # rounded once, also in 16 bits
         plain: Any = model.unload()
         plain.score.weight.copy_(heads.mean(dim=0))
     return plain
 
 
 def _average_whole(member: Member, folders: Sequence[Path], tokenizer: Any) -> Any:
-    """Return the average of fully trained models, one of them in memory at a time beside the sum."""
+    """Return the average of fully trained models; one of them at a time is in memory beside the sum."""
     average = load_classifier(member, folders[0], tokenizer, seed=0)
     total = {name: value.detach().double() for name, value in average.named_parameters()}
     for folder in folders[1:]:

@@ -1,70 +1,111 @@
-"""Compute the logits behind the students' targets: finished fold jobs score more battles; nested jobs train."""
+"""Teacher jobs: the model scores behind the students' targets, their folders and keys. Imports no torch.
+
+A scoring job asks a finished fold job about battles that it was not asked about in stage one. A nested job trains a
+member without two of the folds and scores both. Each is a step in ``RUN/teacher``;
+:mod:`ensemble.distillation.run_teacher_jobs` runs them.
+"""
 
 from __future__ import annotations
 
-import logging
-import shutil
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ensemble.distillation.plan import StudentPlan
-from ensemble.distillation.targets import PairJob, Scoring, nested_stack, work
-from oof.common.atomic_files import write_parquet
-from oof.common.logits_format import logits_frame
-from oof.jobs.pretrain import start_of
-from oof.jobs.process_pool import run_all, run_alone
-from oof.jobs.run_fold_job import Texts, fit_classifier, job_seed
-from oof.model.classifier import load_classifier
-from oof.training.losses import cross_entropy
-
-logger = logging.getLogger(__name__)
+from ensemble.distillation.plan import StudentPlan, texts_key
+from oof.common.digests import digest
+from oof.common.steps import Step
+from oof.config import Member
+from oof.jobs.dataset import FORMAT
+from oof.jobs.fold_job import FoldJob
 
 
-def prepare_teacher(plan: StudentPlan) -> None:
-    """Do what ``ensemble.distillation.targets.targets`` reads, each piece resumable on its own."""
-    todo = [piece for piece in work(plan) if not piece.done]
-    run_all(partial(run_alone, run_piece), todo, [piece.label for piece in todo], plan.config.jobs.workers)
-    if plan.config.distill.teacher == "nested" and plan.teachers == ["stack"]:
-        for fold in range(plan.config.folds.k):
-            nested_stack(plan, fold)
+@dataclass(frozen=True)
+class ScoringJob:
+    """Score the battles ``rows`` of the plan's table with a finished fold job."""
+
+    plan: StudentPlan
+    fold_job: FoldJob
+
+    @property
+    def label(self) -> str:
+        return f"teacher {self.fold_job.label}"
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """The battles that are not scored in stage one, and with ``fold_matched`` those that the job trained on."""
+        plan = self.plan
+        wanted = np.arange(len(plan.folds)) >= plan.n_scored
+        if plan.config.distill.teacher == "fold_matched":
+            wanted |= plan.folds != self.fold_job.fold
+        return np.flatnonzero(wanted)
+
+    @cached_property
+    def step(self) -> Step:
+        key = digest("teacher", FORMAT, self.fold_job.step.key, texts_key(self.plan.table[self.rows]))
+        # The folder's name carries the key: students that learn from other battles keep their own scores.
+        folder = teacher_folder(self.plan) / self.fold_job.name / f"fold-{self.fold_job.fold}-{key[:8]}"
+        return Step(folder, key)
+
+    @property
+    def done(self) -> bool:
+        return not len(self.rows) or self.step.done
 
 
-def run_piece(piece: Scoring | PairJob) -> None:
-    """Compute and store one piece."""
-    if isinstance(piece, Scoring):
-        _score(piece)
-    else:
-        _train_and_score(piece)
+@dataclass(frozen=True)
+class NestedJob:
+    """Train a member without two folds and score both folds."""
+
+    plan: StudentPlan
+    name: str
+    without: tuple[int, int]
+
+    @property
+    def member(self) -> Member:
+        return self.plan.config.members[self.name]
+
+    @property
+    def label(self) -> str:
+        return f"teacher {self.name} without folds {self.without[0]} and {self.without[1]}"
+
+    @property
+    def fold_job(self) -> FoldJob:
+        """A fold job of the same member: what it depends on, this job depends on."""
+        return next(job for job in self.plan.jobs if job.name == self.name)
+
+    @cached_property
+    def step(self) -> Step:
+        folder = teacher_folder(self.plan) / "nested" / self.name / "without-{}-{}".format(*self.without)
+        return Step(folder, digest("nested", FORMAT, self.fold_job.step.key, self.without))
+
+    @property
+    def done(self) -> bool:
+        return self.step.done
 
 
-def _score(piece: Scoring) -> None:
-    plan, job, step = piece.plan, piece.job, piece.step
-    step.begin()
-    table = plan.table[piece.rows]
-    texts = Texts(job.member, table, plan.config)
-    model = load_classifier(job.member, job.folder / "adapter", texts.tokenizer, seed=0)
-    logits = texts.logits(model, np.arange(table.height), piece.label, step.folder / "partial")
-    frame = logits_frame(table["id"], logits, job.fold, texts.scoring.counts)
-    write_parquet(step.folder / "logits.parquet", frame)
-    step.finish({"member": job.name, "fold": job.fold, "n": table.height})
-    logger.info("%s: %d battles scored", piece.label, table.height)
+def teacher_folder(plan: StudentPlan) -> Path:
+    """Return ``RUN/teacher``: beside ``RUN/distill``, because students of other recipes need the same scores."""
+    return Path(plan.config.run) / "teacher"
 
 
-def _train_and_score(piece: PairJob) -> None:
-    plan, step = piece.plan, piece.step
-    step.begin()
-    texts = Texts(piece.member, plan.table, plan.config)
-    out = np.isin(plan.folds, piece.without)
-    rows = np.flatnonzero(~out & (plan.labels >= 0))
-    held_out = np.flatnonzero(out[: plan.n_scored])
-    seed = job_seed(plan.config.seed, piece.name, *piece.without)
-    parts = rows, np.eye(3, dtype=np.float32)[plan.labels[rows]], plan.weights[rows]
-    start = start_of(next(job.pretrain for job in plan.jobs if job.name == piece.name))
-    model, facts = fit_classifier(texts, *parts, cross_entropy, step.folder, seed, piece.label, start)
-    logits = texts.logits(model, held_out, f"{piece.label}: predict", step.folder / "partial")
-    frame = logits_frame(plan.table["id"][held_out], logits, plan.folds[held_out])
-    write_parquet(step.folder / "logits.parquet", frame)
-    shutil.rmtree(step.folder / "adapter")  # nothing asks this model again
-    step.finish({**facts, "member": piece.name, "without": list(piece.without)})
-    logger.info("%s: trained on %d battles, %.0f s", piece.label, len(rows), facts["seconds"])
+def teacher_jobs(plan: StudentPlan) -> list[ScoringJob | NestedJob]:
+    """Return every job whose scores :func:`ensemble.distillation.targets.student_targets` reads, finished or not."""
+    members = teaching_members(plan)
+    jobs: list[ScoringJob | NestedJob] = [ScoringJob(plan, job) for job in plan.jobs if job.name in members]
+    if plan.config.distill.teacher == "nested":
+        pairs = list(combinations(range(plan.config.folds.k), 2))
+        jobs += [NestedJob(plan, name, pair) for name in members for pair in pairs]
+    return jobs
+
+
+def scoring_job(plan: StudentPlan, name: str, fold: int) -> ScoringJob:
+    """Return the scoring job of member ``name``'s fold job ``fold``."""
+    return ScoringJob(plan, next(job for job in plan.jobs if (job.name, job.fold) == (name, fold)))
+
+
+def teaching_members(plan: StudentPlan) -> list[str]:
+    """Return the members whose scores are needed: all of them for the ensemble, else the teachers themselves."""
+    return list(plan.config.members) if plan.teachers == ["stack"] else plan.teachers

@@ -1,4 +1,4 @@
-"""Train the fold students and the final one on the teacher's targets, each resumable on its own; export the last."""
+"""Training of the students: K fold students and the final one, each a step that is resumed on its own."""
 
 from __future__ import annotations
 
@@ -12,81 +12,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.distillation.export import export_student
 from ensemble.distillation.merge import fold_average
-from ensemble.distillation.model_card import student_card
-from ensemble.distillation.plan import FINAL, StudentPlan, cross_fitted_temperature
-from ensemble.distillation.targets import targets
-from ensemble.distillation.teacher_jobs import prepare_teacher
-from ensemble.stacking.calibration import fit_temperature
-from ensemble.stacking.stage import load_teacher, predictions_frame
+from ensemble.distillation.plan import FINAL, StudentPlan
+from ensemble.distillation.targets import student_targets
 from oof.common.atomic_files import read_parquet, write_parquet
 from oof.common.digests import digest
 from oof.common.logits_format import logits_frame, logits_of
 from oof.common.steps import Step
+from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.pretrain import start_of
 from oof.jobs.process_pool import run_all, run_alone
-from oof.jobs.run_fold_job import Texts, fit_classifier, job_seed, run_pretrain
-from oof.metrics import group_interval, log_loss, row_log_loss, scores, softmax
+from oof.jobs.run_fold_job import fit_classifier, job_seed, run_pretrain
+from oof.metrics import log_loss, softmax
 from oof.model.classifier import load_classifier
 from oof.training.losses import distill_loss
 
 logger = logging.getLogger(__name__)
 
 
-def train_students(plan: StudentPlan, step: Step, variants: Sequence[Step] = ()) -> None:
-    """Do stage three in ``step``'s folder and finish it; then the quantised ``variants`` that are missing."""
-    if not step.done:
-        if plan.pretrain is not None and not plan.pretrain.step.done:
-            run_all(run_pretrain, [plan.pretrain], [plan.pretrain.label], plan.config.jobs.workers)
-        prepare_teacher(plan)
-        step.begin()
-        _train_and_export(plan, step)
-    for variant in variants:
-        if not variant.done:
-            from ensemble.distillation.quantize import export_variant
-
-            export_variant(plan, step.folder / "student", variant)
-
-
-def _train_and_export(plan: StudentPlan, step: Step) -> None:
-    final = StudentJob(plan, step.folder, FINAL)
-    average = plan.config.distill.final == "fold_average"
-    logits = fold_students(plan, step.folder, also=[] if average else [final])
-    ids, mean = plan.inputs.table["id"], logits.mean(axis=1)
-    probs, temperatures = cross_fitted_temperature(mean, plan.inputs.labels, plan.inputs.folds)
-    temperature = fit_temperature(mean, plan.inputs.labels)
-    texts = Texts(plan.config.distill.student, plan.table, plan.config)
-    if average:
-        folders = [job.folder / "adapter" for job in fold_jobs(plan, step.folder)]
-        model = fold_average(texts.member, folders, texts.tokenizer)
-    else:
-        model = load_classifier(texts.member, final.folder / "adapter", texts.tokenizer, seed=0)
-    facts = student_facts(plan, probs)
-    card = student_card(plan, temperature, facts)
-    export_student(model, texts, temperature, step.folder / "student", card)
-    write_parquet(step.folder / "logits.parquet", logits_frame(ids, logits, plan.inputs.folds))
-    write_parquet(step.folder / "predictions.parquet", predictions_frame(ids, {"student": probs}))
-    logger.info("student: log loss %.4f out of fold; saved to %s", facts["scores"]["log_loss"], step.folder / "student")
-    loss = {"log_loss": facts["scores"]["log_loss"]}
-    step.finish({**facts, **loss, "temperature": temperature, "fold_temperatures": temperatures})
-
-
-def student_facts(plan: StudentPlan, probs: NDArray[np.float64]) -> dict[str, Any]:
-    """Return the fold students' metrics with intervals, and their distance from the calibrated ensemble."""
-    inputs, seed = plan.inputs, plan.config.seed
-    losses = row_log_loss(probs, inputs.labels)
-    ensemble = row_log_loss(load_teacher(plan.config, inputs), inputs.labels)
-    return {
-        "scores": scores(probs, inputs.labels),
-        "interval": group_interval(losses, inputs.groups, seed),
-        "student_minus_ensemble": group_interval(losses - ensemble, inputs.groups, seed),
-    }
-
-
 @dataclass(frozen=True)
 class StudentJob:
-    """Train the student without ``fold`` and predict that fold; ``FINAL``: train it on everything."""
+    """Train the student without ``fold`` and predict that fold; with ``FINAL``, train it on every battle."""
 
     plan: StudentPlan
     parent: Path
@@ -105,45 +51,77 @@ class StudentJob:
         return Step(self.folder, digest(self.plan.key, self.fold), manifest="job.json")
 
 
-def fold_jobs(plan: StudentPlan, folder: Path) -> list[StudentJob]:
+def fold_student_jobs(plan: StudentPlan, folder: Path) -> list[StudentJob]:
     return [StudentJob(plan, folder, fold) for fold in range(plan.config.folds.k)]
 
 
-def fold_students(plan: StudentPlan, folder: Path, also: Sequence[StudentJob] = ()) -> NDArray[np.float32]:
-    """Train the K fold students (and ``also``) and return their (n_scored, 2, 3) held-out logits."""
-    jobs = fold_jobs(plan, folder)
+def pretrain_student(plan: StudentPlan) -> None:
+    """Train what every student starts from, if the run has such a stage and it is not done."""
+    if plan.pretrain is not None and not plan.pretrain.step.done:
+        run_all(run_pretrain, [plan.pretrain], [plan.pretrain.label], plan.config.jobs.workers)
+
+
+def train_students(plan: StudentPlan, folder: Path) -> NDArray[np.float32]:
+    """Train every student of the plan; return the fold students' (n_scored, 2, 3) held-out logits."""
+    final = [] if plan.config.distill.final == "fold_average" else [StudentJob(plan, folder, FINAL)]
+    return train_fold_students(plan, folder, also=final)
+
+
+def train_fold_students(plan: StudentPlan, folder: Path, also: Sequence[StudentJob] = ()) -> NDArray[np.float32]:
+    """Train the K fold students, and ``also`` others beside them; return the (n_scored, 2, 3) held-out logits.
+
+    Args:
+        plan: what they learn.
+        folder: the students' folders are made in it.
+        also: further students; finished ones are skipped, as finished fold students are.
+    """
+    jobs = fold_student_jobs(plan, folder)
     todo = [job for job in (*jobs, *also) if not job.step.done]
-    run_all(partial(run_alone, run_job), todo, [job.label for job in todo], plan.config.jobs.workers)
-    out = np.empty((plan.n_scored, 2, 3), dtype=np.float32)
+    run_all(partial(run_alone, run_student_job), todo, [job.label for job in todo], plan.config.jobs.workers)
+    logits = np.empty((plan.n_scored, 2, 3), dtype=np.float32)
     for job in jobs:
-        frame = read_parquet(job.folder / "logits.parquet")
-        out[plan.inputs.folds == job.fold] = logits_of(frame)
-    return out
+        logits[plan.inputs.folds == job.fold] = logits_of(read_parquet(job.folder / "logits.parquet"))
+    return logits
 
 
-def run_job(job: StudentJob) -> None:
+def load_final(plan: StudentPlan, folder: Path, texts: EncodedBattles) -> Any:
+    """Return the trained final student, or the average of the trained fold students' weights."""
+    if plan.config.distill.final == "fold_average":
+        adapters = [job.folder / "adapter" for job in fold_student_jobs(plan, folder)]
+        return fold_average(texts.member, adapters, texts.tokenizer)
+    final = StudentJob(plan, folder, FINAL)
+    return load_classifier(texts.member, final.folder / "adapter", texts.tokenizer, seed=0)
+
+
+def run_student_job(job: StudentJob) -> None:
     """Train, predict and store one student."""
-    plan, recipe = job.plan, job.plan.config.distill
-    texts = Texts(recipe.student, plan.table, plan.config)
-    # The final student's FINAL is also the fold of free battles, which belong into every training set.
+    plan, distill = job.plan, job.plan.config.distill
+    texts = EncodedBattles(distill.student, plan.table, plan.config)
+    # FINAL is also the fold number of battles that no fold holds out, and those belong to every training set.
     rows = np.flatnonzero((plan.folds != job.fold) | (job.fold == FINAL))
     held_out = np.flatnonzero(plan.inputs.folds == job.fold)
-    row_loss = partial(distill_loss, weights=recipe.losses, temperature=recipe.temperature)
+    row_loss = partial(distill_loss, weights=distill.losses, temperature=distill.temperature)
     seed = job_seed(plan.config.seed, job.label)
     job.step.begin()
-    parts = rows, targets(plan, job.fold)[rows], plan.weights[rows]
-    compared = recipe.losses.consistency > 0
-    model, facts = fit_classifier(
-        texts, *parts, row_loss, job.folder, seed, job.label, start=start_of(plan.pretrain), whole_battles=compared
+    model, summary = fit_classifier(
+        texts,
+        rows,
+        student_targets(plan, job.fold)[rows],
+        plan.weights[rows],
+        row_loss,
+        job.folder,
+        seed,
+        job.label,
+        start=start_of(plan.pretrain),
+        whole_battles=distill.losses.consistency > 0,
     )
     if len(held_out):
         logits = texts.logits(model, held_out, f"{job.label}: predict", job.folder / "partial")
-        frame = logits_frame(plan.table["id"][held_out], logits, job.fold)
-        write_parquet(job.folder / "logits.parquet", frame)
+        write_parquet(job.folder / "logits.parquet", logits_frame(plan.table["id"][held_out], logits, job.fold))
         loss = log_loss(softmax(logits.mean(axis=1)), plan.labels[held_out])
-        facts |= {"log_loss": loss}
-        said = f"log loss {loss:.4f} on {len(held_out)} held-out battles"
+        summary |= {"log_loss": loss}
+        message = f"log loss {loss:.4f} on {len(held_out)} held-out battles"
     else:
-        said = f"trained on all {len(rows)} battles"
-    job.step.finish({**facts, "fold": job.fold, "n_trained": len(rows)})
-    logger.info("%s: %s, %.0f s", job.label, said, facts["seconds"])
+        message = f"trained on all {len(rows)} battles"
+    job.step.finish({**summary, "fold": job.fold, "n_trained": len(rows)})
+    logger.info("%s: %s, %.0f s", job.label, message, summary["seconds"])

@@ -1,7 +1,7 @@
-"""Large battle files in pieces of so many rows, each a file of its own, so that prediction runs in bounded memory.
+"""Battle files in chunks: a large file is cut into smaller files of the same format.
 
-A piece is an ordinary file of the same format and goes through the same reader as a whole one. Small files, archives
-and JSON arrays are not cut. Nothing of a record changes: CSV records keep their bytes, faulty ones too.
+Prediction thus runs in bounded memory, and a chunk goes through the same reader as a whole file. Small files, archives
+and JSON arrays are not cut. Records do not change: CSV records keep their bytes, invalid ones too.
 """
 
 from __future__ import annotations
@@ -17,33 +17,39 @@ from oof.common.errors import UserError
 from oof.data.formats import MAX_FIELD_CHARACTERS
 from oof.data.readers import FORMATS
 
-WHOLE_BYTES = 64 << 20  # a file up to this size is read at once
+WHOLE_BYTES = 64 << 20  # a file up to this size is not cut
 
 
 @dataclass(frozen=True)
-class Piece:
-    """``path`` holds rows ``first + 1`` and on of the file ``source`` (data rows from 1)."""
+class Chunk:
+    """Some rows of a file.
+
+    Attributes:
+        path: the file that holds them.
+        source: the file that they come from.
+        first: rows of ``source`` before them.
+    """
 
     path: Path
     source: Path
     first: int
 
     def error(self, error: UserError) -> UserError:
-        """Return an error of the reader in terms of the source."""
+        """Return an error of the reader that names the source instead of the chunk."""
         if self.path == self.source:
             return error
-        said = str(error).replace(str(self.path), str(self.source))
-        return UserError(f"{said} (rows are counted from row {self.first + 1} of the file on)")
+        message = str(error).replace(str(self.path), str(self.source))
+        return UserError(f"{message} (row 1 here is row {self.first + 1} of the file)")
 
 
-def cut_file(source: Path, rows: int, folder: Path, whole_bytes: int | None = None) -> Iterator[Piece]:
-    """Yield the pieces of a file, each deleted once the next one is asked for.
+def cut_file(source: Path, rows: int, folder: Path, whole_bytes: int | None = None) -> Iterator[Chunk]:
+    """Yield the chunks of a file; each is overwritten by the next one.
 
     Args:
-        source: CSV, TSV, JSON lines or Parquet; anything else is one piece, itself.
-        rows: data rows of a piece.
-        folder: for the pieces.
-        whole_bytes: a file up to this size is one piece, itself; None = ``WHOLE_BYTES``.
+        source: CSV, TSV, JSON lines or Parquet; a file of another kind is one chunk, itself.
+        rows: data rows of a chunk.
+        folder: where chunks are written.
+        whole_bytes: a file up to this size is one chunk, itself; None = ``WHOLE_BYTES``.
 
     Raises:
         UserError: a Parquet file cannot be decoded.
@@ -51,14 +57,14 @@ def cut_file(source: Path, rows: int, folder: Path, whole_bytes: int | None = No
     kind = FORMATS.get(source.suffix.lower())
     whole_bytes = WHOLE_BYTES if whole_bytes is None else whole_bytes
     if source.stat().st_size <= whole_bytes or kind is None or (kind == "json" and _is_array(source)):
-        yield Piece(source, source, 0)
+        yield Chunk(source, source, 0)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"piece{source.suffix.lower()}"
+    path = folder / f"chunk{source.suffix.lower()}"
     cutter = {"csv": _cut_csv, "json": _cut_lines, "parquet": _cut_parquet}[kind]
     first = 0
     for n in cutter(source, rows, path):
-        yield Piece(path, source, first)
+        yield Chunk(path, source, first)
         first += n
     path.unlink(missing_ok=True)
 
@@ -68,14 +74,14 @@ def _is_array(source: Path) -> bool:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
-class _Lines:
-    """Lines of a text that remember what was read of them."""
+class _RecordingLines:
+    """Iterator over lines that keeps those read since the last :meth:`take`: a CSV record may span several."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self.lines = lines
         self.read: list[str] = []
 
-    def __iter__(self) -> _Lines:
+    def __iter__(self) -> _RecordingLines:
         return self
 
     def __next__(self) -> str:
@@ -91,25 +97,25 @@ class _Lines:
 
 def _cut_csv(source: Path, rows: int, path: Path) -> Iterator[int]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    # surrogateescape: bytes that are not UTF-8 pass through, for the reader to name.
+    # surrogateescape: bytes that are not UTF-8 stay as they are, so that the reader reports them.
     with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         header = text.readline()
-        lines = _Lines(iter(text))
+        lines = _RecordingLines(iter(text))
         reader = csv.reader(lines, delimiter=max(",\t;", key=header.count), strict=True)
         n = rows
         while n == rows:
             n = 0
-            with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as piece:
-                piece.write(header)
+            with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as chunk:
+                chunk.write(header)
                 while n < rows:
                     try:
                         n += bool(next(reader))
                     except StopIteration:
                         break
                     except csv.Error:
-                        n += 1  # a record all the same; the reader will say what is wrong with it
-                    piece.write(lines.take())
-                piece.write(lines.take())
+                        n += 1  # an invalid record counts too; the reader reports it
+                    chunk.write(lines.take())
+                chunk.write(lines.take())
             if n:
                 yield n
 
@@ -119,15 +125,15 @@ def _cut_lines(source: Path, rows: int, path: Path) -> Iterator[int]:
         n = rows
         while n == rows:
             n = 0
-            with path.open("wb") as piece:
+            with path.open("wb") as chunk:
                 while n < rows and (line := file.readline()):
                     n += bool(line.strip())
-                    piece.write(line)
+                    chunk.write(line)
             if n:
                 yield n
 
 
-# In a child, because some damaged files make polars abort the whole process (see oof.data.formats).
+# In a child process, because some damaged files make polars abort its process (see oof.data.formats).
 SLICE = """
 import sys
 import polars as pl
@@ -144,7 +150,7 @@ def _cut_parquet(source: Path, rows: int, path: Path) -> Iterator[int]:
         command = [sys.executable, "-I", "-c", SLICE, str(source.resolve()), str(start), str(rows), str(path.resolve())]
         child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own script
         if child.returncode:
-            reason = (child.stderr.strip().splitlines() or ["its lengths make no sense"])[-1]
+            reason = (child.stderr.strip().splitlines() or ["its lengths are inconsistent"])[-1]
             raise UserError(f"{source}: damaged Parquet file ({reason[:200]}); write it again")
         n = int(child.stdout)
         start += n

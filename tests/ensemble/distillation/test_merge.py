@@ -1,4 +1,4 @@
-"""The average of fold students is that of their merged weights, whatever their adapters."""
+"""Average of fold students: equal to the average of their merged weights for every kind of adapter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEMBER = Member(checkpoint=str(ROOT / "configs" / "bases" / "tiny-gemma2"), dtyp
 
 
 def trained(member: Member, folder: Path, seed: int) -> Path:
-    """Save a classifier whose every trainable weight was moved."""
+    """Save a classifier with noise on every trainable weight."""
     tokenizer = load_tokenizer(member.checkpoint)
     model = add_adapters(load_base(member, tokenizer, seed), member.lora, seed)
     torch.manual_seed(seed)
@@ -43,23 +43,23 @@ def test_the_fold_average_is_the_mean_of_the_merged_weights(tmp_path: Path, lora
         torch.testing.assert_close(
             value, torch.stack([state[name] for state in merged]).mean(dim=0), atol=1e-6, rtol=1e-5
         )
-    moved = max((merged[0][name] - merged[1][name]).abs().max().item() for name in ours)
-    assert moved > 1e-3
+    largest_difference = max((merged[0][name] - merged[1][name]).abs().max().item() for name in ours)
+    assert largest_difference > 1e-3
 
 
-def test_averaging_the_factors_apart_is_something_else(tmp_path: Path) -> None:
-    """Why products: the mean of A's times the mean of B's is far from the mean of the products."""
+def test_the_fold_average_is_not_the_product_of_averaged_factors(tmp_path: Path) -> None:
+    """The mean of B times the mean of A is far from the mean of B A."""
     tokenizer = load_tokenizer(MEMBER.checkpoint)
     folders = [trained(MEMBER, tmp_path / str(seed), seed) for seed in (1, 2)]
     models = [load_classifier(MEMBER, folder, tokenizer, seed=0) for folder in folders]
     name = "base_model.model.model.layers.0.self_attn.q_proj"
     a, b = ([model.get_submodule(f"{name}.lora_{x}.default").weight for model in models] for x in "AB")
     scale = MEMBER.lora.alpha / MEMBER.lora.rank
-    apart = scale * (sum(b) / 2) @ (sum(a) / 2)
-    products = scale * sum(y @ x for x, y in zip(a, b, strict=True)) / 2
+    product_of_means = scale * (sum(b) / 2) @ (sum(a) / 2)
+    mean_of_products = scale * sum(y @ x for x, y in zip(a, b, strict=True)) / 2
     plain = merge(fold_average(MEMBER, folders, tokenizer), 1.0)
     base = load_base(MEMBER, tokenizer, 0)
     layer = name.removeprefix("base_model.model.")
     delta = plain.get_submodule(layer).weight - base.get_submodule(layer).weight
-    torch.testing.assert_close(delta, products, atol=1e-6, rtol=1e-4)
-    assert (apart - products).norm() > 0.5 * products.norm()
+    torch.testing.assert_close(delta, mean_of_products, atol=1e-6, rtol=1e-4)
+    assert (product_of_means - mean_of_products).norm() > 0.5 * mean_of_products.norm()

@@ -7,7 +7,7 @@ from ensemble.distillation.plan import cross_fitted_temperature
 from ensemble.stacking.calibration import fit_temperature
 
 
-def test_each_fold_is_calibrated_by_the_others_alone() -> None:
+def test_the_temperature_of_a_fold_does_not_depend_on_its_labels() -> None:
     rng = np.random.default_rng(1)
     logits, labels, folds = rng.normal(size=(300, 3)), rng.integers(3, size=300), np.arange(300) % 3
     logits[np.arange(300), labels] += 1

@@ -1,4 +1,4 @@
-"""A student that starts from its own pretraining, nested teachers that do, and a consistency term; one real run."""
+"""Students and nested members that start from their pretraining, with a consistency term: one real run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STUDENT = "distill.student"
 
 
 def arguments_of(folder: Path) -> list[str]:
-    """Return a configuration of one member on 60 battles and 30 pairs, a student that stays where it starts."""
+    """Return arguments of one member on 60 battles and 30 pairs, with learning rates of 0 after pretraining."""
     text = (ROOT / "configs" / "demo.yaml").read_text()
     (folder / "one.yaml").write_text(text[: text.index("  gemma2:")] + text[text.index("  llama3_1:") :])
     train, pairs = (write_arena(folder / name, n, seed, 4) for name, n, seed in (("train", 60, 0), ("pairs", 30, 9)))
@@ -50,11 +50,11 @@ def test_every_student_starts_from_its_pretraining_and_nested_teachers_from_thei
     assert ensemble_main(["distill", *arguments]) == 0
     start = load_file(run / "pretrain" / "student" / "adapter" / "adapter_model.safetensors")
     assert all(value.abs().max() > 0 for name, value in start.items() if "lora_B" in name)
-    for name in ("fold-0", "fold-1", "fold-2", "final"):  # a student whose rate is 0 ends where it started
+    for name in ("fold-0", "fold-1", "fold-2", "final"):  # at a learning rate of 0, weights stay as pretrained
         ended = load_file(run / "distill" / name / "adapter" / "adapter_model.safetensors")
         assert ended.keys() == start.keys()
         assert all(torch.equal(ended[key], value) for key, value in start.items())
-    # Members' rate is 0 too, so a nested one gives a battle the very logits of the fold job.
+    # The members' learning rate is 0 too, so nested members give the same logits as the fold jobs.
     nested = pl.concat(
         [
             pl.read_parquet(run / "teacher" / "nested" / "llama3_1" / f"without-{pair}" / "logits.parquet")
@@ -73,7 +73,7 @@ def test_every_student_starts_from_its_pretraining_and_nested_teachers_from_thei
     assert plan_student(configuration.load(arguments[0], [*arguments[1:], "jobs.workers=2"])).key == key
     first = json.loads((run / "pretrain" / "student" / "job.json").read_text())["key"]
     assert ensemble_main(["distill", *arguments, "distill.losses={kl: 1}", "distill.teacher=oof"]) == 0
-    assert json.loads((run / "pretrain" / "student" / "job.json").read_text())["key"] == first  # not done again
+    assert json.loads((run / "pretrain" / "student" / "job.json").read_text())["key"] == first  # not trained again
 
 
 def test_consistency_without_both_orders_in_a_step_is_refused(
@@ -81,10 +81,10 @@ def test_consistency_without_both_orders_in_a_step_is_refused(
 ) -> None:
     arguments = small_arguments(tmp_path / "run", "distill.losses.consistency=0.5", f"{STUDENT}.train.swap=random")
     assert ensemble_main(["distill", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert "distill.losses.consistency" in said
-    assert "set swap=paired" in said
-    assert len(said.strip().splitlines()) == 1
+    message = capsys.readouterr().err
+    assert "distill.losses.consistency" in message
+    assert "set swap=paired" in message
+    assert len(message.strip().splitlines()) == 1
     only = small_arguments(tmp_path / "run", "distill.losses={kl: 0, consistency: 1}")
-    assert ensemble_main(["distill", *only]) == 2  # it alone would teach any constant
+    assert ensemble_main(["distill", *only]) == 2  # alone, it is minimal for any constant prediction
     assert "are all 0" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Quantised variants of a student: they open, their head is whole, and their drift is small and stated."""
+"""Quantised variants of a student: they open, the head is not quantised, the drift is small and recorded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from ensemble.distillation.quantize import measure, quantised
+from ensemble.distillation import quantize
+from ensemble.distillation.quantize import load_quantised, measure_drift
 from ensemble.serving.judge import Judge
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
+from oof.common.steps import Step
 from oof.data.battles import read_file
 from oof.data.synth import write_arena
 
@@ -23,7 +25,7 @@ pytest.importorskip("bitsandbytes")
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory, small_run: Path) -> Path:
-    """A random Gemma2 classifier, wide enough for whole nf4 blocks, beside the small run's tokenizer."""
+    """Return a random Gemma2 classifier with layers of whole nf4 blocks, and the small run's tokenizer."""
     folder = tmp_path_factory.mktemp("wide") / "student"
     source = small_run / "distill" / "student"
     config = AutoConfig.from_pretrained(source)
@@ -35,41 +37,40 @@ def student(tmp_path_factory: pytest.TempPathFactory, small_run: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "most", "share"), [("int8", 1e-2, 0.6), ("nf4", 1e-1, 0.45)])
+@pytest.mark.parametrize(("name", "largest", "share"), [("int8", 1e-2, 0.6), ("nf4", 1e-1, 0.45)])
 def test_a_variant_is_smaller_and_nearly_the_same(
-    student: Path, tmp_path: Path, name: str, most: float, share: float
+    student: Path, tmp_path: Path, name: str, largest: float, share: float
 ) -> None:
     variant = tmp_path / f"student-{name}"
-    quantised(student, name).save_pretrained(variant)
+    load_quantised(student, name).save_pretrained(variant)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "prompts.json"):
         shutil.copy2(student / file, variant / file)
     paths = write_arena(tmp_path / "arena", 40, 0, 2)
     table = read_file(paths["train"], "train").table
-    drift = measure(student, variant, table, table["label"].to_numpy().astype(np.int64))
-    assert 0 < drift["kl"] <= drift["kl_max"] < most
-    # The divergence is of second order in the logits' change, the log loss of 40 labels of first.
-    assert abs(drift["log_loss"]) < 3 * most
+    drift = measure_drift(student, variant, table, table["label"].to_numpy().astype(np.int64))
+    assert 0 < drift["kl"] <= drift["kl_max"] < largest
+    # In the change of the logits, the divergence is of second order, the log loss of 40 labels of first order.
+    assert abs(drift["log_loss"]) < 3 * largest
     assert drift["size"] < share
     with (
-        safe_open(variant / "model.safetensors", "pt") as ours,
-        safe_open(student / "model.safetensors", "pt") as theirs,
+        safe_open(variant / "model.safetensors", "pt") as quantised,
+        safe_open(student / "model.safetensors", "pt") as full,
     ):
-        torch.testing.assert_close(ours.get_tensor("score.weight"), theirs.get_tensor("score.weight"))
-        assert ours.get_tensor("model.layers.0.self_attn.q_proj.weight").dtype in (torch.int8, torch.uint8)
+        torch.testing.assert_close(quantised.get_tensor("score.weight"), full.get_tensor("score.weight"))
+        assert quantised.get_tensor("model.layers.0.self_attn.q_proj.weight").dtype in (torch.int8, torch.uint8)
     assert sum(Judge.from_pretrained(variant).compare("p", "a", "b")) == pytest.approx(1)
 
 
-def test_widths_that_the_cpu_kernel_cannot_take_are_a_sentence(small_run: Path) -> None:
+def test_nf4_on_a_cpu_refuses_widths_that_are_not_whole_blocks(small_run: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("only the CPU kernel needs whole blocks")
     with pytest.raises(UserError, match="multiples of 64, not 96"):
-        quantised(small_run / "distill" / "student", "nf4")
+        load_quantised(small_run / "distill" / "student", "nf4")
 
 
-def test_without_bitsandbytes_the_setting_is_a_sentence(monkeypatch: pytest.MonkeyPatch, small_run: Path) -> None:
-    from ensemble.distillation import quantize
-    from oof.common.steps import Step
-
+def test_without_bitsandbytes_a_variant_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, small_run: Path
+) -> None:
     monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
     step = Step(small_run / "distill" / "student-int8", "key")
     with pytest.raises(UserError, match="needs bitsandbytes"):

@@ -1,4 +1,4 @@
-"""Who labels which battle for which student: joins, folds and leaks, on tables and logits made up here."""
+"""Targets of the students: joins, folds and leakage, on small tables with random logits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from ensemble.distillation import plan as planning
-from ensemble.distillation import targets as teaching
 from ensemble.distillation.plan import FINAL, StudentPlan
+from ensemble.distillation.targets import _nested_logits, student_targets
+from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
 from ensemble.stacking.stage import Inputs
 from oof import config as configuration
 from oof.common.atomic_files import write_parquet
@@ -30,7 +31,7 @@ ROLES = np.repeat(["train", "extra", "unlabelled"], [SCORED, EXTRA, UNLABELLED])
 
 
 def make_plan(tmp_path: Path, *overrides: str, labels: np.ndarray | None = None) -> StudentPlan:
-    """A plan of 60 scored, 6 extra and 9 unlabelled battles; some of the latter two belong to no fold."""
+    """Return a plan of 60 scored, 6 extra and 9 unlabelled battles; some of the last two kinds belong to no fold."""
     run = [f"run={tmp_path}", "stack.trials=1", "stack.rounds=5", *overrides]
     config = configuration.load(ROOT / "configs" / "demo.yaml", run)
     rng = np.random.default_rng(0)
@@ -40,144 +41,161 @@ def make_plan(tmp_path: Path, *overrides: str, labels: np.ndarray | None = None)
     logits = {name: rng.normal(size=(SCORED, 2, 3)).astype(np.float32) for name in config.members}
     inputs = Inputs(table[:SCORED], label[:SCORED], np.arange(SCORED), folds[:SCORED], logits)
     names = planning.teacher_names(config)
-    oof = np.stack([rng.dirichlet(np.ones(3), SCORED) for _ in names], axis=1)
+    teacher_probs = np.stack([rng.dirichlet(np.ones(3), SCORED) for _ in names], axis=1)
     jobs = [FoldJob(config, name, fold, "key") for name in config.members for fold in range(K)]
     return StudentPlan(
-        config, inputs, table, np.where(ROLES == "unlabelled", -1, label), folds, np.ones(N), oof, jobs, "key"
+        config,
+        inputs,
+        table,
+        labels=np.where(ROLES == "unlabelled", -1, label),
+        folds=folds,
+        weights=np.ones(N),
+        ensemble_probs=rng.dirichlet(np.ones(3), SCORED),
+        teacher_probs=teacher_probs,
+        jobs=jobs,
+        key="key",
     )
 
 
-def fill(plan: StudentPlan) -> dict[tuple[object, ...], np.ndarray]:
-    """Do the teacher's work with random logits; return them by (member, fold or pair) for all battles."""
-    made = {}
-    for piece in teaching.work(plan):
-        step = piece.step
+def store_random_logits(plan: StudentPlan) -> dict[tuple[object, ...], np.ndarray]:
+    """Finish every teacher job with random logits; return those of all battles by (member, fold or pair of folds)."""
+    logits = {}
+    for job in teacher_jobs(plan):
+        step = job.step
         step.begin()
-        if isinstance(piece, teaching.PairJob):
-            rows, name = np.flatnonzero(np.isin(plan.folds[:SCORED], piece.without)), (piece.name, piece.without)
+        if isinstance(job, NestedJob):
+            rows, name = np.flatnonzero(np.isin(plan.folds[:SCORED], job.without)), (job.name, job.without)
         else:
-            rows, name = piece.rows, (piece.job.name, piece.job.fold)
-        made[name] = np.random.default_rng(len(made) + 1).normal(size=(N, 2, 3)).astype(np.float32)
-        frame = logits_frame(plan.table["id"][rows], made[name][rows], 0)
+            rows, name = job.rows, (job.fold_job.name, job.fold_job.fold)
+        logits[name] = np.random.default_rng(len(logits) + 1).normal(size=(N, 2, 3)).astype(np.float32)
+        frame = logits_frame(plan.table["id"][rows], logits[name][rows], 0)
         write_parquet(step.folder / "logits.parquet", frame.sample(fraction=1, shuffle=True, seed=1))
         step.finish()
-    return made
+    return logits
 
 
-def pooled(each: list[np.ndarray]) -> np.ndarray:
-    return softmax(np.mean([log_softmax(z.astype(np.float64).mean(axis=1), axis=1) for z in each], axis=0), axis=1)
+def pooled(members: list[np.ndarray]) -> np.ndarray:
+    """Return the log-linear pool of the members' (n, 2, 3) logits."""
+    log_probs = [log_softmax(z.astype(np.float64).mean(axis=1), axis=1) for z in members]
+    return softmax(np.mean(log_probs, axis=0), axis=1)
 
 
-def test_oof_targets_are_the_stack_s_for_every_student(tmp_path: Path) -> None:
+def test_oof_targets_are_the_ensemble_s_for_every_student(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teachers=gemma2")
-    fill(plan)
+    store_random_logits(plan)
     for fold in (0, 1, FINAL):
-        targets = teaching.targets(plan, fold)
-        np.testing.assert_array_equal(targets[:SCORED, :3], plan.oof[:, 0])
+        targets = student_targets(plan, fold)
+        np.testing.assert_array_equal(targets[:SCORED, :3], plan.teacher_probs[:, 0])
         np.testing.assert_array_equal(targets[:, 3:], np.where(plan.labels[:, None] == np.arange(3), 1.0, 0.0))
         assert (targets[ROLES == "unlabelled", 3:] == 0).all()
         np.testing.assert_allclose(targets[:, :3].sum(axis=1), 1)
 
 
-def test_battles_that_are_not_scored_are_labelled_by_the_average_of_the_folds(tmp_path: Path) -> None:
+def test_unscored_battles_are_labelled_by_the_average_of_the_fold_jobs(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teachers=gemma2")
-    made = fill(plan)
-    targets = teaching.targets(plan, FINAL)[SCORED:, :3]
+    logits = store_random_logits(plan)
+    targets = student_targets(plan, FINAL)[SCORED:, :3]
     temperature = planning.fit_temperature(
         plan.inputs.logits["gemma2"].astype(np.float64).mean(axis=1), plan.inputs.labels
     )
-    each = np.stack([made["gemma2", k] for k in range(K)]).astype(np.float64)[:, SCORED:]
+    per_fold = np.stack([logits["gemma2", k] for k in range(K)]).astype(np.float64)[:, SCORED:]
     for i in range(EXTRA + UNLABELLED):
         fold, extra = plan.folds[SCORED + i], ROLES[SCORED + i] == "extra"
-        logits = each[fold, i] if extra and fold >= 0 else each[:, i].mean(axis=0)  # an extra one by who held it out
-        np.testing.assert_allclose(targets[i], softmax(logits.mean(axis=0) / temperature), atol=1e-6)
+        # An extra battle is labelled by the fold job that held it out.
+        z = per_fold[fold, i] if extra and fold >= 0 else per_fold[:, i].mean(axis=0)
+        np.testing.assert_allclose(targets[i], softmax(z.mean(axis=0) / temperature), atol=1e-6)
 
 
 def test_fold_matched_targets_are_in_sample(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teacher=fold_matched")
-    made = fill(plan)
+    logits = store_random_logits(plan)
     names = list(plan.config.members)
-    targets = teaching.targets(plan, 1)[:SCORED, :3]
+    targets = student_targets(plan, 1)[:SCORED, :3]
     train = plan.folds[:SCORED] != 1
-    np.testing.assert_allclose(targets[train], pooled([made[n, 1][:SCORED] for n in names])[train], atol=1e-6)
+    np.testing.assert_allclose(targets[train], pooled([logits[n, 1][:SCORED] for n in names])[train], atol=1e-6)
     assert np.isnan(targets[~train]).all()
-    final = teaching.targets(plan, FINAL)[:SCORED, :3]
+    final = student_targets(plan, FINAL)[:SCORED, :3]
     row = int(np.flatnonzero(plan.folds[:SCORED] == 2)[0])
-    expected = pooled([((made[n, 0] + made[n, 1]) / 2)[row : row + 1] for n in names])
+    expected = pooled([((logits[n, 0] + logits[n, 1]) / 2)[row : row + 1] for n in names])
     np.testing.assert_allclose(final[row], expected[0], atol=1e-6)
 
 
-def test_what_one_recipe_needs_stays_when_another_is_prepared(tmp_path: Path) -> None:
+def test_teacher_jobs_of_one_recipe_keep_those_of_another(tmp_path: Path) -> None:
     teachers = "distill.teachers=members"
     oof, matched = make_plan(tmp_path, teachers), make_plan(tmp_path, teachers, "distill.teacher=fold_matched")
-    fill(oof)
-    before = teaching.targets(oof, FINAL)
-    fill(matched)
-    assert all(piece.done for piece in [*teaching.work(oof), *teaching.work(matched)])
-    np.testing.assert_array_equal(teaching.targets(oof, FINAL), before)
+    store_random_logits(oof)
+    before = student_targets(oof, FINAL)
+    store_random_logits(matched)
+    assert all(job.done for job in [*teacher_jobs(oof), *teacher_jobs(matched)])
+    np.testing.assert_array_equal(student_targets(oof, FINAL), before)
 
 
-def test_several_teachers_are_kept_apart(tmp_path: Path) -> None:
+def test_each_teacher_has_its_own_block_of_targets(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teacher=fold_matched", "distill.teachers=members")
-    made = fill(plan)
-    targets = teaching.targets(plan, 0)
+    logits = store_random_logits(plan)
+    targets = student_targets(plan, 0)
     assert targets.shape == (N, 9)
     rows = np.flatnonzero(plan.folds[:SCORED] != 0)
     for i, name in enumerate(plan.config.members):
-        expected = softmax(made[name, 0][rows].astype(np.float64).mean(axis=1), axis=1)
+        expected = softmax(logits[name, 0][rows].astype(np.float64).mean(axis=1), axis=1)
         np.testing.assert_allclose(targets[rows, 3 * i : 3 * i + 3], expected, atol=1e-6)
 
 
-def test_nested_jobs_are_one_per_pair_of_folds(tmp_path: Path) -> None:
+def test_nested_jobs_are_one_per_member_and_pair_of_folds(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teacher=nested")
-    pairs = [piece for piece in teaching.work(plan) if isinstance(piece, teaching.PairJob)]
-    assert {(p.name, p.without) for p in pairs} == {
+    nested = [job for job in teacher_jobs(plan) if isinstance(job, NestedJob)]
+    assert {(job.name, job.without) for job in nested} == {
         (name, pair) for name in plan.config.members for pair in combinations(range(K), 2)
     }
-    assert len({p.step.key for p in pairs}) == len({p.step.folder for p in pairs}) == len(pairs)
+    assert len({job.step.key for job in nested}) == len({job.step.folder for job in nested}) == len(nested)
 
 
 @pytest.mark.parametrize("teachers", ["stack", "members"])
 def test_no_label_of_a_fold_reaches_its_student_s_nested_targets(tmp_path: Path, teachers: str) -> None:
     overrides = ("distill.teacher=nested", f"distill.teachers={teachers}")
     plan = make_plan(tmp_path / "one", *overrides)
-    fill(plan)
+    store_random_logits(plan)
     changed = np.where((plan.folds == 0) & (np.arange(N) < SCORED), (np.arange(N) + 1) % 3, np.arange(N) % 3)
     other = make_plan(tmp_path / "two", *overrides, labels=changed)
-    fill(other)  # the same logits: what members learn from labels is theirs; here only stack and temperatures count
-    for rows in (plan.folds != 0,):
-        first, second = (teaching.targets(p, 0)[rows] for p in (plan, other))
-        np.testing.assert_array_equal(first, second)
-        assert np.isfinite(first).all()
-    assert not np.array_equal(teaching.targets(plan, 1), teaching.targets(other, 1), equal_nan=True)
+    store_random_logits(other)  # equal logits: only the stack and the temperatures can pass labels on here
+    first, second = (student_targets(p, 0)[plan.folds != 0] for p in (plan, other))
+    np.testing.assert_array_equal(first, second)
+    assert np.isfinite(first).all()
+    assert not np.array_equal(student_targets(plan, 1), student_targets(other, 1), equal_nan=True)
 
 
 def test_nested_targets_of_fold_j_come_from_the_job_without_j_and_k(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teacher=nested", "distill.teachers=gemma2")
-    made = fill(plan)
-    rows, logits = teaching._nested_logits(plan, 2)
-    for row, value in zip(rows, logits["gemma2"], strict=True):
-        np.testing.assert_array_equal(value, made["gemma2", (int(plan.folds[row]), 2)][row])
+    logits = store_random_logits(plan)
+    rows = np.flatnonzero(plan.folds[:SCORED] != 2)
+    nested = _nested_logits(plan, 2)["gemma2"]
+    assert len(nested) == len(rows)
+    for row, value in zip(rows, nested, strict=True):
+        np.testing.assert_array_equal(value, logits["gemma2", (int(plan.folds[row]), 2)][row])
 
 
-def test_settings_that_do_not_fit_are_sentences(tmp_path: Path) -> None:
+def test_conflicting_settings_are_refused_in_a_sentence(tmp_path: Path) -> None:
     config = configuration.load(ROOT / "configs" / "demo.yaml", [f"run={tmp_path}"])
-    for changes, said in (
+    for changes, message in (
         ({"teacher": "nested"}, "folds.k"),
         ({"losses": configuration.Losses(kl=0)}, "are all 0"),
         ({"variants": ["int4"]}, "int4"),
         ({"student": configuration.Member()}, "checkpoint is empty"),
     ):
-        few = replace(config, distill=replace(config.distill, **changes), folds=configuration.Folds(k=2))
-        with pytest.raises(UserError, match=said):
-            planning.plan_student(few)
+        two_folds = replace(config, distill=replace(config.distill, **changes), folds=configuration.Folds(k=2))
+        with pytest.raises(UserError, match=message):
+            planning.plan_student(two_folds)
     with pytest.raises(UserError, match="stack, members, gemma2, llama3_1"):
         planning.teacher_names(replace(config, distill=replace(config.distill, teachers="gemma3")))
-    assert pl.DataFrame(_others_of(config)).height == UNLABELLED + EXTRA
-    assert pl.DataFrame(_others_of(config, pseudo_weight=0.0)).height == EXTRA
-    assert pl.DataFrame(_others_of(config, losses=configuration.Losses(ce=1, kl=0))).height == EXTRA
 
 
-def _others_of(config: configuration.Config, **changes: object) -> pl.DataFrame:
+def test_unlabelled_battles_are_used_only_where_a_loss_term_has_soft_targets(tmp_path: Path) -> None:
+    config = configuration.load(ROOT / "configs" / "demo.yaml", [f"run={tmp_path}"])
+    assert n_unscored(config) == UNLABELLED + EXTRA
+    assert n_unscored(config, pseudo_weight=0.0) == EXTRA
+    assert n_unscored(config, losses=configuration.Losses(ce=1, kl=0)) == EXTRA
+
+
+def n_unscored(config: configuration.Config, **changes: object) -> int:
     table = table_of(["p"] * N, role=ROLES.tolist())
-    return pl.concat(planning._others(table, replace(config.distill, **changes)))
+    return pl.concat(planning._unscored(table, replace(config.distill, **changes))).height

@@ -1,4 +1,4 @@
-"""Stage three on a real run: killed anywhere it ends with the same files, and every mode runs through the verbs."""
+"""Stage three on a real run: resumed after kills it makes identical files, and every teacher mode runs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.fixtures.demo_run import small_arguments
 
 
 def without_times(folder: Path) -> dict[str, object]:
-    """Return every file's content; of JSON manifests all but the seconds that a job took and the sums of such files."""
-    found: dict[str, object] = {}
+    """Return every file's content; without seconds and checksums in the manifests."""
+    contents: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             content: object = path.read_bytes()
@@ -29,11 +29,11 @@ def without_times(folder: Path) -> dict[str, object]:
                 content = {
                     k: v for k, v in json.loads(path.read_text()).items() if k not in ("seconds", "files", "checksum")
                 }
-            found[str(path.relative_to(folder))] = content
-    return found
+            contents[str(path.relative_to(folder))] = content
+    return contents
 
 
-def test_a_killed_stage_three_goes_on_and_ends_with_identical_files(
+def test_a_killed_stage_three_resumes_and_makes_identical_files(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "killed"
@@ -41,7 +41,7 @@ def test_a_killed_stage_three_goes_on_and_ends_with_identical_files(
     shutil.rmtree(run / "distill")
     trained: list[int] = []
     get, check = TrainingSteps.__getitem__, export.self_check
-    stops = {2, 5, 11}  # in the first fold student, at the next one's first step, in the final one
+    stops = {2, 5, 11}  # training steps: of the first fold student, the second and the final one
 
     def stopping_get(self: TrainingSteps, index: int) -> object:
         trained.append(index)
@@ -49,7 +49,7 @@ def test_a_killed_stage_three_goes_on_and_ends_with_identical_files(
             raise KeyboardInterrupt
         return get(self, index)
 
-    def stopping_check(*arguments: object) -> float:
+    def stopping_check(*arguments: object) -> None:
         monkeypatch.setattr(export, "self_check", check)
         raise KeyboardInterrupt
 
@@ -57,14 +57,14 @@ def test_a_killed_stage_three_goes_on_and_ends_with_identical_files(
     monkeypatch.setattr(export, "self_check", stopping_check)
     statuses = [ensemble_main(["distill", *small_arguments(run)]) for _ in range(5)]
     assert statuses == [130, 130, 130, 130, 0]  # three times in training, once in the export
-    # Two steps a fold student and three the final one; a stopped one begins again, a finished one never does.
+    # A fold student takes two steps, the final one three; interrupted students restart, finished ones do not.
     assert len(trained) == 3 * 2 + 3 + (2 + 1 + 2)
-    ours = without_times(run / "distill")
-    assert ours == without_times(small_run / "distill")
-    assert "student/model.safetensors" in ours
+    files = without_times(run / "distill")
+    assert files == without_times(small_run / "distill")
+    assert "student/model.safetensors" in files
 
 
-def test_the_card_says_what_the_manifest_says(small_run: Path) -> None:
+def test_the_model_card_has_the_numbers_of_the_manifest(small_run: Path) -> None:
     folder = small_run / "distill"
     manifest = json.loads((folder / "manifest.json").read_text())
     card = (folder / "student" / "README.md").read_text()
@@ -77,13 +77,11 @@ def test_the_card_says_what_the_manifest_says(small_run: Path) -> None:
     assert card.isascii() or "nats" in card
 
 
-def test_a_variant_is_added_without_training_again(
-    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variant_is_added_without_training(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bitsandbytes")
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
-    monkeypatch.setattr(train, "fold_students", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "train_students", lambda *_, **__: pytest.fail("trained again"))
     arguments = small_arguments(run, "distill.variants=[int8]")
     assert ensemble_main(["distill", *arguments]) == 0
     card = (run / "distill" / "student-int8" / "README.md").read_text()
@@ -96,7 +94,7 @@ def test_a_variant_is_added_without_training_again(
 
 
 @pytest.mark.slow
-def test_every_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Path) -> None:
+def test_every_teacher_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Path) -> None:
     files = {}
     for i, role in enumerate(("extra", "unlabelled")):
         path = write_arena(tmp_path / role, 40, 10 + i, 2)["train"]
@@ -120,5 +118,5 @@ def test_every_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Path) -> No
         assert ensemble_main(["distill", *base, *settings]) == 0
         for fold in range(3):
             n = json.loads((run / "distill" / f"fold-{fold}" / "job.json").read_text())["n_trained"]
-            assert n == int((folds["fold"] != fold).sum())  # extra and unlabelled battles keep out of their fold too
+            assert n == int((folds["fold"] != fold).sum())  # also for extra and unlabelled battles of the fold
     assert [finding.check for finding in audit_run(run) if finding.status == "violated"] == []

@@ -1,4 +1,4 @@
-"""The student in use: probabilities, symmetry, the same numbers as prediction, and sentences for what is wrong."""
+"""Judge: probabilities, symmetry, equality with the submission, and error messages."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_a_verdict_is_the_mean_of_both_orders_by_plain_transformers(small_run: P
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(TURNS)
-def test_exchanging_the_responses_exchanges_their_probabilities(judge: Judge, turns: tuple[list[str], ...]) -> None:
+def test_swapping_a_and_b_swaps_their_probabilities(judge: Judge, turns: tuple[list[str], ...]) -> None:
     prompt, a, b = turns
-    verdict, mirrored = judge.compare(prompt, a, b), judge.compare(prompt, b, a)
+    verdict, swapped = judge.compare(prompt, a, b), judge.compare(prompt, b, a)
     assert sum(verdict) == pytest.approx(1)
-    np.testing.assert_allclose(mirrored, [verdict.b, verdict.a, verdict.tie], atol=1e-6)
+    np.testing.assert_allclose(swapped, [verdict.b, verdict.a, verdict.tie], atol=1e-6)
 
 
-def test_many_are_as_one_by_one_and_as_the_submission(small_run: Path, judge: Judge) -> None:
+def test_compare_many_equals_compare_and_the_submission(small_run: Path, judge: Judge) -> None:
     table = read_file(small_run / "synth" / "test.csv", "test").table
     columns = [table[name].to_list() for name in ("prompt", "response_a", "response_b")]
     many = judge.compare_many(*columns)
@@ -85,13 +85,13 @@ def test_strings_are_conversations_of_one_turn(judge: Judge) -> None:
     assert judge.compare_many([], [], []).shape == (0, 3)
 
 
-def test_a_long_text_is_cut_as_in_training(judge: Judge) -> None:
+def test_a_long_text_is_truncated(judge: Judge) -> None:
     long = "word " * 5000
     assert sum(judge.compare(long, long, "short")) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
-    ("battle", "said"),
+    ("battle", "message"),
     [
         ((["p", "q"], "a", "b"), "2 turns in prompt, 1 in response_a"),
         ((5, "a", "b"), "battle 0: prompt: expected a text"),
@@ -99,8 +99,8 @@ def test_a_long_text_is_cut_as_in_training(judge: Judge) -> None:
         (([], [], []), "prompt: expected a text"),
     ],
 )
-def test_what_is_no_battle_is_a_sentence(judge: Judge, battle: tuple[object, ...], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_an_invalid_battle_is_refused_in_a_sentence(judge: Judge, battle: tuple[object, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         judge.compare(*battle)  # type: ignore[arg-type]
 
 
@@ -110,7 +110,7 @@ def test_lists_of_different_lengths_are_refused(judge: Judge) -> None:
             judge.compare_many(*lists)
 
 
-def test_a_folder_that_is_no_student_is_a_sentence(small_run: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_student_is_refused_in_a_sentence(small_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make distill"):
         Judge.from_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"prompts\.json: missing"):
@@ -119,7 +119,7 @@ def test_a_folder_that_is_no_student_is_a_sentence(small_run: Path, tmp_path: Pa
         Judge.from_pretrained(small_run / "distill" / "student", dtype="float8")
 
 
-def test_the_verb_reads_json_lines(
+def test_the_subcommand_reads_json_lines(
     small_run: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [
@@ -131,12 +131,12 @@ def test_the_verb_reads_json_lines(
     assert ensemble_main(["judge", str(small_run / "distill" / "student")]) == 0
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert first["id"] == "x\ud83d"
-    assert second["id"] == 3  # its line
+    assert second["id"] == 3  # the line's number
     np.testing.assert_allclose([first[c] for c in ("a", "b", "tie")], judge.compare("p", "a", "b"), atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "line 2: not JSON"),
         ("[]", "line 2: no 'prompt'"),
@@ -144,22 +144,22 @@ def test_the_verb_reads_json_lines(
         ('{"prompt": "p", "response_a": "a", "response_b": 3}', "line 2: response_b: expected a text"),
     ],
 )
-def test_lines_before_a_bad_one_are_answered(judge: Judge, line: str, said: str) -> None:
+def test_lines_before_an_invalid_one_are_answered(judge: Judge, line: str, message: str) -> None:
     answers = judge_lines(judge, ['{"prompt": "p", "response_a": "a", "response_b": "b"}', line])
     assert json.loads(next(answers))["id"] == 1
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         next(answers)
 
 
-def test_lines_are_read_as_they_are_answered(judge: Judge) -> None:
-    asked = []
+def test_lines_are_read_one_chunk_ahead(judge: Judge) -> None:
+    lines_read = []
 
     def endless() -> object:
         while True:
-            asked.append(1)
+            lines_read.append(1)
             yield '{"prompt": "p", "response_a": "a", "response_b": "b"}'
 
     answers = judge_lines(judge, endless(), chunk=4)  # type: ignore[arg-type]
     for _ in range(5):
         next(answers)
-    assert len(asked) == 8
+    assert len(lines_read) == 8

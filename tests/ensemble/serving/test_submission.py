@@ -1,4 +1,4 @@
-"""Prediction of files of any size, and the check of what is written."""
+"""Submission: files of any size in chunks, resuming, and the check of the written file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.__main__ import main as ensemble_main
-from ensemble.serving import chunks
-from ensemble.serving import submission as prediction
+from ensemble.serving import chunks, submission
 from ensemble.serving.chunks import cut_file
 from ensemble.serving.submission import check_submission, write_submission
 from oof.classes import WINNER_COLUMNS
@@ -48,7 +47,7 @@ def write_jsonl(path: Path, texts: list[str]) -> None:
 
 
 @given(st.lists(st.sampled_from(TRICKY), min_size=1, max_size=12), st.integers(1, 5))
-def test_pieces_of_a_csv_read_like_the_whole(
+def test_chunks_of_a_csv_file_read_like_the_whole_file(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], n: int
 ) -> None:
     folder = tmp_path_factory.mktemp("csv")
@@ -57,7 +56,7 @@ def test_pieces_of_a_csv_read_like_the_whole(
 
 
 @pytest.mark.parametrize(("name", "write"), [("test.parquet", write_parquet), ("test.jsonl", write_jsonl)])
-def test_pieces_of_other_formats_read_like_the_whole(
+def test_chunks_of_other_formats_read_like_the_whole_file(
     tmp_path: Path, name: str, write: Callable[[Path, list[str]], None]
 ) -> None:
     write(tmp_path / name, TRICKY[:7])
@@ -66,45 +65,43 @@ def test_pieces_of_other_formats_read_like_the_whole(
 
 def assert_same(path: Path, rows: int, n: int) -> None:
     columns = ["id", "prompt", "response_a", "response_b"]
-    parts = []
-    for piece in cut_file(path, rows, path.parent / "pieces", whole_bytes=0):
-        table = read_file(piece.path, "test").table
+    tables = []
+    for chunk in cut_file(path, rows, path.parent / "chunks", whole_bytes=0):
+        table = read_file(chunk.path, "test").table
         assert table.height <= rows
         assert table["row"].to_list() == list(range(1, table.height + 1))
-        assert piece.first == sum(part.height for part in parts)
-        parts.append(table)
+        assert chunk.first == sum(earlier.height for earlier in tables)
+        tables.append(table)
     whole = read_file(path, "test").table.select(columns)
-    assert pl.concat(parts).select(columns).equals(whole)
+    assert pl.concat(tables).select(columns).equals(whole)
     assert whole.height == n
-    assert len(parts) == -(-n // rows)
-    assert not list((path.parent / "pieces").iterdir())
+    assert len(tables) == -(-n // rows)
+    assert not list((path.parent / "chunks").iterdir())
 
 
-def test_a_bad_row_of_a_piece_is_named_in_the_file_s_terms(tmp_path: Path) -> None:
+def test_an_error_in_a_chunk_names_the_file_and_its_row(tmp_path: Path) -> None:
     path = tmp_path / "test.csv"
     write_csv(path, TRICKY[:3])
     with path.open("a", encoding="utf-8") as file:
         file.write("7,only,three\n")
-    found = list(cut_file_errors(path))
-    assert len(found) == 1
-    assert str(path) in found[0]
-    assert "row 1" in found[0]
-    assert "from row 4 of the file on" in found[0]
+    [message] = chunk_errors(path)
+    assert str(path) in message
+    assert "row 1 here is row 4 of the file" in message
 
 
-def cut_file_errors(path: Path) -> list[str]:
+def chunk_errors(path: Path) -> list[str]:
     errors = []
-    for piece in cut_file(path, 3, path.parent / "pieces", whole_bytes=0):
+    for chunk in cut_file(path, 3, path.parent / "chunks", whole_bytes=0):
         try:
-            read_file(piece.path, "test")
+            read_file(chunk.path, "test")
         except UserError as error:
-            errors.append(str(piece.error(error)))
+            errors.append(str(chunk.error(error)))
     return errors
 
 
 def test_a_small_file_is_not_cut(tmp_path: Path) -> None:
     write_csv(tmp_path / "test.csv", TRICKY)
-    assert [piece.path for piece in cut_file(tmp_path / "test.csv", 2, tmp_path / "p")] == [tmp_path / "test.csv"]
+    assert [chunk.path for chunk in cut_file(tmp_path / "test.csv", 2, tmp_path / "p")] == [tmp_path / "test.csv"]
     assert not (tmp_path / "p").exists()
 
 
@@ -114,7 +111,7 @@ def part(folder: Path, ids: list[str], probs: np.ndarray) -> Path:
     return path
 
 
-def test_a_submission_is_its_parts_in_order(tmp_path: Path) -> None:
+def test_a_submission_has_the_rows_of_its_parts_in_order(tmp_path: Path) -> None:
     probs = np.random.default_rng(0).dirichlet(np.ones(3), 5)
     (tmp_path / "parts").mkdir()
     parts = [part(tmp_path / "parts", ["7", "a,b"], probs[:2]), part(tmp_path / "parts", ["3", "1", "0"], probs[2:])]
@@ -125,7 +122,7 @@ def test_a_submission_is_its_parts_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "row", "said"),
+    ("ids", "row", "message"),
     [
         (["a", "a"], [0.2, 0.3, 0.5], "more than once"),
         (["a", "b"], [0.2, 0.3, float("nan")], "line 2"),
@@ -133,35 +130,35 @@ def test_a_submission_is_its_parts_in_order(tmp_path: Path) -> None:
         (["a", "b"], [-0.1, 0.5, 0.6], "line 2"),
     ],
 )
-def test_a_broken_result_leaves_the_older_submission(
-    tmp_path: Path, ids: list[str], row: list[float], said: str
+def test_an_invalid_result_does_not_replace_an_older_submission(
+    tmp_path: Path, ids: list[str], row: list[float], message: str
 ) -> None:
     (tmp_path / "parts").mkdir()
     path = part(tmp_path / "parts", ids, np.array([row, [0.2, 0.3, 0.5]]))
     (tmp_path / "submission.csv").write_text("old")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         write_submission(tmp_path / "submission.csv", [path])
     assert (tmp_path / "submission.csv").read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["parts", "submission.csv"]
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         (["id,x"], "columns"),
-        (["id," + ",".join(WINNER_COLUMNS), "a,1,0,0"], "has not 2 rows"),
-        (["id," + ",".join(WINNER_COLUMNS), "a,1,0,0", "b,1,0,0", "c,1,0,0"], "has not 2 rows"),
+        (["id," + ",".join(WINNER_COLUMNS), "a,1,0,0"], "does not have 2 rows"),
+        (["id," + ",".join(WINNER_COLUMNS), "a,1,0,0", "b,1,0,0", "c,1,0,0"], "does not have 2 rows"),
         (["id," + ",".join(WINNER_COLUMNS), "b,1,0,0", "a,1,0,0"], "line 2 has id"),
         (["id," + ",".join(WINNER_COLUMNS), "a,1,0,0", "b,1,0"], "line 3"),
     ],
 )
-def test_a_file_that_is_not_the_submission_is_refused(tmp_path: Path, lines: list[str], said: str) -> None:
+def test_a_file_with_other_rows_than_the_submission_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
     (tmp_path / "s.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         check_submission(tmp_path / "s.csv", pl.Series(["a", "b"]))
 
 
-def test_chunks_change_nothing_and_a_killed_prediction_goes_on(
+def test_the_chunk_size_changes_nothing_and_a_killed_prediction_resumes(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -170,9 +167,9 @@ def test_chunks_change_nothing_and_a_killed_prediction_goes_on(
     (run / "submission.json").unlink()
     monkeypatch.setattr(chunks, "WHOLE_BYTES", 0)
     scored: list[int] = []
-    score = prediction._student
+    score = submission._student_scorer
 
-    def stopping(config: object) -> prediction.Scorer:
+    def stopping(config: object) -> submission.Scorer:
         inner = score(config)  # type: ignore[arg-type]
 
         def scorer(table: pl.DataFrame) -> np.ndarray:
@@ -184,7 +181,7 @@ def test_chunks_change_nothing_and_a_killed_prediction_goes_on(
 
         return scorer
 
-    monkeypatch.setattr(prediction, "_student", stopping)
+    monkeypatch.setattr(submission, "_student_scorer", stopping)
     assert ensemble_main(["predict", *small_arguments(run, "predict.chunk=5")]) == 130
     assert (run / "submission.csv").read_bytes() == (small_run / "submission.csv").read_bytes()
     assert ensemble_main(["predict", *small_arguments(run, "predict.chunk=5")]) == 0

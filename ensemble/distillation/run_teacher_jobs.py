@@ -1,0 +1,74 @@
+"""Run teacher jobs: finished fold jobs score more battles, nested members are trained and score two folds."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from functools import partial
+
+import numpy as np
+
+from ensemble.distillation.plan import StudentPlan
+from ensemble.distillation.targets import nested_stack
+from ensemble.distillation.teacher_jobs import NestedJob, ScoringJob, teacher_jobs
+from oof.common.atomic_files import write_parquet
+from oof.common.logits_format import logits_frame
+from oof.jobs.encoded_battles import EncodedBattles
+from oof.jobs.pretrain import start_of
+from oof.jobs.process_pool import run_all, run_alone
+from oof.jobs.run_fold_job import fit_classifier, job_seed
+from oof.model.classifier import load_classifier
+from oof.training.losses import cross_entropy
+
+logger = logging.getLogger(__name__)
+
+
+def run_teacher_jobs(plan: StudentPlan) -> None:
+    """Run every unfinished teacher job of the plan, then fit the nested stacks that read their scores."""
+    todo = [job for job in teacher_jobs(plan) if not job.done]
+    run_all(partial(run_alone, run_teacher_job), todo, [job.label for job in todo], plan.config.jobs.workers)
+    if plan.config.distill.teacher == "nested" and plan.teachers == ["stack"]:
+        for fold in range(plan.config.folds.k):
+            nested_stack(plan, fold)
+
+
+def run_teacher_job(job: ScoringJob | NestedJob) -> None:
+    """Compute and store the scores of one job."""
+    if isinstance(job, ScoringJob):
+        _score(job)
+    else:
+        _train_and_score(job)
+
+
+def _score(job: ScoringJob) -> None:
+    plan, fold_job, step = job.plan, job.fold_job, job.step
+    step.begin()
+    table = plan.table[job.rows]
+    texts = EncodedBattles(fold_job.member, table, plan.config)
+    model = load_classifier(fold_job.member, fold_job.folder / "adapter", texts.tokenizer, seed=0)
+    logits = texts.logits(model, np.arange(table.height), job.label, step.folder / "partial")
+    frame = logits_frame(table["id"], logits, fold_job.fold, texts.scoring.counts)
+    write_parquet(step.folder / "logits.parquet", frame)
+    step.finish({"member": fold_job.name, "fold": fold_job.fold, "n": table.height})
+    logger.info("%s: %d battles scored", job.label, table.height)
+
+
+def _train_and_score(job: NestedJob) -> None:
+    plan, step = job.plan, job.step
+    step.begin()
+    texts = EncodedBattles(job.member, plan.table, plan.config)
+    outside = np.isin(plan.folds, job.without)
+    rows = np.flatnonzero(~outside & (plan.labels >= 0))
+    held_out = np.flatnonzero(outside[: plan.n_scored])
+    one_hot = np.eye(3, dtype=np.float32)[plan.labels[rows]]
+    seed = job_seed(plan.config.seed, job.name, *job.without)
+    start = start_of(job.fold_job.pretrain)
+    model, summary = fit_classifier(
+        texts, rows, one_hot, plan.weights[rows], cross_entropy, step.folder, seed, job.label, start
+    )
+    logits = texts.logits(model, held_out, f"{job.label}: predict", step.folder / "partial")
+    frame = logits_frame(plan.table["id"][held_out], logits, plan.folds[held_out])
+    write_parquet(step.folder / "logits.parquet", frame)
+    shutil.rmtree(step.folder / "adapter")  # its scores are all that is needed
+    step.finish({**summary, "member": job.name, "without": list(job.without)})
+    logger.info("%s: trained on %d battles, %.0f s", job.label, len(rows), summary["seconds"])

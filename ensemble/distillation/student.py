@@ -1,0 +1,104 @@
+"""Exported student: opening its folder and scoring battles with it.
+
+``prompts.json`` in the folder tells how texts are laid out and cut, so that they are read exactly as in training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from oof.common.atomic_files import read_json
+from oof.common.errors import UserError
+from oof.config import Member, Prompts
+from oof.encoding.encode import Encoded, encode_battles
+from oof.model.classifier import load_tokenizer, load_trained
+from oof.model.precision import DTYPES, device
+from oof.training.inference import predict_logits
+
+PROMPTS = "prompts.json"
+
+
+class Student:
+    """A trained preference model with its tokenizer and prompt settings."""
+
+    def __init__(self, model: Any, tokenizer: Any, member: Member, prompts: Prompts) -> None:
+        self.model, self.tokenizer, self.member, self.prompts = model, tokenizer, member, prompts
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, dtype: str = "auto", tokens_per_batch: int | None = None, attn: str = "auto"
+    ) -> Self:
+        """Open an exported student: ``RUN/distill/student`` or one of its quantised variants.
+
+        Args:
+            folder: holds the weights, the tokenizer and ``prompts.json``.
+            dtype: auto (as saved), float32 or bfloat16.
+            tokens_per_batch: padded tokens of one forward pass; None = a default for the device.
+            attn: attention implementation, as in a member's recipe.
+
+        Raises:
+            UserError: the folder is not an exported student, or ``dtype`` is no choice.
+        """
+        folder = Path(folder)
+        for name in ("config.json", PROMPTS):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder / name}: missing; give the folder of an exported student ('make distill')")
+        if dtype == "auto":
+            dtype = str(read_json(folder / "config.json").get("dtype", "float32"))
+        if dtype not in DTYPES:
+            raise UserError(f"dtype={dtype!r}; choose one of auto, {', '.join(DTYPES)}")
+        prompts = read_prompts(folder)
+        member = Member(checkpoint=str(folder), dtype=dtype, score_tokens_per_batch=tokens_per_batch, attn=attn)
+        tokenizer = load_tokenizer(str(folder), prompts.hints)
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a cast at every layer of every call
+        model = load_trained(member, tokenizer)
+        if not getattr(model, "is_quantized", False):  # bitsandbytes places its own weights
+            model = model.to(device())
+        return cls(model.eval(), tokenizer, member, prompts)
+
+    def encode(self, table: pl.DataFrame) -> Encoded:
+        """Return the token ids of (n) battles in both orders, for a server that is to give the same verdicts.
+
+        Args:
+            table: columns ``prompt``, ``response_a``, ``response_b``: a list of turns per battle.
+        """
+        return encode_battles(table, self.tokenizer, self.prompts, self.prompts.max_tokens)
+
+    def logits(self, table: pl.DataFrame) -> NDArray[np.float64]:
+        """Return calibrated (n, 2, 3) logits: orders ab and ba, both in class order (a, b, tie).
+
+        Args:
+            table: as in :meth:`encode`.
+        """
+        pad_id = self.tokenizer.pad_token_id
+        return predict_logits(self.model, self.member, self.encode(table), pad_id, "student").astype(np.float64)
+
+
+def write_prompts(folder: Path, prompts: Prompts) -> None:
+    """Write ``prompts.json``: the settings by which the student reads battles when it scores them."""
+    settings: dict[str, object] = {name: getattr(prompts, name) for name in ("layout", "prompt_share", "hints")}
+    settings["max_tokens"] = prompts.score_max_tokens or prompts.max_tokens
+    (folder / PROMPTS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def read_prompts(folder: Path) -> Prompts:
+    """Return the settings in ``prompts.json``.
+
+    Raises:
+        UserError: the file is not one that :func:`write_prompts` of this version wrote.
+    """
+    settings = read_json(folder / PROMPTS)
+    try:
+        return replace(Prompts(), **settings)
+    except TypeError as error:
+        raise UserError(
+            f"{folder / PROMPTS}: not written by this version ({error}); export the student again"
+        ) from error
