@@ -226,8 +226,8 @@ def format_plan(plans: list[MemberPlan]) -> str:
             )
         lines += [f"    {_describe(card, setting)}" for card, setting in plan.settings.items()]
     lines.append(
-        f"Hours are per fold job, at {UTILISATION:.0%} of a card's peak rate; at most {USABLE_MEMORY:.0%} of its memory "
-        "is planned."
+        f"Hours are per fold job, at {UTILISATION:.0%} of a card's peak rate; at most {USABLE_MEMORY:.0%} of its "
+        "memory is planned."
     )
     return "\n".join(lines)
 
