@@ -1,1 +1,1 @@
-"""Contamination check: which prompts are in a corpus that a base model was trained on."""
+"""Contamination check: prompts of a run that are in a corpus that a base model was trained on."""

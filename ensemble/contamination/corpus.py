@@ -1,7 +1,7 @@
-"""Prompts of a text corpus, streamed in chunks of bounded size: Parquet, JSONL (also .gz, .zst) and CSV.
+"""Prompts of a text corpus, streamed in chunks of bounded size from Parquet, JSONL (also .gz, .zst) or CSV.
 
-A row's prompts are the first user turn and all user turns joined, of a ``conversation`` (a list of messages with
-``role`` and ``content``, as LMSYS-Chat-1M has it); any other text column is one prompt.
+A ``conversation`` (a list of messages with ``role`` and ``content``, as in LMSYS-Chat-1M) gives two prompts: its first
+user turn, and all user turns joined. Any other text column is one prompt.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ import polars as pl
 import zstandard
 
 from oof.common.errors import UserError
+from oof.data.parse_cells import USERS
 from oof.data.text_columns import strings
 
-CONVERSATION = "conversation"
-COLUMNS = (CONVERSATION, "prompt", "text", "instruction", "question", "content", "input")  # in order of preference
-USER = ("user", "human")  # lower-cased roles
-LINES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".jsonl.zst")
+TEXT_COLUMNS = ("conversation", "prompt", "text", "instruction", "question", "content", "input")  # by preference
+JSON_LINES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".jsonl.zst")
 
-Prompts = list[tuple[str, ...]]  # one tuple a row: first turn, and all turns where they differ
+Prompts = list[tuple[str, ...]]  # one tuple per row: the first user turn, and all of them joined if there are several
 
 
 def read_prompts(path: Path, column: str | None, start: int, size: int) -> Iterator[Prompts]:
-    """Yield the prompts of a file's rows from row ``start`` on, ``size`` rows at a time.
+    """Yield the prompts of a file's rows from 0-based row ``start`` on, ``size`` rows at a time.
+
+    Args:
+        path: a .parquet, .jsonl, .ndjson, .json, .jsonl.gz, .jsonl.zst or .csv file.
+        column: the column with the texts; None = the first of ``TEXT_COLUMNS`` that the file has.
+        start: rows to skip.
+        size: most rows in one chunk.
 
     Raises:
         UserError: the file is missing, of another kind or damaged, or has no such column.
@@ -38,12 +43,12 @@ def read_prompts(path: Path, column: str | None, start: int, size: int) -> Itera
     try:
         if path.suffix == ".parquet":
             yield from _table(pl.scan_parquet(path), path, column, start, size)
-        elif path.name.endswith(LINES):
+        elif path.name.endswith(JSON_LINES):
             yield from _lines(path, column, start, size)
         elif path.suffix == ".csv":
             yield from _table(pl.scan_csv(path, infer_schema=False), path, column, start, size)
         else:
-            raise UserError(f"{path}: not a .parquet, .jsonl (.gz, .zst) or .csv file")
+            raise UserError(f"{path}: not a .parquet, .jsonl (.gz, .zst) or .csv file; convert it to one of them")
     except (pl.exceptions.PolarsError, OSError, EOFError, zstandard.ZstdError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
 
@@ -51,7 +56,7 @@ def read_prompts(path: Path, column: str | None, start: int, size: int) -> Itera
 def _table(frame: pl.LazyFrame, path: Path, column: str | None, start: int, size: int) -> Iterator[Prompts]:
     name = _column(path, list(frame.collect_schema()), column)
     for part in frame.select(name).slice(start).collect_batches(chunk_size=size, maintain_order=True):
-        for first in range(0, part.height, size):  # a batch may be larger than asked for
+        for first in range(0, part.height, size):  # polars may return larger batches
             yield [_prompts(_parsed(value)) for value in part.to_series().slice(first, size).to_list()]
 
 
@@ -74,9 +79,9 @@ def _lines(path: Path, column: str | None, start: int, size: int) -> Iterator[Pr
             try:
                 row = json.loads(line) if line.strip() else {}
             except ValueError as error:
-                raise UserError(f"{path}, line {number + 1}: not JSON ({error})") from error
+                raise UserError(f"{path}, line {number + 1}: not valid JSON ({error}); correct or delete it") from error
             if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number + 1}: expected one JSON object a line")
+                raise UserError(f"{path}, line {number + 1}: expected a JSON object; write one per line")
             if name is None and row:
                 name = _column(path, list(row), None)
             rows.append(_prompts(row.get(name) if name else None))
@@ -98,12 +103,11 @@ def _open(path: Path) -> TextIO:
 def _column(path: Path, names: list[str], wanted: str | None) -> str:
     if wanted is not None and wanted in names:
         return wanted
-    found = [name for name in COLUMNS if name in names]
-    if wanted is not None or not found:
-        raise UserError(
-            f"{path}: no column {wanted or ' or '.join(COLUMNS)!r}; it has {', '.join(names)}; use --column"
-        )
-    return found[0]
+    known = [name for name in TEXT_COLUMNS if name in names]
+    if wanted is not None or not known:
+        missing = repr(wanted) if wanted is not None else " or ".join(TEXT_COLUMNS)
+        raise UserError(f"{path}: no column {missing}; it has {', '.join(names)}; name one of them with --column")
+    return known[0]
 
 
 def _prompts(value: Any) -> tuple[str, ...]:
@@ -123,7 +127,7 @@ def _prompts(value: Any) -> tuple[str, ...]:
 def _is_user(message: Any) -> bool:
     if isinstance(message, str):
         return True  # a list of turns
-    return isinstance(message, dict) and str(message.get("role", message.get("from", ""))).lower() in USER
+    return isinstance(message, dict) and str(message.get("role", message.get("from", ""))).lower() in USERS
 
 
 def _content(message: Any) -> str:

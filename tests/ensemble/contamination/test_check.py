@@ -1,4 +1,4 @@
-"""Battles whose prompt a corpus has are marked, whatever the corpus' format, and an interrupted search goes on."""
+"""Contamination check: prompts in a corpus are marked, in any corpus format, and an interrupted check continues."""
 
 from __future__ import annotations
 
@@ -74,30 +74,30 @@ def write_corpus(path: Path, texts: list[list[str]]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["c.parquet", "c.jsonl", "c.jsonl.gz", "c.csv"])
-def test_exactly_the_planted_battles_are_seen(name: str, planted: dict[str, Any], tmp_path: Path) -> None:
+def test_exactly_the_planted_prompts_are_marked(name: str, planted: dict[str, Any], tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / name, planted["corpus"])
-    frame = check.run_seen(planted["run"], [str(corpus)])
+    frame = check.check_contamination(planted["run"], [str(corpus)])
     assert frame["seen"].to_list() == planted["expected"]
     rows = frame.filter("seen")
     assert rows["row"].to_list() == [10 * i + 1 for i in range(0, 300, 3)]
     assert rows["file"].unique().to_list() == [name]
     assert rows["similarity"].min() >= 0.7
     ids = pl.Series(["b3", "b1"])
-    flags = check.read_seen(planted["run"], ids)
+    flags = check.read_contaminated(planted["run"], ids)
     assert flags is not None
     assert flags.tolist() == [True, False]
 
 
-def test_an_interrupted_search_goes_on_and_ends_the_same(
+def test_an_interrupted_check_continues_and_gives_the_same_result(
     planted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     halves = [write_corpus(tmp_path / f"{k}.jsonl", planted["corpus"][k * 1500 : (k + 1) * 1500]) for k in range(2)]
     paths = [str(path) for path in halves]
-    whole = check.run_seen(planted["run"], paths)
+    whole = check.check_contamination(planted["run"], paths)
     (planted["run"] / "seen" / "manifest.json").unlink()
     (planted["run"] / "seen" / "seen.parquet").unlink()
     monkeypatch.setattr(check, "CHUNK", 200)
-    monkeypatch.setattr(check, "SAVE", 2)
+    monkeypatch.setattr(check, "CHUNKS_PER_STATE", 2)
     read: list[int] = []
 
     def stopping(path: Path, column: str | None, start: int, size: int) -> Any:
@@ -109,21 +109,21 @@ def test_an_interrupted_search_goes_on_and_ends_the_same(
 
     monkeypatch.setattr(check, "read_prompts", stopping)
     with pytest.raises(KeyboardInterrupt):
-        check.run_seen(planted["run"], paths)
+        check.check_contamination(planted["run"], paths)
     starts: list[tuple[str, int]] = []
 
-    def noting(path: Path, column: str | None, start: int, size: int) -> Any:
+    def recording(path: Path, column: str | None, start: int, size: int) -> Any:
         starts.append((path.name, start))
         return read_prompts(path, column, start, size)
 
-    monkeypatch.setattr(check, "read_prompts", noting)
-    again = check.run_seen(planted["run"], paths)
-    assert starts == [("1.jsonl", 0)]  # the first file was finished and is not opened again
-    assert again.equals(whole)
+    monkeypatch.setattr(check, "read_prompts", recording)
+    continued = check.check_contamination(planted["run"], paths)
+    assert starts == [("1.jsonl", 0)]  # the finished first file is not opened again
+    assert continued.equals(whole)
     assert not list((planted["run"] / "seen").glob("state.*"))
 
 
-def test_a_file_is_read_on_from_the_middle(planted: dict[str, Any], tmp_path: Path) -> None:
+def test_reading_from_a_middle_row_gives_the_rest_of_the_file(planted: dict[str, Any], tmp_path: Path) -> None:
     for name in ("c.parquet", "c.jsonl", "c.csv"):
         path = write_corpus(tmp_path / name, planted["corpus"])
         whole = [row for chunk in read_prompts(path, None, 0, 700) for row in chunk]
@@ -131,13 +131,13 @@ def test_a_file_is_read_on_from_the_middle(planted: dict[str, Any], tmp_path: Pa
         assert rest == whole[1234:]
 
 
-def test_a_conversation_gives_its_first_user_turn_and_all_of_them(tmp_path: Path) -> None:
+def test_a_conversation_gives_its_first_user_turn_and_all_user_turns_joined(tmp_path: Path) -> None:
     path = write_corpus(tmp_path / "c.jsonl", [["one", "two"], ["three"], [""]])
     assert list(read_prompts(path, None, 0, 10)) == [[("one", "one\ntwo"), ("three",), ()]]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("c.jsonl", b'{"conversation": []}\n{oops\n', "line 2"),
         ("c.jsonl", b'{"other": 1}\n', "--column"),
@@ -145,15 +145,17 @@ def test_a_conversation_gives_its_first_user_turn_and_all_of_them(tmp_path: Path
         ("c.bin", b"", "not a .parquet"),
     ],
 )
-def test_a_damaged_corpus_is_a_user_s_error(
-    name: str, content: bytes, said: str, planted: dict[str, Any], tmp_path: Path
+def test_an_unreadable_corpus_is_a_user_error(
+    name: str, content: bytes, message: str, planted: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=said):
-        check.run_seen(planted["run"], [str(tmp_path / name)])
+    with pytest.raises(UserError, match=message):
+        check.check_contamination(planted["run"], [str(tmp_path / name)])
 
 
-def test_the_command_says_how_many(planted: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_number_of_marked_battles(
+    planted: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpus = write_corpus(tmp_path / "c.parquet", planted["corpus"])
     assert main(["seen", str(planted["run"]), "--corpus", str(corpus)]) == 0
     assert "100 of 300 battles" in capsys.readouterr().out
