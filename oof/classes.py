@@ -1,7 +1,7 @@
 """Class order, winner columns and the swap of A and B: the one place for each.
 
-Everywhere the classes are (a, b, tie) = labels 0, 1, 2. A model reads each battle in two orders: ``ab`` as given, ``ba``
-with the two responses swapped; its predictions in order ``ba`` are stored back in class order.
+Everywhere the classes are (a, b, tie) = labels 0, 1, 2. A model reads each battle in two orders: ``ab`` as given,
+``ba`` with the two responses swapped; its predictions in order ``ba`` are stored back in class order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ A, B, TIE = range(3)
 ORDERS = ("ab", "ba")
 WINNER_COLUMNS = ("winner_model_a", "winner_model_b", "winner_tie")  # of the competition's files, in class order
 SWAPPED = (B, A, TIE)  # the class that each class becomes when A and B are swapped
+
+
+def class_counts(labels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Return (3,) numbers of battles per class of (n,) labels."""
+    return np.bincount(labels, minlength=len(CLASSES)).astype(np.int64)
 
 
 def swap_classes(values: NDArray[Any]) -> NDArray[Any]:

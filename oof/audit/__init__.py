@@ -1,1 +1,1 @@
-"""Proofs of a finished run's invariants."""
+"""Audit of a finished run: checks of its invariants from its files alone."""

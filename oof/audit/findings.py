@@ -1,4 +1,4 @@
-"""What an audit finds, and how it reads a run's tables."""
+"""Findings of an audit, and the reading of a run's tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Status = Literal["ok", "warning", "violated"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of a run: its name, its result, one sentence and up to three examples."""
+    """Result of one check of a run: the check's name, its status, one sentence and up to three examples."""
 
     check: str
     status: Status
@@ -29,7 +29,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     """Return these columns of a Parquet file.
 
     Raises:
-        UserError: the file is missing, unreadable or lacks one.
+        UserError: the file is missing or unreadable, or lacks one of them.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; audit needs a run whose stage one is finished (make oof)")

@@ -1,8 +1,9 @@
-"""Prove the invariants of a finished run from its files: no leak, each battle scored once, by a job that may.
+"""Audit of a finished run: near-duplicate prompts never sit in two folds, every prediction is out of fold.
 
-Nothing here trusts the code that made the run: groups are compared with the folds row by row, prompts by an exact
-measure (:mod:`oof.audit.prompts`), and what a fold job trained on is read from the job's own list. A finding of
-status *violated* means that some number of this run is not out of fold, or cannot be shown to be.
+The audit reads the run's files and does not trust the code that made them: groups are compared with the folds row by
+row, prompts by exact similarity (:mod:`oof.audit.prompts`), and predictions with each fold job's own list of training
+battles (:mod:`oof.audit.predictions`). A finding of status *violated* means that a number of this run is not out of
+fold, or that this cannot be shown.
 """
 
 from __future__ import annotations
@@ -15,28 +16,28 @@ import polars as pl
 
 from oof.audit import prompts
 from oof.audit.findings import Finding, Status, read_columns
+from oof.audit.predictions import audit_member
 from oof.audit.pretrain import audit_pretraining
 from oof.classes import CLASSES
 from oof.common.atomic_files import read_json
-from oof.common.digests import file_digest
 from oof.common.errors import UserError
-from oof.common.logits_format import LOGIT_COLUMNS
 from oof.config import Folds, Groups
+from oof.data.text_columns import prompt_texts
 
 TRAINABLE = ("train", "extra", "unlabelled")  # roles that a job or a student may learn from
-MAX_SHARE_DIFFERENCE = 0.05  # of a class's share in a fold from its overall share, beyond which we warn
-MAX_SIZE_RATIO = 1.5  # of the largest fold to the smallest, beyond which we warn
+MAX_SHARE_DIFFERENCE = 0.05  # between a class's share in a fold and its overall share; above it we warn
+MAX_SIZE_RATIO = 1.5  # of the largest fold to the smallest; above it we warn
 
 
 def audit_run(run: Path, sample: int = 1000) -> list[Finding]:
-    """Return the findings of all checks; the run is sound when none has status ``violated``.
+    """Return the findings of all checks; the run is sound if none has status ``violated``.
 
     Args:
         run: the run folder, after stage one.
         sample: scored battles whose prompts are compared exactly with every prompt of the run.
 
     Raises:
-        UserError: the folder is no run: no battles or folds in it, or they cannot be read.
+        UserError: the folder is not a run: it has no battles or folds, or they cannot be read.
     """
     table = read_columns(
         run / "battles.parquet", ("id", "role", "label", "prompt", "response_a", "response_b", "group", "fold")
@@ -63,7 +64,7 @@ def audit_run(run: Path, sample: int = 1000) -> list[Finding]:
 
 
 def format_findings(findings: Sequence[Finding]) -> str:
-    """Return one line a finding, its examples below it, and a last line that counts them."""
+    """Return one line per finding, its examples below it, and a last line that counts the findings."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.status:<9} {finding.check}: {finding.message}")
@@ -71,109 +72,6 @@ def format_findings(findings: Sequence[Finding]) -> str:
     counts = {status: sum(f.status == status for f in findings) for status in ("ok", "warning", "violated")}
     lines.append(f"audit: {', '.join(f'{n} {status}' for status, n in counts.items())}")
     return "\n".join(lines)
-
-
-def audit_member(folder: Path, table: pl.DataFrame, k: int) -> list[Finding]:
-    """Return the findings about one member's predictions, ``RUN/oof/<member>``."""
-    name = f"predictions of {folder.name}"
-    scored = table.filter(pl.col("role") == "train").select("id", "group", "fold")
-    jobs = sorted(folder.glob("fold-*"))
-    try:
-        findings = [_job(job, scored, table) for job in jobs]
-        if jobs:
-            parts = [read_columns(job / "logits.parquet", _COLUMNS) for job in jobs]
-            findings.append(_once(f"{name}, fold jobs", pl.concat(parts, how="vertical_relaxed"), scored))
-        else:
-            message = "logits come from elsewhere, without fold jobs: what they were trained on cannot be checked"
-            findings.append(Finding(name, "warning", message))
-        joined = read_columns(folder / "logits.parquet", _COLUMNS)
-        findings.append(_once(f"{name}, joined", joined, scored))
-        if jobs:
-            findings.append(_same_logits(f"{name}, joined", joined, pl.concat(parts, how="vertical_relaxed")))
-    except UserError as error:
-        return [Finding(name, "violated", str(error))]
-    absent = sorted(set(range(k)) - {_number(job) for job in jobs})
-    if jobs and (absent or len(jobs) != k):
-        message = f"{len(jobs)} fold jobs for {k} folds"
-        return [*findings, Finding(name, "violated", message, tuple(f"no fold-{fold}" for fold in absent[:3]))]
-    return findings
-
-
-_COLUMNS = ("id", "fold", *LOGIT_COLUMNS)
-
-
-def _job(folder: Path, scored: pl.DataFrame, table: pl.DataFrame) -> Finding:
-    """Check one fold job: it predicted its own fold, and trained on no battle of a group that it predicted."""
-    name = f"job {folder.parent.name}/{folder.name}"
-    facts = read_json(folder / "job.json")
-    if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
-        raise UserError(
-            f"{folder / 'job.json'}: not the record of a fold job; delete the folder and run 'make oof' again"
-        )
-    logits, trained = (
-        read_columns(folder / "logits.parquet", _COLUMNS),
-        read_columns(folder / "trained.parquet", ("id",)),
-    )
-    wrong = []
-    for file, sha in facts["files"].items():
-        if file in ("logits.parquet", "trained.parquet") and file_digest(folder / file) != sha:
-            wrong.append(f"{file} was changed after the job finished")
-    if facts.get("held_out") != _number(folder) or (logits["fold"] != _number(folder)).any():
-        wrong.append(f"the job or its logits name another fold than {_number(folder)}")
-    if facts.get("n_trained") != trained.height:
-        wrong.append(f"trained on {facts.get('n_trained')} battles but lists {trained.height}")
-    if trained["id"].is_duplicated().any():
-        wrong.append("lists a battle more than once as trained on")
-    strangers = trained.join(table, on="id", how="anti").height
-    if strangers:
-        wrong.append(f"trained on {strangers:,} battles that the run does not have")
-    seen = table.join(trained, on="id", how="semi").select("group", trained="id").unique("group", keep="first")
-    leaked = logits.join(scored.drop("fold"), on="id").join(seen, on="group").sort("id")
-    if leaked.height:
-        wrong.append(f"{leaked.height:,} predicted battles whose group the job trained on")
-    if wrong:
-        pairs = tuple(f"{row['id']} was predicted, {row['trained']} trained on" for row in leaked[:3].to_dicts())
-        return Finding(name, "violated", "; ".join(wrong), pairs)
-    return Finding(
-        name, "ok", f"{logits.height:,} battles predicted; none of their groups among {trained.height:,} trained on"
-    )
-
-
-def _once(name: str, logits: pl.DataFrame, scored: pl.DataFrame) -> Finding:
-    """Check that each scored battle has exactly one row of finite logits, in its own fold, and nobody else has."""
-    missing = scored.join(logits, on="id", how="anti")["id"]
-    repeated = logits.filter(logits["id"].is_duplicated())["id"].unique()
-    strangers = logits.join(scored, on="id", how="anti")["id"]
-    both = logits.join(scored, on="id", suffix="_run")
-    moved = both.filter(pl.col("fold").ne_missing(pl.col("fold_run")))["id"]
-    broken = logits.filter(~pl.all_horizontal(pl.col(LOGIT_COLUMNS).is_finite().fill_null(False)))["id"]
-    cases = {
-        "scored battles without a prediction": missing,
-        "battles predicted more than once": repeated,
-        "predicted battles that are not scored ones of this run": strangers,
-        "battles predicted in another fold than theirs": moved,
-        "battles with a logit that is not finite": broken,
-    }
-    wrong = [f"{len(ids):,} {what}" for what, ids in cases.items() if len(ids)]
-    if wrong:
-        examples = tuple(f"battle {ids.sort()[0]}" for ids in cases.values() if len(ids))
-        return Finding(name, "violated", "; ".join(wrong), examples[:3])
-    return Finding(name, "ok", f"each of {scored.height:,} scored battles predicted exactly once, in its fold")
-
-
-def _same_logits(name: str, joined: pl.DataFrame, parts: pl.DataFrame) -> Finding:
-    both = joined.select(_COLUMNS).join(parts.select(_COLUMNS), on="id", suffix="_job")
-    same = [pl.col(column).eq_missing(pl.col(f"{column}_job")) for column in _COLUMNS[1:]]
-    differing = both.filter(~pl.all_horizontal(same))["id"].unique().sort()
-    if len(differing):
-        examples = tuple(f"battle {name}" for name in differing[:3])
-        return Finding(name, "violated", f"{len(differing):,} battles differ from their fold job's logits", examples)
-    return Finding(name, "ok", "equal to the fold jobs' logits")
-
-
-def _number(folder: Path) -> int:
-    digits = folder.name.removeprefix("fold-")
-    return int(digits) if digits.isdigit() else -1
 
 
 def _same_tables(table: pl.DataFrame, folds: pl.DataFrame) -> Finding:
@@ -187,42 +85,43 @@ def _same_tables(table: pl.DataFrame, folds: pl.DataFrame) -> Finding:
     return Finding("tables", "ok", f"{table.height:,} battles, ids unique, folds.parquet agrees")
 
 
-def _apart(check: str, table: pl.DataFrame, key: str, what: str) -> Finding:
-    """Check that no value of ``key`` holds a scored battle and a trainable one of another fold (or of none)."""
+def _in_one_fold(check: str, table: pl.DataFrame, key: str, values: str) -> Finding:
+    """Check that all battles with the same ``key`` as a scored battle are in its fold; ``values`` names the keys."""
     table = table.filter(pl.col(key).is_not_null()).sort("id")
-    homes = table.filter(pl.col("role") == "train").unique(key, keep="first", maintain_order=True)
-    torn = (
-        table.join(homes.select(key, home="fold", scored="id"), on=key, maintain_order="left")
-        .filter(pl.col("fold").ne_missing(pl.col("home")))
+    scored = table.filter(pl.col("role") == "train").unique(key, keep="first", maintain_order=True)
+    split = (
+        table.join(scored.select(key, scored_fold="fold", scored_id="id"), on=key, maintain_order="left")
+        .filter(pl.col("fold").ne_missing(pl.col("scored_fold")))
         .unique(key, keep="first", maintain_order=True)
     )
     examples = tuple(
-        f"battle {row['scored']} in fold {row['home']}, battle {row['id']} in fold {row['fold']}"
-        for row in torn[:3].to_dicts()
+        f"battle {row['scored_id']} in fold {row['scored_fold']}, battle {row['id']} in fold {row['fold']}"
+        for row in split[:3].to_dicts()
     )
-    status: Status = "violated" if torn.height else "ok"
-    return Finding(check, status, f"{torn.height:,} of {table[key].n_unique():,} {what} lie in several folds", examples)
+    status: Status = "violated" if split.height else "ok"
+    message = f"{split.height:,} of {table[key].n_unique():,} {values} lie in several folds"
+    return Finding(check, status, message, examples)
 
 
 def _whole_groups(table: pl.DataFrame) -> Finding:
-    return _apart("groups across folds", table, "group", "groups")
+    return _in_one_fold("groups across folds", table, "group", "groups")
 
 
 def _equal_prompts(table: pl.DataFrame) -> Finding:
-    text = pl.col("prompt").list.join("\n").str.strip_chars()
+    text = prompt_texts(table).str.strip_chars()
     keyed = table.select("id", "role", "fold", text=pl.when(text != "").then(text))
-    return _apart("equal prompts across folds", keyed, "text", "prompts")
+    return _in_one_fold("equal prompts across folds", keyed, "text", "prompts")
 
 
 def _near_duplicates(table: pl.DataFrame, threshold: float, sample: int) -> Finding:
-    compared, torn = prompts.near_duplicates(table, threshold, sample)
-    examples = tuple(f"battles {pair.one} and {pair.other}: similarity {pair.similarity:.2f}" for pair in torn[:3])
-    message = f"{len(torn):,} pairs, {compared:,} prompts compared exactly with all"
-    return Finding("near-duplicate prompts across folds", "violated" if torn else "ok", message, examples)
+    compared, split = prompts.near_duplicates(table, threshold, sample)
+    examples = tuple(f"battles {pair.one} and {pair.other}: similarity {pair.similarity:.2f}" for pair in split[:3])
+    message = f"{len(split):,} pairs, {compared:,} prompts compared exactly with all"
+    return Finding("near-duplicate prompts across folds", "violated" if split else "ok", message, examples)
 
 
 def _equal_rows(table: pl.DataFrame) -> Finding:
-    """Check the rows of extra files that repeat a scored battle, in either order of the responses."""
+    """Check that rows of extra files that repeat a scored battle, in either order, are held out with it."""
     prompt, a, b = (pl.col(name).list.join("\x1f") for name in ("prompt", "response_a", "response_b"))
     content = pl.concat_str(prompt, pl.min_horizontal(a, b), pl.max_horizontal(a, b), separator="\x1e")
     keyed = table.select("id", "role", "fold", content=pl.when(content.str.strip_chars("\x1e\x1f") != "").then(content))
@@ -232,9 +131,8 @@ def _equal_rows(table: pl.DataFrame) -> Finding:
         .agg(both=pl.col("role").n_unique() > 1)
         .filter("both", pl.col("content").is_not_null())
     )
-    finding = _apart(
-        "scored battles repeated in extra", keyed.join(shared, on="content", how="semi"), "content", "of them"
-    )
+    repeated = keyed.join(shared, on="content", how="semi")
+    finding = _in_one_fold("scored battles repeated in extra", repeated, "content", "of them")
     if finding.status == "ok":
         return Finding(finding.check, "ok", f"{shared.height:,}, each held out together with its battle")
     return finding
@@ -257,13 +155,16 @@ def _balance(table: pl.DataFrame, k: int) -> Finding:
 
 
 def _configuration(run: Path, table: pl.DataFrame) -> tuple[Groups, int, bool]:
-    """Return the run's grouping, number of folds and whether it has pretraining; without run.json what is there."""
+    """Return the run's grouping, its number of folds and whether it has pretraining.
+
+    Without run.json: the default grouping, and what the folder holds.
+    """
     path = run / "run.json"
     if path.is_file():
         try:
-            facts: dict[str, Any] = read_json(path)["config"]
-            pretrained = bool(facts.get("pretrain", {}).get("data"))
-            return Groups(**facts["groups"]), Folds(**facts["folds"]).k, pretrained
+            config: dict[str, Any] = read_json(path)["config"]
+            pretrained = bool(config.get("pretrain", {}).get("data"))
+            return Groups(**config["groups"]), Folds(**config["folds"]).k, pretrained
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: no readable configuration ({error}); run 'make oof' again") from error
     k = max([-1, *table["fold"].drop_nulls().unique().to_list()]) + 1

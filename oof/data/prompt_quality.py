@@ -90,11 +90,6 @@ def prompt_quality(prompts: pl.Series) -> NDArray[np.float64]:
     return np.asarray(np.min(scores, axis=0), dtype=np.float64)
 
 
-def prompt_texts(table: pl.DataFrame) -> pl.Series:
-    """Return the (n,) prompt texts of a canonical table: all user turns, one a line."""
-    return table["prompt"].list.join("\n")
-
-
 def _gibberish() -> pl.Expr:
     plain, letters = pl.col("plain"), pl.col("letters")
     pairs = letters - pl.col("runs")

@@ -43,3 +43,8 @@ def strings(values: Sequence[str | None], counts: Counter[str] | None = None) ->
 
 def _well_formed(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def prompt_texts(table: pl.DataFrame) -> pl.Series:
+    """Return the (n,) prompt texts of a canonical table: all user turns, one a line."""
+    return table["prompt"].list.join("\n")

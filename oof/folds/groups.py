@@ -1,8 +1,8 @@
 """Battles -> groups of battles that may not be separated, because they share a (near-)duplicate prompt.
 
 A battle's prompt text is all of its user turns. Prompts that are equal after normalisation (NFKC, case fold,
-punctuation and white space) are joined by hash; near-duplicates by :mod:`oof.folds.near_duplicates`, with its rule for shared
-templates; the closure is transitive. A group's number is the rank of its smallest content key, so it depends on
+punctuation and white space) are joined by hash; near-duplicates by :mod:`oof.folds.near_duplicates`, with its rule for
+shared templates; the closure is transitive. A group's number is the rank of its smallest content key, so it depends on
 the battles' content alone, not on the order of rows or files.
 
 Battles without prompt text have nothing to share: they are joined only when their (non-empty) responses are the
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from oof.common.errors import UserError
 from oof.config import Groups
+from oof.data.text_columns import prompt_texts
 from oof.folds import minhash, near_duplicates
 
 MIN_RESPONSE = 32  # characters after normalisation: a shorter shared response ("Yes.") says nothing
@@ -87,7 +88,7 @@ def _prompt_keys(table: pl.DataFrame) -> tuple[NDArray[np.bytes_], dict[bytes, s
     texts: dict[bytes, str] = {}
     for start in range(0, table.height, CHUNK_ROWS):
         part = table.slice(start, CHUNK_ROWS)
-        prompts = normalise(part["prompt"].list.join("\n"))
+        prompts = normalise(prompt_texts(part))
         for row, (full, capped) in enumerate(zip(prompts.to_list(), minhash.cap(prompts).to_list(), strict=True)):
             if full:
                 key = _key("prompt", full)

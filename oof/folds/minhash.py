@@ -1,6 +1,9 @@
-"""Texts -> sets of character 5-grams: exact Jaccard similarities as sparse products, MinHash signatures from rensa.
+"""Character 5-grams of texts: exact Jaccard similarity, MinHash signatures and the keys of LSH bands.
 
-Everything runs in chunks of bounded size, in C or Rust; there is no Python loop over characters.
+Exact similarities are products of sparse matrices, signatures come from rensa. Everything runs in chunks of bounded
+size, in C or Rust; there is no Python loop over characters.
+
+Source: Leskovec et al., Mining of Massive Datasets, chapter 3.
 """
 
 from __future__ import annotations
@@ -15,14 +18,16 @@ from scipy.sparse import csr_array
 
 SHINGLE = 5  # characters
 CAP = 20_000  # characters of one text that are compared
-COLUMNS = 2**62  # a shingle's column is its hash; two of a pair's collide with probability about 1e-12
+N_COLUMNS = 2**62  # a shingle's column is its hash: in one pair of texts two hashes collide with P of about 1e-12
 PERMUTATIONS = 128
 SEED = 1
 CHUNK = 2_000_000  # characters whose shingles are in memory at a time (about 50 bytes each)
+# A pair whose estimated similarity lies this far under the threshold (five standard errors) needs no exact measure.
+ESTIMATE_MARGIN = 0.22
 
 
 def cap(texts: pl.Series) -> pl.Series:
-    """Replace each text of more than ``CAP`` characters by its first and last ``CAP // 2``."""
+    """Return the texts, those of more than ``CAP`` characters as their first and last ``CAP // 2`` characters."""
     half = CAP // 2
     short = pl.concat_str(pl.col("t").str.head(half), pl.col("t").str.tail(half))
     return (
@@ -40,9 +45,9 @@ def jaccard(left: Sequence[str], right: Sequence[str]) -> NDArray[np.float64]:
 
 
 def shingle_matrix(texts: Sequence[str]) -> csr_array:
-    """Return the (n, 2**62) 0/1 matrix of shingle sets; a column is a 62-bit hash (collisions: about 1e-12 a pair)."""
+    """Return the (n, 2**62) 0/1 matrix, int32, of shingle sets; the column of a shingle is its 62-bit hash."""
     hashes, offsets = _shingle_hashes(texts)
-    matrix = csr_array((np.ones(len(hashes), np.int32), _columns(hashes), offsets), shape=(len(texts), COLUMNS))
+    matrix = csr_array((np.ones(len(hashes), np.int32), _columns(hashes), offsets), shape=(len(texts), N_COLUMNS))
     matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix
@@ -53,21 +58,24 @@ def row_sums(matrix: csr_array) -> NDArray[np.float64]:
     return np.asarray(matrix.sum(axis=1), dtype=np.float64)
 
 
+# --- MinHash signatures --------------------------------------------------------------------------------------
+
+
 def minhash(
-    texts: pl.Series, families: NDArray[np.int64] | None = None, known: NDArray[np.int64] | None = None
+    texts: pl.Series, families: NDArray[np.int64] | None = None, excluded: NDArray[np.int64] | None = None
 ) -> NDArray[np.uint32]:
-    """Return (n, PERMUTATIONS) MinHash signatures of (n,) texts, if asked without the shingles of their families.
+    """Return (n, PERMUTATIONS) MinHash signatures of (n,) texts.
 
     Args:
         texts: String series.
-        families: (n,) numbers >= 0.
-        known: made by :func:`family_keys`.
+        families: (n,) family numbers >= 0; with ``excluded``, the shingles of a text's family are left out.
+        excluded: the families' shingles, as :func:`family_shingles` returns them.
     """
     signatures = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
     for start, stop in chunks(texts.str.len_chars().to_numpy()):
         hashes, offsets = _shingle_hashes(texts[start:stop].to_list())
-        if families is not None and known is not None:
-            kept = ~_is_known(_columns(hashes), offsets, families[start:stop], known)
+        if families is not None and excluded is not None:
+            kept = ~_is_excluded(_columns(hashes), offsets, families[start:stop], excluded)
             hashes = hashes[kept]
             offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(kept, offsets[:-1], dtype=np.int64))])
         offsets = offsets.astype(np.uint64)
@@ -76,25 +84,68 @@ def minhash(
     return signatures
 
 
-def family_keys(texts: pl.Series, families: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return sorted distinct keys of (family, shingle) for all shingles of the texts."""
-    keys = np.empty(0, np.int64)
+def family_shingles(texts: pl.Series, families: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sorted distinct codes of (family, shingle) for all shingles of the (n,) texts in (n,) families."""
+    codes = np.empty(0, np.int64)
     for start, stop in chunks(texts.str.len_chars().to_numpy()):
         hashes, offsets = _shingle_hashes(texts[start:stop].to_list())
-        keys = distinct(keys, _keys(_columns(hashes), offsets, families[start:stop]))
-    return keys
+        codes = distinct(codes, _family_codes(_columns(hashes), offsets, families[start:stop]))
+    return codes
 
 
-def _is_known(
-    columns: NDArray[np.integer], offsets: NDArray[np.integer], families: NDArray[np.int64], known: NDArray[np.int64]
+def _is_excluded(
+    columns: NDArray[np.integer], offsets: NDArray[np.integer], families: NDArray[np.int64], excluded: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    keys = _keys(columns, offsets, families)
-    return np.equal(known[np.minimum(np.searchsorted(known, keys), len(known) - 1)], keys)
+    codes = _family_codes(columns, offsets, families)
+    return np.equal(excluded[np.minimum(np.searchsorted(excluded, codes), len(excluded) - 1)], codes)
 
 
-def _keys(columns: NDArray[np.integer], offsets: NDArray[np.integer], families: NDArray[np.int64]) -> NDArray[np.int64]:
+def _family_codes(
+    columns: NDArray[np.integer], offsets: NDArray[np.integer], families: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Return one number for each (family, column) of rows that begin at ``offsets``."""
     return columns ^ np.repeat(families * 0x1E3779B97F4A7C15, offsets[1:] - offsets[:-1])  # wraps around, mixing
+
+
+def estimated_jaccard(
+    left: NDArray[np.uint32], right: NDArray[np.uint32], pairs: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return (m,) MinHash estimates of the similarity of (m, 2) pairs (row of ``left``, row of ``right``)."""
+    estimates = np.empty(len(pairs))
+    for start in range(0, len(pairs), 65536):
+        some = pairs[start : start + 65536]
+        estimates[start : start + 65536] = (left[some[:, 0]] == right[some[:, 1]]).mean(axis=1)
+    return estimates
+
+
+# --- LSH bands -----------------------------------------------------------------------------------------------
+
+
+def band_rows(threshold: float) -> int:
+    """Return the most rows of a band (a power of two) with which a pair at the threshold is found with P >= 0.999."""
+    rows = 1
+    while rows < 16 and (1 - threshold ** (2 * rows)) ** (PERMUTATIONS // (2 * rows)) <= 1e-3:
+        rows *= 2
+    return rows
+
+
+def band_keys(signatures: NDArray[np.uint32], threshold: float) -> Iterator[NDArray[np.uint64]]:
+    """Yield for each band the (n,) keys of (n, PERMUTATIONS) signatures; texts with equal keys share a bucket.
+
+    Args:
+        signatures: as :func:`minhash` returns them.
+        threshold: Jaccard similarity from which a pair should share a bucket; it decides the number of bands.
+    """
+    rows = band_rows(threshold)
+    for first in range(0, PERMUTATIONS, rows):
+        keys = np.zeros(len(signatures), dtype=np.uint64)
+        for column in range(first, first + rows):
+            keys = (keys ^ signatures[:, column]) * np.uint64(0x9E3779B97F4A7C15)
+            keys ^= keys >> np.uint64(29)
+        yield keys
+
+
+# --- helpers -------------------------------------------------------------------------------------------------
 
 
 def distinct(*codes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -130,7 +181,7 @@ def shared_prefix(one: str, two: str) -> int:
 def _shingle_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Return 64-bit hashes of all character 5-grams, repeats included, and (n + 1,) row offsets.
 
-    A text of fewer than five characters is padded to one shingle.
+    A text of fewer than five characters is padded with NUL characters to one shingle.
     """
     padded = [text.ljust(SHINGLE, "\0") for text in texts]
     codes = np.frombuffer("".join(padded).encode("utf-32-le"), dtype=np.uint32)

@@ -1,30 +1,26 @@
-"""Distinct normalised texts -> near-duplicate components, by MinHash LSH with exact verification.
+"""Near-duplicate texts: MinHash LSH proposes pairs, each is measured exactly, joined pairs form components.
 
 Two texts are near-duplicates when the Jaccard similarity of their sets of character 5-grams reaches the
 threshold, except under the *template rule*: a long shared beginning is not enough by itself.
 
-* A beginning of at least ``TEMPLATE`` characters (whole words) that at least ``BUCKET`` texts share is a **known
-  template**. If one of two texts begins with one, its 5-grams are left out, and what else the texts say must reach
-  the threshold too. So neither a template nor edited copies of it make one giant group.
-* Two texts without a known template that share such a beginning must also be alike after it: the rests must reach
-  half the threshold, or one text must be nothing but the beginning of the other.
-* In both cases a small edit is no difference: the texts are joined if what lies between their shared beginning and
+* A beginning of at least ``TEMPLATE`` characters (whole words) that at least ``TEMPLATE_TEXTS`` texts share is a
+  **known template**. If one of two texts begins with one, the template's 5-grams are left out, and the remaining
+  ones must reach the threshold too. So neither a template nor edited copies of it make one giant group.
+* Two texts without a known template that share such a beginning must also be alike after it: the texts after the
+  beginning must reach half the threshold, or one text must be nothing but the beginning of the other.
+* In both cases a small edit is no difference: the texts are joined if the part between their shared beginning and
   their shared end has at most ``TINY`` characters in each.
 
-MinHash only proposes pairs; each is then measured exactly. Texts come sorted and distinct, so results cannot depend
-on the order of a table's rows.
+Texts come sorted and distinct, so results do not depend on the order of a table's rows.
 
-Bounds, all documented so that they can be argued with:
+Documented bounds:
 
-* a text longer than ``CAP`` characters is represented by its first and last halves of that;
-* the LSH bands find a pair at the threshold with probability >= 0.999, more similar ones practically always;
-* in an LSH bucket of more than ``BUCKET`` texts, each is compared only with its ``CROWDED`` successors in
-  alphabetical order and in that of the reversed texts, and with one at random: work grows with n, not with the
-  square of the bucket;
-* texts with a known template, which are all alike as wholes, meet in LSH by what they say beyond it.
+* a text longer than ``oof.folds.minhash.CAP`` characters is represented by its first and last halves of that;
+* pairs come from LSH (:mod:`oof.folds.candidates`), so a few at the threshold may be missed;
+* texts with a known template, which are all alike as wholes, meet in LSH by their remaining 5-grams;
+* a small edit under a known template is looked for between neighbours in alphabetical order only.
 
-Source: Broder, On the resemblance and containment of documents, 1997; Leskovec et al., Mining of Massive
-Datasets, chapter 3.
+Source: Broder, On the resemblance and containment of documents, 1997.
 """
 
 from __future__ import annotations
@@ -35,12 +31,11 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
+from oof.folds.candidates import Pairs, candidate_pairs
 from oof.folds.minhash import (
-    PERMUTATIONS,
-    SEED,
     chunks,
     distinct,
-    family_keys,
+    family_shingles,
     jaccard,
     minhash,
     row_sums,
@@ -49,13 +44,8 @@ from oof.folds.minhash import (
 )
 
 TEMPLATE = 48  # characters: a shared beginning of at least this length may be a template
-TINY = 10  # characters: what two texts of one template may differ by and still be the same prompt (a word)
-BUCKET = 32  # texts: the largest LSH bucket of which all pairs are compared, the smallest family of a known template
-CROWDED = 4  # neighbours that a text is compared with inside a larger bucket
-# A pair whose MinHash estimate lies this far under the threshold (five standard errors) is not measured exactly.
-MARGIN = 0.22
-
-Pairs = NDArray[np.int64]  # (m, 2), first < second
+TEMPLATE_TEXTS = 32  # texts that share a beginning from which on it is a known template
+TINY = 10  # characters (a word) by which two texts of one template may differ and still be the same prompt
 
 
 def components(texts: pl.Series, threshold: float) -> NDArray[np.int64]:
@@ -68,24 +58,44 @@ def components(texts: pl.Series, threshold: float) -> NDArray[np.int64]:
     n = len(texts)
     if n < 2:
         return np.zeros(n, dtype=np.int64)
-    lengths = _templates(texts)
+    lengths = _template_lengths(texts)
     members = np.flatnonzero(lengths)
     inside = texts.gather(members)
     frame = pl.DataFrame({"template": inside.str.head(pl.Series(lengths[members])), "start": inside.str.head(TEMPLATE)})
     frame = frame.with_columns(pl.all().rank("dense").cast(pl.Int64).name.suffix("_number"))
-    same = np.full(n, -1, dtype=np.int64)
-    same[members] = frame["template_number"]
-    codes = _candidates(texts, minhash(texts), threshold, same)
-    if len(members):  # texts of one template are alike as wholes: propose those alike beyond all that begin like it
+    template = np.full(n, -1, dtype=np.int64)
+    template[members] = frame["template_number"]
+    codes = candidate_pairs(texts, minhash(texts), threshold, template)
+    if len(members):  # leave out the 5-grams of all templates that begin alike: they make these texts alike as wholes
         templates = frame.unique("template", maintain_order=True)
-        known = family_keys(templates["template"], templates["start_number"].to_numpy())
-        rests = minhash(inside, frame["start_number"].to_numpy(), known)
-        local = _candidates(inside, rests, threshold, np.full(len(members), -1))
-        neighbours = np.flatnonzero((same[1:] == same[:-1]) & (same[1:] >= 0))  # small edits at the end
+        excluded = family_shingles(templates["template"], templates["start_number"].to_numpy())
+        signatures = minhash(inside, frame["start_number"].to_numpy(), excluded)
+        local = candidate_pairs(inside, signatures, threshold, np.full(len(members), -1))
+        neighbours = np.flatnonzero((template[1:] == template[:-1]) & (template[1:] >= 0))  # small edits at the end
         codes = distinct(
             codes, neighbours * (n + 1) + 1, members[local // len(members)] * n + members[local % len(members)]
         )
     return _verify(texts, lengths, np.stack([codes // n, codes % n], axis=1), threshold)
+
+
+def alike_beyond_template(texts: pl.Series, pairs: Pairs, threshold: float) -> NDArray[np.bool_]:
+    """Return (m,) flags: do the texts of a pair reach the threshold by more than a shared template?
+
+    This is the template rule without its clause on small edits under a known template, of which the grouping looks at
+    alphabetical neighbours only.
+
+    Args:
+        texts: as in :func:`components`; the known templates are those of these texts.
+        pairs: (m, 2) positions in ``texts``.
+        threshold: Jaccard similarity in (0, 1].
+    """
+    lengths = _template_lengths(texts)
+    flags = np.zeros(len(pairs), dtype=np.bool_)
+    for start, stop in chunks(texts.str.len_chars().to_numpy()[pairs].sum(axis=1)):
+        used, local = np.unique(pairs[start:stop], return_inverse=True)
+        local = local.reshape(-1, 2)
+        _, flags[start:stop] = _similar(texts.gather(used).to_list(), lengths[used], local, threshold)
+    return flags
 
 
 def connected(n: int, pairs: Pairs) -> NDArray[np.int64]:
@@ -94,103 +104,38 @@ def connected(n: int, pairs: Pairs) -> NDArray[np.int64]:
     return np.asarray(connected_components(graph.tocsr(), directed=False)[1], dtype=np.int64)
 
 
-def _templates(texts: pl.Series) -> NDArray[np.int64]:
-    """Return (n,) lengths of the longest beginning, whole words, that ``BUCKET`` texts share; 0 below ``TEMPLATE``."""
+# --- known templates -----------------------------------------------------------------------------------------
+
+
+def _template_lengths(texts: pl.Series) -> NDArray[np.int64]:
+    """Return (n,) lengths in characters of the known templates that sorted texts begin with; 0 = none.
+
+    It is the longest beginning, in whole words, that ``TEMPLATE_TEXTS`` texts share.
+    """
     n = len(texts)
-    if n < BUCKET:
+    if n < TEMPLATE_TEXTS:
         return np.zeros(n, dtype=np.int64)
-    overlap = np.zeros(n + BUCKET - 2, dtype=np.int64)  # [i + BUCKET - 1]: characters that texts i and i + 1 share
+    # overlap[i + TEMPLATE_TEXTS - 1]: characters that texts i and i + 1 share
+    overlap = np.zeros(n + TEMPLATE_TEXTS - 2, dtype=np.int64)
     last = ""
     for start in range(0, n, 8192):
         for i, text in enumerate(texts[start : start + 8192].to_list(), start):
-            overlap[max(i + BUCKET - 2, 0)] = shared_prefix(last, text) if i else 0
+            overlap[max(i + TEMPLATE_TEXTS - 2, 0)] = shared_prefix(last, text) if i else 0
             last = text
-    windows = np.lib.stride_tricks.sliding_window_view
-    shared = windows(np.append(overlap, np.zeros(BUCKET - 1, np.int64)), BUCKET - 1).min(axis=1)  # by BUCKET neighbours
-    longest = windows(shared, BUCKET)[:n].max(axis=1)
-    found = np.flatnonzero(longest >= TEMPLATE)
+    sliding = np.lib.stride_tricks.sliding_window_view
+    padded = np.append(overlap, np.zeros(TEMPLATE_TEXTS - 1, np.int64))
+    shared = sliding(padded, TEMPLATE_TEXTS - 1).min(axis=1)  # by TEMPLATE_TEXTS neighbours
+    longest = sliding(shared, TEMPLATE_TEXTS)[:n].max(axis=1)
     lengths = np.zeros(n, dtype=np.int64)
-    for i, text in zip(found.tolist(), texts.gather(found).to_list(), strict=True):
+    rows = np.flatnonzero(longest >= TEMPLATE)
+    for i, text in zip(rows.tolist(), texts.gather(rows).to_list(), strict=True):
         end = int(longest[i])
         lengths[i] = end if text[end : end + 1] in ("", " ") else max(text.rfind(" ", 0, end), 0)
     lengths[lengths < TEMPLATE] = 0
     return lengths
 
 
-def _candidates(
-    texts: pl.Series, signatures: NDArray[np.uint32], threshold: float, family: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return candidate pairs as sorted distinct codes ``first * n + second``.
-
-    Args:
-        texts: n distinct texts, in an order that depends on content only.
-        signatures: (n, PERMUTATIONS) MinHash signatures.
-        threshold: Jaccard similarity from which a pair should be found.
-        family: (n,) numbers; pairs within one family are not returned; -1 = in no family.
-    """
-    n, rows = len(texts), band_rows(threshold)
-    rng = np.random.default_rng(SEED)
-    ranks: list[NDArray[np.int64]] = []  # made only when a bucket is large
-    examined = kept = np.empty(0, dtype=np.int64)
-    for column in range(0, PERMUTATIONS, rows):
-        keys = np.zeros(n, dtype=np.uint64)
-        for k in range(column, column + rows):
-            keys = (keys ^ signatures[:, k]) * np.uint64(0x9E3779B97F4A7C15)
-            keys ^= keys >> np.uint64(29)
-        _, bucket, sizes = np.unique(keys, return_inverse=True, return_counts=True)
-        size = sizes[bucket]
-        some, many = np.flatnonzero((size > 1) & (size <= BUCKET)), np.flatnonzero(size > BUCKET)
-        found = [_window_pairs(some, bucket[some], some, BUCKET)]
-        if len(many):
-            ranks = ranks or [_rank(texts), _rank(texts.str.reverse())]
-            found += [_window_pairs(many, bucket[many], rank[many], CROWDED) for rank in ranks]
-            found.append(_window_pairs(many, bucket[many], rng.permutation(len(many)), 1))
-        pairs = np.concatenate(found)
-        left, right = pairs.min(axis=1), pairs.max(axis=1)
-        apart = (family[left] < 0) | (family[left] != family[right])
-        new = distinct(left[apart] * n + right[apart])
-        if len(examined):
-            new = new[examined[np.minimum(np.searchsorted(examined, new), len(examined) - 1)] != new]
-        examined = distinct(examined, new)
-        likely = _estimates(signatures, np.stack([new // n, new % n], axis=1)) >= threshold - MARGIN
-        kept = distinct(kept, new[likely])
-    return kept
-
-
-def _window_pairs(rows: NDArray[np.int64], bucket: NDArray[np.int64], rank: NDArray[np.int64], window: int) -> Pairs:
-    """Return the pairs of ``rows`` in one bucket that are at most ``window`` places apart in rank."""
-    order = np.lexsort((rank, bucket))
-    rows, bucket = rows[order], bucket[order]
-    found = [np.empty((0, 2), np.int64)]
-    for distance in range(1, window + 1):
-        starts = np.flatnonzero(bucket[distance:] == bucket[:-distance])
-        if len(starts) == 0:
-            break
-        found.append(np.stack([rows[starts], rows[starts + distance]], axis=1))
-    return np.concatenate(found)
-
-
-def _rank(texts: pl.Series) -> NDArray[np.int64]:
-    ranks = np.empty(len(texts), dtype=np.int64)
-    ranks[texts.arg_sort().to_numpy()] = np.arange(len(texts))
-    return ranks
-
-
-def band_rows(threshold: float) -> int:
-    """Return the most rows a band (a power of two) with which a pair at the threshold is found with P >= 0.999."""
-    rows = 1
-    while rows < 16 and (1 - threshold ** (2 * rows)) ** (PERMUTATIONS // (2 * rows)) <= 1e-3:
-        rows *= 2
-    return rows
-
-
-def _estimates(signatures: NDArray[np.uint32], pairs: Pairs) -> NDArray[np.float64]:
-    """Return (m,) MinHash estimates of the pairs' Jaccard similarities."""
-    estimates = np.empty(len(pairs))
-    for start in range(0, len(pairs), 65536):
-        left, right = pairs[start : start + 65536].T
-        estimates[start : start + 65536] = (signatures[left] == signatures[right]).mean(axis=1)
-    return estimates
+# --- the rule for a pair -------------------------------------------------------------------------------------
 
 
 def _verify(texts: pl.Series, lengths: NDArray[np.int64], pairs: Pairs, threshold: float) -> NDArray[np.int64]:
@@ -204,30 +149,42 @@ def _verify(texts: pl.Series, lengths: NDArray[np.int64], pairs: Pairs, threshol
         if len(some) == 0:
             continue
         used, local = np.unique(some, return_inverse=True)
-        alike = _alike(texts.gather(used).to_list(), lengths[used], local.reshape(-1, 2), threshold)
+        alike = _near_duplicates(texts.gather(used).to_list(), lengths[used], local.reshape(-1, 2), threshold)
         if alike.any():
             joined = np.concatenate([joined, some[alike]])
             labels = connected(n, joined)
     return labels
 
 
-def _alike(texts: list[str], lengths: NDArray[np.int64], pairs: Pairs, threshold: float) -> NDArray[np.bool_]:
-    """Return (m,) flags: are the texts of a pair near-duplicates? The rule is at the head of this file."""
+def _near_duplicates(texts: list[str], lengths: NDArray[np.int64], pairs: Pairs, threshold: float) -> NDArray[np.bool_]:
+    """Return (m,) flags: are the texts of a pair near-duplicates by the rule in this module's docstring?"""
+    whole, alike = _similar(texts, lengths, pairs, threshold)
+    for row in np.flatnonzero(whole & ~alike).tolist():
+        alike[row] = _edit_length(*(texts[i] for i in pairs[row])) <= TINY
+    return alike
+
+
+def _similar(
+    texts: list[str], lengths: NDArray[np.int64], pairs: Pairs, threshold: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return (m,) flags of similarity as wholes, and of similarity beyond a shared template as well.
+
+    Small edits count in the second ones only where there is no known template.
+    """
     matrix = shingle_matrix(texts)
     left, right = pairs.T
-    alike = _reach(matrix[left], matrix[right], threshold)
+    whole = _reach(matrix[left], matrix[right], threshold)
+    beyond = whole.copy()
     known = lengths[pairs].any(axis=1)
-    rows = np.flatnonzero(alike & known)
+    rows = np.flatnonzero(whole & known)
     if len(rows):
         templates = shingle_matrix([text[:length] for text, length in zip(texts, lengths.tolist(), strict=True)])
         both = templates[left[rows]].maximum(templates[right[rows]])
         one, two = (side - side.multiply(both) for side in (matrix[left[rows]], matrix[right[rows]]))
-        alike[rows] = _reach(one, two, threshold)
-        for row in rows[~alike[rows]].tolist():
-            alike[row] = _core(texts[left[row]], texts[right[row]]) <= TINY
-    for row in np.flatnonzero(alike & ~known).tolist():
-        alike[row] = _more_than_a_beginning(texts[left[row]], texts[right[row]], threshold)
-    return alike
+        beyond[rows] = _reach(one, two, threshold)
+    for row in np.flatnonzero(whole & ~known).tolist():
+        beyond[row] = _more_than_a_beginning(texts[left[row]], texts[right[row]], threshold)
+    return whole, beyond
 
 
 def _reach(one: csr_array, two: csr_array, threshold: float) -> NDArray[np.bool_]:
@@ -236,13 +193,14 @@ def _reach(one: csr_array, two: csr_array, threshold: float) -> NDArray[np.bool_
 
 
 def _more_than_a_beginning(one: str, two: str, threshold: float) -> bool:
+    """Return whether two texts without a known template are alike after their shared beginning, too."""
     same = _shared_words(one, two)
-    if same < TEMPLATE or same in (len(one), len(two)) or _core(one, two) <= TINY:
+    if same < TEMPLATE or same in (len(one), len(two)) or _edit_length(one, two) <= TINY:
         return True
     return bool(jaccard([one[same:].lstrip()], [two[same:].lstrip()])[0] >= threshold / 2)
 
 
-def _core(one: str, two: str) -> int:
+def _edit_length(one: str, two: str) -> int:
     """Return how many characters of the longer text lie between the shared beginning (whole words) and shared end."""
     same = _shared_words(one, two)
     one, two = one[same:].lstrip(), two[same:].lstrip()

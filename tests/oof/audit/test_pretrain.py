@@ -1,4 +1,4 @@
-"""The audit of training before the folds: a sound run passes, and what is not so is found."""
+"""Audit of pretraining: a sound run passes, and each fault is found."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished(overrides_in(folder), folder / "whole")
 
 
-def test_the_audit_proves_it(whole: Path) -> None:
+def test_a_sound_run_passes(whole: Path) -> None:
     findings = {finding.check: finding for finding in audit_run(whole)}
     assert not [check for check, finding in findings.items() if finding.status == "violated"]
     assert "3 left out for a scored battle's prompt" in findings["pretraining pairs"].message
@@ -57,31 +57,31 @@ def with_other_pairs(run: Path) -> None:
     pl.read_parquet(path)[1:].write_parquet(path)
 
 
-def with_another_start(run: Path) -> None:
+def with_a_job_from_another_pretraining(run: Path) -> None:
     path = run / "oof" / "llama3_1" / "fold-1" / "job.json"
     write_json(path, sealed(json.loads(path.read_text()) | {"pretrain": "0" * 64}))
 
 
-def without_it(run: Path) -> None:
+def without_pretraining(run: Path) -> None:
     shutil.rmtree(run / "pretrain")
 
 
 @pytest.mark.parametrize(
-    ("damage", "check", "said"),
+    ("damage", "check", "message"),
     [
         (with_a_scored_prompt, "pretraining pairs near scored prompts", "1 pairs are near a scored prompt"),
         (with_a_test_prompt, "pretraining pairs near scored prompts", "1 have an equal one"),
         (with_other_pairs, "pretraining of llama3_1", "other pairs"),
-        (with_another_start, "pretraining of llama3_1", "fold-1 started from something else"),
-        (without_it, "pretraining", "battles.json: no such file"),
+        (with_a_job_from_another_pretraining, "pretraining of llama3_1", "fold-1 did not start from this pretraining"),
+        (without_pretraining, "pretraining", "battles.json: no such file"),
     ],
 )
-def test_the_audit_catches_what_is_not_so(
-    whole: Path, tmp_path: Path, damage: Callable[[Path], None], check: str, said: str
+def test_each_fault_is_found(
+    whole: Path, tmp_path: Path, damage: Callable[[Path], None], check: str, message: str
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     damage(run)
-    found = {finding.check: finding for finding in audit_run(run)}[check]
-    assert found.status == "violated"
-    assert said in found.message
+    finding = {finding.check: finding for finding in audit_run(run)}[check]
+    assert finding.status == "violated"
+    assert message in finding.message

@@ -1,4 +1,4 @@
-"""Audit: a sound run passes, and each deliberately broken one is caught by the check that is there for it."""
+"""Audit: a sound run passes, and each deliberately broken run is caught by the check for that fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from oof.common.logits_format import logits_frame
 from oof.config import Folds, Groups
 from oof.folds.assignment import assign_folds
 from oof.folds.groups import group_battles
-from tests.fixtures.small_tables import sentence, table_of
+from tests.fixtures.small_tables import HEADER, WORDS, groups_of, sentence, table_of
+from tests.fixtures.text_similarity import similarity
 
 K = 4
 N = 120
@@ -150,7 +151,7 @@ def test_grouping_switched_off_is_caught(tmp_path: Path) -> None:
 
 
 def test_near_duplicates_in_groups_of_their_own_are_caught_without_equal_prompts(run: Path) -> None:
-    """b100 is b20 with a word more: regrouped and moved, only the independent measure can tell."""
+    """b100 is b20 with one more word: regrouped and moved, it is found by the exact comparison only."""
     before = pl.read_parquet(run / "battles.parquet")
     assert before.filter(pl.col("id").is_in(["b20", "b100"]))["group"].n_unique() == 1
 
@@ -294,7 +295,7 @@ def test_uneven_folds_are_a_warning(run: Path) -> None:
     assert [f.check for f in audit_run(run) if f.status != "ok"] == ["fold balance"]
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"battles\.parquet: no such file"):
         audit_run(tmp_path)
     write_run(tmp_path)
@@ -303,7 +304,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         audit_run(tmp_path)
 
 
-def test_without_run_json_the_defaults_hold(run: Path) -> None:
+def test_without_run_json_the_default_settings_are_used(run: Path) -> None:
     (run / "run.json").unlink()
     assert not violated(audit_run(run))
     (run / "run.json").write_text(json.dumps({"config": {"groups": {"no such": 1}}}))
@@ -311,11 +312,33 @@ def test_without_run_json_the_defaults_hold(run: Path) -> None:
         audit_run(run)
 
 
-def test_prompts_alike_by_a_template_alone_are_not_held_against_the_grouping(tmp_path: Path) -> None:
+def test_prompts_alike_by_a_template_alone_are_not_reported(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     header = sentence(rng, 30)
     write_run(tmp_path, table_of([f"{header}: {sentence(rng, 3)}" for _ in range(60)]))
     assert not violated(audit_run(tmp_path))
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
+def test_nothing_is_reported_if_each_group_is_a_fold(threshold: float) -> None:
+    """The hardest folds for the audit: templates, templates inside templates, small edits and edited copies."""
+    rng = np.random.default_rng(0)
+    inner = [f"{HEADER} {sentence(rng, 8)}" for _ in range(3)]
+    prompts = [f"{HEADER}: {' '.join(rng.choice(WORDS, rng.integers(1, 4)))}" for _ in range(150)]
+    prompts += [f"{inner[i % 3]} {' '.join(rng.choice(WORDS, rng.integers(1, 20)))}" for i in range(150)]
+    prompts += [f"{prompt} please" for prompt in prompts[::3]] + [p.replace("river", "lake", 1) for p in prompts[::3]]
+    groups = groups_of(*prompts, config=Groups(threshold=threshold))
+    assert prompt_audit.near_duplicates(table_of(prompts, fold=groups), threshold, 1000)[1] == []
+
+
+def test_near_duplicates_under_a_template_in_different_folds_are_reported() -> None:
+    rng = np.random.default_rng(0)
+    header = sentence(rng, 30)
+    prompts = [f"{header}: {sentence(rng, 20)}" for _ in range(60)]
+    table = table_of([*prompts, f"{prompts[7]} please"], fold=[0] * 60 + [1])
+    _, split = prompt_audit.near_duplicates(table, 0.7, 1000)
+    assert {(pair.one, pair.other) for pair in split} <= {("b7", "b60"), ("b60", "b7")}
+    assert len(split) == 1
 
 
 def test_near_duplicates_by_brute_force() -> None:
@@ -329,12 +352,12 @@ def test_near_duplicates_by_brute_force() -> None:
         prompts.append(" ".join(words))
     folds = rng.integers(0, 3, 80)
     table = table_of(prompts, fold=folds.tolist())
-    _, torn = prompt_audit.near_duplicates(table, 0.7, 1000)
+    _, split = prompt_audit.near_duplicates(table, 0.7, 1000)
     expected = {
         frozenset((f"b{i}", f"b{j}"))
         for i in range(80)
         for j in range(i)
-        if folds[i] != folds[j] and prompt_audit._jaccard(prompts[i], prompts[j]) >= 0.75
+        if folds[i] != folds[j] and similarity(prompts[i], prompts[j]) >= 0.75
     }
-    assert {frozenset((pair.one, pair.other)) for pair in torn} == expected
+    assert {frozenset((pair.one, pair.other)) for pair in split} == expected
     assert len(expected) > 5

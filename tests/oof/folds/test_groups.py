@@ -1,11 +1,10 @@
-"""Groups: near-duplicate prompts are joined, transitively, in any order of rows; a template alone joins nothing."""
+"""Groups: near-duplicate prompts are joined transitively, and the order of rows changes no group."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import os
-import random
 import time
 import unicodedata
 from pathlib import Path
@@ -20,14 +19,10 @@ from oof.config import Groups
 from oof.folds import minhash, near_duplicates
 from oof.folds.groups import group_battles, normalise
 from tests.fixtures.demo_run import ROOT
-from tests.fixtures.small_tables import WORDS, sentence, table_of
+from tests.fixtures.small_tables import HEADER, WORDS, groups_of, sentence, table_of
+from tests.fixtures.text_similarity import similarity
 
 DATA = Path(os.environ.get("ARENA_DATA", ROOT.parent / "shared" / "data"))
-HEADER = "you are a careful judge in a public debate about the following question please weigh both sides of it"
-
-
-def grouped(*prompts: str | list[str], config: Groups | None = None) -> list[int]:
-    return [int(group) for group in group_battles(table_of(prompts), config or Groups())]
 
 
 def partition(ids: list[str], groups: list[int]) -> set[frozenset[str]]:
@@ -35,15 +30,7 @@ def partition(ids: list[str], groups: list[int]) -> set[frozenset[str]]:
     return {frozenset(name for _, name in rows) for _, rows in itertools.groupby(pairs, key=lambda pair: pair[0])}
 
 
-# --- brute force: the documented rule for few texts, by Python sets and a loop over all pairs
-
-
-def grams(text: str) -> set[str]:
-    return {text[i : i + 5] for i in range(max(len(text) - 4, 1))}
-
-
-def similarity(one: str, two: str) -> float:
-    return len(grams(one) & grams(two)) / len(grams(one) | grams(two))
+# --- brute force: the documented rule for few texts (no known template), by Python sets and a loop over all pairs
 
 
 def is_near_duplicate(one: str, two: str, threshold: float) -> bool:
@@ -109,7 +96,7 @@ def test_groups_equal_brute_force(texts: list[str], threshold: float) -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(texts=related_texts(), seed=st.integers(0, 1000))
 def test_row_order_changes_no_groups_number(texts: list[str], seed: int) -> None:
-    table = table_of(texts).with_columns(pl.Series("group", grouped(*texts)))
+    table = table_of(texts).with_columns(pl.Series("group", groups_of(*texts)))
     shuffled = table.sample(fraction=1.0, shuffle=True, seed=seed)
     assert group_battles(shuffled, Groups()).tolist() == shuffled["group"].to_list()
 
@@ -143,7 +130,7 @@ def test_exact_jaccard_equals_python_sets(pairs: list[tuple[str, str]]) -> None:
 )
 def test_normalisation_joins_what_reads_the_same(one: str, two: str) -> None:
     assert len(set(normalise(pl.Series([one, two])).to_list())) == 1
-    first, second = grouped(one, two)
+    first, second = groups_of(one, two)
     assert first == second
 
 
@@ -151,7 +138,7 @@ def test_normalisation_joins_what_reads_the_same(one: str, two: str) -> None:
     ("one", "two"), [("?", "!"), ("1+1", "1=1"), ("🙂", "🙁"), ("हिंदी", "हद"), ("a", "b"), ("…", "")]
 )
 def test_normalisation_keeps_what_differs_apart(one: str, two: str) -> None:
-    first, second = grouped(one, two)
+    first, second = groups_of(one, two)
     assert first != second
 
 
@@ -167,11 +154,11 @@ def test_normalising_twice_changes_nothing_more(text: str) -> None:
 def test_all_turns_of_a_conversation_count() -> None:
     rng = np.random.default_rng(0)
     opening, one, two = sentence(rng, 3), sentence(rng, 12), sentence(rng, 12)
-    groups = grouped([opening, one], [opening, two], [opening, one], [f"{opening} {one}"])
+    groups = groups_of([opening, one], [opening, two], [opening, one], [f"{opening} {one}"])
     assert groups[0] == groups[2] == groups[3] != groups[1]
 
 
-# --- near-duplicates and the template rule
+# --- near-duplicates
 
 
 def test_small_edits_are_joined_transitively() -> None:
@@ -182,73 +169,14 @@ def test_small_edits_are_joined_transitively() -> None:
         chain[-1][3 * i] = f"edited{i}"
     texts = [" ".join(words) for words in chain]
     assert similarity(texts[0], texts[-1]) < 0.5
-    assert len(set(grouped(*texts))) == 1
-
-
-@pytest.mark.parametrize("n", [2, 5, 200])
-def test_a_shared_header_alone_joins_nothing(n: int) -> None:
-    rng = np.random.default_rng(n)
-    texts = [f"{HEADER}: {sentence(rng, 2)}" for _ in range(n)]
-    assert min(similarity(*pair) for pair in itertools.combinations(texts[:5], 2)) >= 0.7
-    assert len(set(grouped(*texts))) >= 0.98 * n  # a few of 200 share a word and differ by a tiny rest
-
-
-@pytest.mark.parametrize("n", [5, 200])
-def test_near_duplicates_under_a_shared_header_are_joined(n: int) -> None:
-    rng = np.random.default_rng(n)
-    bodies = [sentence(rng, 12) for _ in range(n)]
-    edited = [body.replace(body.split()[5], "edited") for body in bodies]
-    groups = grouped(*(f"{HEADER}: {body}" for body in [*bodies, *edited]))
-    assert groups[:n] == groups[n:]
-    assert len(set(groups)) == n
-
-
-def test_a_tiny_difference_after_a_shared_beginning_is_a_small_edit() -> None:
-    first, second, third = grouped(f"{HEADER} in 2023?", f"{HEADER} in 2024?", f"{HEADER} thank u")
-    assert first == second == third  # what differs has at most 10 characters
-
-
-def test_a_known_template_with_short_slots_is_no_giant_group() -> None:
-    topics = [f"{one} {two}" for one, two in itertools.combinations(WORDS[:16], 2)]
-    sizes = np.bincount(grouped(*(f"{HEADER}: should we have a {topic}" for topic in topics)))
-    assert sizes.max() <= 16
+    assert len(set(groups_of(*texts))) == 1
 
 
 @pytest.mark.parametrize("n", [20, 100])
 def test_variants_with_a_word_changed_stay_together_however_many(n: int) -> None:
     words = sentence(np.random.default_rng(0), 40).split()
     texts = [" ".join([*words[:at], f"new{i}", *words[at + 1 :]]) for i in range(n) for at in [i % 40]]
-    assert len(set(grouped(*texts))) == 1
-
-
-def test_an_edited_copy_of_a_known_template_does_not_bridge_its_family() -> None:
-    rng = np.random.default_rng(0)
-    header = sentence(rng, 60)
-    bodies = [sentence(rng, 10) for _ in range(60)]
-    edited = header.replace(header.split()[2], "edited")
-    assert similarity(f"{edited} {bodies[0]}", f"{header} {bodies[1]}") >= 0.7
-    groups = grouped(*(f"{header} {body}" for body in bodies), f"{edited} {bodies[0]}", f"{edited} {sentence(rng, 10)}")
-    assert len(set(groups[:60])) == 60
-    assert groups[60] == groups[0]  # the same beyond the template
-    assert groups[61] not in groups[:61]
-
-
-def test_a_prompt_joins_its_own_continuation() -> None:
-    first, second = grouped(HEADER, f"{HEADER}. Thank you, that is kind!")
-    assert first == second
-
-
-def test_template_bounds_by_brute_force_families() -> None:
-    """The beginnings found by sorting and sliding windows equal those found by counting every prefix."""
-    rng = random.Random(0)
-    heads = [" ".join(rng.choices(WORDS, k=k)) for k in (4, 9, 12)]
-    texts = sorted({f"{rng.choice(heads)} {' '.join(rng.choices(WORDS[:3], k=rng.randint(1, 4)))}" for _ in range(400)})
-    found = near_duplicates._templates(pl.Series(texts)).tolist()
-    for text, length in zip(texts, found, strict=True):
-        ends = [i for i in range(1, len(text) + 1) if text[i : i + 1] in ("", " ")]
-        shared = [end for end in ends if sum(other.startswith(text[:end]) for other in texts) >= near_duplicates.BUCKET]
-        longest = max([end for end in shared if end >= near_duplicates.TEMPLATE], default=0)
-        assert length == longest
+    assert len(set(groups_of(*texts))) == 1
 
 
 def test_buckets_of_thousands_of_near_duplicates_stay_quick() -> None:
@@ -260,7 +188,7 @@ def test_buckets_of_thousands_of_near_duplicates_stay_quick() -> None:
         copy[rng.integers(50)] = f"edit{i}"
         texts.append(" ".join(copy))
     start = time.perf_counter()
-    sizes = np.bincount(grouped(*texts))
+    sizes = np.bincount(groups_of(*texts))
     assert time.perf_counter() - start < 30
     # An edit near the end looks like a template's slot: such variants stay together, but apart from the others.
     assert sizes.max() > 0.75 * 3000
@@ -271,10 +199,10 @@ def test_chunking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     texts = [sentence(rng, 6) for _ in range(60)]
     texts += [text.replace("r", "rr", 1) for text in texts] + [f"{HEADER} {text}" for text in texts]
-    whole = grouped(*texts)
+    whole = groups_of(*texts)
     monkeypatch.setattr(minhash, "CHUNK", 200)
     monkeypatch.setattr("oof.folds.groups.CHUNK_ROWS", 7)
-    assert grouped(*texts) == whole
+    assert groups_of(*texts) == whole
 
 
 def test_very_long_prompts_are_compared_by_both_ends_and_equal_as_wholes() -> None:
@@ -284,12 +212,12 @@ def test_very_long_prompts_are_compared_by_both_ends_and_equal_as_wholes() -> No
     assert len(long) > 5 * minhash.CAP
     changed = long[:middle] + sentence(rng, 50) + long[middle:]
     other = sentence(rng, 30_000)
-    groups = grouped(long, changed, long.upper(), other)
+    groups = groups_of(long, changed, long.upper(), other)
     assert groups[0] == groups[1] == groups[2] != groups[3]
 
 
 def test_threshold_one_joins_equal_sets_only() -> None:
-    groups = grouped("a small river", "a small river!", "a small rivers", config=Groups(threshold=1.0))
+    groups = groups_of("a small river", "a small river!", "a small rivers", config=Groups(threshold=1.0))
     assert groups[0] == groups[1] != groups[2]
 
 
@@ -320,5 +248,5 @@ def test_real_data_has_the_groups_of_its_description(name: str, groups: int) -> 
     if not path.is_file():
         pytest.skip(f"{path} is not here")
     prompts = [json.loads(cell) for cell in pl.read_csv(path)["prompt"]]
-    found = grouped(*([turn or "" for turn in turns] for turns in prompts))
+    found = groups_of(*([turn or "" for turn in turns] for turns in prompts))
     assert len(set(found)) == groups
