@@ -42,7 +42,8 @@ from transformers import (
 from oof.config import Prompts
 from oof.data import synth
 from oof.encoding.batches import collate, cut
-from oof.encoding.encode import encode_battles, prepare_tokenizer
+from oof.encoding.encode import encode_battles
+from oof.encoding.templates import prepare_tokenizer
 from oof.training.callbacks import Progress
 
 VOCABULARY = 1024

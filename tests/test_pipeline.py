@@ -21,10 +21,11 @@ from ensemble.__main__ import main as ensemble_main
 from oof import config as configuration
 from oof.__main__ import main as oof_main
 from oof.audit.run import audit_run
-from oof.encoding.encode import encode_battles, render_text
+from oof.encoding.encode import encode_battles
 from oof.jobs import fold_job
 from oof.jobs.dataset import load_battles
 from oof.model.classifier import load_tokenizer
+from tests.fixtures.chat_template import chat_text
 from tests.fixtures.demo_run import ROOT, small_arguments
 
 
@@ -92,7 +93,7 @@ def test_the_student_opens_in_a_stranger_s_program(small_run: Path) -> None:
     folder, table = small_run / "distill" / "student", load_battles(small_run)
     tokenizer = load_tokenizer(str(folder))
     columns = ("prompt", "response_a", "response_b")
-    texts = [render_text(*(table[c][i].to_list() for c in columns), tokenizer, "responses") for i in range(3)]
+    texts = [chat_text(*(table[c][i].to_list() for c in columns), tokenizer, "responses") for i in range(3)]
     code = (
         "import json, sys\nfrom transformers import pipeline\n"
         "p = pipeline('text-classification', model=sys.argv[1], top_k=None)\n"

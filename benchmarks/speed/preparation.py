@@ -37,7 +37,8 @@ from benchmarks.common import argument_parser, peak_gb, run_script, timed
 from oof.classes import WINNER_COLUMNS
 from oof.config import Data, Groups, Prompts
 from oof.data.battles import read_battles
-from oof.encoding.encode import PARTS, encode_battles, prepare_tokenizer
+from oof.encoding.encode import PARTS, encode_battles
+from oof.encoding.templates import prepare_tokenizer
 from oof.folds.assignment import assign_folds
 from oof.folds.groups import group_battles
 

@@ -1,12 +1,11 @@
-"""Battles -> token ids: template, pair-aware truncation, both orders.
+"""Encoding of battles as token ids: template, pair-aware truncation, both orders.
 
-Every sequence is a list of spans into one pool of ids (every distinct text once, and the template's pieces),
-gathered by numpy: no Python loop over tokens, nor over battles.
+Every sequence is a list of spans into one pool of ids, which holds every distinct text once and the template's pieces.
+numpy gathers the spans, without a Python loop over tokens or battles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,36 +16,26 @@ from numpy.typing import NDArray
 
 from oof.common.errors import UserError
 from oof.config import Prompts
-from oof.encoding.templates import (
-    HEADERS,
-    TemplatePieces,
-    bos_of,
-    chat_template,
-    family_of,
-    length_hint,
-    prepare_tokenizer,
-)
+from oof.encoding.templates import TemplatePieces, bos_of, chat_template, family_of, length_hint
 from oof.encoding.tokenization import TokenPool, gather, offsets_of, tokenize
-from oof.encoding.truncation import Costs, Plan, head_and_tail, least_budget, plan_rounds
-
-__all__ = ["ORDERS", "Encoded", "encode_battles", "messages", "prepare_tokenizer", "render_text"]
+from oof.encoding.truncation import TemplateCosts, TruncationPlan, head_and_tail, least_budget, plan_rounds
 
 ORDERS = ("ab", "ba")
 PARTS = ("prompt", "response_a", "response_b")
-SHOWN = {"ab": (0, 1, 2), "ba": (0, 2, 1)}  # order -> which part stands at Prompt, Response A, Response B
-SPANS = 4  # of one segment: lead, head of the text, marker, tail of the text
+PRESENTED = {"ab": (0, 1, 2), "ba": (0, 2, 1)}  # order -> parts presented as Prompt, Response A, Response B
+SPANS = 4  # of one segment: lead (template before the text), head of the text, marker, tail of the text
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of battles x orders, one after the other.
+    """Concatenated token ids of battles x orders.
 
     Attributes:
         ids: all sequences, int32.
         offsets: (n * n_orders + 1,) int64; battle i in order o is sequence ``i * n_orders + o``.
         n_orders: orders per battle.
         n_tokens: (n, 3) int32 tokens of prompt, A and B before truncation, over all rounds.
-        n_kept: (n, 3) int32 tokens of them that the sequences hold, markers not counted.
+        n_kept: (n, 3) int32 tokens of them after truncation, markers not counted.
     """
 
     ids: NDArray[np.int32]
@@ -62,13 +51,13 @@ class Encoded:
 
     @property
     def cut_share(self) -> NDArray[np.float64]:
-        """(n,) share of each battle's text tokens that truncation took."""
+        """(n,) share of each battle's text tokens that truncation removed."""
         total = self.n_tokens.sum(axis=1)
         return np.asarray((total - self.n_kept.sum(axis=1)) / np.maximum(total, 1))
 
     @property
     def counts(self) -> NDArray[np.int32]:
-        """(n, 6): ``n_tokens`` beside ``n_kept``, as :func:`oof.common.steps.logits_frame` keeps them."""
+        """(n, 6): ``n_tokens`` beside ``n_kept``, the columns of :func:`oof.common.logits_format.logits_frame`."""
         return np.concatenate([self.n_tokens, self.n_kept], axis=1)
 
     def sequence(self, battle: int, order: int) -> NDArray[np.int32]:
@@ -82,24 +71,6 @@ class Encoded:
         return Encoded(pool.ids, pool.offsets, self.n_orders, self.n_tokens[rows], self.n_kept[rows])
 
 
-def messages(
-    prompt: Sequence[str], response_a: Sequence[str], response_b: Sequence[str], layout: str
-) -> list[dict[str, str]]:
-    """Return a battle as chat messages in the layout's order, for ``tokenizer.apply_chat_template``."""
-    parts, roles, n = (prompt, response_a, response_b), tuple(HEADERS), len(prompt)
-    if layout == "rounds":
-        return [{"role": roles[j], "content": parts[j][i]} for i in range(n) for j in range(3)]
-    return [{"role": roles[j], "content": parts[j][i]} for j in range(3) for i in range(n)]
-
-
-def render_text(
-    prompt: Sequence[str], response_a: Sequence[str], response_b: Sequence[str], tokenizer: Any, layout: str
-) -> str:
-    """Return the whole text of a battle that needs no truncation, as the stored chat template writes it."""
-    text: str = tokenizer.apply_chat_template(messages(prompt, response_a, response_b, layout), tokenize=False)
-    return text
-
-
 def encode_battles(
     table: pl.DataFrame,
     tokenizer: Any,
@@ -110,15 +81,15 @@ def encode_battles(
 ) -> Encoded:
     """Return the token ids of every battle in each order, each within ``max_tokens``.
 
-    Both orders of a battle keep the same tokens of each text. A text that is cut in the middle of a character's
-    bytes shows a replacement character when decoded.
+    Both orders of a battle keep the same tokens of each text. A text that is cut inside a character's bytes decodes to
+    a replacement character there.
 
     Args:
         table: canonical battles; ``prompt``, ``response_a`` and ``response_b`` are lists of turns.
-        tokenizer: a fast tokenizer that went through :func:`prepare_tokenizer` with ``config.hints``.
+        tokenizer: a fast tokenizer, prepared by :func:`oof.encoding.templates.prepare_tokenizer` with ``config.hints``.
         config: layout, hints and the prompt's share are read.
         max_tokens: the budget of one sequence, template included.
-        orders: which of ("ab", "ba").
+        orders: a subset of ("ab", "ba").
         cache: folder that keeps ids of texts between calls (see :mod:`oof.encoding.tokenization`).
 
     Raises:
@@ -137,7 +108,13 @@ def encode_battles(
 
 @dataclass(frozen=True)
 class _Texts:
-    """Every distinct text once; ``index`` (r, 3) = which one each round's parts are; ``offsets`` (n + 1,) rounds."""
+    """The distinct texts of a table.
+
+    Attributes:
+        distinct: every text once.
+        index: (r, 3) position in ``distinct`` of each round's prompt, A and B.
+        offsets: (n + 1,) battle i has the rounds ``offsets[i]:offsets[i + 1]``.
+    """
 
     distinct: list[str]
     index: NDArray[np.int64]
@@ -157,7 +134,7 @@ class _Texts:
 
 
 class _Battles:
-    """Tokenised battles: plans what stays, and lays it out."""
+    """Tokenised battles, with methods that plan the truncation and assemble the sequences."""
 
     def __init__(self, texts: _Texts, pool: TokenPool, tokenizer: Any, config: Prompts) -> None:
         self.index, self.offsets, self.pool = texts.index, texts.offsets, pool
@@ -167,18 +144,18 @@ class _Battles:
         characters = np.zeros_like(self.index)
         if config.hints == "lengths":
             characters = np.array([len(text) for text in texts.distinct], dtype=np.int64)[self.index]
-        # What the oldest kept round's hints tell: its own texts and those of the rounds dropped before it.
+        # Hints of the oldest kept round count its own texts and those of the rounds dropped before it.
         own, so_far = length_hint(characters), length_hint(_running(characters, self.offsets))
         self.pieces = TemplatePieces(tokenizer, config.hints, np.unique(np.concatenate([own, so_far])))
         self.own, self.so_far = self.pieces.code(own), self.pieces.code(so_far)
         self.tokens_so_far = _running(self.lengths, self.offsets)
         self.costs = self._costs()
 
-    def _costs(self) -> Costs:
+    def _costs(self) -> TemplateCosts:
         sizes = self.pieces.pool.lengths[self.pieces.lead]
 
         def responses(table: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
-            # The dearer of the two orders, so that both keep the same tokens.
+            # The order that costs more, so that both keep the same tokens.
             a, b = codes[:, 1], codes[:, 2]
             return np.asarray(np.maximum(table[2][a] + table[3][b], table[2][b] + table[3][a]))
 
@@ -186,13 +163,13 @@ class _Battles:
         first = np.zeros(len(self.index), dtype=np.bool_)
         first[self.offsets[:-1]] = True
         prompts = np.where(first, whole[0][self.own[:, 0]], whole[1][self.own[:, 0]])
-        return Costs(
+        return TemplateCosts(
             prompts + responses(whole, self.own),
             most[0][self.so_far[:, 0]] + responses(most, self.so_far),
             self.pieces.n_marker,
         )
 
-    def plan(self, max_tokens: int, prompt_share: float) -> Plan:
+    def plan(self, max_tokens: int, prompt_share: float) -> TruncationPlan:
         smallest = least_budget(self.costs, self.offsets[1:] - 1) + self.pieces.n_closing
         if max_tokens < smallest:
             raise UserError(
@@ -201,7 +178,7 @@ class _Battles:
         budget = max_tokens - self.pieces.n_closing
         return plan_rounds(self.lengths, self.offsets, self.costs, budget, prompt_share)
 
-    def assemble(self, plan: Plan, orders: tuple[str, ...], layout: str) -> Encoded:
+    def assemble(self, plan: TruncationPlan, orders: tuple[str, ...], layout: str) -> Encoded:
         head, tail = head_and_tail(self.lengths, plan.kept, self.costs.marker)
         n_kept = _sum_by_battle(np.where(plan.dropped[:, None], 0, head + tail), self.offsets)
         rows = np.flatnonzero(~plan.dropped)
@@ -213,13 +190,13 @@ class _Battles:
         piece_spans = np.stack([pieces.offsets[:-1] + shift, pieces.lengths], axis=1)
         rank = np.arange(3 * len(rows)) - 3 * np.repeat(offsets_of(rounds)[:-1], 3 * rounds)
         for o, order in enumerate(orders):
-            segments = self._segments(plan, rows, head, tail, SHOWN[order], piece_spans)
+            segments = self._segments(plan, rows, head, tail, PRESENTED[order], piece_spans)
             if layout == "responses":  # all prompts, all As, all Bs: a stable sort by battle and part
                 part = (self.battle[rows][:, None] * 3 + np.arange(3)).reshape(-1)
                 segments = segments[np.argsort(part, kind="stable")]
             start = begin[:-1].reshape(-1, len(orders))[:, o]
-            place = np.repeat(start, 3 * rounds) + SPANS * rank
-            spans[place[:, None] + np.arange(SPANS)] = segments
+            first_span = np.repeat(start, 3 * rounds) + SPANS * rank
+            spans[first_span[:, None] + np.arange(SPANS)] = segments
             spans[start + size - 1] = piece_spans[self.pieces.closing]
         ids = gather(np.concatenate([self.pool.ids, pieces.ids]), spans[:, 0], spans[:, 1])
         offsets = offsets_of(spans[:, 1])[begin]
@@ -227,15 +204,15 @@ class _Battles:
 
     def _segments(
         self,
-        plan: Plan,
+        plan: TruncationPlan,
         rows: NDArray[np.int64],
         head: NDArray[np.int64],
         tail: NDArray[np.int64],
-        shown: tuple[int, ...],
+        presented: tuple[int, ...],
         piece_spans: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """Return (3 * rows, SPANS, 2) start and length of lead, head, marker and tail of each segment."""
-        parts = list(shown)
+        parts = list(presented)
         oldest = np.zeros(len(self.index), dtype=np.bool_)
         oldest[plan.oldest] = True
         slots = np.broadcast_to(np.array([1, 2, 3]), (len(rows), 3)).copy()

@@ -1,11 +1,11 @@
-"""The prompt template: one turn per text, fenced by the model family's own turn tokens.
+"""Prompt template: one turn per text, delimited by the model family's own turn tokens.
 
     Prompt | text, Response A | text, Response B | text, Verdict |
 
-The same template is a Jinja chat template stored in the tokenizer, so ``tokenizer.apply_chat_template`` in any
-program gives our ids. Texts lose their outer whitespace: then a special token or a newline stands on either side
-of what is left, and no merge of the tokenizer crosses into the template. A tokenizer without turn tokens gets
-plain "### Prompt" lines, where a merge may differ by a token.
+The same template is stored in the tokenizer as a Jinja chat template, so ``tokenizer.apply_chat_template`` gives the
+same ids in any program. Texts are stripped of outer whitespace: a special token or a newline is then next to each end,
+and no merge of the tokenizer crosses into the template. A tokenizer without turn tokens gets plain "### Prompt" lines,
+where a merge may differ by a token.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 HEADERS = {"user": "Prompt", "response_a": "Response A", "response_b": "Response B"}
 CLOSING = "Verdict"
-MARKER = " …"  # stands for what was cut out of a text
-SHARES = tuple(range(0, 100, 10))  # the percentages a hint can tell; 0 = the text is whole and nothing is said
+MARKER = " …"  # replaces the removed middle of a trimmed text
+SHARES = tuple(range(0, 100, 10))  # percentages shown that a hint can name; 0 = whole text, no percentage
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one tokenizer family fences a turn: ``before_header`` header ``after_header`` text ``after_text``."""
+    """Turn delimiters of a tokenizer family: ``before_header`` header ``after_header`` text ``after_text``."""
 
     name: str
     before_header: str
@@ -59,7 +59,7 @@ PAD_CANDIDATES = (
 
 
 def family_of(tokenizer: Any) -> Family:
-    """Return the family whose turn tokens the tokenizer matches as whole tokens, else the plain one."""
+    """Return the family whose turn tokens are single tokens of the tokenizer, else the plain family."""
     added = tokenizer.get_added_vocab()
     for family in FAMILIES:
         if family.before_header in added and family.after_text.strip() in added:
@@ -68,7 +68,7 @@ def family_of(tokenizer: Any) -> Family:
 
 
 def bos_of(tokenizer: Any, family: Family) -> str:
-    """Return the token that begins every sequence, or "": ChatML tokenizers name ``<|im_start|>`` their BOS."""
+    """Return the BOS token, or "" where it is the turn's own first token, as in ChatML tokenizers."""
     bos = tokenizer.bos_token
     return "" if bos is None or bos == family.before_header else str(bos)
 
@@ -96,17 +96,17 @@ def _literal(text: str) -> str:
 
 
 def prepare_tokenizer(tokenizer: Any, hints: str = "none") -> None:
-    """Give a tokenizer our chat template and a pad token that can never end a sequence.
+    """Set our chat template and a pad token that can never end a sequence on a tokenizer, in place.
 
     Raises:
-        UserError: it is not a fast tokenizer, or has no token that could serve as padding.
+        UserError: it is not a fast tokenizer, or has no token to pad with.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError("the checkpoint has no fast tokenizer (tokenizer.json); convert it first")
     family = family_of(tokenizer)
     tokenizer.chat_template = chat_template(family, bos_of(tokenizer, family), hints)
     tokenizer.padding_side = "right"
-    # Pooling looks for the rightmost token that is not the pad id, so pad must not occur in our sequences.
+    # Pooling takes the rightmost token that is not the pad id, so the pad token must not occur in our sequences.
     used = {tokenizer.eos_token, tokenizer.bos_token, family.before_header, family.after_text.strip()}
     if tokenizer.pad_token is None or tokenizer.pad_token in used:
         vocabulary = tokenizer.get_vocab()
@@ -118,7 +118,7 @@ def prepare_tokenizer(tokenizer: Any, hints: str = "none") -> None:
 
 
 def length_hint(characters: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return lengths as a hint tells them: rounded down to two significant digits (few words, easily learnt)."""
+    """Return lengths rounded down to two significant digits, so that hints take few values, which are easy to learn."""
     powers = 10 ** np.arange(18, dtype=np.int64)
     digits = np.searchsorted(powers, characters, side="right")
     step = powers[np.maximum(digits - 2, 0)]
@@ -126,6 +126,7 @@ def length_hint(characters: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def _warn_if_joined_differ(lead: str, text: str, closing: str, backend: Any) -> None:
+    """Warn where the template and a text have other ids together than apart."""
     pool = encode_all([lead, text, closing, lead + text + closing], backend)
     apart, joined = pool.ids[: pool.offsets[3]].tolist(), pool.ids[pool.offsets[3] :].tolist()
     if apart != joined:  # for example a SentencePiece tokenizer that puts a space before every text
@@ -138,9 +139,9 @@ def _warn_if_joined_differ(lead: str, text: str, closing: str, backend: Any) -> 
 
 
 class TemplatePieces:
-    """Ids of everything that is not a battle's text.
+    """Token ids of the template.
 
-    A *lead* is all that stands before a text: the end of the turn before it and its own header (with its hint).
+    A *lead* is the template before a text: the end of the previous turn and the text's header (with its hint).
 
     Attributes:
         pool: ids of all pieces.
@@ -157,10 +158,10 @@ class TemplatePieces:
         texts = []
         for start, title in zip(starts, ("Prompt", *HEADERS.values()), strict=True):
             for value in self.values:
-                said = f", {value} characters" if hints == "lengths" else ""
-                whole = start + family.header(title + said)
-                cut = [start + family.header(f"{title}{said}, {share}% shown") for share in shares[1:]]
-                texts += [whole, *cut]
+                hint = f", {value} characters" if hints == "lengths" else ""
+                whole = start + family.header(title + hint)
+                trimmed = [start + family.header(f"{title}{hint}, {share}% shown") for share in shares[1:]]
+                texts += [whole, *trimmed]
         self.lead = np.arange(len(texts)).reshape(4, len(self.values), len(shares))
         self.marker, self.closing = len(texts), len(texts) + 1
         closing = family.after_text + family.header(CLOSING)

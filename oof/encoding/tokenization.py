@@ -1,8 +1,8 @@
-"""Each distinct text is tokenised once, in batches; special tokens' names inside user text stay text.
+"""Tokenisation of distinct texts in batches, with a disk cache; names of special tokens inside user text stay text.
 
 With a cache folder, ids are kept by content: ``CACHE/<tokenizer>/<shard>.npz`` holds the hashes of some texts and
-their ids. A call encodes only texts that no shard has and adds one shard. Any file there may be deleted at any
-time, and several processes may share the folder: shards are written once, whole, and never changed.
+their ids. A call encodes only texts that no shard has, and adds one shard. Any shard may be deleted at any time, and
+several processes may share the folder: a shard is written once, atomically, and never changed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from oof.common.atomic_files import replacing
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 4096  # texts per call: large enough for all cores, small enough for a moving bar and little memory
-GATHER = 1 << 22  # tokens per gather: its index arrays stay in tens of megabytes
+CHUNK = 4096  # texts per call: enough for all cores, few enough for a moving progress bar and little memory
+GATHER = 1 << 22  # tokens per gather, whose index arrays take tens of megabytes
 HASH_BYTES = 16
 
 
@@ -67,16 +67,16 @@ def gather(pool: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArray[
     """Return the concatenation of ``pool[start : start + length]`` over all spans."""
     ends = np.cumsum(lengths)
     out = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int32)
-    kind = np.int32 if len(pool) < 2**31 else np.int64  # half the memory traffic, where it reaches
+    index_type = np.int32 if len(pool) < 2**31 else np.int64  # half the memory traffic where 32 bits are enough
     first = 0
     while first < len(ends):
         begin = int(ends[first] - lengths[first])
         last = max(first + 1, int(np.searchsorted(ends, begin + GATHER, side="right")))
         end = int(ends[last - 1])
-        # What to add to a position in this part of the output to find its place in the pool.
+        # Added to a position in this part of the output, it gives the position in the pool.
         shift = starts[first:last] - (ends[first:last] - lengths[first:last] - begin)
-        index = np.repeat(shift.astype(kind), lengths[first:last])
-        index += np.arange(end - begin, dtype=kind)
+        index = np.repeat(shift.astype(index_type), lengths[first:last])
+        index += np.arange(end - begin, dtype=index_type)
         np.take(pool, index, out=out[begin:end], mode="clip")  # clip: without a second copy of the output
         first = last
     return out
@@ -84,7 +84,7 @@ def gather(pool: NDArray[np.int32], starts: NDArray[np.int64], lengths: NDArray[
 
 @contextmanager
 def plain_text(backend: Any) -> Iterator[None]:
-    """Let a ``tokenizers.Tokenizer`` read special tokens' names as ordinary text, cut nothing and pad nothing."""
+    """Inside, a ``tokenizers.Tokenizer`` reads special tokens' names as ordinary text, and does not truncate or pad."""
     specials, truncation, padding = backend.encode_special_tokens, backend.truncation, backend.padding
     backend.encode_special_tokens = True
     backend.no_truncation()
@@ -100,11 +100,11 @@ def plain_text(backend: Any) -> Iterator[None]:
 
 
 def encode_all(texts: Sequence[str], backend: Any, label: str | None = None) -> TokenPool:
-    """Return the ids of ``texts`` as the ``tokenizers.Tokenizer`` is set up, without its own BOS and EOS."""
-    parts: list[NDArray[np.int32]] = []
+    """Return the ids of ``texts`` from a ``tokenizers.Tokenizer`` as it is set up, without its own BOS and EOS."""
+    chunks: list[NDArray[np.int32]] = []
     lengths: list[int] = []
     bar = tqdm(total=len(texts), desc=label, disable=label is None or not sys.stderr.isatty(), leave=False)
-    # The tokenizer works outside the interpreter's lock: one chunk is encoded while the last one is unpacked.
+    # The tokenizer releases the interpreter's lock: one chunk is encoded while the previous one is unpacked.
     with ThreadPoolExecutor(1) as worker:
         pending: Future[list[Any]] | None = None
         for start in range(0, len(texts) + CHUNK, CHUNK):
@@ -114,10 +114,10 @@ def encode_all(texts: Sequence[str], backend: Any, label: str | None = None) -> 
                 pending = worker.submit(backend.encode_batch_fast, chunk, add_special_tokens=False)
             rows = [np.array(encoding.ids, dtype=np.int32) for encoding in done]
             lengths += [len(ids) for ids in rows]
-            parts += [np.concatenate(rows)] if rows else []
+            chunks += [np.concatenate(rows)] if rows else []
             bar.update(len(rows))
     bar.close()
-    return TokenPool(np.concatenate(parts) if parts else np.empty(0, dtype=np.int32), offsets_of(lengths))
+    return TokenPool(np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int32), offsets_of(lengths))
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any, cache: Path | None = None, label: str = "tokenise") -> TokenPool:
@@ -137,13 +137,13 @@ def tokenize(texts: Sequence[str], tokenizer: Any, cache: Path | None = None, la
 
 
 def fingerprint(backend: Any) -> str:
-    """Return a digest of everything that decides a tokenizer's ids."""
+    """Return a digest of everything that a tokenizer's ids depend on."""
     version = metadata.version("tokenizers")
     return hashlib.blake2b(f"{version}\0{backend.to_str()}".encode(), digest_size=HASH_BYTES).hexdigest()
 
 
 def text_hashes(texts: Sequence[str]) -> NDArray[np.bytes_]:
-    """Return (n,) digests under which the cache keeps texts. A trailing zero byte is lost, by numpy's convention."""
+    """Return (n,) digests, the cache's keys. numpy drops a trailing zero byte of each."""
     digests = [hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest() for text in texts]
     return np.frombuffer(b"".join(digests), dtype=f"S{HASH_BYTES}")
 
@@ -151,26 +151,26 @@ def text_hashes(texts: Sequence[str]) -> NDArray[np.bytes_]:
 def _through_cache(texts: Sequence[str], backend: Any, folder: Path, label: str) -> TokenPool:
     wanted = text_hashes(texts)
     pools: list[TokenPool] = []
-    place = np.full(len(texts), -1, dtype=np.int64)  # where each text lies in the joined pools
+    position = np.full(len(texts), -1, dtype=np.int64)  # of each text in the joined pools; -1 = missing
     n_joined = 0
     for path in sorted(folder.glob("*.npz")):
-        missing = np.flatnonzero(place < 0)
+        missing = np.flatnonzero(position < 0)
         if len(missing) == 0:
             break
-        found = _read_shard(path, wanted[missing])
-        if found is not None:
-            at, pool = found
-            hit = at >= 0
-            place[missing[hit]] = n_joined + at[hit]
+        shard = _read_shard(path, wanted[missing])
+        if shard is not None:
+            row, pool = shard
+            hit = row >= 0
+            position[missing[hit]] = n_joined + row[hit]
             pools.append(pool)
             n_joined += len(pool.offsets) - 1
-    missing = np.flatnonzero(place < 0)
+    missing = np.flatnonzero(position < 0)
     if len(missing):
         fresh = encode_all([texts[i] for i in missing.tolist()], backend, label)
         _write_shard(folder, wanted[missing], fresh)
-        place[missing] = n_joined + np.arange(len(missing))
+        position[missing] = n_joined + np.arange(len(missing))
         pools.append(fresh)
-    return _join(pools).take(place)
+    return _join(pools).take(position)
 
 
 def _join(pools: list[TokenPool]) -> TokenPool:
@@ -182,24 +182,24 @@ def _join(pools: list[TokenPool]) -> TokenPool:
 
 
 def _read_shard(path: Path, wanted: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], TokenPool] | None:
-    """Return where each wanted text lies in the shard (-1 = nowhere) and its pool; None when it has none of them."""
+    """Return each wanted text's row in the shard (-1 = missing) and the shard's pool; None if it has none of them."""
     try:
         with np.load(path, allow_pickle=False) as shard:
             order = np.argsort(shard["hashes"])
-            known = shard["hashes"][order]
-            if len(known) == 0:
+            hashes = shard["hashes"][order]
+            if len(hashes) == 0:
                 return None
-            near = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-            at = np.where(known[near] == wanted, order[near], -1)
-            if (at < 0).all():
+            nearest = np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)
+            row = np.where(hashes[nearest] == wanted, order[nearest], -1)
+            if (row < 0).all():
                 return None
             pool = TokenPool(shard["ids"], shard["offsets"])  # a damaged file fails its checksum here
-            if len(pool.offsets) != len(known) + 1 or pool.offsets[-1] != len(pool.ids):
+            if len(pool.offsets) != len(hashes) + 1 or pool.offsets[-1] != len(pool.ids):
                 raise ValueError("lengths do not match")
-            return at, pool
+            return row, pool
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         logger.warning("%s: damaged, not a whole token cache file (%s); its texts are tokenised again", path, error)
-        with suppress(OSError):  # a folder that others own
+        with suppress(OSError):  # in a folder that this user may not write
             path.unlink(missing_ok=True)
         return None
 

@@ -1,7 +1,7 @@
-"""Pair-aware truncation in token counts: what every text of every battle keeps of one budget.
+"""Pair-aware truncation: how many tokens of each text of a battle fit into the token budget.
 
-Whole early rounds go first (worth 0.005 nats in a published ladder), then the oldest kept round is trimmed: its
-prompt is capped, the shorter response is kept whole and the longer one gives way. A trimmed text keeps its head
+Early rounds are dropped first (worth 0.005 nats in a published ladder), then the oldest kept round is trimmed: its
+prompt is capped, the shorter response is kept whole and the longer one is shortened. A trimmed text keeps its head
 and its tail around a marker. Every rule is monotone: a larger budget never keeps less of any text. All battles
 are planned at once, on arrays with one row per round.
 """
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST = 4  # tokens that a trimmed text of the newest round keeps at least, besides the marker
-STUB = 16  # the same for an earlier round: one that would keep less says too little, it is dropped whole
+LEAST = 4  # tokens that a trimmed text of the newest round keeps at least, beside the marker
+STUB = 16  # the same for an earlier round, which is dropped where it would keep less
 MILLION = 1_000_000
 
 Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What stays.
+class TruncationPlan:
+    """The tokens that each text of each round keeps.
 
     Attributes:
         kept: (r, 3) tokens of prompt, A and B of each round, markers included; 0 where the round is dropped.
@@ -38,12 +38,12 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Template tokens.
+class TemplateCosts:
+    """Tokens of the template around the texts.
 
     Attributes:
-        whole: (r,) of a round as part of a battle that is whole from here on.
-        oldest: (r,) of a round as the oldest kept one of a cut battle.
+        whole: (r,) of a round whose texts are kept whole.
+        oldest: (r,) of a round as the oldest kept one of a truncated battle.
         marker: of the marker.
     """
 
@@ -52,19 +52,21 @@ class Costs:
     marker: int
 
 
-def least_budget(costs: Costs, last: Counts) -> int:
-    """Return the smallest budget in which no text vanishes, given the rows of the battles' last rounds."""
+def least_budget(costs: TemplateCosts, last: Counts) -> int:
+    """Return the smallest budget in which every text keeps some tokens, given the rows of the battles' last rounds."""
     return int(costs.oldest[last].max(initial=0)) + 3 * (costs.marker + LEAST)
 
 
-def plan_rounds(lengths: Counts, offsets: Counts, costs: Costs, budget: int, prompt_share: float) -> Plan:
-    """Decide what each text keeps.
+def plan_rounds(
+    lengths: Counts, offsets: Counts, costs: TemplateCosts, budget: int, prompt_share: float
+) -> TruncationPlan:
+    """Decide how many tokens each text keeps.
 
     Args:
         lengths: (r, 3) tokens of the texts, the rounds of a battle one after the other, oldest first.
         offsets: (n + 1,) battle i has the rounds ``offsets[i]:offsets[i + 1]``, at least one.
         costs: template tokens of the rounds.
-        budget: tokens for texts, markers and rounds' template together.
+        budget: tokens for texts, markers and the rounds' template together.
         prompt_share: the prompt's cap as a share of a trimmed round's text, where the responses need the rest.
 
     Raises:
@@ -72,7 +74,9 @@ def plan_rounds(lengths: Counts, offsets: Counts, costs: Costs, budget: int, pro
     """
     n, rows = len(offsets) - 1, np.arange(len(lengths))
     if n == 0:
-        return Plan(lengths, np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_))
+        return TruncationPlan(
+            lengths, np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
+        )
     battle = np.repeat(np.arange(n), np.diff(offsets))
     spent = np.cumsum(lengths.sum(axis=1) + costs.whole)
     newer = spent[offsets[1:] - 1][battle] - spent  # tokens of the whole rounds after this one
@@ -90,20 +94,20 @@ def plan_rounds(lengths: Counts, offsets: Counts, costs: Costs, budget: int, pro
     kept = np.where(dropped[:, None], 0, lengths)
     cut = oldest[~fits]
     kept[cut] = share_room(lengths[cut], budget - newer[cut] - costs.oldest[cut], floor[cut], prompt_share)
-    return Plan(kept, dropped, oldest, fits)
+    return TruncationPlan(kept, dropped, oldest, fits)
 
 
 def share_room(texts: Counts, room: Counts, floor: Counts, prompt_share: float) -> Counts:
-    """Divide each round's room among its texts: capped prompt, water-filled responses.
+    """Divide each round's room among its texts: the prompt is capped, the responses are filled to a common level.
 
     Args:
         texts: (m, 3) tokens of prompt, A and B.
-        room: (m,) tokens to give out, at least ``floor.sum(axis=1)``.
+        room: (m,) tokens to divide, at least ``floor.sum(axis=1)``.
         floor: (m, 3) tokens that each text gets at least, at most its own.
         prompt_share: the prompt may take more than this share of the room only where the responses leave it free.
 
     Returns:
-        (m, 3) tokens, at most ``texts``. Each grows with the room, by at most one token a token.
+        (m, 3) tokens, at most ``texts``. One more token of room gives each text at most one more token, and never less.
     """
     # Whole numbers: a rounded product of floats could step by two, and a response would shrink.
     cap = room * round(prompt_share * MILLION) // MILLION
@@ -116,7 +120,7 @@ def share_room(texts: Counts, room: Counts, floor: Counts, prompt_share: float) 
 
 
 def head_and_tail(lengths: Counts, kept: Counts, marker: int) -> tuple[Counts, Counts]:
-    """Return the tokens of the head and of the tail that stay when ``lengths`` are trimmed to ``kept``."""
+    """Return the tokens of the head and of the tail that are kept when ``lengths`` are trimmed to ``kept``."""
     whole = kept >= lengths
     body = np.maximum(kept - marker, 0)
     return np.where(whole, lengths, body - body // 2), np.where(whole, 0, body // 2)

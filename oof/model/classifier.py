@@ -26,7 +26,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.config import Member
-from oof.encoding.encode import prepare_tokenizer
+from oof.encoding.templates import prepare_tokenizer
 from oof.model.attention import resolve_attention, sdpa_allowed
 from oof.model.lora import add_adapters, check_settings, check_weights, refuse_another_function
 from oof.model.precision import device, resolve_dtype

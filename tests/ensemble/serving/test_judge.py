@@ -22,7 +22,7 @@ from ensemble.__main__ import main as ensemble_main
 from ensemble.serving.judge import Verdict, judge_lines
 from oof.common.errors import UserError
 from oof.data.battles import read_file
-from oof.encoding.encode import render_text
+from tests.fixtures.chat_template import chat_text
 from tests.fixtures.demo_run import ROOT
 
 TEXT = st.text(st.characters(codec=None), max_size=60)  # lone surrogates and NUL too
@@ -53,7 +53,7 @@ def test_a_verdict_is_the_mean_of_both_orders_by_plain_transformers(small_run: P
     battle = ["How do I choose an oven?", "A good oven helps."], ["It is big.", "No."], ["Read the manual.", "Yes."]
     logits = []
     for a, b, classes in ((1, 2, [0, 1, 2]), (2, 1, [1, 0, 2])):
-        text = render_text(battle[0], battle[a], battle[b], judge.tokenizer, judge.prompts.layout)
+        text = chat_text(battle[0], battle[a], battle[b], judge.tokenizer, judge.prompts.layout)
         ids = judge.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             logits.append(model(input_ids=ids).logits[0].numpy()[classes])

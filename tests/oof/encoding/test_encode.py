@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from oof.common.errors import UserError
 from oof.config import Prompts
-from oof.encoding.encode import Encoded, encode_battles, messages, prepare_tokenizer
-from oof.encoding.templates import HEADERS, MARKER, PLAIN, bos_of, family_of
+from oof.encoding.encode import Encoded, encode_battles
+from oof.encoding.templates import HEADERS, MARKER, PLAIN, bos_of, family_of, prepare_tokenizer
+from tests.fixtures.chat_template import chat_messages
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.tokenizer_files import DEMO, OTHERS, REAL, TINY, any_tokenizer
 
@@ -81,7 +82,7 @@ def swapped(battle: Battle) -> Battle:
 
 
 def chat_ids(battle: Battle, tokenizer: Any, layout: str) -> list[int]:
-    ids = tokenizer.apply_chat_template(messages(*battle, layout), tokenize=True)
+    ids = tokenizer.apply_chat_template(chat_messages(*battle, layout), tokenize=True)
     return list(ids["input_ids"] if hasattr(ids, "keys") else ids)
 
 

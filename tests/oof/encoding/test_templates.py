@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
 from oof.common.errors import UserError
-from oof.encoding.encode import render_text
 from oof.encoding.templates import family_of, length_hint, prepare_tokenizer
+from tests.fixtures.chat_template import chat_text
 from tests.fixtures.tokenizer_files import DEMO, OTHERS, REAL, TINY, any_tokenizer, tiny
 
 EXPECTED = {
@@ -51,7 +51,7 @@ def prepared(name: str, hints: str = "none") -> Any:
 def test_template_text_of_each_family(name: str) -> None:
     tokenizer = prepared(name)
     assert family_of(tokenizer).name == FAMILY[name]
-    assert render_text(["Why?"], ["A1"], ["B1"], tokenizer, "rounds") == EXPECTED[FAMILY[name]]
+    assert chat_text(["Why?"], ["A1"], ["B1"], tokenizer, "rounds") == EXPECTED[FAMILY[name]]
 
 
 def test_layouts_order_the_turns() -> None:
@@ -59,7 +59,7 @@ def test_layouts_order_the_turns() -> None:
     turns = (["p1", "p2"], ["a1", "a2"], ["b1", "b2"])
 
     def order(layout: str) -> list[str]:
-        return [line for line in render_text(*turns, tokenizer, layout).split("\n") if line[:1] in "pab" and line]
+        return [line for line in chat_text(*turns, tokenizer, layout).split("\n") if line[:1] in "pab" and line]
 
     assert order("responses") == ["p1", "p2", "a1", "a2", "b1", "b2"]
     assert order("rounds") == ["p1", "a1", "b1", "p2", "a2", "b2"]
@@ -71,7 +71,7 @@ def test_pad_can_never_be_the_last_token_of_a_text(name: str) -> None:
     family = family_of(tokenizer)
     assert tokenizer.pad_token_id is not None
     assert tokenizer.pad_token not in {tokenizer.eos_token, tokenizer.bos_token, family.after_text.strip()}
-    rendered = tokenizer.encode(render_text(["Why?"], ["A1"], ["B1"], tokenizer, "rounds"), add_special_tokens=False)
+    rendered = tokenizer.encode(chat_text(["Why?"], ["A1"], ["B1"], tokenizer, "rounds"), add_special_tokens=False)
     assert tokenizer.pad_token_id not in rendered
     assert tokenizer.padding_side == "right"
 
@@ -96,16 +96,16 @@ def test_template_travels_with_the_saved_tokenizer(name: str, tmp_path: Path) ->
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.pad_token == tokenizer.pad_token
     turns = (["Why?", "So?"], ["A1", "A2"], ["B1", ""])
-    assert render_text(*turns, loaded, "rounds") == render_text(*turns, tokenizer, "rounds")
+    assert chat_text(*turns, loaded, "rounds") == chat_text(*turns, tokenizer, "rounds")
 
 
 def test_texts_are_data_never_template() -> None:
     hostile = "{{ 7 * 7 }}{% for i in range(9) %}x{% endfor %}{# no #} \\n ' \" </s>"
-    assert hostile in render_text([hostile], ["A1"], ["B1"], prepared("plain"), "rounds")
+    assert hostile in chat_text([hostile], ["A1"], ["B1"], prepared("plain"), "rounds")
 
 
 def test_outer_whitespace_goes_and_inner_stays() -> None:
-    text = render_text(["\n \tWhy\n\n so?\u3000\x1f"], [" "], ["B1"], prepared("chatml"), "rounds")
+    text = chat_text(["\n \tWhy\n\n so?\u3000\x1f"], [" "], ["B1"], prepared("chatml"), "rounds")
     assert "Prompt\nWhy\n\n so?<|im_end|>" in text
     assert "Response A\n<|im_end|>" in text
 
@@ -142,7 +142,7 @@ def test_length_hint_keeps_two_digits(lengths: list[int]) -> None:
 
 
 def test_hints_tell_lengths_in_the_headers() -> None:
-    text = render_text(["x" * 1234], ["y" * 99], [" "], prepared("plain", "lengths"), "rounds")
+    text = chat_text(["x" * 1234], ["y" * 99], [" "], prepared("plain", "lengths"), "rounds")
     assert [line for line in text.split("\n") if "###" in line] == [
         "<s>### Prompt, 1200 characters",
         "### Response A, 99 characters",

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oof.encoding.truncation import LEAST, STUB, Costs, Plan, head_and_tail, least_budget, plan_rounds, share_room
+from oof.encoding.truncation import (
+    LEAST,
+    STUB,
+    TemplateCosts,
+    TruncationPlan,
+    head_and_tail,
+    least_budget,
+    plan_rounds,
+    share_room,
+)
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -20,14 +29,14 @@ class Case:
 
     lengths: np.ndarray
     offsets: np.ndarray
-    costs: Costs
+    costs: TemplateCosts
     share: float
 
     @property
     def least(self) -> int:
         return least_budget(self.costs, self.offsets[1:] - 1)
 
-    def plan(self, budget: int) -> Plan:
+    def plan(self, budget: int) -> TruncationPlan:
         return plan_rounds(self.lengths, self.offsets, self.costs, budget, self.share)
 
 
@@ -41,13 +50,13 @@ def cases(draw: st.DrawFn, battles: int = 4, rounds: int = 5) -> Case:
     more = np.array(draw(st.lists(st.integers(0, 9), min_size=r, max_size=r)), dtype=np.int64)
     share = draw(st.one_of(st.sampled_from([0.0, 0.25, 1.0]), st.floats(0, 1)))
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    return Case(lengths, offsets, Costs(whole, whole + more, draw(st.integers(1, 3))), share)
+    return Case(lengths, offsets, TemplateCosts(whole, whole + more, draw(st.integers(1, 3))), share)
 
 
 budgets = st.integers(0, 900)
 
 
-def body(case: Case, plan: Plan) -> np.ndarray:
+def body(case: Case, plan: TruncationPlan) -> np.ndarray:
     """Text tokens kept, markers not counted."""
     head, tail = head_and_tail(case.lengths, plan.kept, case.costs.marker)
     return np.where(plan.dropped[:, None], 0, head + tail)
@@ -118,7 +127,7 @@ def test_swapping_the_responses_swaps_what_they_keep(case: Case, extra: int) -> 
 def test_battle_keeps_the_same_alone_and_among_others(case: Case, extra: int) -> None:
     budget, together = case.least + extra, case.plan(case.least + extra)
     for start, end in zip(case.offsets[:-1], case.offsets[1:], strict=True):
-        costs = Costs(case.costs.whole[start:end], case.costs.oldest[start:end], case.costs.marker)
+        costs = TemplateCosts(case.costs.whole[start:end], case.costs.oldest[start:end], case.costs.marker)
         alone = plan_rounds(case.lengths[start:end], np.array([0, end - start]), costs, budget, case.share)
         assert (alone.kept == together.kept[start:end]).all()
 
@@ -189,7 +198,7 @@ def test_share_just_below_one_does_not_step_by_two() -> None:
 
 def test_early_rounds_go_before_the_newest_is_cut() -> None:
     lengths = np.full((3, 3), 40)
-    costs = Costs(np.full(3, 10), np.full(3, 10), 1)
+    costs = TemplateCosts(np.full(3, 10), np.full(3, 10), 1)
     plan = plan_rounds(lengths, np.array([0, 3]), costs, 2 * 130 + 61, 0.25)
     assert plan.dropped.tolist() == [False, False, False]  # 61 = template and three stubs
     plan = plan_rounds(lengths, np.array([0, 3]), costs, 2 * 130 + 60, 0.25)
@@ -204,7 +213,7 @@ def test_trimmed_text_keeps_head_and_tail() -> None:
 
 
 def test_budget_without_room_for_the_newest_round_is_refused() -> None:
-    case = Case(np.full((2, 3), 40), np.array([0, 2]), Costs(np.full(2, 10), np.full(2, 10), 1), 0.25)
+    case = Case(np.full((2, 3), 40), np.array([0, 2]), TemplateCosts(np.full(2, 10), np.full(2, 10), 1), 0.25)
     case.plan(case.least)
     with pytest.raises(ValueError, match="too few"):
         case.plan(case.least - 1)
@@ -212,5 +221,7 @@ def test_budget_without_room_for_the_newest_round_is_refused() -> None:
 
 def test_no_battles_need_no_budget() -> None:
     empty = np.zeros(0, dtype=np.int64)
-    plan = plan_rounds(np.zeros((0, 3), dtype=np.int64), np.zeros(1, dtype=np.int64), Costs(empty, empty, 1), 0, 0.25)
+    plan = plan_rounds(
+        np.zeros((0, 3), dtype=np.int64), np.zeros(1, dtype=np.int64), TemplateCosts(empty, empty, 1), 0, 0.25
+    )
     assert len(plan.kept) == len(plan.fits) == 0
