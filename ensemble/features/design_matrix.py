@@ -1,7 +1,7 @@
-"""OOF logits + battle features -> the stacker's design matrix, for each battle and for its mirror image.
+"""Design matrix of the stacker: OOF logits and battle features, of each battle as given and with A and B swapped.
 
-The mirror is the same battle with A and B exchanged. A model that is trained on both and averages both cannot
-favour a side. Logits are joined by id, never by position.
+A model that is trained on both orders and averages its output over both cannot favour a side. Logits are joined by id,
+never by position.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS, LOGIT_COLUMNS
 from oof.metrics import log_softmax, mean_of_orders, softmax
 
+FEATURES_VERSION = 3  # part of the stage's key: raise it when the same battles would give other columns
+
 Columns = dict[str, NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
 class Design:
-    """Rows of battles.
+    """Inputs of the combiners for n battles.
 
     Attributes:
         x: (n, d) float32 features as given.
-        x_swapped: (n, d) the same for the mirrored battles.
+        x_swapped: (n, d) the same with A and B swapped.
         pool: (n, m, 3) float64 centred mean-of-orders log-probabilities of each member.
         names: the d columns.
         families: column -> family.
@@ -72,7 +74,9 @@ def join_logits(ids: Sequence[str], frame: pl.DataFrame, file: str = "logits fil
     extra = frame.join(ours, on="id", how="anti")["id"].unique(maintain_order=True)
     if repeated or len(missing) or len(extra):
         first = "".join(
-            f"; first {what}: {found[0]}" for what, found in (("missing", missing), ("unknown", extra)) if len(found)
+            f"; first {problem}: {ids_of[0]}"
+            for problem, ids_of in (("missing", missing), ("unknown", extra))
+            if len(ids_of)
         )
         raise UserError(
             f"{file}: {len(missing):,} battles missing, {len(extra):,} unknown, {repeated:,} repeated; "
@@ -87,7 +91,7 @@ def join_logits(ids: Sequence[str], frame: pl.DataFrame, file: str = "logits fil
 
 
 def with_counts(table: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
-    """Return battles with the token counts of a frame in the open logits format, if it has them: features read them."""
+    """Return battles with the token counts of a frame in the open logits format, if it has them: features use them."""
     if not set(COUNT_COLUMNS) <= set(frame.columns):
         return table
     return table.join(frame.select("id", *COUNT_COLUMNS), on="id", how="left", validate="1:1", maintain_order="left")
@@ -109,27 +113,27 @@ def build_design(table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -
         if values.shape != (table.height, 2, 3) or not np.isfinite(values).all():
             raise UserError(f"logits of {name}: expected finite numbers of shape ({table.height}, 2, 3)")
     texts, families = battle_features.text_features(table)
-    mirrored = {name: swap_orders(values) for name, values in logits.items()}
-    opinions, families_of_opinions = _opinions(logits)
-    families |= families_of_opinions
-    x = _matrix(texts, opinions)
-    x_swapped = _matrix(battle_features.mirror(texts), _opinions(mirrored)[0])
+    columns, families_of_logits = _logit_columns(logits)
+    families |= families_of_logits
+    x = _matrix(texts, columns)
+    swapped = {name: swap_orders(values) for name, values in logits.items()}
+    x_swapped = _matrix(battle_features.swap_features(texts), _logit_columns(swapped)[0])
     pool = np.stack([_centred(mean_of_orders(values)) for values in logits.values()], axis=1)
     return Design(x, x_swapped, pool, list(families), families, list(logits), table["id"].to_list())
 
 
 def add_member(design: Design, name: str, logits: NDArray[np.floating]) -> Design:
-    """Return the design with one more member; the columns between members stay those of the others.
+    """Return the design with one more member; the columns between members stay those of the other members.
 
     Args:
         design: (n) battles.
         name: of the member.
         logits: (n, 2, 3), finite.
     """
-    columns, mirrored = _member(name, logits), _member(name, swap_orders(logits))
+    columns, swapped = _member(name, logits), _member(name, swap_orders(logits))
     x, x_swapped = (
         np.column_stack([old, *new.values()]).astype(np.float32)
-        for old, new in ((design.x, columns), (design.x_swapped, mirrored))
+        for old, new in ((design.x, columns), (design.x_swapped, swapped))
     )
     centred = _centred(mean_of_orders(logits))
     return replace(
@@ -148,28 +152,27 @@ def _centred(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(logp - logp.mean(axis=-1, keepdims=True))
 
 
-def _matrix(texts: pl.DataFrame, opinions: Columns) -> NDArray[np.float32]:
-    columns = [series.to_numpy() for series in texts] + list(opinions.values())
-    return np.column_stack(columns).astype(np.float32)
+def _matrix(texts: pl.DataFrame, logit_columns: Columns) -> NDArray[np.float32]:
+    return np.column_stack([*(series.to_numpy() for series in texts), *logit_columns.values()]).astype(np.float32)
 
 
-def _opinions(logits: dict[str, NDArray[np.floating]]) -> tuple[Columns, dict[str, str]]:
-    """Return the columns that members' logits give, and each column's family: member:NAME or between."""
+def _logit_columns(logits: dict[str, NDArray[np.floating]]) -> tuple[Columns, dict[str, str]]:
+    """Return the columns made from members' logits, and each column's family: member:NAME or between."""
     columns: Columns = {}
     families: dict[str, str] = {}
     for name, values in logits.items():
-        found = _member(name, values)
-        columns |= found
-        families |= dict.fromkeys(found, f"member:{name}")
-    found = _between(logits)
-    return columns | found, families | dict.fromkeys(found, "between")
+        of_member = _member(name, values)
+        columns |= of_member
+        families |= dict.fromkeys(of_member, f"member:{name}")
+    between = _between(logits)
+    return columns | between, families | dict.fromkeys(between, "between")
 
 
 def _member(name: str, logits: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
-    """One member's opinion: margin of a over b and pull to a tie, per order and in the mean; the entropy; how far
-    the orders disagree, and by how much the response shown first gains.
+    """One member's logits: margin of a over b and pull towards a tie, per order and in the mean; the entropy; how far
+    the orders disagree, and the position bias (advantage of the response shown first).
     """
-    # A member's name cannot hold a colon, so no column of a member meets another.
+    # A member's name cannot hold a colon, so columns of different members never share a name.
     mean = _centred(mean_of_orders(logits))
     probs = softmax(mean)
     ab, ba = (_centred(logits[:, order].astype(np.float64)) for order in (0, 1))
@@ -187,16 +190,16 @@ def _member(name: str, logits: NDArray[np.floating]) -> dict[str, NDArray[np.flo
 
 
 def _between(logits: dict[str, NDArray[np.floating]]) -> dict[str, NDArray[np.float64]]:
-    """Agreement of the members: mean and spread of their margins and pulls to a tie, the share of them with the most
-    common verdict, and the pairs' divergence (Jensen-Shannon).
+    """Agreement of the members: mean and spread of their margins and pulls towards a tie, the share of members with the
+    most common prediction, and the divergence of each pair (Jensen-Shannon).
     """
     means = [_centred(mean_of_orders(values)) for values in logits.values()]
     margins = np.stack([mean[:, 0] - mean[:, 1] for mean in means])
     columns = {"between::margin": margins.mean(axis=0), "between::spread": margins.std(axis=0)}
     ties = np.stack([mean[:, 2] for mean in means])
     columns |= {"between::tie": ties.mean(axis=0), "between::tie_spread": ties.std(axis=0)}
-    verdicts = np.stack([mean.argmax(axis=1) for mean in means])
-    columns["between::agreement"] = np.max([(verdicts == c).mean(axis=0) for c in range(3)], axis=0)
+    predicted = np.stack([mean.argmax(axis=1) for mean in means])
+    columns["between::agreement"] = np.max([(predicted == c).mean(axis=0) for c in range(3)], axis=0)
     for (i, first), (j, second) in combinations(enumerate(means), 2):
         columns[f"between::divergence_{i}_{j}"] = _jensen_shannon(softmax(first), softmax(second))
     return columns
@@ -208,6 +211,6 @@ def _jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[n
 
 
 def describe() -> dict[str, str]:
-    """Return the meaning of every family of columns, from the docstrings; of the members' families, once for all."""
+    """Return the meaning of every family of columns, from the docstrings; "member:NAME" is for every member."""
     functions = {**battle_features.FAMILIES, "member:NAME": _member, "between": _between}
     return {name: " ".join((inspect.getdoc(function) or "").split()) for name, function in functions.items()}

@@ -1,48 +1,169 @@
-"""What every combiner of members is, and the simplest: their mean, a log-pool; beside them two plain baselines.
+"""Combiners of members' logits: mean, log-linear pool, greedy selection and logistic regression.
 
-A combiner maps a design to (n, 3) logits, and exchanging A and B exchanges its output exactly. It is saved as JSON
-(LightGBM beside it as text), never as code.
+A combiner maps a design to (n, 3) logits, and swapping A and B swaps its output exactly. It is saved as JSON, never as
+code. A new combiner is one subclass of :class:`UntunedCombiner`, listed in ``COMBINERS``; the suite in
+``tests/ensemble/stacking/test_combiners.py`` then runs on it. LightGBM, which needs tuned parameters, has a module of
+its own.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from ensemble.features.design_matrix import Design
-from oof.classes import swap_classes, swap_labels
-from oof.common.atomic_files import write_json
+from ensemble.stacking.log_pool import fit_ridge_pool, pool_logits
+from oof.classes import CLASSES, swap_classes, swap_labels
+from oof.common.atomic_files import read_json, write_json
 from oof.common.errors import UserError
-from oof.metrics import log_softmax
-
-RIDGE = 0.01  # pull of the pool's weights towards the plain mean: decides only where members are few or alike
+from oof.metrics import CLIP, Integers, softmax
 
 FILE = "combiner.json"
+RIDGE = 0.01  # pull of the pool's weights towards the plain mean: decides only where members are few or alike
+GREEDY_DRAWS = 25  # the best prefix is kept, so more draws only refine the weights
+LOGISTIC_FEATURES = "lengths"  # the family of features beside the logits; LightGBM reads all families
+LOGISTIC_C = 0.01  # scikit-learn's C: matters with few rows only, where 1.0 could be worse than the members alone
+ABSENT_LOGIT = -20.0  # of a class that never occurred
 
-Integers = NDArray[np.integer[Any]]
+
+@dataclass(frozen=True)
+class Combiner(ABC):
+    """A fitted combiner: a frozen dataclass of numbers and tuples, which are its JSON file."""
+
+    kind: ClassVar[str]  # its name in settings, files and tables
+
+    @abstractmethod
+    def logits(self, design: Design) -> NDArray[np.float64]:
+        """Return (n, 3) logits in class order; of swapped battles the same with a and b swapped."""
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / FILE, {"kind": self.kind, **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(**{name: _tuples(value) for name, value in read_json(folder / FILE).items() if name != "kind"})
 
 
-class Combiner(Protocol):
-    """A fitted combiner. ``kind`` names it in settings, files and tables."""
+class UntunedCombiner(Combiner):
+    """A combiner that is fitted on battles and labels alone, without tuned parameters."""
 
-    kind: ClassVar[str]
+    @classmethod
+    @abstractmethod
+    def fit(cls, design: Design, labels: Integers) -> Self:
+        """Return the combiner fitted on (n) battles with (n,) labels in {0, 1, 2}."""
+
+
+@dataclass(frozen=True)
+class Mean(UntunedCombiner):
+    """The plain mean of the members' logits; nothing is fitted."""
+
+    kind: ClassVar[str] = "mean"
+
+    @classmethod
+    def fit(cls, design: Design, labels: Integers) -> Self:
+        return cls()
 
     def logits(self, design: Design) -> NDArray[np.float64]:
-        """Return (n, 3) logits in class order; of mirrored battles the same with a and b exchanged."""
-        ...
-
-    def save(self, folder: Path) -> None: ...
+        return np.asarray(finite_pool(design).mean(axis=1))
 
 
-def checked_pool(design: Design) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class LogPool(UntunedCombiner):
+    """Log-linear pool with one weight per member and a term for the tie."""
+
+    weights: tuple[float, ...]
+    tie: float
+    kind: ClassVar[str] = "log_pool"
+
+    @classmethod
+    def fit(cls, design: Design, labels: Integers) -> Self:
+        """Return the pool that minimises the log loss of the rows plus a small ridge towards equal weights."""
+        *weights, tie = fit_ridge_pool(finite_pool(design), labels, RIDGE).tolist()
+        return cls(tuple(weights), tie)
+
+    def logits(self, design: Design) -> NDArray[np.float64]:
+        return pool_logits(finite_pool(design), np.asarray(self.weights), self.tie)
+
+
+@dataclass(frozen=True)
+class Greedy(UntunedCombiner):
+    """Mean of the members' probabilities, each counted as often as greedy ensemble selection drew it.
+
+    Source: Caruana, Niculescu-Mizil, Crew & Ksikes, Ensemble Selection from Libraries of Models, ICML 2004.
+    """
+
+    counts: tuple[int, ...]
+    kind: ClassVar[str] = "greedy"
+
+    @classmethod
+    def fit(cls, design: Design, labels: Integers) -> Self:
+        """Draw, with replacement, the member that lowers the log loss most; a draw goes to the first of equals."""
+        chosen = softmax(finite_pool(design))[np.arange(len(labels)), :, labels]  # (n, m): probability of the label
+        total, drawn, losses = np.zeros(len(labels)), [], []
+        for n_drawn in range(1, GREEDY_DRAWS + 1):
+            candidates = -np.log(np.maximum((total[:, None] + chosen) / n_drawn, CLIP)).mean(axis=0)
+            best = int(candidates.argmin())
+            total = total + chosen[:, best]
+            drawn.append(best)
+            losses.append(float(candidates[best]))
+        prefix = drawn[: int(np.argmin(losses)) + 1]
+        return cls(tuple(np.bincount(prefix, minlength=chosen.shape[1]).tolist()))
+
+    def logits(self, design: Design) -> NDArray[np.float64]:
+        weights = np.asarray(self.counts) / sum(self.counts)
+        probs = np.einsum("nmc,m->nc", softmax(finite_pool(design)), weights)
+        return np.asarray(np.log(np.maximum(probs, CLIP)))
+
+
+@dataclass(frozen=True)
+class Logistic(UntunedCombiner):
+    """Multinomial logistic regression on the members' logits and the length features.
+
+    Inputs are standardised, ``(x - mean) / scale``, then multiplied by ``coef`` (3, d), plus ``intercept`` (3,). It is
+    trained on every battle in both orders, and the outputs of both orders are averaged.
+    """
+
+    features: tuple[str, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    coef: tuple[tuple[float, ...], ...]
+    intercept: tuple[float, ...]
+    kind: ClassVar[str] = "logistic"
+
+    @classmethod
+    def fit(cls, design: Design, labels: Integers) -> Self:
+        """Return the regression on all rows; a class that never occurs keeps a probability near zero.
+
+        Raises:
+            UserError: a logit or a length feature is not finite.
+        """
+        features = tuple(design.names[i] for i in design.columns(LOGISTIC_FEATURES))
+        x, y = both_orders(*_logistic_inputs(design, features), labels)
+        mean, spread = x.mean(axis=0), x.std(axis=0)
+        scale = np.where(spread > 1e-9 * np.maximum(np.abs(mean), 1.0), spread, 1.0)
+        coef, intercept = fit_logistic_regression((x - mean) / scale, y, ABSENT_LOGIT, C=LOGISTIC_C, max_iter=1000)
+        return cls(features, *(_tuples(values.tolist()) for values in (mean, scale, coef, intercept)))
+
+    def logits(self, design: Design) -> NDArray[np.float64]:
+        given, swapped = (
+            ((x - np.array(self.mean)) / np.array(self.scale)) @ np.array(self.coef).T + np.array(self.intercept)
+            for x in _logistic_inputs(design, self.features)
+        )
+        return np.asarray((given + swap_classes(swapped)) / 2)
+
+
+COMBINERS: dict[str, type[UntunedCombiner]] = {
+    c.kind: c for c in (Mean, LogPool, Greedy, Logistic)
+}  # simple to complex
+
+
+def finite_pool(design: Design) -> NDArray[np.float64]:
     """Return the (n, m, 3) member logits.
 
     Raises:
@@ -58,87 +179,51 @@ def checked_pool(design: Design) -> NDArray[np.float64]:
     return design.pool
 
 
-def write_parameters(folder: Path, kind: str, parameters: dict[str, Any]) -> None:
-    write_json(folder / FILE, {"kind": kind, **parameters})
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The plain mean of the members' logits; nothing is fitted."""
-
-    kind: ClassVar[str] = "mean"
-
-    def logits(self, design: Design) -> NDArray[np.float64]:
-        return np.asarray(checked_pool(design).mean(axis=1))
-
-    def save(self, folder: Path) -> None:
-        write_parameters(folder, self.kind, {})
-
-
-@dataclass(frozen=True)
-class LogPool:
-    """Weighted log-opinion pool ``sum_m w_m z_m + (0, 0, tie)`` of the members' centred log-probabilities.
-
-    Source: Genest & Zidek, Combining Probability Distributions, Statistical Science 1986 (logarithmic pool).
-    """
-
-    weights: tuple[float, ...]
-    tie: float
-    kind: ClassVar[str] = "log_pool"
-
-    def logits(self, design: Design) -> NDArray[np.float64]:
-        """Return (n, 3) logits; mirrored battles get the same with a and b exchanged, by construction."""
-        pooled = np.einsum("nmc,m->nc", checked_pool(design), np.asarray(self.weights))
-        return np.asarray(pooled + np.array([0.0, 0.0, self.tie]))
-
-    def save(self, folder: Path) -> None:
-        write_parameters(folder, self.kind, asdict(self))
-
-
-def mean_logits(design: Design) -> NDArray[np.float64]:
-    """Return (n, 3): the plain mean of the members' logits."""
-    return Mean().logits(design)
-
-
-def fit_log_pool(design: Design, labels: Integers) -> LogPool:
-    """Return the pool that minimises the log loss of the rows plus a small ridge towards equal weights."""
-    m, rows = design.pool.shape[1], np.arange(len(labels))
-    start = np.append(np.full(m, 1.0 / m), 0.0)
-
-    def loss(parameters: NDArray[np.float64]) -> float:
-        logits = LogPool(tuple(parameters[:m].tolist()), float(parameters[m])).logits(design)
-        ridge = RIDGE * np.square(parameters - start).sum()
-        return float(-log_softmax(logits)[rows, labels].mean() + ridge)
-
-    found = minimize(loss, start, method="L-BFGS-B").x
-    return LogPool(tuple(float(w) for w in found[:m]), float(found[m]))
-
-
-def prior_probs(labels: Integers, n: int) -> NDArray[np.float64]:
-    """Return (n, 3): the class shares of ``labels``, Laplace-smoothed, for each of n battles."""
-    counts = np.bincount(labels, minlength=3) + 1.0
-    return np.tile(counts / counts.sum(), (n, 1))
-
-
-def length_only_probs(train: Design, labels: Integers, held_out: Design) -> NDArray[np.float64]:
-    """Return (n, 3) probabilities of a multinomial logistic regression on the length features alone.
-
-    Trained on each battle and its mirror image, and averaged over both, like everything else.
-    """
-    columns = train.columns("lengths")
-    x, y = doubled(train.x[:, columns], train.x_swapped[:, columns], labels)
-    if len(np.unique(y)) < 2 or not columns:  # battles without text have no lengths
-        return prior_probs(labels, len(held_out.ids))
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
-
-    def probs(values: NDArray[np.float32]) -> NDArray[np.float64]:
-        full = np.full((len(values), 3), 1e-12)  # a class that never occurred
-        full[:, model.classes_] = model.predict_proba(values)
-        return np.asarray(full / full.sum(axis=1, keepdims=True))
-
-    return np.asarray((probs(held_out.x[:, columns]) + swap_classes(probs(held_out.x_swapped[:, columns]))) / 2)
-
-
-def doubled(x: NDArray[Any], x_swapped: NDArray[Any], labels: Integers) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return (2n, d) rows, every battle then every mirror image, and their (2n,) labels."""
+def both_orders(x: NDArray[Any], x_swapped: NDArray[Any], labels: Integers) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return (2n, d) rows, every battle as given and then every battle swapped, and their (2n,) labels."""
     return np.concatenate([x, x_swapped]), np.concatenate([labels, swap_labels(labels)])
+
+
+def fit_logistic_regression(
+    x: Any, labels: Integers, absent_logit: float, **settings: Any
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the (3, d) coefficients and (3,) intercepts of scikit-learn's multinomial logistic regression.
+
+    Args:
+        x: (n, d) inputs, dense or sparse.
+        labels: (n,) in {0, 1, 2}.
+        absent_logit: intercept of a class that never occurs; its coefficients are 0.
+        settings: of :class:`sklearn.linear_model.LogisticRegression`.
+    """
+    coef, intercept = np.zeros((len(CLASSES), x.shape[1])), np.full(len(CLASSES), absent_logit)
+    present = np.unique(labels)
+    if len(present) == 1:
+        intercept[present] = 0.0
+        return coef, intercept
+    model = LogisticRegression(**settings).fit(x, labels)
+    if len(present) == 2:  # scikit-learn keeps one row of two: the log odds of the second class
+        coef[present] = np.vstack([-model.coef_, model.coef_]) / 2
+        intercept[present] = np.array([-1, 1]) * model.intercept_[0] / 2
+        return coef, intercept
+    return model.coef_, model.intercept_
+
+
+def _logistic_inputs(design: Design, features: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the (n, 3m + d) inputs of the battles as given and of the swapped battles."""
+    absent = [name for name in features if name not in design.names]
+    if absent:
+        raise UserError(f"the stack was fitted with the feature {absent[0]!r}, which these battles lack")
+    columns, pool = [design.names.index(name) for name in features], finite_pool(design)
+    inputs = []
+    for x, z in ((design.x, pool), (design.x_swapped, swap_classes(pool))):
+        values = x[:, columns].astype(np.float64)
+        if not np.isfinite(values).all():
+            name = features[int((~np.isfinite(values)).any(axis=0).argmax())]
+            raise UserError(f"feature {name!r}: some values are not finite; the logistic combiner cannot use it")
+        inputs.append(np.concatenate([z.reshape(len(z), -1), values], axis=1))
+    return inputs[0], inputs[1]
+
+
+def _tuples(value: Any) -> Any:
+    """Return nested lists as nested tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,8 +1,9 @@
-"""Stage two's core: tune, combine, choose and calibrate inside each outer fold, then once more on everything.
+"""Cross-fitting of stage two: tune, combine, choose and calibrate inside each outer fold, then once on all battles.
 
 For outer fold k the study, the boosters, their number of rounds, the choice of a combiner and the calibrator see the
-other folds only; choice and calibrator rest on *inner* out-of-fold logits. So no label of fold k reaches its own
-prediction in this stage. The final stack chooses by the outer folds' cross-fitted losses, which nothing was chosen on.
+other folds only; choice and calibrator use *inner* out-of-fold logits. So no label of fold k reaches its own
+prediction in this stage. The final combiner is chosen by the outer folds' cross-fitted losses, on which nothing else
+was chosen.
 """
 
 from __future__ import annotations
@@ -20,23 +21,32 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ensemble.features.design_matrix import Design, add_member, build_design
+from ensemble.stacking.baselines import (
+    TermCounts,
+    TfidfModel,
+    count_terms,
+    fit_tfidf,
+    length_only_probs,
+    out_of_fold_tfidf,
+    prior_probs,
+    tfidf_probs,
+)
 from ensemble.stacking.calibration import Calibrator, fit_calibrator
-from ensemble.stacking.combiners import Combiner, length_only_probs, mean_logits, prior_probs
+from ensemble.stacking.combiners import COMBINERS, Combiner, Mean
 from ensemble.stacking.lightgbm_stacker import Stacker, fit_stacker
 from ensemble.stacking.parallel import cores, map_tasks
-from ensemble.stacking.selection import KINDS, SIMPLE, Choice, choose, load_combiner, out_of_fold
-from ensemble.stacking.tfidf_baseline import TextModel, Texts, count_terms, fit_text, out_of_fold_text, text_probs
+from ensemble.stacking.selection import KINDS, Choice, choose, load_combiner, out_of_fold
 from ensemble.stacking.tuning import tune
 from oof.common.atomic_files import read_json, write_json
 from oof.common.errors import UserError
-from oof.common.steps import LINGERING, locked
+from oof.common.steps import ORPHAN_WAIT, locked
 from oof.config import Stack
-from oof.metrics import softmax
+from oof.metrics import Integers, softmax
 
 logger = logging.getLogger(__name__)
 
-Integers = NDArray[np.integer[Any]]
 Probabilities = dict[str, NDArray[np.float64]]
+Logits = dict[str, NDArray[np.float64]]
 CROSS_FITTED = (
     "prior",
     "length_only",
@@ -46,25 +56,26 @@ CROSS_FITTED = (
     "teacher",
     *(f"combiner:{kind}" for kind in KINDS),
 )
-TEXT_MEMBER = "baseline:text"  # a name that no member of a run can have
-TEXT_FILE = "text.json"
+TFIDF_MEMBER = "baseline:text"  # a name that no member of a run can have
+TFIDF_FILE = "text.json"
 FINAL = -1  # the task that leaves no fold out
-WORTH_A_PROCESS = 10_000  # battles times trials from which processes of their own pay
+MIN_PARALLEL_WORK = 10_000  # battles times trials from which worker processes are faster than one
 
 
 @dataclass
 class StackResult:
-    """What stage two leaves.
+    """Cross-fitted predictions and the final stack.
 
     Attributes:
-        predictions: name -> (n, 3) cross-fitted probabilities: prior, length_only, text (with texts only), mean
-            (nothing fitted), ``combiner:<kind>``, stack (the chosen combiner), calibrated, and teacher (calibrated
-            without the first-shown term).
-        combiner: the final combiner, chosen, tuned and trained on all battles; ``calibrator`` likewise.
+        predictions: name -> (n, 3) cross-fitted probabilities: prior, length_only, text (the TF-IDF baseline, only
+            where there are texts), mean (nothing fitted), ``combiner:<kind>``, stack (the chosen combiner), calibrated,
+            and teacher (calibrated without the position bias).
+        combiner: the final combiner, chosen, tuned and trained on all battles.
+        calibrator: the final calibrator, fitted on inner out-of-fold logits of all battles.
         folds: per outer fold the choice with its reason, the calibrator, LightGBM's parameters, rounds and
             importances.
         choice: the final choice.
-        text: the text baseline that is a member (``stack.text_member``).
+        tfidf: the TF-IDF baseline, where it is a member (``stack.text_member``).
         features: the columns that the combiners were fitted on.
     """
 
@@ -73,7 +84,7 @@ class StackResult:
     calibrator: Calibrator
     folds: list[dict[str, Any]] = field(default_factory=list)
     choice: Choice | None = None
-    text: TextModel | None = None
+    tfidf: TfidfModel | None = None
     features: list[str] = field(default_factory=list)
 
     def predict(self, design: Design) -> NDArray[np.float64]:
@@ -81,12 +92,12 @@ class StackResult:
         return self.calibrator.apply(self.combiner.logits(design))
 
     def design(self, table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -> Design:
-        """Return what the combiner reads of battles that were never in the run, given their members' logits."""
+        """Return the design of battles that were never in the run, given their members' (n, 2, 3) logits."""
         design = build_design(table, logits)
-        return design if self.text is None else _with_text(design, self.text.logits(count_terms(table)))
+        return design if self.tfidf is None else _with_tfidf(design, self.tfidf.logits(count_terms(table)))
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the manifest and the report say."""
+    def manifest_entries(self) -> dict[str, Any]:
+        """Return the calibrator, the choice, the folds and the sampler, for the manifest and the report."""
         sampler = {"sampler": "TPE, multivariate", "optuna": metadata.version("optuna")}
         final = {"combiner": self.combiner.kind, "reason": self.choice.reason if self.choice else ""}
         return {"calibrator": self.calibrator.to_dict(), "final": final, "folds": self.folds, "tuning": sampler}
@@ -95,19 +106,20 @@ class StackResult:
         """Save the final stack: boosters as text, the rest as JSON."""
         self.combiner.save(folder)
         write_json(folder / "calibrator.json", self.calibrator.to_dict())
-        if self.text is not None:
-            self.text.save(folder / TEXT_FILE)
+        if self.tfidf is not None:
+            self.tfidf.save(folder / TFIDF_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> StackResult:
-        calibrator = Calibrator(**read_json(folder / "calibrator.json"))
-        text = TextModel.load(folder / TEXT_FILE) if (folder / TEXT_FILE).is_file() else None
-        return cls({}, load_combiner(folder), calibrator, text=text)
+        """Open a saved final stack, which has no predictions of the run's battles."""
+        calibrator = Calibrator.from_dict(read_json(folder / "calibrator.json"))
+        tfidf = TfidfModel.load(folder / TFIDF_FILE) if (folder / TFIDF_FILE).is_file() else None
+        return cls({}, load_combiner(folder), calibrator, tfidf=tfidf)
 
 
 @dataclass(frozen=True)
 class _Data:
-    """All that the fits read."""
+    """The battles and settings that every fit reads, sent once to each worker process."""
 
     design: Design
     labels: Integers
@@ -116,32 +128,37 @@ class _Data:
     config: Stack
     seed: int
     studies: Path
-    texts: Texts | None
+    counts: TermCounts | None
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """One outer fold's fits, or the final ones.
+    """The fits that leave one outer fold out, or those on all battles (``FINAL``).
 
     Attributes:
         combiners: kind -> fitted on the training rows.
         inner: kind -> (n_train, 3) inner out-of-fold logits of the training rows.
-        held: name -> probabilities of the fold's rows, and ``logits`` of each combiner by kind; empty if final.
+        baselines: name -> (n_held, 3) probabilities of the held-out rows; empty if final.
+        held: kind -> (n_held, 3) logits of the held-out rows; empty if final.
+        params: LightGBM's tuned parameters.
+        rounds: boosting rounds.
+        tfidf: the TF-IDF baseline, where it is a member.
+        features: the columns of the training rows.
     """
 
     combiners: dict[str, Combiner]
-    inner: Probabilities
-    held: Probabilities
-    logits: Probabilities
+    inner: Logits
+    baselines: Probabilities
+    held: Logits
     params: dict[str, Any]
     rounds: int
-    text: TextModel | None
+    tfidf: TfidfModel | None
     features: list[str]
 
 
-def _with_text(design: Design, logits: NDArray[np.float64]) -> Design:
-    """Return the design with the text baseline as a member, which reads both orders as one."""
-    return add_member(design, TEXT_MEMBER, np.repeat(logits[:, None], 2, axis=1))
+def _with_tfidf(design: Design, logits: NDArray[np.float64]) -> Design:
+    """Return the design with the TF-IDF baseline as one more member, whose logits are the same in both orders."""
+    return add_member(design, TFIDF_MEMBER, np.repeat(logits[:, None], 2, axis=1))
 
 
 def cross_fit(
@@ -152,7 +169,7 @@ def cross_fit(
     config: Stack,
     seed: int,
     studies: Path,
-    texts: Texts | None = None,
+    counts: TermCounts | None = None,
 ) -> StackResult:
     """Return cross-fitted predictions of every battle and the final stack.
 
@@ -164,91 +181,92 @@ def cross_fit(
         config: trials, rounds, order, calibrator, final, workers.
         seed: of tuning and boosting.
         studies: folder of the Optuna journals (k + 1 files), kept between attempts.
-        texts: (n) term counts for the text baseline; without them there is none.
+        counts: (n) term counts for the TF-IDF baseline; without them there is no such baseline.
 
     Raises:
-        UserError: fewer than two folds, a logit is not finite, or ``text_member`` without texts.
+        UserError: fewer than two folds, a logit is not finite, or ``text_member`` without term counts.
     """
-    if config.text_member and texts is None:
-        raise UserError("stack.text_member=true needs the battles' texts, which are not here; set it to false")
+    if config.text_member and counts is None:
+        raise UserError(
+            "stack.text_member=true needs the texts of the battles, which these files lack; set it to false"
+        )
     outer = [int(fold) for fold in np.unique(folds)]
     if len(outer) < 2:
         raise UserError(f"stacking needs battles in at least 2 folds, not {len(outer)}")
-    names = CROSS_FITTED if texts is None else (*CROSS_FITTED, "text")
-    out = {name: np.full((len(labels), 3), np.nan) for name in names}
-    out["mean"] = softmax(mean_logits(design))
-    data = _Data(design, labels, folds, groups, config, seed, studies, texts)
-    fits = _fit_all(data, [FINAL, *outer])  # the longest first: processes end together
-    facts = [_fill(out, data, fold, fits[fold]) for fold in outer]
+    names = CROSS_FITTED if counts is None else (*CROSS_FITTED, "text")
+    predictions = {name: np.full((len(labels), 3), np.nan) for name in names}
+    predictions["mean"] = softmax(Mean().logits(design))
+    data = _Data(design, labels, folds, groups, config, seed, studies, counts)
+    fits = _fit_all(data, [FINAL, *outer])  # the longest task first, so that the processes end together
+    entries = [_fill(predictions, data, fold, fits[fold]) for fold in outer]
     cross_fitted = {kind: np.empty((len(labels), 3)) for kind in KINDS}
     for fold in outer:
         for kind in KINDS:
-            cross_fitted[kind][folds == fold] = fits[fold].logits[kind]
-    choice, last = choose(config.final, cross_fitted, labels, groups), fits[FINAL]
+            cross_fitted[kind][folds == fold] = fits[fold].held[kind]
+    choice, final = choose(config.final, cross_fitted, labels, groups), fits[FINAL]
     logger.info("final combiner: %s", choice.reason)
-    calibrator = fit_calibrator(config.calibrator, config.order, last.inner[choice.kind], labels, groups, seed)
-    return StackResult(out, last.combiners[choice.kind], calibrator, facts, choice, last.text, last.features)
+    calibrator = fit_calibrator(config.calibrator, config.order, final.inner[choice.kind], labels, groups, seed)
+    combiner = final.combiners[choice.kind]
+    return StackResult(predictions, combiner, calibrator, entries, choice, final.tfidf, final.features)
 
 
 def _fit_all(data: _Data, tasks: list[int]) -> dict[int, _Fit]:
-    wanted = data.config.workers or (cores() if len(data.labels) * data.config.trials >= WORTH_A_PROCESS else 1)
+    workers = data.config.workers or (cores() if len(data.labels) * data.config.trials >= MIN_PARALLEL_WORK else 1)
     fits: dict[int, _Fit] = {}
     with tqdm(total=len(tasks), desc="stack", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for i, fit in map_tasks(_fit, data, tasks, min(wanted, len(tasks))):
+        for i, fit in map_tasks(_fit, data, tasks, min(workers, len(tasks))):
             fits[tasks[i]] = fit
             bar.update(1)
     return fits
 
 
 def _fit(data: _Data, fold: int) -> _Fit:
-    """Fit all combiners without ``fold``, and score it; with ``FINAL``, on all rows."""
+    """Fit all combiners and baselines without ``fold``, and predict its rows; with ``FINAL``, fit them on all rows."""
     rest, held = np.flatnonzero(data.folds != fold), np.flatnonzero(data.folds == fold)
-    part, y, g = data.design.take(rest), data.labels[rest], data.groups[rest]
-    text = None
-    if data.texts is not None and data.config.text_member:
-        seen = data.texts.take(rest)
-        text, part = fit_text(seen, y), _with_text(part, out_of_fold_text(seen, y, g, data.seed))
-    config, name = data.config, "final" if fold == FINAL else f"fold-{fold}"
-    parts = part, y, data.folds[rest], g, config.trials, config.rounds, data.seed
-    with locked(data.studies, f".{name}.lock", LINGERING):
-        tuned = tune(*parts, data.studies / f"{name}.log")
-    combiners = {kind: fit(part, y) for kind, fit in SIMPLE.items()}
-    combiners["lightgbm"] = fit_stacker(part, y, tuned.params, tuned.rounds, data.seed)
-    logits = {kind: out_of_fold(kind, part, y, tuned.inner) for kind in SIMPLE} | {"lightgbm": tuned.logits}
+    train, y, groups = data.design.take(rest), data.labels[rest], data.groups[rest]
+    tfidf = None
+    if data.counts is not None and data.config.text_member:
+        counts = data.counts.take(rest)
+        tfidf, train = fit_tfidf(counts, y), _with_tfidf(train, out_of_fold_tfidf(counts, y, groups, data.seed))
+    trials, rounds, name = data.config.trials, data.config.rounds, "final" if fold == FINAL else f"fold-{fold}"
+    with locked(data.studies, f".{name}.lock", ORPHAN_WAIT):
+        tuned = tune(train, y, data.folds[rest], groups, trials, rounds, data.seed, data.studies / f"{name}.log")
+    combiners: dict[str, Combiner] = {kind: combiner.fit(train, y) for kind, combiner in COMBINERS.items()}
+    combiners[Stacker.kind] = fit_stacker(train, y, tuned.params, tuned.rounds, data.seed)
+    inner = {kind: out_of_fold(kind, train, y, tuned.inner) for kind in COMBINERS} | {Stacker.kind: tuned.logits}
     if fold == FINAL:
-        return _Fit(combiners, logits, {}, {}, tuned.params, tuned.rounds, text, part.names)
+        return _Fit(combiners, inner, {}, {}, tuned.params, tuned.rounds, tfidf, train.names)
     unseen = data.design.take(held)
-    if data.texts is not None and text is not None:
-        unseen = _with_text(unseen, text.logits(data.texts.take(held)))
-    probs = {"prior": prior_probs(y, len(held)), "length_only": length_only_probs(part, y, unseen)}
-    if data.texts is not None:
-        probs["text"] = text_probs(data.texts.take(rest), y, data.texts.take(held))
-    outer = {kind: combiner.logits(unseen) for kind, combiner in combiners.items()}
-    return _Fit(combiners, logits, probs, outer, tuned.params, tuned.rounds, text, part.names)
+    if data.counts is not None and tfidf is not None:
+        unseen = _with_tfidf(unseen, tfidf.logits(data.counts.take(held)))
+    baselines = {"prior": prior_probs(y, len(held)), "length_only": length_only_probs(train, y, unseen)}
+    if data.counts is not None:
+        baselines["text"] = tfidf_probs(data.counts.take(rest), y, data.counts.take(held))
+    logits = {kind: combiner.logits(unseen) for kind, combiner in combiners.items()}
+    return _Fit(combiners, inner, baselines, logits, tuned.params, tuned.rounds, tfidf, train.names)
 
 
-def _fill(out: Probabilities, data: _Data, fold: int, fit: _Fit) -> dict[str, Any]:
-    """Choose and calibrate for one outer fold, write its predictions to ``out``, and return its facts."""
+def _fill(predictions: Probabilities, data: _Data, fold: int, fit: _Fit) -> dict[str, Any]:
+    """Choose and calibrate for one outer fold, write its ``predictions``, and return its entry of the manifest."""
     held, rest = data.folds == fold, data.folds != fold
-    y, g = data.labels[rest], data.groups[rest]
-    choice = choose(data.config.final, fit.inner, y, g)
-    inner = fit.inner[choice.kind]
-    calibrator = fit_calibrator(data.config.calibrator, data.config.order, inner, y, g, data.seed)
-    logits = fit.logits[choice.kind]
-    for name, probs in fit.held.items():
-        out[name][held] = probs
-    for kind, values in fit.logits.items():
-        out[f"combiner:{kind}"][held] = softmax(values)
-    out["stack"][held] = softmax(logits)
-    out["calibrated"][held] = calibrator.apply(logits)
-    out["teacher"][held] = calibrator.apply_symmetric(logits)
+    y, groups = data.labels[rest], data.groups[rest]
+    choice = choose(data.config.final, fit.inner, y, groups)
+    inner, logits = fit.inner[choice.kind], fit.held[choice.kind]
+    calibrator = fit_calibrator(data.config.calibrator, data.config.order, inner, y, groups, data.seed)
+    for name, probs in fit.baselines.items():
+        predictions[name][held] = probs
+    for kind, values in fit.held.items():
+        predictions[f"combiner:{kind}"][held] = softmax(values)
+    predictions["stack"][held] = softmax(logits)
+    predictions["calibrated"][held] = calibrator.apply(logits)
+    predictions["teacher"][held] = calibrator.apply_symmetric(logits)
     chosen = {"combiner": choice.kind, "reason": choice.reason}
-    facts = {"fold": fold, **calibrator.to_dict(), **chosen, "rounds": fit.rounds, "params": fit.params}
-    return facts | _importances(fit.combiners["lightgbm"])
+    entry = {"fold": fold, **calibrator.to_dict(), **chosen, "rounds": fit.rounds, "params": fit.params}
+    return entry | _importances(fit.combiners[Stacker.kind])
 
 
 def _importances(combiner: Combiner) -> dict[str, list[float]]:
-    """Return gain and number of splits by feature, in the design's order: the report shows them whoever was chosen."""
+    """Return gain and number of splits by feature, in the design's order, whichever combiner was chosen."""
     assert isinstance(combiner, Stacker)
     gain, splits = (combiner.booster.feature_importance(kind) for kind in ("gain", "split"))
     return {"gain": gain.tolist(), "splits": splits.tolist()}

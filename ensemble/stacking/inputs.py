@@ -1,15 +1,15 @@
-"""What stage two stacks: the run's own OOF logits, or files of logits or probabilities that were made anywhere.
+"""Inputs of stage two: labelled battles with OOF logits, and the reader of logits files that were made elsewhere.
 
-With ``stack.logits`` no stage one is needed: battles come from ``data.train`` (ids with labels are enough), each
-file is joined to them by id, and what its numbers are is recognised from columns and values and said aloud:
+With ``stack.logits`` no stage one is needed: battles come from ``data.train`` (ids with labels are enough), and each
+file is joined to them by id. The kind of its numbers is recognised from columns and values, and logged:
 
 * ``ab_a, ab_b, ab_tie`` and ``ba_a, ba_b, ba_tie``: both orders, all in canonical class order;
-* only ``ab_…`` or only ``ba_…``, or ``a, b, tie``, or ``winner_model_a, winner_model_b, winner_tie``: one opinion,
-  which then stands for both orders;
+* only ``ab_…`` or only ``ba_…``, or ``a, b, tie``, or ``winner_model_a, winner_model_b, winner_tie``: one
+  order, which is used for both;
 * rows that lie in [0, 1] and sum to 1 within 0.001 are probabilities, anything else logits.
 
-Folds come from a column ``fold`` of the labels or of the logits files; where there is none they are assigned as in
-stage one: whole groups of near-duplicate prompts, or without text each battle on its own.
+Folds come from a column ``fold`` of the labels or of the logits files. Without such a column they are assigned as in
+stage one: near-duplicate prompts never sit on both sides of a split; without text each battle is a group.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ensemble.features.battle_features import has_text
 from ensemble.features.design_matrix import join_logits
-from oof.classes import CLASSES, WINNER_COLUMNS
+from oof.classes import CLASSES, ORDERS, WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.common.logits_format import logits_frame
 from oof.config import Config
@@ -38,9 +38,9 @@ from oof.folds.groups import group_battles
 
 logger = logging.getLogger(__name__)
 
-ORDERS = {order: tuple(f"{order}_{name}" for name in CLASSES) for order in ("ab", "ba")}
+ORDER_COLUMNS = {order: tuple(f"{order}_{name}" for name in CLASSES) for order in ORDERS}
 SUM_TOLERANCE = 1e-3  # float16 probabilities are off by as much
-SMALLEST = 1e-7  # a probability of 0 has no logarithm
+SMALLEST_PROBABILITY = 1e-7  # a probability of 0 has no logarithm
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Inputs:
     Attributes:
         table: (n) canonical battles, sorted by id.
         labels: (n,) in {0, 1, 2}.
-        groups: (n,) battles that may not be separated.
+        groups: (n,) battles that must share a fold.
         folds: (n,).
         logits: member -> (n, 2, 3) float32.
-        facts: where logits and folds came from, for the manifest; empty for a run's own.
+        origin: entries of the manifest that say where logits and folds came from; empty for a run's own.
     """
 
     table: pl.DataFrame
@@ -61,26 +61,31 @@ class Inputs:
     groups: NDArray[np.int64]
     folds: NDArray[np.int64]
     logits: dict[str, NDArray[np.float32]]
-    facts: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LogitsFile:
-    """One file, understood: ``frame`` is in the open logits format, with ``fold`` (Int64) where the file has one."""
+    """A logits file after reading.
+
+    Attributes:
+        frame: in the open logits format, with ``fold`` (Int64) where the file has one.
+        description: kind of numbers, orders and number of rows, in words.
+    """
 
     frame: pl.DataFrame
-    said: str
+    description: str
 
 
 def external_inputs(config: Config) -> Inputs:
     """Return the battles of ``data.train`` with the logits of ``stack.logits``.
 
     Raises:
-        UserError: the run holds a stage one of its own; a file cannot be read or understood; ids or folds of the
-            files do not agree; a number is not finite.
+        UserError: the run holds its own stage one; a file cannot be read; ids or folds of the files do not agree; a
+            number is not finite.
     """
     if (Path(config.run) / "run.json").is_file():
-        raise UserError(f"{config.run}: holds a stage one of its own; choose another RUN for stack.logits")
+        raise UserError(f"{config.run}: holds its own stage one; choose another RUN for stack.logits")
     if not config.data.train:
         raise UserError("stack.logits needs labels to learn from: set data.train (make stack DATA=labels.csv LOGITS=…)")
     for name in config.stack.logits:
@@ -92,27 +97,28 @@ def external_inputs(config: Config) -> Inputs:
     logits = {}
     for name, file in files.items():
         path = config.stack.logits[name]
-        # A battle that data.on_bad_row=drop left out has logits all the same.
-        known = file.frame.join(battles.dropped.select("id"), on="id", how="anti", maintain_order="left")
-        logits[name] = join_logits(table["id"].to_list(), known, path)
-        lost = file.frame.height - known.height
-        logger.info("%s: %s: %s%s", name, path, file.said, f", {lost} of battles that were dropped" if lost else "")
+        # The file may hold logits of battles that data.on_bad_row=drop left out.
+        kept = file.frame.join(battles.dropped.select("id"), on="id", how="anti", maintain_order="left")
+        logits[name] = join_logits(table["id"].to_list(), kept, path)
+        n_dropped = file.frame.height - kept.height
+        suffix = f", {n_dropped} of battles that were dropped" if n_dropped else ""
+        logger.info("%s: %s: %s%s", name, path, file.description, suffix)
     table, folds_from = _with_folds(table, {config.stack.logits[name]: file.frame for name, file in files.items()})
     text = has_text(table)
     groups = group_battles(table, config.groups) if text or config.groups.column else np.arange(table.height)
     k = config.folds.k if folds_from == "assigned" else table["fold"].n_unique()
     folds = assign_folds(table, groups, k, config.seed)
     table = table.with_columns(pl.Series("group", groups), pl.Series("fold", folds))
-    what = "text and logits" if text else "logits alone, there is no text"
-    logger.info("%d battles in %d folds (%s); features of %s", table.height, k, folds_from, what)
-    facts: dict[str, Any] = {
-        "logits": {name: file.said for name, file in files.items()},
+    sources = "text and logits" if text else "logits alone, there is no text"
+    logger.info("%d battles in %d folds (%s); features of %s", table.height, k, folds_from, sources)
+    origin = {
+        "logits": {name: file.description for name, file in files.items()},
         "folds_from": folds_from,
         "text": text,
+        "fingerprint": content_fingerprint(table),
     }
-    facts["fingerprint"] = content_fingerprint(table)
     labels = table["label"].to_numpy().astype(np.int64)
-    return Inputs(table, labels, groups.astype(np.int64), folds.astype(np.int64), logits, {"inputs": facts})
+    return Inputs(table, labels, groups.astype(np.int64), folds.astype(np.int64), logits, {"inputs": origin})
 
 
 # --- one file ------------------------------------------------------------------------------------------------
@@ -122,15 +128,14 @@ def read_logits(path: str) -> LogitsFile:
     """Return a CSV, TSV, JSON lines or Parquet file of logits or probabilities in the open logits format.
 
     Raises:
-        UserError: a row cannot be read, the columns are unknown, a cell is no finite number, probabilities and
-            logits are mixed, or these are verdicts.
+        UserError: a row cannot be read, the columns are unknown, a cell is not a finite number, probabilities and
+            logits are mixed, or the rows are labels.
     """
-    found = readers.read_raw(
-        readers.expand([path])[0], {"id", "fold", *CLASSES, *WINNER_COLUMNS, *sum(ORDERS.values(), ())}
-    )
-    if len(found) != 1:
-        raise UserError(f"{path}: holds {len(found)} files; name one")
-    raw = found[0]
+    columns = {"id", "fold", *CLASSES, *WINNER_COLUMNS, *sum(ORDER_COLUMNS.values(), ())}
+    tables = readers.read_raw(readers.expand([path])[0], columns)
+    if len(tables) != 1:
+        raise UserError(f"{path}: holds {len(tables)} files; name one")
+    raw = tables[0]
     if raw.faults:
         fault = raw.faults[0]
         raise UserError(f"{path}, row {fault.row}: {fault.reason} ({len(raw.faults)} such rows); {fault.remedy}")
@@ -153,17 +158,17 @@ def read_logits(path: str) -> LogitsFile:
 
 
 def _columns(path: str, columns: dict[str, list[Any]]) -> tuple[list[tuple[str, ...]], str]:
-    """Return the column triples to read, and how to say it."""
-    both = [names for names in ORDERS.values() if set(names) <= set(columns)]
+    """Return the triples of columns to read, and the orders in words."""
+    both = [names for names in ORDER_COLUMNS.values() if set(names) <= set(columns)]
     if len(both) == 2:
         return both, "both orders"
-    for names in (*ORDERS.values(), CLASSES, WINNER_COLUMNS):
+    for names in (*ORDER_COLUMNS.values(), CLASSES, WINNER_COLUMNS):
         if set(names) <= set(columns):
             return [names], f"one order ({', '.join(names)})"
-    near = [name for name in columns if name not in ("id", "fold")]
+    others = [name for name in columns if name not in ("id", "fold")]
     raise UserError(
-        f"{path}: no logits found among the columns {', '.join(near) or 'none'}; expected "
-        f"{', '.join(sum(ORDERS.values(), ()))}, or {', '.join(CLASSES)}, or {', '.join(WINNER_COLUMNS)}"
+        f"{path}: no logits found among the columns {', '.join(others) or 'none'}; expected "
+        f"{', '.join(sum(ORDER_COLUMNS.values(), ()))}, or {', '.join(CLASSES)}, or {', '.join(WINNER_COLUMNS)}"
     )
 
 
@@ -178,7 +183,7 @@ def _each(path: str, column: str, values: list[Any], rows: list[int], read: Call
 
 
 def _numbers(path: str, column: str, values: list[Any], rows: list[int]) -> NDArray[np.float64]:
-    """Return finite numbers. Raises: UserError naming the first cell that is none, and how many."""
+    """Return finite numbers. Raises: UserError: names the first cell that is not, and their count."""
     numbers = pl.Series(values, strict=False).cast(pl.Float64, strict=False).to_numpy().astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(numbers) | (np.abs(numbers) > np.finfo(np.float32).max))
     if len(bad):
@@ -190,7 +195,7 @@ def _numbers(path: str, column: str, values: list[Any], rows: list[int]) -> NDAr
 
 
 def _as_logits(path: str, values: NDArray[np.float64], rows: list[int]) -> tuple[NDArray[np.float64], str]:
-    """Return (n, orders, 3) logits of logits or probabilities, and which of the two they were."""
+    """Return (n, orders, 3) logits from logits or probabilities, and which of the two the values are."""
     distribution = ((values >= 0) & (values <= 1)).all(axis=2) & (np.abs(values.sum(axis=2) - 1) <= SUM_TOLERANCE)
     likely = distribution.all(axis=1)
     if not likely.all():
@@ -198,21 +203,19 @@ def _as_logits(path: str, values: NDArray[np.float64], rows: list[int]) -> tuple
             row, good = rows[int(np.flatnonzero(~likely)[0])], int(likely.sum())
             raise UserError(
                 f"{path}, row {row}: no probabilities (they lie outside [0, 1] or do not sum to 1), while {good:,} of "
-                f"{len(rows):,} rows are; mend the other {len(rows) - good:,}, or give logits"
+                f"{len(rows):,} rows are; correct the other {len(rows) - good:,}, or give logits"
             )
         return values, "logits"
     if ((values == 0) | (values == 1)).all():
-        raise UserError(
-            f"{path}: every row is a verdict, not a prediction (only 0 and 1); give probabilities or logits"
-        )
-    return np.log(np.maximum(values, SMALLEST)), "probabilities"
+        raise UserError(f"{path}: every row is a label, not a prediction (only 0 and 1); give probabilities or logits")
+    return np.log(np.maximum(values, SMALLEST_PROBABILITY)), "probabilities"
 
 
 # --- folds ---------------------------------------------------------------------------------------------------
 
 
 def _with_folds(table: pl.DataFrame, frames: dict[str, pl.DataFrame]) -> tuple[pl.DataFrame, str]:
-    """Return the table with the files' own folds, and where they came from ("assigned": none of them has any).
+    """Return the table with the files' own folds, and their source ("assigned": no file has folds).
 
     Raises:
         UserError: two files put a battle into different folds.
@@ -223,14 +226,14 @@ def _with_folds(table: pl.DataFrame, frames: dict[str, pl.DataFrame]) -> tuple[p
     if not sources:
         return table, "assigned"
     first, *others = sources
-    known = table.select("id").join(sources[first].select("id", "fold"), on="id", how="left", maintain_order="left")
+    folds = table.select("id").join(sources[first].select("id", "fold"), on="id", how="left", maintain_order="left")
     for other in others:
-        both = known.join(sources[other].select("id", other="fold"), on="id", how="left")
+        both = folds.join(sources[other].select("id", other="fold"), on="id", how="left")
         differing = both.filter(pl.col("fold").cast(pl.Int64).ne_missing(pl.col("other").cast(pl.Int64)))
         if differing.height:
             row = differing.row(0, named=True)
             raise UserError(
                 f"column fold: {first} and {other} disagree on {differing.height:,} battles, first {row['id']} "
-                f"({row['fold']} and {row['other']}); logits of different folds cannot be stacked without a leak"
+                f"({row['fold']} and {row['other']}); logits of different folds cannot be stacked without leakage"
             )
-    return table.with_columns(known["fold"].cast(pl.Int32)), f"from {first}"
+    return table.with_columns(folds["fold"].cast(pl.Int32)), f"from {first}"

@@ -1,18 +1,18 @@
-"""Members that are possibly in-sample: the classic way to fool a stacker, and how it shows without the recipe.
+"""Detect leaked (in-sample) members: members that were trained on battles whose logits they give.
 
-A member that was trained on battles whose logits it then gives looks far better than it is. Two signs, each a reason
-to look again and neither a proof (a 70B model among 1B ones shows the first, rightly):
+Such a member looks far better than it is, and fools any stacker. Two signs are reported, each a reason to check the
+member and neither a proof (a 70B model among 1B ones shows the first sign, rightly):
 
-* **margin**: after a temperature of its own (a badly scaled rival is no evidence) its log loss beats that of every
-  other member by more than ``margin`` nats;
-* **re-weighting**: log-pool weights with and without the member, fitted on all folds but one, promise there an
-  advantage of more than ``margin`` nats, and on the held-out fold there is none (<= 0, and short of the promise by
-  four standard errors). An honest member is worth about the same in each fold; one that has seen some folds and
+* **margin**: after fitting a temperature to each member (a badly scaled rival is no evidence), its log loss beats that
+  of every other member by more than ``margin`` nats;
+* **vanishing gain**: log-pool weights with and without the member, fitted on all folds but one, promise an advantage
+  of more than ``margin`` nats on these folds, and on the held-out fold there is none (<= 0, and short of the promise
+  by four standard errors). An honest member is worth about the same in each fold; a member that leaked some folds and
   not others is not.
 
-A member that has seen *all* folds shows the first sign alone: its logits are as good a lie in one fold as in another.
-Of 30 synthetic pairs of honest, equally good members none was named with 300 or 2,000 battles; with 60, six were, by
-the first sign: so few battles cannot tell a lead of 0.05 nats from luck.
+A member that leaked *all* folds shows the first sign alone: its logits are equally wrong in every fold. Of 30
+synthetic pairs of honest, equally good members none was flagged with 300 or 2,000 battles; with 60, six were, by the
+first sign: so few battles cannot tell a lead of 0.05 nats from luck.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
-from oof.metrics import log_softmax, mean_of_orders
+from ensemble.stacking.log_pool import Pool, fit_free_pool, pool_losses
+from oof.metrics import Integers, log_softmax, mean_of_orders
 
 logger = logging.getLogger(__name__)
 
-ROWS = 20_000  # of these the signs are clear; more would only take longer
+MAX_ROWS = 20_000  # both signs are clear on so many rows; more would only take longer
 ERRORS = 4.0  # standard errors by which the held-out gain must fall short of the promise: small folds are noisy
 
-Integers = NDArray[np.integer[Any]]
 
-
-def possibly_in_sample(
-    logits: dict[str, NDArray[np.floating]], labels: Integers, folds: Integers, margin: float, seed: int
+def leaked_members(
+    logits: dict[str, NDArray[np.floating[Any]]], labels: Integers, folds: Integers, margin: float, seed: int
 ) -> dict[str, list[str]]:
     """Return the members that show a sign, each with its reasons; they are also logged as warnings.
 
@@ -44,67 +42,46 @@ def possibly_in_sample(
         labels: (n,) in {0, 1, 2}.
         folds: (n,).
         margin: nats, ``stack.in_sample_margin``.
-        seed: draws 20,000 of the rows where there are more.
+        seed: draws ``MAX_ROWS`` of the rows where there are more.
     """
+    if len(logits) < 2:
+        return {}
     rows = np.arange(len(labels))
-    if len(rows) > ROWS:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, ROWS, replace=False))
+    if len(rows) > MAX_ROWS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_ROWS, replace=False))
     pool = np.stack([log_softmax(mean_of_orders(z[rows])) for z in logits.values()], axis=1)
     y, fold = labels[rows], folds[rows]
-    found: dict[str, list[str]] = {name: [] for name in logits}
-    if len(logits) > 1:
-        single = [pool[:, [i]] for i in range(len(logits))]
-        losses = [float(_losses(one, y, _weights(one, y, tie=False)).mean()) for one in single]
-        for i, name in enumerate(logits):
-            lead = min(losses[:i] + losses[i + 1 :]) - losses[i]
-            if lead > margin:
-                found[name].append(f"its log loss beats every other member's by {lead:.3f} nats (margin {margin:g})")
-            found[name] += _vanishing(np.delete(pool, i, axis=1), pool, y, fold, margin)
-    found = {name: reasons for name, reasons in found.items() if reasons}
-    for name, reasons in found.items():
-        logger.warning("%s: possibly in-sample: %s", name, "; ".join(reasons))
-    return found
+    losses = [_scaled_loss(pool[:, [i]], y) for i in range(len(logits))]
+    leaked: dict[str, list[str]] = {}
+    for i, name in enumerate(logits):
+        lead = min(losses[:i] + losses[i + 1 :]) - losses[i]
+        reasons = _vanishing_gain(np.delete(pool, i, axis=1), pool, y, fold, margin)
+        if lead > margin:
+            reasons.insert(0, f"its log loss beats every other member's by {lead:.3f} nats (margin {margin:g})")
+        if reasons:
+            leaked[name] = reasons
+            logger.warning("%s: possibly in-sample: %s", name, "; ".join(reasons))
+    return leaked
 
 
-def _vanishing(
-    without: NDArray[np.float64], pool: NDArray[np.float64], labels: Integers, folds: Integers, margin: float
-) -> list[str]:
+def _scaled_loss(single: Pool, labels: Integers) -> float:
+    """Return the mean log loss of one member, (n, 1, 3), after a temperature is fitted to it."""
+    return float(pool_losses(single, labels, fit_free_pool(single, labels, tie=False)).mean())
+
+
+def _vanishing_gain(without: Pool, pool: Pool, labels: Integers, folds: Integers, margin: float) -> list[str]:
+    """Return the reason, if on some fold the gain of pooling with one more member vanishes, or nothing."""
     for k in np.unique(folds):
         rest, held = folds != k, folds == k
         if not rest.any():
             continue
-        weights, fewer = _weights(pool[rest], labels[rest]), _weights(without[rest], labels[rest])
-        promised = float(
-            (_losses(without[rest], labels[rest], fewer) - _losses(pool[rest], labels[rest], weights)).mean()
-        )
-        gains = _losses(without[held], labels[held], fewer) - _losses(pool[held], labels[held], weights)
-        kept, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
+        full, fewer = fit_free_pool(pool[rest], labels[rest]), fit_free_pool(without[rest], labels[rest])
+        gains = [
+            pool_losses(without[rows], labels[rows], fewer) - pool_losses(pool[rows], labels[rows], full)
+            for rows in (rest, held)
+        ]
+        promised, kept = (float(gain.mean()) for gain in gains)
+        error = float(gains[1].std() / np.sqrt(len(gains[1])))
         if promised > margin and kept <= 0 and promised - kept > ERRORS * error:
             return [f"weights of the other folds promise {promised:.3f} nats by it, but fold {k} gains {kept:.3f}"]
     return []
-
-
-def _losses(pool: NDArray[np.float64], labels: Integers, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-    logits = np.einsum("nmc,m->nc", pool, parameters[:-1])
-    logits[:, 2] += parameters[-1]
-    return np.asarray(-log_softmax(logits)[np.arange(len(labels)), labels])
-
-
-def _weights(pool: NDArray[np.float64], labels: Integers, tie: bool = True) -> NDArray[np.float64]:
-    """Return (m + 1,): the weights of a log-pool of (n, m, 3) log-probabilities and its tie term, fitted."""
-    m = pool.shape[1]
-    target = np.eye(3)[labels]
-    free = m + 1 if tie else m
-
-    def loss(given: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        parameters = np.append(given, np.zeros(m + 1 - free))
-        logits = np.einsum("nmc,m->nc", pool, parameters[:-1])
-        logits[:, 2] += parameters[-1]
-        logp = log_softmax(logits)
-        error = np.exp(logp) - target
-        slope = np.append(np.einsum("nc,nmc->m", error, pool), error[:, 2].sum()) / len(labels)
-        return float(-(logp * target).sum() / len(labels)), slope[:free]
-
-    start = np.append(np.full(m, 1.0 / m), np.zeros(free - m))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(-50.0, 50.0)] * free).x
-    return np.append(found, np.zeros(m + 1 - free))

@@ -1,6 +1,6 @@
-"""The same function on many tasks, in this process or in several; the results do not depend on how many.
+"""Parallel map over tasks, in this process or in several; results do not depend on the number of processes.
 
-Unlike :mod:`oof.jobs.process_pool` this imports no torch, and hands results back.
+Unlike :mod:`oof.jobs.process_pool` this imports no torch, and returns results.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from threadpoolctl import threadpool_limits
 from oof.common import interrupts
 from oof.common.logging_setup import quiet_libraries
 
-_shared: Any = None  # in a child: what all tasks read, sent once
+_shared: Any = None  # in a worker process: the data of all tasks, sent once
 
 
 def map_tasks(
     function: Callable[[Any, Any], Any], shared: Any, tasks: Sequence[Any], workers: int
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (position of the task, ``function(shared, task)``) as they are done.
+    """Yield (position of the task, ``function(shared, task)``) in the order in which they finish.
 
     Args:
         function: a module-level function.
-        shared: what all calls read; sent to each process once.
+        shared: data of all calls; sent to each process once.
         tasks: picklable.
         workers: processes; 1 = this one.
     """
     if min(workers, len(tasks)) <= 1:
         for i, task in enumerate(tasks):
-            with threadpool_limits(1):  # another number of BLAS threads adds in another order
-                done = function(shared, task)
-            yield i, done
+            with threadpool_limits(1):  # with more BLAS threads, sums are added in another order
+                result = function(shared, task)
+            yield i, result
         return
     spawn = multiprocessing.get_context("spawn")  # a forked OpenMP hangs
     pool = ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=_start, initargs=(os.getpid(), shared))
@@ -45,7 +45,7 @@ def map_tasks(
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        except BaseException:  # a failure, Ctrl-C or SIGTERM: nobody waits for the others; their studies are on disk
+        except BaseException:  # a failure, Ctrl-C or SIGTERM: the other tasks end too, and their studies are on disk
             for child in children:
                 child.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -53,7 +53,7 @@ def map_tasks(
 
 
 def cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -61,7 +61,7 @@ def _start(parent: int, shared: Any) -> None:
     global _shared
     interrupts.end_after(parent)
     _shared = shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     quiet_libraries()
 
 

@@ -1,4 +1,4 @@
-"""Stage two over a run folder: OOF logits in, calibrated cross-fitted probabilities and the final stack out."""
+"""Stage two over a run folder: from OOF logits to calibrated cross-fitted probabilities and the final stack."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble.features.battle_features import has_text
-from ensemble.features.design_matrix import build_design, join_logits, with_counts
-from ensemble.stacking import versions
+from ensemble.features.design_matrix import FEATURES_VERSION, build_design, join_logits, with_counts
+from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.inputs import Inputs, external_inputs
 from oof.classes import CLASSES
 from oof.common.atomic_files import read_json, read_parquet, verified, write_json, write_parquet
@@ -38,14 +38,14 @@ def load_inputs(config: Config) -> Inputs:
     """Return the run's scored battles and OOF logits, or those of ``stack.logits``.
 
     Raises:
-        UserError: stage one has not finished here, or was made with other settings; a file of logits does not fit.
+        UserError: stage one has not finished, or was made with other settings; a file of logits does not fit.
     """
     if config.stack.logits:
         return external_inputs(config)
     run = Path(config.run)
     table = load_battles(run).filter(pl.col("role") == "train")
     if not (run / "run.json").is_file():
-        raise UserError(f"{run}: no finished stage one here; run 'make oof' with this RUN first")
+        raise UserError(f"{run}: stage one is not finished; run 'make oof' with this RUN first")
     _refuse_other_settings(run, config)
     logits: dict[str, NDArray[np.float32]] = {}
     for name in config.members:
@@ -90,9 +90,8 @@ def _step(config: Config, inputs: Inputs) -> Step:
     logits = [digest(inputs.logits[name]) for name in sorted(inputs.logits)]
     battles = [inputs.table["id"].to_list(), digest(inputs.labels, inputs.groups, inputs.folds)]
     settings = without_speed_settings(config.stack)
-    made_by = versions.FEATURES, versions.TUNING
-    parts = settings, config.seed, list(config.members), logits, battles, inputs.facts
-    key = digest("stack", FORMAT, *parts, *made_by)
+    data = list(config.members), logits, battles, inputs.origin
+    key = digest("stack", FORMAT, settings, config.seed, *data, FEATURES_VERSION, STACKING_VERSION)
     return Step(Path(config.run) / "stack", key)
 
 
@@ -106,30 +105,27 @@ def run_stack(config: Config) -> bool:
     logger.info("stack: %s battles in %d folds, logits of %s", f"{inputs.table.height:,}", n_folds, names)
     step.begin()
     started = time.monotonic()
-    # LightGBM, SciPy and scikit-learn take two seconds to import: only now, when there is work for them.
+    # LightGBM, SciPy and scikit-learn take two seconds to import, so only when there is work for them.
+    from ensemble.stacking.baselines import count_terms
     from ensemble.stacking.cross_fit import cross_fit
-    from ensemble.stacking.leakage import possibly_in_sample
-    from ensemble.stacking.tfidf_baseline import count_terms
+    from ensemble.stacking.leakage import leaked_members
     from ensemble.statistics.score_table import score_table
 
     design = build_design(inputs.table, inputs.logits)
-    parts = design, inputs.labels, inputs.folds, inputs.groups
-    texts = count_terms(inputs.table) if has_text(inputs.table) else None
-    result = cross_fit(*parts, config.stack, config.seed, step.folder / "studies", texts)
+    battles = design, inputs.labels, inputs.folds, inputs.groups
+    counts = count_terms(inputs.table) if has_text(inputs.table) else None
+    result = cross_fit(*battles, config.stack, config.seed, step.folder / "studies", counts)
     result.save(step.folder / "model")
     members = {f"member:{name}": softmax_mean(logits) for name, logits in inputs.logits.items()}
     predictions = {**result.predictions, **members}
     frame = predictions_frame(inputs.table["id"], predictions)
     write_parquet(step.folder / "predictions.parquet", frame)
-    scores = score_table(predictions, inputs.labels, inputs.groups, config.seed)
-    write_json(step.folder / "scores.json", scores)
+    write_json(step.folder / "scores.json", score_table(predictions, inputs.labels, inputs.groups, config.seed))
     losses = {name: log_loss(probs, inputs.labels) for name, probs in result.predictions.items()}
-    suspects = possibly_in_sample(
-        inputs.logits, inputs.labels, inputs.folds, config.stack.in_sample_margin, config.seed
-    )
-    facts = {"possibly_in_sample": suspects, "log_loss": losses, "features": result.features, **inputs.facts}
-    seconds = round(time.monotonic() - started, 1)  # of the call that finished it
-    step.finish({**facts, **result.facts(), "seconds": seconds})
+    leaked = leaked_members(inputs.logits, inputs.labels, inputs.folds, config.stack.in_sample_margin, config.seed)
+    seconds = round(time.monotonic() - started, 1)  # of the last call, if the first was interrupted
+    entries = {"possibly_in_sample": leaked, "log_loss": losses, "features": result.features, "seconds": seconds}
+    step.finish({**entries, **inputs.origin, **result.manifest_entries()})
     logger.info("stack: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     return True
 
@@ -137,8 +133,8 @@ def run_stack(config: Config) -> bool:
 def load_teacher(config: Config, inputs: Inputs) -> NDArray[np.float64]:
     """Return the (n, 3) calibrated out-of-fold probabilities that the student learns from.
 
-    A modelled first-shown term is left out: the student is trained on both orders of every battle, in which
-    it would contradict itself.
+    A modelled position bias is left out: the student is trained on both orders of every battle, which share one
+    target.
 
     Raises:
         UserError: stage two is missing or out of date.
@@ -169,7 +165,7 @@ def _finished_step(config: Config, inputs: Inputs) -> Step:
     step = _step(config, inputs)
     if not step.done:
         raise UserError(
-            f"{step.folder}: no finished stage two for these settings; run 'make stack' with this RUN first"
+            f"{step.folder}: stage two is not finished for these settings; run 'make stack' with this RUN first"
         )
     return step
 

@@ -1,10 +1,10 @@
-"""One Optuna study for one training set of the stacker: inner cross-validation that sees only these rows.
+"""Tuning of LightGBM: one resumable Optuna study per training set, scored by inner cross-validation on its rows.
 
-The study lives in a journal file under a name that digests everything it depends on, so a killed run goes on with
-the trials it has and never with those of other data. Each trial draws from a sampler seeded by the study's seed and
-the number of trials before it: a study that was interrupted ends exactly as one that was not, and one with more
+The study is kept in a journal file, under a name that digests everything it depends on, so a killed run continues with
+its own trials and never with those of other data. Each trial draws from a sampler seeded by the study's seed and
+the number of trials before it: an interrupted study ends exactly as an uninterrupted one, and a study with more
 trials begins with the same ones. TPE's defaults changed between Optuna versions; sampler and version are recorded
-with the result. Trials that promise no gain after some of the inner folds are given up there.
+with the result. A trial that promises no gain after some of the inner folds is pruned.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from optuna.trial import TrialState
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from ensemble.features.design_matrix import Design
-from ensemble.stacking import versions
+from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.lightgbm_stacker import FIXED, Split, fit_early_stopped
 from oof.common.digests import digest
 from oof.common.errors import UserError
-from oof.metrics import log_loss, row_log_loss, softmax
+from oof.metrics import Integers, log_loss, row_log_loss, softmax
 
 logger = logging.getLogger(__name__)
 
-ENOUGH = 3  # outer folds that are left, from which they are the inner ones as they are
-INNER = 4  # inner folds, at least, where fewer are left
-BLOCKS = 8  # of a fold's held-out battles, which pair a trial with the best one
-NO_GAIN = 0.3  # p-value below which a trial is given up: what it might still gain is below the noise
+ENOUGH_OUTER = 3  # remaining outer folds from which on they serve as the inner folds
+MIN_INNER = 4  # inner folds where fewer outer folds remain
+BLOCKS = 8  # of a fold's held-out battles, by which a trial is compared with the best one
+PRUNING_P = 0.3  # p-value below which a trial is pruned: its possible gain is below the noise
 LOSSES = "losses"  # attribute of a study's first trial
-FIRST: dict[str, Any] = {  # a study begins with these, whatever the seed; with smaller leaves where battles are few
+FIRST: dict[str, Any] = {  # parameters of a study's first trial, for any seed; with smaller leaves for few battles
     "learning_rate": 0.08,
     "num_leaves": 6,
     "min_data_in_leaf": 100,
@@ -50,12 +50,18 @@ FIRST: dict[str, Any] = {  # a study begins with these, whatever the seed; with 
     "lambda_l2": 1.0,
 }
 
-Integers = NDArray[np.integer[Any]]
-
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best trial: parameters, mean number of rounds, out-of-fold (n, 3) logits, loss; and the (n,) inner folds."""
+    """The best trial.
+
+    Attributes:
+        params: LightGBM's parameters.
+        rounds: mean over the inner folds of the best number of rounds.
+        logits: (n, 3) inner out-of-fold logits.
+        loss: their log loss in nats.
+        inner: (n,) inner folds.
+    """
 
     params: dict[str, Any]
     rounds: int
@@ -65,37 +71,40 @@ class Tuned:
 
 
 def inner_folds(labels: Integers, folds: Integers, groups: Integers, seed: int) -> NDArray[np.int64]:
-    """Return the inner cross-validation's folds: the outer ones that are left, or at least ``INNER`` parts of them.
+    """Return the (n,) inner folds: the remaining outer folds, or at least ``MIN_INNER`` parts of them.
 
-    Of three outer folds two are left. To train on one and judge on the other is to choose rounds, parameters and a
-    combiner for half as many battles as they will be used with, and simple ones win that should not. Each is
+    Of three outer folds two remain. Training on one and scoring on the other would choose rounds, parameters and a
+    combiner for half as many battles as they will be used with, which favours simple ones too much. Each is
     therefore split once more, whole groups at a time.
 
     Raises:
         UserError: all battles are one group.
     """
     present, outer = np.unique(folds, return_inverse=True)
-    if len(present) >= ENOUGH:
+    if len(present) >= ENOUGH_OUTER:
         return outer
-    parts = math.ceil(INNER / len(present))
+    n_parts = math.ceil(MIN_INNER / len(present))
     assigned = np.zeros(len(labels), dtype=np.int64)
     for i in range(len(present)):
         rows = np.flatnonzero(outer == i)
-        assigned[rows] = i * parts + _split(labels[rows], groups[rows], parts, seed)
+        assigned[rows] = i * n_parts + _split(labels[rows], groups[rows], n_parts, seed)
     used, inner = np.unique(assigned, return_inverse=True)
     if len(used) < 2:
         raise UserError("all battles of a training set are one group: nothing can be held out to tune on")
     return inner
 
 
-def _split(labels: Integers, groups: Integers, parts: int, seed: int) -> NDArray[np.int64]:
-    """Return (n,) parts, as many as there are groups for; stratified by label where a class has a battle for each."""
-    parts = min(parts, len(np.unique(groups)))
+def _split(labels: Integers, groups: Integers, n_parts: int, seed: int) -> NDArray[np.int64]:
+    """Return (n,) parts 0..p-1 of whole groups, p at most ``n_parts`` and the number of groups.
+
+    Stratified by label where some class has a battle for each part.
+    """
+    n_parts = min(n_parts, len(np.unique(groups)))
     out = np.zeros(len(labels), dtype=np.int64)
-    if parts < 2:
+    if n_parts < 2:
         return out
-    stratified = bool(np.bincount(labels).max() >= parts)
-    splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed) if stratified else GroupKFold(parts)
+    stratified = bool(np.bincount(labels).max() >= n_parts)
+    splitter = StratifiedGroupKFold(n_parts, shuffle=True, random_state=seed) if stratified else GroupKFold(n_parts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class that is too rare for every part
         for j, (_, held) in enumerate(splitter.split(labels, labels, groups)):
@@ -104,13 +113,13 @@ def _split(labels: Integers, groups: Integers, parts: int, seed: int) -> NDArray
 
 
 def suggest(trial: optuna.Trial) -> dict[str, Any]:
-    """Draw the parameters of one trial: small, slow, heavily regularised trees; the pool has done most of the work."""
+    """Draw the parameters of one trial: small, slow, heavily regularised trees, because the pool is a good start."""
     return {
         "learning_rate": trial.suggest_float("learning_rate", 0.05, 0.2, log=True),
         "num_leaves": trial.suggest_int("num_leaves", 2, 24, log=True),
         "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 20, 300, log=True),
         "feature_fraction": trial.suggest_float("feature_fraction", 0.3, 1.0),
-        # Of rows and mirror images together: a half is every battle about once.
+        # Of the rows of both orders together: a half is every battle about once.
         "bagging_fraction": trial.suggest_float("bagging_fraction", 0.3, 0.9),
         "lambda_l1": trial.suggest_float("lambda_l1", 1e-3, 10.0, log=True),
         "lambda_l2": trial.suggest_float("lambda_l2", 1e-3, 100.0, log=True),
@@ -118,7 +127,7 @@ def suggest(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def first_parameters(n: int) -> dict[str, Any]:
-    """Return the parameters that a study of n battles begins with: leaves of a tenth of them, 20 to 100."""
+    """Return the first trial's parameters for n battles: leaves of at least a tenth of them, between 20 and 100."""
     return {**FIRST, "min_data_in_leaf": min(max(n // 10, 20), FIRST["min_data_in_leaf"])}
 
 
@@ -135,19 +144,19 @@ def tune(
     """Return the best of ``trials`` trials by inner cross-validated log loss.
 
     Args:
-        design: the rows of the outer training set, and no others.
+        design: the (n) battles of the outer training set, and no others.
         labels: (n,).
-        folds: (n,) their outer folds, which become the inner ones.
+        folds: (n,) their outer folds, from which the inner ones are made.
         groups: (n,).
-        trials: trials of the study, those in the journal included.
-        rounds: the most boosting rounds.
+        trials: trials of the study, including those in the journal.
+        rounds: maximum number of boosting rounds.
         seed: of the sampler and of LightGBM.
-        journal: file that keeps the study.
+        journal: file of the study.
     """
     inner = inner_folds(labels, folds, groups, seed)
-    depends = design.x, design.x_swapped, design.pool, labels, inner, groups
-    made_by = versions.TUNING, FIRST, rounds, seed, FIXED, optuna.__version__
-    study = _study(journal, digest(*depends, *made_by)[:16])
+    data = design.x, design.x_swapped, design.pool, labels, inner, groups
+    settings = STACKING_VERSION, FIRST, rounds, seed, FIXED, optuna.__version__
+    study = _study(journal, digest(*data, *settings)[:16])
     search = _Search(design, labels, inner, groups, rounds, seed)
     for n in range(len(_finished(study)), trials):
         study.sampler = optuna.samplers.TPESampler(seed=_trial_seed(seed, n), multivariate=True)
@@ -160,11 +169,11 @@ def tune(
 
 
 class _Search:
-    """The trials of one study: inner cross-validation, fold after fold, given up where a gain is unlikely.
+    """Objective of one study: inner cross-validation, fold by fold, pruned where a gain is unlikely.
 
-    After each fold Wilcoxon's test compares the trial with the best one so far, block by block of the held-out
-    battles. Optuna also compares means over all folds with means over the folds so far; since folds differ in
-    difficulty by more than trials differ in merit, losses are reported as differences from the first trial's.
+    After each fold Wilcoxon's test compares the trial with the best one so far, by blocks of held-out battles. Optuna
+    also compares means over all folds with means over the folds so far. Folds differ in difficulty by more than
+    trials differ in loss, so losses are reported as differences from the first trial's.
     """
 
     def __init__(
@@ -184,10 +193,10 @@ class _Search:
         earlier = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         first: list[list[float]] = min(earlier, key=lambda t: t.number).user_attrs[LOSSES] if earlier else []
         losses: list[list[float]] = []
-        best, logits = [], np.empty((len(self.labels), 3))
+        rounds, logits = [], np.empty((len(self.labels), 3))
         for fold, split in enumerate(self.splits):
             n, logits[split.held] = fit_early_stopped(split, params, self.rounds, self.seed)
-            best.append(n)
+            rounds.append(n)
             losses.append(self._block_losses(logits, split))
             for b, loss in enumerate(losses[fold]):
                 trial.report(loss - (first[fold][b] if first else loss), fold * BLOCKS + b)
@@ -197,19 +206,19 @@ class _Search:
             trial.set_user_attr(LOSSES, losses)
         loss = log_loss(softmax(logits), self.labels)
         if self.best is None or loss < self.best[1].loss:
-            self.best = trial.number, Tuned(params, round(float(np.mean(best))), logits, loss, self.inner)
+            self.best = trial.number, Tuned(params, round(float(np.mean(rounds))), logits, loss, self.inner)
         return loss
 
     def _block_losses(self, logits: NDArray[np.float64], split: Split) -> list[float]:
         """Return the mean loss of each block of the held-out battles."""
         rows = row_log_loss(softmax(logits[split.held]), split.labels)
         _, unit = np.unique(self.groups[split.held], return_inverse=True)
-        block = unit % BLOCKS  # a group stays in one
+        block = unit % BLOCKS  # whole groups
         sums, counts = np.bincount(block, rows), np.bincount(block)  # with few groups there are fewer blocks
         return [float(mean) for mean in sums / counts]
 
     def result(self, trial: optuna.trial.FrozenTrial) -> Tuned:
-        """Return what the trial gave; if another process ran it, it is fitted again."""
+        """Return the trial's logits and rounds; if another process ran it, it is fitted again."""
         if self.best is not None and self.best[0] == trial.number:
             return self.best[1]
         logits, rounds = np.empty((len(self.labels), 3)), []
@@ -220,7 +229,7 @@ class _Search:
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Return the trials that count, in the order in which they ran."""
+    """Return the completed and pruned trials, in the order in which they ran."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
@@ -229,30 +238,33 @@ def _trial_seed(seed: int, n: int) -> int:
 
 
 def _study(journal: Path, name: str) -> optuna.Study:
-    """Open or begin the study ``name``; a journal that a kill tore is cut back to its last whole line."""
+    """Open or create the study ``name``; a damaged journal is deleted and its study starts again."""
     journal.parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         return _open(journal, name)
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        logger.warning("%s: damaged (%s); its study begins again", journal, error)
+        logger.warning("%s: damaged (%s); its study starts again", journal, error)
         journal.unlink()
         return _open(journal, name)
 
 
 def _open(journal: Path, name: str) -> optuna.Study:
+    """Open or create the study ``name``; a last line that a kill cut short is removed."""
     if journal.is_file():
         written = journal.read_bytes()
-        whole = written.rfind(b"\n") + 1
-        if whole < len(written):
+        whole_lines = written.rfind(b"\n") + 1
+        if whole_lines < len(written):
             with journal.open("rb+") as file:
-                file.truncate(whole)
-    Path(f"{journal}.lock").unlink(missing_ok=True)  # the study is locked: whoever held this is dead
+                file.truncate(whole_lines)
+    Path(f"{journal}.lock").unlink(
+        missing_ok=True
+    )  # this process holds the study's own lock, so the holder of this one is dead
     storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        pruner = optuna.pruners.WilcoxonPruner(p_threshold=NO_GAIN, n_startup_steps=BLOCKS)
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=PRUNING_P, n_startup_steps=BLOCKS)
     study = optuna.create_study(study_name=name, storage=storage, pruner=pruner, load_if_exists=True)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # killed in the middle: it is run again
+        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # killed while running: the trial runs again
     return study

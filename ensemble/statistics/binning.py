@@ -44,7 +44,7 @@ def bin_means(values: Floats, bins: Integers, n_bins: int, groups: Integers) -> 
     cells, cell = np.unique(np.stack([bins, groups]), axis=1, return_inverse=True)
     sums = np.bincount(cell.ravel(), values - means[bins], minlength=cells.shape[1])
     bin_of_cell = cells[0].astype(np.int64)
-    squares = np.bincount(bin_of_cell, sums**2, minlength=n_bins)
+    squares = np.bincount(bin_of_cell, sums**2, minlength=n_bins).astype(np.float64)
     n_groups = np.bincount(bin_of_cell, minlength=n_bins)
     half = Z95 * error_of_group_sums(squares, n_groups, np.maximum(counts, 1))
     rows: list[dict[str, Any]] = []

@@ -62,7 +62,7 @@ def group_interval(
     if n_units == 1:
         return {"value": value, "low": float("nan"), "high": float("nan")}
     # Centred sums: the resampled ratio keeps its digits when the spread is tiny beside the mean.
-    columns = np.bincount(unit, values - value), np.bincount(unit).astype(np.float64)
+    columns = [column.astype(np.float64) for column in (np.bincount(unit, values - value), np.bincount(unit))]
     low, high = _percentile_bounds(columns, _ratio, level, resamples, rng)
     return {"value": value, "low": value + low, "high": value + high}
 

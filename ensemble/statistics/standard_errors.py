@@ -30,12 +30,12 @@ def standard_error(values: Floats, groups: Integers) -> float:
 
 
 def error_of_group_sums(squares: Floats, n_groups: Integers | int, n_rows: Integers | int) -> NDArray[np.float64]:
-    """Return the standard error of means, from the sum of squares of their groups' centred sums.
+    """Return standard errors of means whose rows are independent between groups only; scalars or arrays of one shape.
 
     Args:
-        squares: sum over the groups of a mean of (sum of its centred values) squared; any shape.
-        n_groups: number of groups, of the same shape.
-        n_rows: number of rows, of the same shape.
+        squares: sum over the groups of the squared group sums; a group sum adds its rows' deviations from the mean.
+        n_groups: number of groups.
+        n_rows: number of rows.
     """
     return np.asarray(np.sqrt(squares * n_groups / np.maximum(np.asarray(n_groups) - 1, 1)) / n_rows)
 

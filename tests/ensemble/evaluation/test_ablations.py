@@ -1,3 +1,5 @@
+"""Ablations: each part is left out, nothing leaks, and items are steps of the run."""
+
 from __future__ import annotations
 
 import shutil
@@ -49,7 +51,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return given
 
 
-def test_every_part_is_left_out_once_and_only_what_is_missing_is_made_again(
+def test_every_part_is_left_out_once_and_only_missing_items_are_made_again(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["ablate", *arguments]) == 0
@@ -70,18 +72,18 @@ def test_every_part_is_left_out_once_and_only_what_is_missing_is_made_again(
     manifest = read_json(folder / "manifest.json")
     assert content["full"]["value"] == pytest.approx(manifest["log_loss"]["calibrated"], abs=0.02)
 
-    made = {path: path.stat().st_mtime_ns for path in (folder / "ablations").rglob("predictions.parquet")}
+    times = {path: path.stat().st_mtime_ns for path in (folder / "ablations").rglob("predictions.parquet")}
     before = (folder / "ablations.json").read_bytes()
     shutil.rmtree(folder / "ablations" / "without-member-one")
     assert main(["ablate", *arguments]) == 0
-    again = {path: path.stat().st_mtime_ns for path in made}
-    assert {path.parent.name for path in made if made[path] != again[path]} == {"without-member-one"}
+    again = {path: path.stat().st_mtime_ns for path in times}
+    assert {path.parent.name for path in times if times[path] != again[path]} == {"without-member-one"}
     assert (folder / "ablations.json").read_bytes() == before
     assert main(["stack", *arguments]) == 0
     assert load_ensemble(load(arguments[0], arguments[1:]))  # the stack itself is still intact
 
 
-def test_leaving_out_what_decides_costs_and_leaving_out_noise_does_not() -> None:
+def test_leaving_out_a_useful_part_costs_and_leaving_out_noise_does_not() -> None:
     inputs = inputs_of(1500, noise=2.0)
     design = build_design(inputs.table, inputs.logits)
     items = {item.name: item for item in list_items(inputs, design)}
@@ -91,7 +93,7 @@ def test_leaving_out_what_decides_costs_and_leaving_out_noise_does_not() -> None
         probs = cross_fit_item(item.design(), inputs, folds(inputs), CONFIG, item.share).calibrated
         return row_log_loss(probs, inputs.labels)
 
-    present = {*FAMILIES, "between"} - {"tokens"}  # these logits come with no counts
+    present = {*FAMILIES, "between"} - {"tokens"}  # these logits come without counts
     assert {f"without-family-{family}" for family in present} < set(items)
     full = losses("full")
     for name, matters in (
@@ -119,7 +121,7 @@ def test_labels_of_a_fold_do_not_reach_its_own_predictions() -> None:
         assert not np.array_equal(one.calibrated[~held], two.calibrated[~held])
 
 
-def test_a_dropped_family_is_gone_from_both_sides_of_the_mirror() -> None:
+def test_a_dropped_family_is_missing_from_both_orders() -> None:
     inputs = inputs_of(40)
     design = build_design(inputs.table, inputs.logits)
     less = drop_family(design, "lengths")
@@ -128,10 +130,10 @@ def test_a_dropped_family_is_gone_from_both_sides_of_the_mirror() -> None:
     assert less.names == [name for name in design.names if "lengths" not in design.families[name]]
 
 
-def test_an_uncalibrated_item_is_what_the_stacker_says() -> None:
+def test_without_a_calibrator_calibrated_and_uncalibrated_predictions_are_equal() -> None:
     inputs = inputs_of(600)
     design = build_design(inputs.table, inputs.logits)
     plain = Config(stack=Stack(order="symmetric", calibrator="none"))
-    found = cross_fit_item(design, inputs, folds(inputs), plain)
-    np.testing.assert_allclose(found.calibrated, found.uncalibrated)
-    assert log_loss(found.uncalibrated, inputs.labels) < 1.0
+    result = cross_fit_item(design, inputs, folds(inputs), plain)
+    np.testing.assert_allclose(result.calibrated, result.uncalibrated)
+    assert log_loss(result.uncalibrated, inputs.labels) < 1.0

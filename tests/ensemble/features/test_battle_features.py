@@ -1,3 +1,5 @@
+"""Battle features: finite on any text, swapped exactly, and with the values that their names say."""
+
 from __future__ import annotations
 
 import unicodedata
@@ -8,9 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from docs.hooks import reference
 from ensemble.__main__ import main
-from ensemble.features import battle_features, characters
+from ensemble.features import battle_features, text_statistics
 from ensemble.features.battle_features import text_features
 from ensemble.features.design_matrix import build_design, describe, with_counts
 from oof.classes import swap_orders
@@ -51,16 +52,16 @@ def features_of(prompt: str, a: str, b: str) -> dict[str, float]:
 @settings(max_examples=120)
 @given(st.lists(BATTLE, min_size=1, max_size=4), st.integers(0, 2**31))
 @example([([""], ["\n" * 9], ["x" * 1_000_000]), (["a", ""], ["", ""], ["🦙" * 9000, "é"])], 0)
-def test_any_text_gives_finite_columns_whose_mirror_is_that_of_the_mirrored_battle(
+def test_any_text_gives_finite_columns_that_swap_exactly(
     battles: list[tuple[list[str], list[str], list[str]]], seed: int
 ) -> None:
     table = table_of(battles)
     logits = {"m": np.random.default_rng(seed).normal(0, 3, size=(len(battles), 2, 3)).astype(np.float32)}
     design = build_design(table, logits)
-    mirrored = build_design(swap_table(table), {"m": swap_orders(logits["m"])})
+    swapped = build_design(swap_table(table), {"m": swap_orders(logits["m"])})
     assert np.isfinite(design.x).all()
-    np.testing.assert_array_equal(mirrored.x, design.x_swapped)
-    np.testing.assert_array_equal(mirrored.x_swapped, design.x)
+    np.testing.assert_array_equal(swapped.x, design.x_swapped)
+    np.testing.assert_array_equal(swapped.x_swapped, design.x)
 
 
 def test_a_battle_has_the_same_features_alone_and_among_others() -> None:
@@ -94,7 +95,7 @@ def test_every_column_has_a_family_with_a_meaning() -> None:
     assert all({f"{name}_a", f"{name}_b"} <= set(frame.columns) for name in sided)
 
 
-def test_battles_without_text_have_logit_features_only() -> None:
+def test_battles_without_text_have_features_of_logits_alone() -> None:
     table = table_of([([""], [""], [""])] * 3)
     design = build_design(table, {"m": np.zeros((3, 2, 3))})
     assert set(design.families.values()) == {"member:m", "between"}
@@ -141,11 +142,11 @@ def test_overlap_and_repetition_near_exact_sets_of_character_grams() -> None:
     words = ["".join(rng.choice(list("abcdefgh éЖ中"), size=rng.integers(2, 9))) for _ in range(400)]
     for n in (1, 8, 60, 300):
         p, a, b = (" ".join(rng.choice(words, size=n)) for _ in range(3))
-        got, (gp, ga, gb) = features_of(p, a + p, b), map(grams, (p, a + p, b))
-        assert got["repeats_prompt_a"] == pytest.approx(len(gp & ga) / len(gp), abs=0.05)
-        assert got["repeats_prompt_b"] == pytest.approx(len(gp & gb) / len(gp), abs=0.05)
-        assert got["common"] == pytest.approx(len(ga & gb) / len(ga | gb), abs=0.05)
-        assert got["repeated_grams_b"] == pytest.approx(1 - len(gb) / len(b), abs=0.05)
+        row, (gp, ga, gb) = features_of(p, a + p, b), map(grams, (p, a + p, b))
+        assert row["repeats_prompt_a"] == pytest.approx(len(gp & ga) / len(gp), abs=0.05)
+        assert row["repeats_prompt_b"] == pytest.approx(len(gp & gb) / len(gp), abs=0.05)
+        assert row["common"] == pytest.approx(len(ga & gb) / len(ga | gb), abs=0.05)
+        assert row["repeated_grams_b"] == pytest.approx(1 - len(gb) / len(b), abs=0.05)
 
 
 def test_scripts_agree_with_the_names_of_characters() -> None:
@@ -156,12 +157,12 @@ def test_scripts_agree_with_the_names_of_characters() -> None:
         "KATAKANA": "kana", "CJK": "han",
     }  # fmt: skip
     letters = "aZzßéŁαΩжЯשاहதกขहन가힣ひカ中文字國"
-    got = characters.script_shares(
+    shares_of = text_statistics.script_shares(
         np.array([ord(c) for c in letters], dtype=np.uint32), np.arange(len(letters)), len(letters)
     )
-    for letter, shares in zip(letters, got, strict=True):
-        assert characters.SCRIPTS[int(shares.argmax())] == named[unicodedata.name(letter).split()[0]], letter
-    nothing = characters.script_shares(np.array([ord(c) for c in "1 .🦙、"], dtype=np.uint32), np.zeros(5, int), 1)
+    for letter, shares in zip(letters, shares_of, strict=True):
+        assert text_statistics.SCRIPTS[int(shares.argmax())] == named[unicodedata.name(letter).split()[0]], letter
+    nothing = text_statistics.script_shares(np.array([ord(c) for c in "1 .🦙、"], dtype=np.uint32), np.zeros(5, int), 1)
     assert nothing.sum() == 0
 
 
@@ -173,12 +174,14 @@ def test_an_answer_in_another_script_than_the_question_matches_it_less() -> None
     assert features_of("?", "123", "words")["script_match_b"] == 1
 
 
-def test_the_documentation_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_every_family_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["features"]) == 0
-    assert capsys.readouterr().out.endswith(reference.features())
+    output = capsys.readouterr().out
+    for family, meaning in describe().items():
+        assert f"| {family} | {meaning} |" in output
 
 
-def test_token_counts_become_features_and_mirror() -> None:
+def test_token_counts_become_features_and_swap() -> None:
     battles = [(["what?"], ["one two"], ["three"]), (["and?"], [""], ["four"])]
     counts = np.array([[5, 100, 40, 5, 60, 40], [3, 0, 7, 3, 0, 7]])
     table = table_of(battles)
@@ -191,7 +194,7 @@ def test_token_counts_become_features_and_mirror() -> None:
     np.testing.assert_allclose(columns["cut_a"], [0.4, 0], rtol=1e-6)
     np.testing.assert_allclose(columns["cut_diff"], [0.4, 0], rtol=1e-6)
     logits = np.zeros((2, 2, 3), dtype=np.float32)
-    design, mirrored = (build_design(t, {"m": logits}) for t in (counted, swap_table(counted)))
-    np.testing.assert_array_equal(mirrored.x, design.x_swapped)
+    design, swapped = (build_design(t, {"m": logits}) for t in (counted, swap_table(counted)))
+    np.testing.assert_array_equal(swapped.x, design.x_swapped)
     without = with_counts(table, logits_frame(table["id"], logits, 0))
     assert "tokens" not in text_features(without)[1].values()

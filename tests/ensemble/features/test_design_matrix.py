@@ -1,3 +1,5 @@
+"""Design matrix: joined by id, swapped exactly, finite, and with unique columns."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,15 +13,15 @@ from oof.common.logits_format import logits_frame
 from tests.fixtures.arenas import make_arena, swap_table
 
 
-def test_the_mirror_of_a_battle_has_the_swapped_features_and_twice_is_the_same() -> None:
+def test_a_swapped_battle_has_the_swapped_features_and_swapping_twice_changes_nothing() -> None:
     arena = make_arena(40)
-    mirrored = build_design(swap_table(arena.table), {n: swap_orders(z) for n, z in arena.logits.items()})
-    np.testing.assert_array_equal(mirrored.x, arena.design.x_swapped)
-    np.testing.assert_array_equal(mirrored.x_swapped, arena.design.x)
-    np.testing.assert_allclose(mirrored.pool, arena.design.pool[:, :, [1, 0, 2]])
+    swapped = build_design(swap_table(arena.table), {n: swap_orders(z) for n, z in arena.logits.items()})
+    np.testing.assert_array_equal(swapped.x, arena.design.x_swapped)
+    np.testing.assert_array_equal(swapped.x_swapped, arena.design.x)
+    np.testing.assert_allclose(swapped.pool, arena.design.pool[:, :, [1, 0, 2]])
 
 
-def test_mirrored_logits_follow_the_definition() -> None:
+def test_swapped_logits_follow_the_definition() -> None:
     logits = np.arange(6.0).reshape(1, 2, 3)
     np.testing.assert_array_equal(swap_orders(logits)[0], [[4, 3, 5], [1, 0, 2]])
 
@@ -31,7 +33,7 @@ def test_logits_are_joined_by_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda f: f.head(3), "2 battles missing"),
         (lambda f: f.with_columns(id=pl.Series(["a", "b", "c", "d", "z"])), "1 unknown"),
@@ -40,13 +42,13 @@ def test_logits_are_joined_by_id() -> None:
         (lambda f: f.drop("ba_tie"), "missing column 'ba_tie'"),
     ],
 )
-def test_logits_that_do_not_fit_are_refused_with_counts(change: object, said: str) -> None:
+def test_logits_that_do_not_fit_are_refused_with_counts(change: object, message: str) -> None:
     frame = logits_frame(pl.Series("id", list("abcde")), np.zeros((5, 2, 3)), 0)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         join_logits(list("abcde"), change(frame))
 
 
-def test_length_features_are_what_they_say() -> None:
+def test_text_features_have_the_values_that_their_names_say() -> None:
     table = pl.DataFrame(
         {
             "id": ["x"],
@@ -67,7 +69,7 @@ def test_length_features_are_what_they_say() -> None:
     assert row["list_diff"] == pytest.approx(-np.log(2))
 
 
-def test_no_name_of_a_member_can_shadow_another_column() -> None:
+def test_no_name_of_a_member_can_hide_another_column() -> None:
     table = make_arena(20).table
     logits = np.random.default_rng(0).normal(size=(20, 2, 3))
     plain = build_design(table, {"m": logits})

@@ -1,3 +1,5 @@
+"""One suite for every calibrator, and single calibrators against scikit-learn, probmetrics and planted parameters."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,24 +10,27 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
 from ensemble.stacking.calibration import (
+    CALIBRATORS,
     Calibrator,
     InSampleError,
     fit_calibrator,
-    fit_first_shown,
     fit_temperature,
-    fit_vector,
-    refuse_worse,
+    identity_if_better,
 )
 from oof.common.errors import UserError
 from oof.metrics import log_loss, row_log_loss, softmax
 
 
-def planted(n: int, temperature: float, first_shown: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits whose labels are drawn at ``temperature``."""
+def planted(n: int, temperature: float, position_bias: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return (n, 3) logits, and labels drawn from their softmax at ``temperature``."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, size=(n, 3))
-    probs = softmax(logits / temperature + first_shown * np.array([1, -1, 0]))
+    probs = softmax(logits / temperature + position_bias * np.array([1, -1, 0]))
     return logits, (rng.random(n)[:, None] > probs.cumsum(axis=1)[:, :2]).sum(axis=1)
+
+
+def fit_symmetric(kind: str, logits: np.ndarray, labels: np.ndarray) -> Calibrator:
+    return fit_calibrator(kind, "symmetric", logits, labels, np.arange(len(labels)), 0)
 
 
 class Scores(ClassifierMixin, BaseEstimator):
@@ -57,21 +62,20 @@ def test_a_planted_temperature_is_recovered(temperature: float) -> None:
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.02)
 
 
-def test_a_planted_first_shown_term_is_recovered_and_chosen() -> None:
-    logits, labels = planted(20_000, 1.5, first_shown=0.15)
-    both = fit_first_shown(logits, labels)
-    assert both.temperature == pytest.approx(1.5, rel=0.05)
-    assert both.first_shown == pytest.approx(0.15, abs=0.03)
-    chosen = fit_calibrator("temperature", "auto", logits, labels, np.arange(20_000), seed=0)
-    assert chosen.first_shown == pytest.approx(both.first_shown)
-    assert fit_calibrator("temperature", "symmetric", logits, labels, np.arange(20_000), 0).first_shown == 0
+def test_a_planted_position_bias_is_recovered_and_chosen() -> None:
+    logits, labels = planted(20_000, 1.5, position_bias=0.15)
+    always = fit_calibrator("temperature", "position", logits, labels, np.arange(20_000), seed=0)
+    assert always.temperature == pytest.approx(1.5, rel=0.05)
+    assert always.position_bias == pytest.approx(0.15, abs=0.03)
+    assert fit_calibrator("temperature", "auto", logits, labels, np.arange(20_000), seed=0) == always
+    assert fit_calibrator("temperature", "symmetric", logits, labels, np.arange(20_000), 0).position_bias == 0
 
 
-def test_auto_refuses_a_first_shown_term_that_is_not_there() -> None:
+def test_auto_refuses_a_position_bias_that_does_not_exist() -> None:
     chosen = 0
     for seed in range(20):
         logits, labels = planted(600, 1.0, seed=seed)
-        chosen += fit_calibrator("temperature", "auto", logits, labels, np.arange(600), seed).first_shown != 0
+        chosen += fit_calibrator("temperature", "auto", logits, labels, np.arange(600), seed).position_bias != 0
     assert chosen <= 5  # one standard error lets one in six through
 
 
@@ -92,7 +96,7 @@ def test_broken_logits_are_refused() -> None:
 
 
 @pytest.mark.parametrize("order", ["symmetric", "auto"])
-def test_logits_that_know_the_verdicts_are_left_as_they_are_and_said(
+def test_logits_that_know_the_labels_are_not_calibrated_and_a_warning_is_logged(
     order: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels = np.arange(60) % 3
@@ -105,43 +109,43 @@ def test_none_is_the_identity() -> None:
     logits, labels = planted(50, 3.0)
     calibrator = fit_calibrator("none", "auto", logits, labels, np.arange(50), 0)
     np.testing.assert_allclose(calibrator.apply(logits), softmax(logits))
-    assert Calibrator(**calibrator.to_dict()) == calibrator
 
 
-def test_vector_scaling_recovers_what_was_planted() -> None:
+def test_files_of_a_calibrator_name_the_position_bias_first_shown() -> None:
+    saved = {"temperature": 2.0, "first_shown": 0.1, "tie_scale": 0.5, "tie_bias": -0.2}
+    assert Calibrator(2.0, 0.1, 0.5, -0.2).to_dict() == saved
+    assert Calibrator.from_dict({"temperature": 2.0, "first_shown": 0.1}) == Calibrator(2.0, 0.1)
+
+
+def test_vector_scaling_recovers_planted_parameters() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, size=(60_000, 3))
-    planted_one = Calibrator(1.6, 0.0, 0.6, -0.4)
-    probs = planted_one.apply(logits)
+    probs = Calibrator(1.6, 0.0, 0.6, -0.4).apply(logits)
     labels = (rng.random(len(logits))[:, None] > probs.cumsum(axis=1)[:, :2]).sum(axis=1)
-    found = fit_vector(logits, labels)
-    assert found.temperature == pytest.approx(1.6, rel=0.03)
-    assert found.tie_scale == pytest.approx(0.6, abs=0.03)
-    assert found.tie_bias == pytest.approx(-0.4, abs=0.03)
+    fitted = fit_symmetric("vector", logits, labels)
+    assert fitted.temperature == pytest.approx(1.6, rel=0.03)
+    assert fitted.tie_scale == pytest.approx(0.6, abs=0.03)
+    assert fitted.tie_bias == pytest.approx(-0.4, abs=0.03)
 
 
 def test_vector_scaling_nears_scikit_learns_free_regression() -> None:
-    """Of these labels a free regression on mirrored rows knows little more than ours, which it contains."""
+    """A free regression on both orders contains ours, and is hardly better on these labels."""
     logits, labels = planted(1500, 1.4)
     z = logits - logits.mean(axis=1, keepdims=True)
-    ours = row_log_loss(fit_vector(logits, labels).apply(logits), labels).mean()
+    ours = row_log_loss(fit_symmetric("vector", logits, labels).apply(logits), labels).mean()
     both, y = np.concatenate([z, z[:, [1, 0, 2]]]), np.concatenate([labels, np.array([1, 0, 2])[labels]])
     free = LogisticRegression(C=1e6, max_iter=2000).fit(both, y)  # a full matrix: it contains ours
     theirs = row_log_loss(free.predict_proba(z), labels).mean()
     assert theirs - 1e-6 <= ours <= theirs + 2e-3
 
 
-@pytest.mark.parametrize("kind", ["temperature", "vector", "none"])
+@pytest.mark.parametrize("kind", CALIBRATORS)
 class TestEveryCalibrator:
-    """One suite for all kinds."""
+    """The suite that a new entry of CALIBRATORS must pass."""
 
-    @staticmethod
-    def fit(kind: str, logits: np.ndarray, labels: np.ndarray) -> Calibrator:
-        return fit_calibrator(kind, "symmetric", logits, labels, np.arange(len(labels)), 0)
-
-    def test_gives_distributions_and_exchanges_sides_exactly(self, kind: str) -> None:
+    def test_gives_distributions_and_swaps_exactly(self, kind: str) -> None:
         logits, labels = planted(400, 2.0)
-        calibrator = self.fit(kind, logits, labels)
+        calibrator = fit_symmetric(kind, logits, labels)
         probs = calibrator.apply(logits)
         np.testing.assert_allclose(probs.sum(axis=1), 1)
         np.testing.assert_array_equal(calibrator.apply(logits[:, [1, 0, 2]]), probs[:, [1, 0, 2]])
@@ -150,25 +154,33 @@ class TestEveryCalibrator:
     def test_is_never_worse_than_none_on_its_rows(self, kind: str) -> None:
         for seed in range(5):
             logits, labels = planted(57, 1.7, seed=seed)
-            fitted = self.fit(kind, logits, labels)
+            fitted = fit_symmetric(kind, logits, labels)
             assert log_loss(fitted.apply(logits), labels) <= log_loss(softmax(logits), labels) + 1e-7
 
     def test_is_the_same_from_its_parameters_and_on_a_second_fit(self, kind: str) -> None:
         logits, labels = planted(200, 0.7)
-        fitted = self.fit(kind, logits, labels)
-        assert Calibrator(**fitted.to_dict()) == fitted == self.fit(kind, logits, labels)
+        fitted = fit_symmetric(kind, logits, labels)
+        assert Calibrator.from_dict(fitted.to_dict()) == fitted == fit_symmetric(kind, logits, labels)
 
-    def test_survives_an_absent_class_and_refuses_nan(self, kind: str) -> None:
+    def test_has_a_position_bias_only_where_one_is_fitted(self, kind: str) -> None:
+        logits, labels = planted(400, 1.3, position_bias=0.5)
+        assert fit_symmetric(kind, logits, labels).position_bias == 0
+        biased = fit_calibrator(kind, "position", logits, labels, np.arange(400), 0)
+        without = biased.apply_symmetric(logits)
+        np.testing.assert_array_equal(biased.apply_symmetric(logits[:, [1, 0, 2]]), without[:, [1, 0, 2]])
+        assert biased.position_bias > 0.3 or kind == "none"
+
+    def test_accepts_an_absent_class_and_refuses_nan(self, kind: str) -> None:
         logits, labels = planted(57, 1.0)
-        assert np.isfinite(self.fit(kind, logits, np.minimum(labels, 1)).apply(logits)).all()
+        assert np.isfinite(fit_symmetric(kind, logits, np.minimum(labels, 1)).apply(logits)).all()
         logits[0, 0] = np.nan
         with pytest.raises(UserError, match="1 rows"):
-            self.fit(kind, logits, labels)
+            fit_symmetric(kind, logits, labels)
 
 
 def test_a_fit_that_is_worse_than_none_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     logits, labels = planted(500, 1.0)
-    assert refuse_worse(Calibrator(1e5), logits, labels) == Calibrator()
+    assert identity_if_better(Calibrator(1e5), logits, labels) == Calibrator()
     assert "left out" in caplog.text
 
 
@@ -180,7 +192,7 @@ def test_calibrators_agree_with_probmetrics(temperature: float) -> None:
 
     logits, labels = planted(2000, temperature)
     logits[:, 2] *= 1.5  # the tie has a scale of its own
-    # Theirs treats A and B apart; on battles and their mirror images the best does not.
+    # Theirs treats A and B apart; on battles in both orders the best calibrator does not.
     logits, labels = (
         np.concatenate([logits, logits[:, [1, 0, 2]]]),
         np.concatenate([labels, np.array([1, 0, 2])[labels]]),
@@ -189,7 +201,7 @@ def test_calibrators_agree_with_probmetrics(temperature: float) -> None:
     given = CategoricalLogits(torch.tensor(logits)), torch.tensor(labels)
     ours = {
         "TemperatureScalingCalibrator": softmax(logits / fit_temperature(logits, labels)),
-        "VectorScalingCalibrator": fit_vector(logits, labels).apply(logits),
+        "VectorScalingCalibrator": fit_symmetric("vector", logits, labels).apply(logits),
     }
     for name, probs in ours.items():
         theirs = getattr(calibrators, name)().fit_torch(*given).predict_proba_torch(given[0]).get_probs().numpy()

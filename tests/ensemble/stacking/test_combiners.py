@@ -1,4 +1,4 @@
-"""One suite that every combiner passes."""
+"""The suite that every combiner, and a new entry of COMBINERS, must pass."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ensemble.features.design_matrix import Design
-from ensemble.stacking.combiners import Combiner
+from ensemble.stacking.combiners import COMBINERS, Combiner
 from ensemble.stacking.lightgbm_stacker import fit_stacker
-from ensemble.stacking.selection import KINDS, SIMPLE, load_combiner
+from ensemble.stacking.selection import KINDS, load_combiner
 from oof.common.errors import UserError
 from oof.metrics import log_loss, softmax
 from tests.fixtures.arenas import SWAP, Arena, make_arena
@@ -22,10 +22,12 @@ PARAMS = {"learning_rate": 0.1, "num_leaves": 6, "min_data_in_leaf": 5, "bagging
 
 
 def fitter(kind: str) -> Fit:
-    return SIMPLE.get(kind) or (lambda design, labels: fit_stacker(design, labels, PARAMS, 15, seed=3))
+    if kind in COMBINERS:
+        return COMBINERS[kind].fit
+    return lambda design, labels: fit_stacker(design, labels, PARAMS, 15, seed=3)
 
 
-def mirrored(design: Design) -> Design:
+def swapped(design: Design) -> Design:
     return replace(design, x=design.x_swapped, x_swapped=design.x, pool=design.pool[:, :, SWAP])
 
 
@@ -48,14 +50,14 @@ def test_gives_a_distribution_for_every_battle(arena: Arena, kind: str) -> None:
     np.testing.assert_allclose(probs.sum(axis=1), 1)
 
 
-def test_exchanging_the_responses_exchanges_the_logits_to_the_last_bit(arena: Arena, kind: str) -> None:
+def test_swapping_the_responses_swaps_the_logits_to_the_last_bit(arena: Arena, kind: str) -> None:
     combiner = fitter(kind)(arena.design, arena.labels)
     logits = combiner.logits(arena.design)
-    np.testing.assert_array_equal(combiner.logits(mirrored(arena.design)), logits[:, SWAP])
-    assert np.abs(logits[:, 0] - logits[:, 1]).max() > 0.1  # it does not get there by ignoring the responses
+    np.testing.assert_array_equal(combiner.logits(swapped(arena.design)), logits[:, SWAP])
+    assert np.abs(logits[:, 0] - logits[:, 1]).max() > 0.1  # not by ignoring the responses
 
 
-def test_predicts_each_battle_by_its_own_row(arena: Arena, kind: str) -> None:
+def test_predicts_each_battle_from_its_own_row(arena: Arena, kind: str) -> None:
     combiner = fitter(kind)(arena.design, arena.labels)
     rows = np.random.default_rng(1).permutation(400)[:250]
     part = arena.design.take(rows)
@@ -63,7 +65,7 @@ def test_predicts_each_battle_by_its_own_row(arena: Arena, kind: str) -> None:
     np.testing.assert_allclose(combiner.logits(part), combiner.logits(arena.design)[rows], atol=1e-12)
 
 
-def test_is_the_same_once_saved_and_holds_no_code(arena: Arena, kind: str, tmp_path: Path) -> None:
+def test_is_the_same_after_saving_and_its_files_hold_no_code(arena: Arena, kind: str, tmp_path: Path) -> None:
     combiner = fitter(kind)(arena.design, arena.labels)
     combiner.save(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".txt"}
@@ -85,12 +87,12 @@ def test_one_member_is_enough(arena: Arena, kind: str) -> None:
     assert log_loss(probs, arena.labels) < log_loss(np.full((400, 3), 1 / 3), arena.labels) - 0.05
 
 
-def test_a_member_that_always_says_the_same_is_harmless(arena: Arena, kind: str) -> None:
+def test_a_member_with_constant_logits_is_harmless(arena: Arena, kind: str) -> None:
     pool = np.concatenate([arena.design.pool, np.zeros((400, 1, 3))], axis=1)
-    design = replace(arena.design, pool=pool, members=[*arena.design.members, "mute"])
+    design = replace(arena.design, pool=pool, members=[*arena.design.members, "constant"])
     probs = softmax(fitter(kind)(design, arena.labels).logits(design))
     without = softmax(fitter(kind)(arena.design, arena.labels).logits(arena.design))
-    slack = 0.1 if kind == "mean" else 0.01  # a mean has no means to leave a member out
+    slack = 0.1 if kind == "mean" else 0.01  # a mean cannot leave a member out
     assert log_loss(probs, arena.labels) < log_loss(without, arena.labels) + slack
 
 
@@ -105,9 +107,9 @@ def test_logits_that_are_not_finite_are_refused(arena: Arena, kind: str) -> None
             fitter(kind)(broken, arena.labels)
 
 
-def test_few_rows_and_an_absent_class_are_survived(arena: Arena, kind: str) -> None:
+def test_few_rows_and_an_absent_class_are_accepted(arena: Arena, kind: str) -> None:
     few = arena.design.take(np.arange(57))
     for labels in (arena.labels[:57], np.minimum(arena.labels[:57], 1), np.full(57, 2)):
         logits = fitter(kind)(few, labels).logits(few)
         assert np.isfinite(logits).all()
-        np.testing.assert_array_equal(fitter(kind)(few, labels).logits(mirrored(few)), logits[:, SWAP])
+        np.testing.assert_array_equal(fitter(kind)(few, labels).logits(swapped(few)), logits[:, SWAP])

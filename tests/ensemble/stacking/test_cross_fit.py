@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from ensemble.features.design_matrix import build_design
-from ensemble.stacking.combiners import fit_log_pool, length_only_probs, mean_logits
-from ensemble.stacking.cross_fit import CROSS_FITTED, TEXT_MEMBER, StackResult, cross_fit
-from ensemble.stacking.logistic import Logistic
-from ensemble.stacking.tfidf_baseline import count_terms
+from ensemble.stacking.baselines import count_terms, length_only_probs
+from ensemble.stacking.combiners import Logistic
+from ensemble.stacking.cross_fit import CROSS_FITTED, TFIDF_MEMBER, StackResult, cross_fit
 from ensemble.stacking.tuning import tune
 from ensemble.statistics.bootstrap import group_interval
 from oof.classes import swap_orders
@@ -63,8 +62,8 @@ def test_labels_of_a_fold_do_not_reach_its_own_predictions(arena: Arena, result:
     assert not np.array_equal(again.predictions["stack"][~fold], result.predictions["stack"][~fold])
 
 
-def test_permuted_labels_beat_no_prior(arena: Arena, tmp_path: Path) -> None:
-    """The canary: nothing is learned from nothing, at any stage."""
+def test_with_permuted_labels_no_stage_beats_the_prior(arena: Arena, tmp_path: Path) -> None:
+    """The label canary."""
     permuted = arena.labels.copy()
     rng = np.random.default_rng(5)
     for fold in range(3):
@@ -77,11 +76,11 @@ def test_permuted_labels_beat_no_prior(arena: Arena, tmp_path: Path) -> None:
         assert group_interval(gain, arena.groups, seed=0, level=0.999)["high"] > 0, name
 
 
-def test_exchanging_the_responses_exchanges_the_output_exactly(arena: Arena, result: StackResult) -> None:
-    mirrored = build_design(swap_table(arena.table), {n: swap_orders(z) for n, z in arena.logits.items()})
-    np.testing.assert_allclose(result.predict(mirrored), result.predict(arena.design)[:, [1, 0, 2]], atol=1e-12)
+def test_swapping_the_responses_swaps_the_output_exactly(arena: Arena, result: StackResult) -> None:
+    swapped = build_design(swap_table(arena.table), {n: swap_orders(z) for n, z in arena.logits.items()})
+    np.testing.assert_allclose(result.predict(swapped), result.predict(arena.design)[:, [1, 0, 2]], atol=1e-12)
     even = np.flatnonzero(arena.folds != 0)
-    length = length_only_probs(arena.design.take(even), arena.labels[even], mirrored)
+    length = length_only_probs(arena.design.take(even), arena.labels[even], swapped)
     np.testing.assert_allclose(
         length, length_only_probs(arena.design.take(even), arena.labels[even], arena.design)[:, [1, 0, 2]], atol=1e-12
     )
@@ -94,23 +93,23 @@ def test_a_saved_stack_predicts_the_same(arena: Arena, result: StackResult, tmp_
     np.testing.assert_allclose(loaded.predict(arena.design), result.predict(arena.design), atol=1e-12)
 
 
-def test_the_seed_decides_and_an_interrupted_study_goes_on(arena: Arena, tmp_path: Path) -> None:
-    parts = arena.design, arena.labels, arena.folds, arena.groups
-    whole = tune(*parts, 3, 50, 0, tmp_path / "a.log")
-    same = tune(*parts, 3, 50, 0, tmp_path / "b.log")
+def test_the_same_seed_gives_the_same_study_and_a_finished_study_is_not_repeated(arena: Arena, tmp_path: Path) -> None:
+    battles = arena.design, arena.labels, arena.folds, arena.groups
+    whole = tune(*battles, 3, 50, 0, tmp_path / "a.log")
+    same = tune(*battles, 3, 50, 0, tmp_path / "b.log")
     assert whole.params == same.params
     np.testing.assert_array_equal(whole.logits, same.logits)
     size = (tmp_path / "a.log").stat().st_size
-    again = tune(*parts, 3, 50, 0, tmp_path / "a.log")
+    again = tune(*battles, 3, 50, 0, tmp_path / "a.log")
     assert again.params == whole.params
     assert (tmp_path / "a.log").stat().st_size - size < 1000  # no trial was repeated
     np.testing.assert_array_equal(again.logits, whole.logits)
 
 
-def test_a_real_first_shown_effect_is_modelled_and_left_out_of_the_teacher(tmp_path: Path) -> None:
+def test_a_real_position_bias_is_modelled_and_left_out_of_the_teacher(tmp_path: Path) -> None:
     arena = make_arena(3000, seed=3, position=0.35)
     result = run(arena, tmp_path, Stack(trials=2, rounds=30, order="auto"))
-    assert result.calibrator.first_shown > 0.1
+    assert result.calibrator.position_bias > 0.1
     calibrated, teacher = result.predictions["calibrated"], result.predictions["teacher"]
     assert log_loss(calibrated, arena.labels) < log_loss(teacher, arena.labels)
     ratio = np.log(calibrated / teacher)
@@ -118,16 +117,7 @@ def test_a_real_first_shown_effect_is_modelled_and_left_out_of_the_teacher(tmp_p
     np.testing.assert_allclose(ratio[:, 0] - ratio[:, 1], 2 * c, atol=1e-9)
 
 
-def test_the_log_pool_finds_unequal_weights() -> None:
-    arena = make_arena(4000, seed=1)
-    pool = fit_log_pool(arena.design, arena.labels)
-    assert pool.weights[0] > 1.3 * pool.weights[1] > 0  # member two is twice too sure of itself
-    assert log_loss(softmax(pool.logits(arena.design)), arena.labels) < log_loss(
-        softmax(mean_logits(arena.design)), arena.labels
-    )
-
-
-def test_few_rows_and_an_absent_class_are_survived(tmp_path: Path) -> None:
+def test_few_rows_and_an_absent_class_are_accepted(tmp_path: Path) -> None:
     arena = make_arena(57, seed=2)
     labels = np.minimum(arena.labels, 1)
     result = cross_fit(arena.design, labels, arena.folds, arena.groups, Stack(trials=2, rounds=20), 0, tmp_path)
@@ -141,42 +131,40 @@ def test_one_fold_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_text(arena: Arena, tmp_path_factory: pytest.TempPathFactory) -> StackResult:
-    return run_with_text(arena, tmp_path_factory.mktemp("text"), arena.labels)
+def with_tfidf(arena: Arena, tmp_path_factory: pytest.TempPathFactory) -> StackResult:
+    return run_with_tfidf(arena, tmp_path_factory.mktemp("text"), arena.labels)
 
 
-def run_with_text(arena: Arena, folder: Path, labels: np.ndarray) -> StackResult:
-    parts = arena.design, labels, arena.folds, arena.groups
+def run_with_tfidf(arena: Arena, folder: Path, labels: np.ndarray) -> StackResult:
+    battles = arena.design, labels, arena.folds, arena.groups
     settings = replace(SETTINGS, text_member=True, final="logistic")
-    return cross_fit(*parts, settings, 0, folder, count_terms(arena.table))
+    return cross_fit(*battles, settings, 0, folder, count_terms(arena.table))
 
 
-def test_the_text_baseline_as_a_member_owes_nothing_to_a_folds_own_labels(
-    arena: Arena, with_text: StackResult, tmp_path: Path
+def test_labels_of_a_fold_do_not_reach_its_own_predictions_through_the_tfidf_member(
+    arena: Arena, with_tfidf: StackResult, tmp_path: Path
 ) -> None:
     fold = arena.folds == 1
     changed = np.where(fold & (np.arange(len(fold)) % 4 == 0), (arena.labels + 1) % 3, arena.labels)
-    again = run_with_text(arena, tmp_path, changed)
+    again = run_with_tfidf(arena, tmp_path, changed)
     for name in (*CROSS_FITTED, "text"):
-        expected = with_text.predictions[name][fold]
+        expected = with_tfidf.predictions[name][fold]
         np.testing.assert_array_equal(again.predictions[name][fold], expected, err_msg=name)
-    assert not np.array_equal(again.predictions["stack"][~fold], with_text.predictions["stack"][~fold])
+    assert not np.array_equal(again.predictions["stack"][~fold], with_tfidf.predictions["stack"][~fold])
 
 
-def test_the_text_baseline_as_a_member_is_saved_with_the_stack(
-    arena: Arena, with_text: StackResult, tmp_path: Path
-) -> None:
-    with_text.save(tmp_path)
+def test_the_tfidf_member_is_saved_with_the_stack(arena: Arena, with_tfidf: StackResult, tmp_path: Path) -> None:
+    with_tfidf.save(tmp_path)
     loaded = StackResult.load(tmp_path)
     design = loaded.design(arena.table, arena.logits)
-    assert design.names == with_text.features
-    assert design.members == ["one", "two", TEXT_MEMBER]
+    assert design.names == with_tfidf.features
+    assert design.members == ["one", "two", TFIDF_MEMBER]
     assert isinstance(loaded.combiner, Logistic)
-    assert np.abs(np.array(loaded.combiner.coef)[:, 6:9]).max() > 0  # it is listened to
+    assert np.abs(np.array(loaded.combiner.coef)[:, 6:9]).max() > 0  # the combiner uses it
     swapped = loaded.design(swap_table(arena.table), {n: swap_orders(z) for n, z in arena.logits.items()})
     np.testing.assert_allclose(loaded.predict(swapped), loaded.predict(design)[:, [1, 0, 2]], atol=1e-12)
 
 
-def test_a_text_member_without_texts_is_an_error(arena: Arena, tmp_path: Path) -> None:
+def test_a_tfidf_member_without_term_counts_is_an_error(arena: Arena, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="text_member"):
         run(arena, tmp_path, replace(SETTINGS, text_member=True))

@@ -1,4 +1,4 @@
-"""Files of logits that someone broke: one sentence, or exactly the numbers that stand in them; nothing else changes."""
+"""Broken files of logits: refused in one sentence, or read exactly as written; nothing else changes."""
 
 from __future__ import annotations
 
@@ -39,20 +39,19 @@ def _note(outcome: str) -> None:
 
 
 def inputs_of(folder: Path, file: Path) -> np.ndarray | None:
-    """Return the member's logits by battle, or None where the file was refused in one sentence that names it."""
+    """Return the member's (N, 6) logits, or None where the file was refused in one sentence that names it."""
     changes = [f"run={folder / 'run'}", f"data.train=[{folder / 'labels.csv'}]", f"stack.logits.one={file}"]
+    refusal = ""
     try:
         inputs = external_inputs(load("configs/demo.yaml", changes))
     except UserError as error:
-        said = str(error)
-    else:
-        said = ""
-    if said:
-        assert file.name in said
-        assert said.isprintable()
+        refusal = str(error)
+    if refusal:
+        assert file.name in refusal
+        assert refusal.isprintable()
         _note("refused")
         return None
-    _note("taken")
+    _note("read")
     assert np.isfinite(inputs.logits["one"]).all()
     assert inputs.table["id"].to_list() == sorted(TRUE)
     return inputs.logits["one"].reshape(N, 6)
@@ -88,14 +87,14 @@ def broken_rows(folder: Path, changes: list[tuple[str, int, str, str]], ending: 
     same_ids = sorted(row["id"] for row in rows) == sorted(TRUE)
     if read is None:
         return
-    assert same_ids, "ids were lost, repeated or unknown, and nobody said so"
+    assert same_ids, "ids were lost, repeated or unknown, without an error"
     expected = {row["id"]: [float(row[name]) for name in LOGIT_COLUMNS] for row in rows}
     np.testing.assert_array_equal(read, np.array([expected[i] for i in sorted(TRUE)], dtype=np.float32))
 
 
 @given(edits, st.sampled_from(["csv", "jsonl"]))
 @settings(max_examples=80)
-def test_broken_rows_are_refused_or_read_as_they_stand(
+def test_broken_rows_are_refused_or_read_as_written(
     folder: Path, changes: list[tuple[str, int, str, str]], ending: str
 ) -> None:
     broken_rows(folder, changes, ending)
@@ -153,11 +152,11 @@ def test_a_refused_file_leaves_an_earlier_stack_as_it_was(
         bad.write_csv(one)
         capsys.readouterr()
         assert main(arguments) == 2
-        said = capsys.readouterr().err
-        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        stderr = capsys.readouterr().err
+        errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1
         assert "one.csv" in errors[0]
-        assert "Traceback" not in said
+        assert "Traceback" not in stderr
         assert files() == before
     good.write_csv(one)
     assert main(arguments) == 0

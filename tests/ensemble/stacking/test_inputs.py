@@ -1,3 +1,5 @@
+"""Files of logits: kinds and orders are recognised, ids joined, folds taken over, and bad files refused."""
+
 from __future__ import annotations
 
 import shlex
@@ -92,8 +94,8 @@ def test_a_leaky_member_is_named_in_the_output_and_in_the_manifest(
 
 def test_the_makefile_builds_the_setting_from_logits() -> None:
     command = ["make", "-n", "stack", "PYTHON=python3", "DATA=labels.csv", "LOGITS=one=a.csv two=sub/x=y.parquet"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
-    line = next(line for line in said.splitlines() if "ensemble stack" in line)
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
+    line = next(line for line in output.splitlines() if "ensemble stack" in line)
     config = load("configs/demo.yaml", shlex.split(line)[5:])
     assert config.stack.logits == {"one": "a.csv", "two": "sub/x=y.parquet"}
     assert config.run == "runs/logits"
@@ -101,7 +103,7 @@ def test_the_makefile_builds_the_setting_from_logits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "orders"),
     [
         (["ab_a", "ab_b", "ab_tie"], "one order"),
         (["ba_a", "ba_b", "ba_tie"], "one order"),
@@ -110,13 +112,13 @@ def test_the_makefile_builds_the_setting_from_logits() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
-def test_orders_and_scales_are_recognised(tmp_path: Path, columns: list[str], said: str, kind: str) -> None:
+def test_orders_and_scales_are_recognised(tmp_path: Path, columns: list[str], orders: str, kind: str) -> None:
     values = np.random.default_rng(0).normal(0, 2, size=(50, len(columns) // 3, 3))
     values = softmax(values) if kind == "probabilities" else values
     path = tmp_path / "x.csv"
     pl.DataFrame(values.reshape(50, -1), schema=columns).with_columns(id=pl.int_range(50)).write_csv(path)
     file = read_logits(str(path))
-    assert file.said.startswith(f"{kind}, {said}")
+    assert file.description.startswith(f"{kind}, {orders}")
     read = file.frame.select(LOGIT_COLUMNS).to_numpy().reshape(50, 2, 3)
     expected = np.broadcast_to(values, (50, 2, 3))
     if kind == "probabilities":
@@ -137,7 +139,7 @@ def test_whole_float_ids_meet_whole_ids(arena: Arena, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda f: f.head(237), r"3 battles missing, 0 unknown, 0 repeated.*first missing: "),
         (
@@ -151,7 +153,7 @@ def test_whole_float_ids_meet_whole_ids(arena: Arena, tmp_path: Path) -> None:
         (lambda f: f.with_columns(ba_b=pl.lit(None)), r"column ba_b: .*240 such"),
         (lambda f: f.drop("id"), "missing column 'id'"),
         (lambda f: f.select("id", x="ab_a"), "no logits found among the columns"),
-        (lambda f: f.select("id", a=pl.lit(1), b=pl.lit(0), tie=pl.lit(0)), "every row is a verdict"),
+        (lambda f: f.select("id", a=pl.lit(1), b=pl.lit(0), tie=pl.lit(0)), "every row is a label"),
         (lambda f: f.clear(), "no rows"),
         (
             lambda f: f.select("id", a=pl.when(pl.col("id") == "b7").then(0.9).otherwise(0.2), b=0.3, tie=0.5),
@@ -161,18 +163,16 @@ def test_whole_float_ids_meet_whole_ids(arena: Arena, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_files_that_do_not_fit_are_refused_with_counts(
-    arena: Arena, tmp_path: Path, change: object, said: str, ending: str
+    arena: Arena, tmp_path: Path, change: object, message: str, ending: str
 ) -> None:
     frame = change(both_orders(arena, "one"))
     path = tmp_path / f"one.{ending}"
     frame.write_csv(path) if ending == "csv" else frame.write_parquet(path)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         inputs_of(tmp_path / "run", labels_file(tmp_path, arena), one=path)
 
 
-def test_logits_of_dropped_battles_are_passed_over(
-    arena: Arena, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_logits_of_dropped_battles_are_ignored(arena: Arena, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     labels, one = labels_file(tmp_path, arena), tmp_path / "one.csv"
     labels.write_text(labels.read_text().replace(f"b7,{arena.labels[7]}", "b7,nobody"))
     both_orders(arena, "one").write_csv(one)
@@ -188,24 +188,19 @@ def test_logits_of_dropped_battles_are_passed_over(
 def test_folds_of_the_files_are_used_and_must_agree(arena: Arena, tmp_path: Path) -> None:
     one = tmp_path / "one.csv"
     both_orders(arena, "one").with_columns(fold=pl.Series(arena.folds)).write_csv(one)
-    plain, folded = (labels_file(tmp_path / name, arena, name == "f") for name in map(_made(tmp_path), "pf"))
-    from_logits, from_labels = inputs_of(tmp_path, plain, one=one), inputs_of(tmp_path, folded, one=one)
-    assert from_logits.facts["inputs"]["folds_from"] == f"from {one}"
-    assert from_labels.facts["inputs"]["folds_from"] == "from the labels"
+    plain, folded = tmp_path / "plain", tmp_path / "folded"
+    for folder in (plain, folded):
+        folder.mkdir()
+    without, with_folds = labels_file(plain, arena), labels_file(folded, arena, fold=True)
+    from_logits, from_labels = inputs_of(tmp_path, without, one=one), inputs_of(tmp_path, with_folds, one=one)
+    assert from_logits.origin["inputs"]["folds_from"] == f"from {one}"
+    assert from_labels.origin["inputs"]["folds_from"] == "from the labels"
     np.testing.assert_array_equal(from_logits.folds, from_labels.folds)
-    known = dict(zip(ids_of(arena), arena.folds, strict=True))
-    assert from_logits.folds.tolist() == [known[i] for i in from_logits.table["id"]]
+    fold_of = dict(zip(ids_of(arena), arena.folds, strict=True))
+    assert from_logits.folds.tolist() == [fold_of[i] for i in from_logits.table["id"]]
     both_orders(arena, "one").with_columns(fold=pl.Series((arena.folds + 1) % 3)).write_csv(one)
     with pytest.raises(UserError, match=r"disagree on 240 battles, first b0 \(0 and 1\)"):
-        inputs_of(tmp_path, folded, one=one)
-
-
-def _made(folder: Path):
-    def make(name: str) -> str:
-        (folder / name).mkdir()
-        return name
-
-    return make
+        inputs_of(tmp_path, with_folds, one=one)
 
 
 def test_folds_are_assigned_by_prompt_where_there_is_text(arena: Arena, tmp_path: Path) -> None:
@@ -214,7 +209,7 @@ def test_folds_are_assigned_by_prompt_where_there_is_text(arena: Arena, tmp_path
     arena.table.with_columns(label=pl.Series(arena.labels), prompt=pl.Series(prompts)).write_ndjson(labels)
     both_orders(arena, "one").write_csv(one)
     inputs = inputs_of(tmp_path / "run", labels, "folds.k=4", one=one)
-    assert inputs.facts["inputs"]["text"] is True
+    assert inputs.origin["inputs"]["text"] is True
     assert set(inputs.folds) == {0, 1, 2, 3}
     assert inputs.table.group_by("prompt").agg(pl.col("fold").n_unique())["fold"].max() == 1
 

@@ -1,4 +1,4 @@
-"""Stage two's worker processes killed in the middle of tuning: the next call ends with the same files."""
+"""Stage two killed in the middle of tuning: the next call ends with the same files."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ import sys
 from pathlib import Path
 from ensemble.stacking.cross_fit import cross_fit
 from oof.config import Stack
-from stack_fixtures import make_arena
+from tests.fixtures.arenas import make_arena
 
 if __name__ == "__main__":  # worker processes import this file
     out = Path(sys.argv[1])
     arena = make_arena(240)
     config = Stack(trials=8, rounds=30, order="symmetric", final="lightgbm", workers=2)
-    parts = arena.design, arena.labels, arena.folds, arena.groups
-    result = cross_fit(*parts, config, 0, out / "studies")
+    battles = arena.design, arena.labels, arena.folds, arena.groups
+    result = cross_fit(*battles, config, 0, out / "studies")
     result.save(out / "model")
     (out / "calibrated.bin").write_bytes(result.predictions["calibrated"].tobytes())
 """
 
 
 def start(script: Path, out: Path) -> subprocess.Popen[str]:
-    path = os.pathsep.join(str(ROOT / part) for part in (".", "tests", "tests/ensemble"))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(out)]
     return subprocess.Popen(  # noqa: S603  # our own interpreter
         command, env=environment, text=True, stderr=subprocess.PIPE, start_new_session=True
@@ -42,14 +41,14 @@ def start(script: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    made = [*sorted((out / "model").iterdir()), out / "calibrated.bin"]
-    return {path.name: path.read_bytes() for path in made}
+    paths = [*sorted((out / "model").iterdir()), out / "calibrated.bin"]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def finish(script: Path, out: Path) -> dict[str, bytes]:
     process = start(script, out)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     return files(out)
 
 
@@ -64,19 +63,19 @@ def test_kill_9_in_the_middle_of_tuning_ends_with_the_same_booster_files(tmp_pat
     whole = finish(script, tmp_path / "whole")
     assert {"booster.txt", "calibrator.json", "calibrated.bin"} <= set(whole)
     out = tmp_path / "killed"
-    for share, who in ((0.2, "everybody"), (0.6, "parent alone")):
+    for share, killed in ((0.2, "all processes"), (0.6, "the parent alone")):
         process = start(script, out)
         while written(out) < share * written(tmp_path / "whole"):
             assert process.poll() is None, process.communicate()
             time.sleep(0.005)
         workers = psutil.Process(process.pid).children(recursive=True)
         assert len(workers) >= 2
-        if who == "everybody":
+        if killed == "all processes":
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
         process.communicate()
         _, alive = psutil.wait_procs(workers, timeout=10)
-        assert not alive  # nobody is left who writes to the same journals
+        assert not alive  # no process is left that writes to the same journals
         assert not (out / "model").exists()
     assert finish(script, out) == whole

@@ -1,4 +1,4 @@
-"""A stack on synthetic logits whose optimum given these logits is known, and leaky variants that the canary catches."""
+"""A stack on synthetic logits whose best possible loss is known, and leaky variants that the label canary catches."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_calibrator_alone_recovers_the_temperature_within_2_percent() -> None:
 
 
 class TestCanary:
-    """With permuted labels there is nothing to learn: whoever beats the prior has seen what it must not."""
+    """With permuted labels there is nothing to learn: a prediction that beats the prior has leaked."""
 
     n = 900
 
@@ -98,7 +98,7 @@ class TestCanary:
         arena = make_arena(self.n, seed=8)
         return arena, np.random.default_rng(1).permutation(arena.labels), arena.folds
 
-    def test_no_combiner_beats_the_prior_in_an_honest_stack(self, tmp_path: Path) -> None:
+    def test_no_combiner_beats_the_prior_without_leakage(self, tmp_path: Path) -> None:
         arena, labels, folds = self.permuted()
         result = cross_fit(arena.design, labels, folds, np.arange(self.n), Stack(trials=2, rounds=60), 0, tmp_path)
         for name, probs in result.predictions.items():
@@ -120,7 +120,7 @@ class TestCanary:
         assert self.losses(result.predictions["calibrated"], labels)["high"] < 0
 
     def test_tuning_on_the_fold_that_is_scored_is_caught(self) -> None:
-        """The best of many noisy trials by the held-out rows' own loss, scored on these rows."""
+        """The best of many noisy trials is chosen by the held-out rows' loss and scored on these rows."""
         arena, labels, folds = self.permuted()
         rest, held = np.flatnonzero(folds != 0)[:120], np.flatnonzero(folds == 0)
         scored, fresh = np.array_split(np.arange(len(held)), 2)
@@ -131,5 +131,5 @@ class TestCanary:
         prior = np.bincount(labels, minlength=3) / self.n
         gains = np.array(trials) + np.log(prior[labels[held]])
         best = gains[gains[:, scored].mean(axis=1).argmin()]
-        # It looks better on the rows it was chosen by than on rows that nothing was chosen by.
+        # It looks better on the rows that chose it than on the other rows.
         assert best[scored].mean() - gains[:, scored].mean() < best[fresh].mean() - gains[:, fresh].mean() - 0.005

@@ -23,7 +23,7 @@ def scaled(shared: int, task: int) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_each_task_gives_its_result_and_an_error_comes_through(workers: int) -> None:
-    if workers == 1:  # with two, the next test says the same of the whole stack
+    if workers == 1:  # the next test covers two workers, on the whole stack
         assert dict(map_tasks(scaled, 10, [3, 1, 2], workers)) == {0: 30, 1: 10, 2: 20}
     with pytest.raises(UserError, match="negative"):
         list(map_tasks(scaled, 10, [1, -1], workers))
@@ -34,8 +34,8 @@ def test_the_stack_does_not_depend_on_the_number_of_processes(tmp_path: Path) ->
     config = Stack(trials=2, rounds=15, order="symmetric", final="lightgbm")
     for workers in (1, 2):
         settings = replace(config, workers=workers)
-        parts = arena.design, arena.labels, arena.folds, arena.groups
-        result = cross_fit(*parts, settings, 0, tmp_path / f"studies-{workers}")
+        battles = arena.design, arena.labels, arena.folds, arena.groups
+        result = cross_fit(*battles, settings, 0, tmp_path / f"studies-{workers}")
         result.save(tmp_path / f"model-{workers}")
         np.savez(tmp_path / f"{workers}.npz", **{k.replace(":", "_"): v for k, v in result.predictions.items()})
     one, two = (np.load(tmp_path / f"{workers}.npz") for workers in (1, 2))

@@ -1,4 +1,4 @@
-"""Single combiners against oracles, and the choice among them."""
+"""The choice among combiners, and single combiners against oracles."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ensemble.stacking.combiners import doubled
-from ensemble.stacking.greedy import fit_greedy
-from ensemble.stacking.logistic import STRENGTH, fit_logistic
-from ensemble.stacking.selection import KINDS, choose, load_combiner, out_of_fold, standard_error
+from ensemble.stacking.combiners import COMBINERS, LOGISTIC_C, Greedy, Logistic, LogPool, Mean, both_orders
+from ensemble.stacking.selection import KINDS, choose, load_combiner, out_of_fold
 from oof.common.atomic_files import write_json
 from oof.common.errors import UserError
 from oof.metrics import log_loss, softmax
@@ -32,9 +30,9 @@ def test_the_logistic_combiner_is_scikit_learns_on_both_orders(absent: int | Non
             (arena.design.pool[:, :, SWAP], arena.design.x_swapped),
         )
     )
-    x, y = doubled(given, swapped, labels)
-    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000)).fit(x, y)
-    ours = softmax(fit_logistic(arena.design, labels).logits(arena.design))
+    x, y = both_orders(given, swapped, labels)
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=LOGISTIC_C, max_iter=1000)).fit(x, y)
+    ours = softmax(Logistic.fit(arena.design, labels).logits(arena.design))
     expected = np.zeros((500, 3))
     expected[:, theirs[-1].classes_] = theirs.predict_proba(given)
     np.testing.assert_allclose(ours, expected, atol=5e-3)  # the optimum is symmetric up to the solver's tolerance
@@ -42,7 +40,7 @@ def test_the_logistic_combiner_is_scikit_learns_on_both_orders(absent: int | Non
 
 def test_greedy_selection_nears_the_best_weights_on_a_grid() -> None:
     arena = make_arena(800, seed=5)
-    greedy = fit_greedy(arena.design, arena.labels)
+    greedy = Greedy.fit(arena.design, arena.labels)
     probs = softmax(arena.design.pool)
     grid = [(probs[:, 0] * w + probs[:, 1] * (1 - w)) for w in np.linspace(0, 1, 101)]
     best = min(log_loss(p, arena.labels) for p in grid)
@@ -50,8 +48,17 @@ def test_greedy_selection_nears_the_best_weights_on_a_grid() -> None:
     assert log_loss(softmax(greedy.logits(arena.design)), arena.labels) < best + 1e-3
 
 
+def test_the_log_pool_finds_unequal_weights() -> None:
+    arena = make_arena(4000, seed=1)
+    pool = LogPool.fit(arena.design, arena.labels)
+    assert pool.weights[0] > 1.3 * pool.weights[1] > 0  # member two is twice too sure of itself
+    assert log_loss(softmax(pool.logits(arena.design)), arena.labels) < log_loss(
+        softmax(Mean().logits(arena.design)), arena.labels
+    )
+
+
 def planted(losses: dict[str, float], n: int = 400, noise: float = 0.0) -> dict[str, np.ndarray]:
-    """Logits of combiners whose mean log loss on label 0 is as given, up to row noise of their own."""
+    """Return logits of combiners whose mean log loss on label 0 is as given, each with its own noise by row."""
     rng, out = np.random.default_rng(0), {}
     for kind in KINDS:
         rows = rng.normal(size=n)
@@ -76,17 +83,10 @@ def test_the_simplest_within_one_standard_error_is_chosen() -> None:
     assert choose("lightgbm", {}, np.zeros(0, dtype=int), np.zeros(0, dtype=int)).kind == "lightgbm"
 
 
-def test_the_standard_error_counts_groups_not_rows() -> None:
-    values = np.random.default_rng(0).normal(size=200)
-    alone = standard_error(values, np.arange(200))
-    assert alone == pytest.approx(values.std(ddof=1) / np.sqrt(200))
-    assert standard_error(np.repeat(values, 4), np.repeat(np.arange(200), 4)) == pytest.approx(alone)
-
-
 def test_out_of_fold_logits_of_a_fold_ignore_its_labels() -> None:
     arena = make_arena(300, seed=6)
     changed = np.where(arena.folds == 1, (arena.labels + 1) % 3, arena.labels)
-    for kind in KINDS[:-1]:
+    for kind in COMBINERS:
         before, after = (out_of_fold(kind, arena.design, y, arena.folds) for y in (arena.labels, changed))
         np.testing.assert_array_equal(before[arena.folds == 1], after[arena.folds == 1])
 

@@ -1,3 +1,5 @@
+"""Studies: resuming, pruning, damage, and inner folds."""
+
 from __future__ import annotations
 
 import json
@@ -37,14 +39,14 @@ def same(a: Tuned, b: Tuned) -> bool:
 
 
 def history(journal: Path) -> list[tuple[str, dict[str, float], list[float]]]:
-    """Return state, parameters and reported values of each trial that counts."""
+    """Return state, parameters and reported values of each completed or pruned trial."""
     name = json.loads(journal.read_text().splitlines()[0])["study_name"]
     storage = JournalStorage(JournalFileBackend(str(journal)))
     trials = optuna.load_study(study_name=name, storage=storage).get_trials(states=(COMPLETE, PRUNED))
     return [(trial.state.name, trial.params, list(trial.intermediate_values.values())) for trial in trials]
 
 
-def test_a_study_killed_in_a_trial_ends_as_one_that_was_not(
+def test_a_study_killed_in_a_trial_ends_like_an_uninterrupted_one(
     arena: Arena, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit, calls, last = tuning.fit_early_stopped, 0, 10**6
@@ -74,7 +76,7 @@ def test_more_trials_begin_with_the_same_ones(arena: Arena, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["torn", "garbled", "binary"])
-def test_a_damaged_journal_costs_trials_not_the_result(arena: Arena, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_journal_does_not_change_the_result(arena: Arena, tmp_path: Path, damage: str) -> None:
     whole = run(arena, tmp_path / "a.log", trials=4)
     journal = tmp_path / "a.log"
     written = journal.read_bytes()
@@ -94,52 +96,52 @@ def test_a_journal_of_other_labels_is_not_reused(arena: Arena, tmp_path: Path) -
     assert same(run(arena, tmp_path / "used.log", trials=3, labels=other), fresh)
 
 
-def test_a_lock_left_by_a_dead_process_does_not_hold_up_the_study(arena: Arena, tmp_path: Path) -> None:
+def test_a_lock_left_by_a_dead_process_does_not_block_the_study(arena: Arena, tmp_path: Path) -> None:
     run(arena, tmp_path / "a.log", trials=1)
     (tmp_path / "a.log.lock").write_text("")
     run(arena, tmp_path / "a.log", trials=2)
 
 
-def test_a_trial_that_is_given_up_would_not_have_won(tmp_path: Path) -> None:
+def test_a_pruned_trial_would_not_have_won(tmp_path: Path) -> None:
     arena = make_arena(2400, seed=4)
     journal = tmp_path / "a.log"
     best = tune(arena.design, arena.labels, arena.folds, arena.groups, 16, 60, 0, journal)
     trials = history(journal)
-    given_up = [(params, values) for state, params, values in trials if state == "PRUNED"]
-    assert 2 <= len(given_up) <= 14
-    assert all(len(values) % tuning.BLOCKS == 0 and len(values) < 3 * tuning.BLOCKS for _, values in given_up)
+    pruned = [(params, values) for state, params, values in trials if state == "PRUNED"]
+    assert 2 <= len(pruned) <= 14
+    assert all(len(values) % tuning.BLOCKS == 0 and len(values) < 3 * tuning.BLOCKS for _, values in pruned)
     splits = [Split(arena.design, arena.labels, arena.folds == fold) for fold in range(3)]
-    for params, _ in given_up:
+    for params, _ in pruned:
         logits = np.empty((2400, 3))
         for split in splits:
             _, logits[split.held] = fit_early_stopped(split, params, 60, 0)
         assert log_loss(softmax(logits), arena.labels) > best.loss
 
 
-def test_a_study_begins_with_the_same_parameters_whatever_the_seed(arena: Arena, tmp_path: Path) -> None:
+def test_a_study_begins_with_the_same_parameters_for_any_seed(arena: Arena, tmp_path: Path) -> None:
     tuned = tune(arena.design, arena.labels, arena.folds, arena.groups, 1, 10, 99, tmp_path / "a.log")
     assert tuned.params == tuning.first_parameters(len(arena.labels))
 
 
-def test_trials_share_binned_data_without_leaving_a_trace(arena: Arena) -> None:
+def test_trials_that_share_binned_data_do_not_influence_each_other(arena: Arena) -> None:
     held = arena.folds == 0
     one = tuning.FIRST
     other = {**one, "min_data_in_leaf": 5, "num_leaves": 16, "bagging_fraction": 0.9, "lambda_l2": 10.0}
     shared = Split(arena.design, arena.labels, held)
-    made = [fit_early_stopped(shared, params, 30, seed) for params, seed in ((one, 0), (other, 3), (one, 0))]
+    results = [fit_early_stopped(shared, params, 30, seed) for params, seed in ((one, 0), (other, 3), (one, 0))]
     for n, (params, seed) in enumerate(((one, 0), (other, 3), (one, 0))):
         rounds, logits = fit_early_stopped(Split(arena.design, arena.labels, held), params, 30, seed)
-        assert rounds == made[n][0]
-        np.testing.assert_array_equal(logits, made[n][1])
+        assert rounds == results[n][0]
+        np.testing.assert_array_equal(logits, results[n][1])
 
 
-def test_the_scores_that_early_stopping_keeps_are_those_of_the_stacker(arena: Arena) -> None:
+def test_the_logits_kept_by_early_stopping_equal_those_of_the_stacker(arena: Arena) -> None:
     held = arena.folds == 0
     rounds, logits = fit_early_stopped(Split(arena.design, arena.labels, held), tuning.FIRST, 40, 0)
     rest = np.flatnonzero(~held)
     stacker = fit_stacker(arena.design.take(rest), arena.labels[rest], tuning.FIRST, rounds, 0)
-    theirs = softmax(stacker.logits(arena.design.take(np.flatnonzero(held))))
-    np.testing.assert_allclose(softmax(logits), theirs, atol=1e-9)
+    expected = softmax(stacker.logits(arena.design.take(np.flatnonzero(held))))
+    np.testing.assert_allclose(softmax(logits), expected, atol=1e-9)
 
 
 @given(

@@ -1,0 +1,196 @@
+"""Baselines without a language model: class shares, a regression on lengths, and a regression on TF-IDF terms.
+
+A stack of language models must beat them to be worth its price. The TF-IDF baseline is a logistic regression on the
+difference of the responses' TF-IDF vectors and on lengths. Words and pairs of words are hashed (nothing is fitted, and
+memory does not grow with the vocabulary); the inverse document frequencies, the scales and the regression are fitted
+on the training rows alone. Swapping A and B negates the difference and the log ratios, training sees both orders, and
+the scores of both are averaged, so the output is swapped exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, hstack, vstack
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, normalize
+
+from ensemble.features.design_matrix import Design
+from ensemble.stacking.combiners import both_orders, fit_logistic_regression
+from oof.classes import CLASSES, swap_classes, swap_labels
+from oof.common.atomic_files import read_json, write_json
+from oof.metrics import Integers, log_softmax, softmax
+
+ABSENT = 1e-12  # probability of a class that never occurred
+BUCKETS = 2**17  # of hashed words and pairs of words
+MAX_CHARACTERS = 6000  # read of a response: bounds time and memory on long conversations
+MIN_RESPONSES = 4  # that a term must occur in
+TERMS_C = 0.05  # scikit-learn's C: thousands of terms, few battles
+LENGTH_SCALE = 3.0  # of the length inputs, which the penalty on terms should not shrink
+MAX_ITERATIONS = 200  # of L-BFGS
+STACKED_FOLDS = 5  # of the logits that a stacker is trained on
+
+Floats = NDArray[np.float64]
+
+
+def prior_probs(labels: Integers, n: int) -> Floats:
+    """Return (n, 3): the class shares of ``labels``, Laplace-smoothed, for each of n battles."""
+    counts = np.bincount(labels, minlength=len(CLASSES)) + 1.0
+    return np.tile(counts / counts.sum(), (n, 1))
+
+
+def length_only_probs(train: Design, labels: Integers, held_out: Design) -> Floats:
+    """Return (n, 3) probabilities of a multinomial logistic regression on the length features alone.
+
+    Trained on each battle in both orders, and averaged over both orders, like every other model of this stage.
+
+    Args:
+        train: training battles.
+        labels: their labels.
+        held_out: (n) battles that nothing is fitted on.
+    """
+    columns = train.columns("lengths")
+    x, y = both_orders(train.x[:, columns], train.x_swapped[:, columns], labels)
+    if len(np.unique(y)) < 2 or not columns:  # battles without text have no lengths
+        return prior_probs(labels, len(held_out.ids))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
+
+    def probs(values: NDArray[np.float32]) -> Floats:
+        full = np.full((len(values), len(CLASSES)), ABSENT)
+        full[:, model.classes_] = model.predict_proba(values)
+        return np.asarray(full / full.sum(axis=1, keepdims=True))
+
+    return np.asarray((probs(held_out.x[:, columns]) + swap_classes(probs(held_out.x_swapped[:, columns]))) / 2)
+
+
+@dataclass(frozen=True)
+class TermCounts:
+    """Terms of (n) battles.
+
+    Attributes:
+        a: (n, BUCKETS) counts of the hashed terms of response A.
+        b: the same of response B.
+        log_words: (n, 2) log words of both responses.
+    """
+
+    a: csr_matrix
+    b: csr_matrix
+    log_words: Floats
+
+    def take(self, rows: NDArray[np.int64]) -> TermCounts:
+        return TermCounts(self.a[rows], self.b[rows], self.log_words[rows])
+
+
+def count_terms(table: pl.DataFrame) -> TermCounts:
+    """Return the term counts of (n) battles in the table's order."""
+    hashing = HashingVectorizer(
+        n_features=BUCKETS, ngram_range=(1, 2), alternate_sign=False, norm=None, dtype=np.float32
+    )
+    joined = [table[f"response_{side}"].list.join("\n") for side in ("a", "b")]
+    counts = [hashing.transform(texts.str.slice(0, MAX_CHARACTERS).to_list()) for texts in joined]
+    words = [texts.str.count_matches(r"\S+").to_numpy().astype(np.float64) for texts in joined]
+    return TermCounts(counts[0], counts[1], np.log1p(np.stack(words, axis=1)))
+
+
+@dataclass(frozen=True)
+class TfidfModel:
+    """The fitted regression, saved as JSON.
+
+    Attributes:
+        terms: (t,) buckets of the hashed terms that it reads.
+        idf: (t,) their inverse document frequencies.
+        spread: (3,) scales of the lengths.
+        coef: (3, t + 3) of terms and lengths.
+        intercept: (3,).
+    """
+
+    terms: Floats
+    idf: Floats
+    spread: Floats
+    coef: Floats
+    intercept: Floats
+
+    def logits(self, counts: TermCounts) -> Floats:
+        """Return (n, 3) logits, the mean of both orders'."""
+        given, swapped = (
+            np.asarray(x @ self.coef.T) + self.intercept
+            for x in _inputs(counts, self.terms.astype(np.int64), self.idf, self.spread)
+        )
+        return np.asarray((log_softmax(given) + swap_classes(log_softmax(swapped))) / 2)
+
+    def save(self, file: Path) -> None:
+        write_json(file, {name: value.tolist() for name, value in vars(self).items()})
+
+    @classmethod
+    def load(cls, file: Path) -> TfidfModel:
+        return cls(**{name: np.array(value, dtype=np.float64) for name, value in read_json(file).items()})
+
+
+def fit_tfidf(train: TermCounts, labels: Integers) -> TfidfModel:
+    """Return the regression on (n) training battles with (n,) labels."""
+    y = np.concatenate([labels, swap_labels(labels)])
+    if len(np.unique(y)) < 2:
+        prior = np.log(np.maximum(prior_probs(labels, 1)[0], ABSENT))
+        return TfidfModel(np.empty(0), np.empty(0), np.ones(3), np.zeros((3, 3)), prior)
+    responses = vstack([train.a, train.b]).tocsr()
+    # Without rare terms there are fewer unknowns, and the fit is far faster.
+    terms = np.flatnonzero(np.bincount(responses.indices, minlength=BUCKETS) >= MIN_RESPONSES)
+    idf = TfidfTransformer(sublinear_tf=True).fit(responses[:, terms]).idf_ if len(terms) else np.empty(0)
+    spread = np.maximum(_lengths(train).std(axis=0), 1e-6)
+    inputs = vstack(_inputs(train, terms, idf, spread)).tocsr()
+    coef, intercept = fit_logistic_regression(inputs, y, np.log(ABSENT), C=TERMS_C, max_iter=MAX_ITERATIONS, tol=1e-3)
+    return TfidfModel(terms.astype(np.float64), np.asarray(idf, dtype=np.float64), spread, coef, intercept)
+
+
+def tfidf_probs(train: TermCounts, labels: Integers, held_out: TermCounts) -> Floats:
+    """Return (n, 3) probabilities of held-out battles by a regression on the training battles.
+
+    Args:
+        train: training battles.
+        labels: their labels.
+        held_out: (n) battles that nothing is fitted on.
+    """
+    return softmax(fit_tfidf(train, labels).logits(held_out))
+
+
+def out_of_fold_tfidf(counts: TermCounts, labels: Integers, groups: Integers, seed: int) -> Floats:
+    """Return (n, 3) logits of each battle by regressions on other groups' battles, for training a stacker.
+
+    Five folds of whole groups, more than stage one's, so that the regressions are nearly as good as the one on all.
+    """
+    n_groups = len(np.unique(groups))
+    if n_groups < 2:
+        return np.repeat(fit_tfidf(counts, labels).intercept[None], len(labels), axis=0)
+    splitter = GroupKFold(min(STACKED_FOLDS, n_groups), shuffle=True, random_state=seed)
+    logits = np.empty((len(labels), len(CLASSES)))
+    for rest, held in splitter.split(labels, groups=groups):
+        logits[held] = fit_tfidf(counts.take(rest), labels[rest]).logits(counts.take(held))
+    return logits
+
+
+def _lengths(counts: TermCounts) -> Floats:
+    """Return (n, 3): the log ratio of words, its absolute value, and the mean log words (the first is odd)."""
+    ratio = counts.log_words[:, 0] - counts.log_words[:, 1]
+    return np.stack([ratio, np.abs(ratio), counts.log_words.sum(axis=1) / 2], axis=1)
+
+
+def _inputs(counts: TermCounts, terms: NDArray[np.int64], idf: Floats, spread: Floats) -> tuple[csr_matrix, csr_matrix]:
+    """Return the (n, t + 3) inputs of the battles as given and of the swapped battles."""
+    difference = _tfidf(counts.a[:, terms], idf) - _tfidf(counts.b[:, terms], idf)
+    lengths = LENGTH_SCALE * _lengths(counts) / spread
+    swapped = csr_matrix(lengths * np.array([-1.0, 1.0, 1.0]))
+    return hstack([difference, csr_matrix(lengths)]).tocsr(), hstack([-difference, swapped]).tocsr()
+
+
+def _tfidf(counts: csr_matrix, idf: Floats) -> csr_matrix:
+    """Return (1 + log count) times idf, in rows of length 1, as TfidfTransformer does."""
+    weights = counts.astype(np.float64)
+    weights.data = (np.log(weights.data) + 1.0) * idf[weights.indices]
+    return csr_matrix(normalize(weights, copy=False)) if len(idf) else weights
