@@ -109,10 +109,8 @@ def verdict_cell(difference: NDArray[np.float64], groups: NDArray[np.integer], l
 
     Yes means that the interval is below 0 or, with a limit, that the mean is at most the limit.
     """
-    if limit is None:
-        holds = group_interval(difference, groups, 0)["high"] < 0
-    else:
-        holds = float(difference.mean()) <= limit
+    below_zero = group_interval(difference, groups, 0)["high"] < 0
+    holds = below_zero if limit is None else float(difference.mean()) <= limit
     return f"{'yes' if holds else '**no**'}: {cell(difference, groups, '+')}"
 
 

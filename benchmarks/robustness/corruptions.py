@@ -1,4 +1,4 @@
-"""Every kind of file that a finished run has, and damage to it: one bit turned over, or the second half cut off."""
+"""Damage to every kind of file of a finished run: one bit flipped, or the end cut off."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from benchmarks.robustness import fault_runs as runs
 
 DAMAGES = ("flipped", "cut")
 OUTPUTS = ("metrics.json", "run.json", "submission.csv", "report/index.html", "report/report.json")
-# Kinds that are damaged together; the first that fits. A step whose manifest is damaged names no other file, and a
-# report that is made of other numbers names none at all, so these have batches of their own.
+# Kinds that are damaged together; a kind belongs to the first batch that it fits. A step whose manifest is damaged
+# names no other damaged file, and a report made from other numbers names none, so these have batches of their own.
 BATCHES: dict[str, Callable[[str], bool]] = {
     "jobs' manifests": lambda kind: kind.endswith("job.json"),
     "manifests": lambda kind: kind.rsplit("/", 1)[-1] in runs.MANIFESTS,
@@ -29,27 +29,24 @@ BATCHES: dict[str, Callable[[str], bool]] = {
 
 
 def kinds(run: Path) -> dict[str, list[Path]]:
-    """Return a run's files by kind: their paths with members, folds, models and digests left open."""
-    found: dict[str, list[Path]] = {}
+    """Return a run's files by kind: the path with placeholders for members, folds and digests."""
+    by_kind: dict[str, list[Path]] = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file() and not path.name.endswith(".lock")):
         name = re.sub(r"fold-\d+", "fold-K", str(path.relative_to(run)))
         name = re.sub(r"\b[0-9a-f]{12,32}\b", "DIGEST", name)
         name = re.sub(f"^oof/({'|'.join(runs.MEMBERS)})", "oof/MEMBER", name)
-        found.setdefault(name, []).append(path)
-    return found
+        by_kind.setdefault(name, []).append(path)
+    return by_kind
 
 
 def batch(run: Path, name: str) -> dict[str, list[Path]]:
-    """Return the kinds of one batch; a kind of several batches belongs to the first."""
-    mine = {}
-    for kind, paths in kinds(run).items():
-        if next(other for other, holds in BATCHES.items() if holds(kind)) == name:
-            mine[kind] = paths
-    return mine
+    """Return the kinds of one batch; a kind that fits several batches belongs to the first."""
+    by_kind = kinds(run).items()
+    return {kind: p for kind, p in by_kind if next(b for b, fits in BATCHES.items() if fits(kind)) == name}
 
 
 def damage(path: Path, how: str, rng: np.random.Generator) -> None:
-    """Turn one bit over in the middle half of a file, or cut it somewhere there."""
+    """Flip one bit in the middle half of a file, or cut it off at a place there."""
     data = bytearray(path.read_bytes())
     at = int(rng.integers(len(data) // 4, max(len(data) * 3 // 4, len(data) // 4 + 1)))
     if how == "cut":
@@ -59,8 +56,8 @@ def damage(path: Path, how: str, rng: np.random.Generator) -> None:
     path.write_bytes(data)
 
 
-def corrupt(run: Path, name: str, how: str, seed: int, stage: str, more: list[str]) -> dict:
-    """Damage one file of each kind of a batch in a finished run, call every stage again, and look.
+def corrupt(run: Path, name: str, how: str, seed: int, stage: str, overrides: list[str]) -> dict:
+    """Damage one file of each kind of a batch in a finished run, rerun every stage, and compare.
 
     Returns:
         ``kinds``: kind -> whether the file was named and has its old bytes again; ``identical``: nothing else changed.
@@ -68,39 +65,39 @@ def corrupt(run: Path, name: str, how: str, seed: int, stage: str, more: list[st
     rng = np.random.default_rng([seed, sum(map(ord, name + how))])
     chosen = {}
     for kind, paths in batch(run, name).items():
-        # Of the token cache the larger files, which hold the training texts.
+        # The larger files of the token cache hold the training texts.
         chosen[kind] = (
             max(paths, key=lambda p: p.stat().st_size) if name == "token cache" else paths[rng.integers(len(paths))]
         )
-    whole = {path: _content(path) for path in chosen.values()}
+    intact = {path: content(path) for path in chosen.values()}
     before = runs.fingerprint(run)
     for path in chosen.values():
         damage(path, how, rng)
-    if name == "token cache":  # it is opened by who has to tokenise
+    if name == "token cache":  # only a job that must tokenise opens it
         for member in runs.MEMBERS:
             shutil.rmtree(run / "oof" / member / "fold-0")
-    outcome = runs.run_chain(runs.commands(run, stage, more))
-    lines = [line for line in outcome.said.splitlines() if "damaged" in line]
-    found = {
-        kind: {"named": any(str(path) in line for line in lines), "same": _content(path) == whole[path]}
+    outcome = runs.run_chain(runs.commands(run, stage, overrides))
+    lines = [line for line in outcome.stderr.splitlines() if "damaged" in line]
+    results = {
+        kind: {"named": any(str(path) in line for line in lines), "same": content(path) == intact[path]}
         for kind, path in chosen.items()
     }
     return {
-        "kinds": found,
+        "kinds": results,
         "status": outcome.status,
-        "said": outcome.last if outcome.status else "",
+        "message": outcome.last_line if outcome.status else "",
         "identical": outcome.status == 0 and not runs.differences(run, before),
         "half_written": runs.half_written(run),
         "lost_seconds": round(outcome.busy, 2),
     }
 
 
-def _content(path: Path) -> object:
-    """Return what must come back: a file's bytes, of manifests and journals all but the times."""
+def content(path: Path) -> object:
+    """Return the content that must come back: a file's bytes, of manifests and journals all but the times."""
     if not path.is_file():
         return "missing"
     if path.parent.name == "report" and path.name in runs.MANIFESTS:
-        return sorted(json.loads(path.read_text())["files"])  # the page says how long the stages took
+        return sorted(json.loads(path.read_text())["files"])  # without checksums, because the page holds times
     if path.name in runs.MANIFESTS:
         return {k: v for k, v in json.loads(path.read_text()).items() if k not in runs.RECORDS}
     if path.suffix == ".log":

@@ -1,4 +1,4 @@
-"""Bad conditions for a whole run: a disk that fills or cannot be written, two starts at once, a clock that jumps."""
+"""Faults for a whole run: a full or read-only disk, two starts at once, a jumping clock, kill -9."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import ROOT
 from benchmarks.robustness import fault_runs as runs
 
-# Laid on PYTHONPATH: every few seconds the time of day jumps by up to a day, back or forward.
+# A sitecustomize.py on PYTHONPATH: every few seconds the time of day jumps by up to a day, back or forward.
 JUMPING_CLOCK = """
 import random, time
 real, real_ns, steady = time.time, time.time_ns, time.monotonic
@@ -28,7 +29,7 @@ time.time_ns = lambda: real_ns() + int(offset() * 1e9)
 
 
 def can_mount(folder: Path) -> bool:
-    """Say whether we may mount a small file system."""
+    """Return whether this process may mount a small file system."""
     folder.mkdir(parents=True, exist_ok=True)
     if not shutil.which("mount") or _call("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)):
         return False
@@ -52,9 +53,9 @@ def small_disk(run: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", str(run)], check=True)
 
 
-def judged(run: Path, outcome: runs.Outcome, whole: dict, lost: float) -> dict:
-    """Return what every case reports: whether the run ended and with which differences."""
-    differing = runs.differences(run, whole["files"]) if outcome.status == 0 else [outcome.last]
+def comparison(run: Path, outcome: runs.Outcome, reference: dict, lost: float) -> dict:
+    """Return the fields that every case reports: whether the results are identical, differences, lost seconds."""
+    differing = runs.differences(run, reference["files"]) if outcome.status == 0 else [outcome.last_line]
     return {
         "identical": outcome.status == 0 and not differing,
         "differing": differing[:5],
@@ -63,41 +64,50 @@ def judged(run: Path, outcome: runs.Outcome, whole: dict, lost: float) -> dict:
 
 
 def clear_sentence(outcome: runs.Outcome) -> bool:
-    """Say whether a refused call ended as a user's error does: status 2, one sentence, no traceback, no bug report."""
-    said = outcome.last
-    return outcome.status == 2 and said.startswith("error: ") and "Traceback" not in outcome.said and "bug" not in said
+    """Return whether a refused call ended as a user's error: status 2, one sentence, no traceback, no bug report."""
+    message = outcome.last_line
+    one_sentence = message.startswith("error: ") and "Traceback" not in outcome.stderr and "bug" not in message
+    return outcome.status == 2 and one_sentence
 
 
-def full_disk(run: Path, calls: list[list[str]], whole: dict, share: float, mounted: bool) -> dict:
-    """Run on a disk that holds ``share`` of what a run needs, then make room and run again.
+def full_disk(run: Path, calls: list[list[str]], reference: dict, share: float, mounted: bool) -> dict:
+    """Run on a disk that holds ``share`` of the bytes of a run, then make room and rerun.
 
     Without the right to mount, the size of any one file is limited instead, to that share of the largest.
     """
     if not mounted:
         runs.clear(run)
-        limit = int(share * whole["largest"])
+        limit = int(share * reference["largest"])
         first = runs.run_chain(calls, limits=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-        return _after_full(run, calls, whole, first, share, "limit on the size of a file")
-    with small_disk(run, int(share * whole["bytes"]) // 4096 * 4096):
+        return _after_full(run, calls, reference, first, share, "limit on the size of a file")
+    with small_disk(run, int(share * reference["bytes"]) // 4096 * 4096):
         first = runs.run_chain(calls)
-        result_of_first = runs.half_written(run)
-        subprocess.run(["mount", "-o", f"remount,size={100 * whole['bytes']}", str(run)], check=True)
-        return _after_full(run, calls, whole, first, share, "small tmpfs") | {"half_written": result_of_first}
+        broken = runs.half_written(run)
+        subprocess.run(["mount", "-o", f"remount,size={100 * reference['bytes']}", str(run)], check=True)
+        return _after_full(run, calls, reference, first, share, "small tmpfs") | {"half_written": broken}
 
 
-def _after_full(run: Path, calls: list[list[str]], whole: dict, first: runs.Outcome, share: float, how: str) -> dict:
+def _after_full(
+    run: Path, calls: list[list[str]], reference: dict, first: runs.Outcome, share: float, how: str
+) -> dict:
     broken = runs.half_written(run)
     second = runs.run_chain(calls) if first.status else first
-    lost = (first.busy + second.busy if first.status else first.busy) - whole["busy"]
-    facts = {"at": round(share, 3), "how": how, "verb": first.verb, "said": first.last if first.status else ""}
-    fine = first.status == 0 or clear_sentence(first)
-    return {**facts, "refused_clearly": fine, "half_written": broken, **judged(run, second, whole, lost)}
+    lost = (first.busy + second.busy if first.status else first.busy) - reference["busy"]
+    return {
+        "at": round(share, 3),
+        "how": how,
+        "subcommand": first.subcommand,
+        "message": first.last_line if first.status else "",
+        "refused_clearly": first.status == 0 or clear_sentence(first),
+        "half_written": broken,
+        **comparison(run, second, reference, lost),
+    }
 
 
-def read_only(run: Path, calls: list[list[str]], whole: dict, finished: Path, at: float) -> dict:
-    """Start on a read-only folder: an empty one, one of a run that was killed at ``at``, a finished one; then write."""
-    said, clear, changed = [], [], []
-    with small_disk(run, 100 * whole["bytes"]):
+def read_only(run: Path, calls: list[list[str]], reference: dict, finished: Path, at: float) -> dict:
+    """Start on a read-only folder (empty; of a run killed at ``at`` seconds; finished), then make it writable."""
+    messages, clear, changed = [], [], []
+    with small_disk(run, 100 * reference["bytes"]):
         for state in ("empty", "killed", "finished"):
             if state == "killed":
                 runs.run_chain(calls, due=after(at))
@@ -110,19 +120,24 @@ def read_only(run: Path, calls: list[list[str]], whole: dict, finished: Path, at
             refused = [runs.run_chain([call]) for call in (calls if state == "finished" else calls[:1])]
             subprocess.run(["mount", "-o", "remount,rw", str(run)], check=True)
             clear += [clear_sentence(outcome) for outcome in refused]
-            said += [outcome.last for outcome in refused]
+            messages += [outcome.last_line for outcome in refused]
             changed += [state] if _every_byte(run) != before else []
         last = runs.run_chain(calls)
-        facts = {"said": said[0], "refused_clearly": all(clear) and not changed, "half_written": runs.half_written(run)}
-        return {**facts, "how": "tmpfs mounted read-only", **judged(run, last, whole, 0.0)}
+        return {
+            "message": messages[0],
+            "refused_clearly": all(clear) and not changed,
+            "half_written": runs.half_written(run),
+            "how": "tmpfs mounted read-only",
+            **comparison(run, last, reference, 0.0),
+        }
 
 
 def _every_byte(run: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def two_starts(run: Path, calls: list[list[str]], whole: dict, later: float) -> dict:
-    """Start a run twice, the second ``later`` seconds after the first; whoever is refused says who is at work."""
+def two_starts(run: Path, calls: list[list[str]], reference: dict, later: float) -> dict:
+    """Start a run twice, the second ``later`` seconds after the first; a refusal must name the running process."""
     runs.clear(run)
     ended: list[runs.Outcome] = []
 
@@ -136,38 +151,43 @@ def two_starts(run: Path, calls: list[list[str]], whole: dict, later: float) -> 
     for thread in threads:
         thread.join()
     refused = [outcome for outcome in ended if outcome.status]
-    clear = all(clear_sentence(outcome) and "in use by" in outcome.last for outcome in refused) and len(refused) < 2
+    clear = all(clear_sentence(outcome) and "in use by" in outcome.last_line for outcome in refused)
     best = min(ended, key=lambda outcome: outcome.status)
-    facts = {"at": round(later, 1), "refused": len(refused), "said": refused[0].last if refused else ""}
-    broken = runs.half_written(run)
-    return {**facts, "refused_clearly": clear, "half_written": broken, **judged(run, best, whole, 0.0)}
+    return {
+        "at": round(later, 1),
+        "refused": len(refused),
+        "message": refused[0].last_line if refused else "",
+        "refused_clearly": clear and len(refused) < 2,
+        "half_written": runs.half_written(run),
+        **comparison(run, best, reference, 0.0),
+    }
 
 
-def jumping_clock(run: Path, calls: list[list[str]], whole: dict, seed: int) -> dict:
+def jumping_clock(run: Path, calls: list[list[str]], reference: dict, seed: int) -> dict:
     """Run while the time of day jumps."""
     runs.clear(run)
     folder = run.parent / "clock"
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(JUMPING_CLOCK.format(seed=seed))
-    path = os.pathsep.join([str(folder), str(runs.ROOT)])
+    path = os.pathsep.join([str(folder), str(ROOT)])
     outcome = runs.run_chain(calls, environment={"PYTHONPATH": path})
     broken = runs.half_written(run)
-    return {"half_written": broken, **judged(run, outcome, whole, outcome.busy - whole["busy"])}
+    return {"half_written": broken, **comparison(run, outcome, reference, outcome.busy - reference["busy"])}
 
 
-def kill(run: Path, calls: list[list[str]], whole: dict, due: Callable[[], bool], everybody: bool) -> dict:
-    """Kill a run with -9 once ``due``, run it again to its end, and compare."""
+def kill(run: Path, calls: list[list[str]], reference: dict, due: Callable[[], bool], whole_group: bool) -> dict:
+    """Kill a run with -9 once ``due`` returns true, rerun it to its end, and compare."""
     runs.clear(run)
-    first = runs.run_chain(calls, due, everybody)
+    first = runs.run_chain(calls, due, whole_group)
     broken = runs.half_written(run) if run.is_dir() else []
     second = runs.run_chain(calls) if first.status else first
-    lost = (first.busy + second.busy if first.status else first.busy) - whole["busy"]
-    facts = {"verb": first.verb, "killed": first.status < 0, "half_written": broken}
-    return {**facts, **judged(run, second, whole, lost)}
+    lost = (first.busy + second.busy if first.status else first.busy) - reference["busy"]
+    case = {"subcommand": first.subcommand, "killed": first.status < 0, "half_written": broken}
+    return {**case, **comparison(run, second, reference, lost)}
 
 
-def interrupted_export(run: Path, calls: list[list[str]], whole: dict, delay: float) -> dict:
-    """Kill a run ``delay`` seconds after the student's folder began to be written."""
+def interrupted_export(run: Path, calls: list[list[str]], reference: dict, delay: float) -> dict:
+    """Kill a run ``delay`` seconds after the writing of the student's folder began."""
     began: list[float] = []
 
     def due() -> bool:
@@ -175,17 +195,17 @@ def interrupted_export(run: Path, calls: list[list[str]], whole: dict, delay: fl
             began.append(time.monotonic())
         return bool(began) and time.monotonic() - began[0] >= delay
 
-    return {"at": round(delay, 2), **kill(run, calls, whole, due, everybody=True)}
+    return {"at": round(delay, 2), **kill(run, calls, reference, due, whole_group=True)}
 
 
 def shares(seed: int, n: int, low: float, high: float) -> list[float]:
-    """Return n reproducible numbers, spread over the range."""
+    """Return n reproducible numbers, spread evenly over the range."""
     rng = np.random.default_rng(seed)
     return [float(x) for x in low + (high - low) * (np.arange(n) + rng.uniform(size=n)) / max(n, 1)]
 
 
 def after(seconds: float) -> Callable[[], bool]:
-    """Return a question that is answered with yes from ``seconds`` after it was first asked."""
+    """Return a function that returns true from ``seconds`` after its first call on."""
     first: list[float] = []
 
     def due() -> bool:

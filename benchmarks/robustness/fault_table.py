@@ -1,30 +1,29 @@
-"""What ``faults.py`` found: one line for each fault, and the page with date, commit and machine."""
+"""Tables and page of ``faults.py``: results by fault, refusals, results by kind of damaged file."""
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-
-def wrong(entry: Mapping) -> list[str]:
-    """Return what a case did that it must not do."""
-    found = [] if entry["identical"] else ["result differs"]
-    found += ["half-written artifacts"] if entry["half_written"] else []
-    found += ["no clear sentence"] if not entry.get("refused_clearly", True) else []
-    for kind, facts in entry.get("kinds", {}).items():
-        found += [f"{kind} not named"] if not facts["named"] else []
-        found += [f"{kind} not rebuilt"] if not facts["same"] else []
-    return found
+from benchmarks.common import write_page
 
 
-def summary(entries: list[dict], whole: Mapping) -> tuple[list[str], list[str]]:
-    """Return the table's lines (Markdown) and the failures."""
-    alive = [entry for entry in entries if not entry.get("killed", True)]  # it was faster than the reference
+def failures_of(entry: Mapping) -> list[str]:
+    """Return the failures of one case."""
+    failures = [] if entry["identical"] else ["result differs"]
+    failures += ["half-written artifacts"] if entry["half_written"] else []
+    failures += ["no clear sentence"] if not entry.get("refused_clearly", True) else []
+    for kind, result in entry.get("kinds", {}).items():
+        failures += [f"{kind} not named"] if not result["named"] else []
+        failures += [f"{kind} not rebuilt"] if not result["same"] else []
+    return failures
+
+
+def summary(entries: list[dict], reference: Mapping) -> tuple[list[str], list[str]]:
+    """Return the lines of the Markdown table, and the failures."""
+    alive = [entry for entry in entries if not entry.get("killed", True)]  # ended before the kill was due
     entries = [entry for entry in entries if entry not in alive]
     faults = list(dict.fromkeys(entry["fault"] for entry in entries))
     lines = [
@@ -33,86 +32,80 @@ def summary(entries: list[dict], whole: Mapping) -> tuple[list[str], list[str]]:
         "|---|---|---|---|---|---|",
     ]
     for fault in faults:
-        mine = [entry for entry in entries if entry["fault"] == fault]
-        lost = [entry["lost_seconds"] for entry in mine]
-        unclear = sum(not entry.get("refused_clearly", True) for entry in mine)
+        cases = [entry for entry in entries if entry["fault"] == fault]
+        lost = [entry["lost_seconds"] for entry in cases]
+        unclear = sum(not entry.get("refused_clearly", True) for entry in cases)
         cells = (
             fault if fault != "kill" else "kill -9",
-            len(mine),
-            sum(entry["identical"] for entry in mine),
-            sum(len(entry["half_written"]) for entry in mine),
-            unclear if any("refused_clearly" in entry for entry in mine) else "",
+            len(cases),
+            sum(entry["identical"] for entry in cases),
+            sum(len(entry["half_written"]) for entry in cases),
+            unclear if any("refused_clearly" in entry for entry in cases) else "",
             f"{np.median(lost):.1f}, {max(lost):.1f}" if fault not in ("two starts", "read-only folder") else "",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", f"{len(alive)} more runs ended before their kill was due, and are not counted."] if alive else []
-    failures = [f"{entry['fault']} {entry['case']}: {what}" for entry in entries for what in wrong(entry)]
-    lines += ["", f"An uninterrupted run takes {whole['busy']:.0f} processor seconds ({whole['seconds']:.0f} s by the "
-              f"clock), a call of every stage that finds nothing to do {whole['idle']:.0f}."]  # fmt: skip
+    failures = [f"{entry['fault']} {entry['case']}: {what}" for entry in entries for what in failures_of(entry)]
+    lines += [
+        "",
+        f"An uninterrupted run takes {reference['busy']:.0f} processor seconds ({reference['seconds']:.0f} s by the "
+        f"clock); rerunning every stage of a finished run takes {reference['idle']:.0f}.",
+    ]
     lines += ["", *[f"* FAILED: {failure}" for failure in failures]] if failures else []
     return lines, failures
 
 
 def kinds_table(entries: Iterable[Mapping]) -> list[str]:
-    """Return a line for each kind of file: with which damages it was named and came back."""
-    found: dict[str, dict[str, Mapping]] = {}
+    """Return a line for each kind of file with its result under each kind of damage."""
+    by_kind: dict[str, dict[str, Mapping]] = {}
     for entry in entries:
-        for kind, facts in entry.get("kinds", {}).items():
-            found.setdefault(kind, {})[entry["fault"].removeprefix("damage: ")] = facts
-    damages = sorted({damage for facts in found.values() for damage in facts})
+        for kind, result in entry.get("kinds", {}).items():
+            by_kind.setdefault(kind, {})[entry["fault"].removeprefix("damage: ")] = result
+    damages = sorted({damage for results in by_kind.values() for damage in results})
     lines = [f"| file | {' | '.join(damages)} |", f"|---|{'---|' * len(damages)}"]
-    for kind in sorted(found):
-        cells = [_cell(found[kind].get(damage)) for damage in damages]
+    for kind in sorted(by_kind):
+        cells = [_cell(by_kind[kind].get(damage)) for damage in damages]
         lines.append(f"| `{kind}` | {' | '.join(cells)} |")
     return lines
 
 
-def _cell(facts: Mapping | None) -> str:
-    if facts is None:
+def _cell(result: Mapping | None) -> str:
+    if result is None:
         return ""
-    return f"{'named' if facts['named'] else 'NOT NAMED'}, {'the same again' if facts['same'] else 'NOT REBUILT'}"
+    return f"{'named' if result['named'] else 'NOT NAMED'}, {'rebuilt' if result['same'] else 'NOT REBUILT'}"
 
 
 def refusals(entries: Iterable[Mapping], run: str) -> list[str]:
-    """Return the different sentences with which calls were refused."""
-    said = {entry["said"].replace(run, "RUN") for entry in entries if entry.get("said") and "kinds" not in entry}
-    return [f"* `{sentence}`" for sentence in sorted(said)]
+    """Return the distinct messages with which calls were refused."""
+    messages = {e["message"].replace(run, "RUN") for e in entries if e.get("message") and "kinds" not in e}
+    return [f"* `{message}`" for message in sorted(messages)]
 
 
-def write_page(path: Path, command: str, lines: list[str], done: Mapping, whole: Mapping, everything: bool) -> None:
-    """Write the page: of every fault in all stages, or of kills in stage one."""
-    entries = list(done.values())
-    run = next(word.removeprefix("run=") for word in whole["calls"][0] if word.startswith("run="))
-    killed = [entry for entry in entries if entry["fault"] == "kill" and entry["killed"]]
-    verbs = {verb: sum(entry["verb"] == verb for entry in killed) for verb in sorted({e["verb"] for e in killed})}
-    ways = sorted({entry["how"] for entry in entries if entry.get("how")})
-    kinds = kinds_table(entries)
-    title = "A run under faults" if everything else "Stage one under kill -9"
-    text = f"""# {title}
-
-Written by `{command}` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d} from commit {whole["commit"]}
-({platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, Python {platform.python_version()}).
-The machine did other work as well, so work lost is counted in processor seconds; it includes starting every process
-of the second call.
-
-{chr(10).join(lines)}
-
-Identical: every file of the run has the bytes that an uninterrupted run leaves, and no other file is there; of
-manifests, journals of trials, logs and the report, which name times, everything but the times or their presence.
-Half-written: a manifest vouches for a file that is not what it says, at the instant after the fault.
-
-Kills by the verb that was running: {", ".join(f"{verb} {n}" for verb, n in verbs.items()) or "none"}.
-"""
-    if everything:
-        text += f"""
-How disks were made to fail: {", ".join(ways) or "not tried"}.
-
-What a refused call says:
-
-{chr(10).join(refusals(entries, run)) or "(none was refused)"}
-
-## Damage to every kind of file of a finished run
-
-{chr(10).join(kinds) if len(kinds) > 2 else "(not tried)"}
-"""
-    path.write_text(text, encoding="utf-8")
+def write_fault_page(
+    path: Path, command: str, lines: list[str], entries: list[dict], reference: Mapping, all_stages: bool
+) -> None:
+    """Write the page of all faults in all stages, or of kills in stage one."""
+    run = next(word.removeprefix("run=") for word in reference["calls"][0] if word.startswith("run="))
+    killed = [entry["subcommand"] for entry in entries if entry["fault"] == "kill" and entry["killed"]]
+    kills = ", ".join(f"{subcommand} {killed.count(subcommand)}" for subcommand in sorted(set(killed))) or "none"
+    body = [
+        "Other work ran on the machine, so lost work is counted in processor seconds; it includes starting every "
+        "process of the second call.",
+        "",
+        *lines,
+        "",
+        "Identical: every file of the run has the bytes that an uninterrupted run leaves, and there is no other file. "
+        "Manifests are compared without their times; of studies' journals, logs and the report, which name times, only "
+        "the presence is compared. Half-written: right after the fault, a file differs from its manifest's checksum.",
+        "",
+        f"Kills by running subcommand: {kills}.",
+    ]
+    if all_stages:
+        methods = sorted({entry["how"] for entry in entries if entry.get("how")})
+        kinds = kinds_table(entries)
+        body += ["", f"Simulation of failing disks: {', '.join(methods) or 'not tried'}."]
+        body += ["", "Messages of refused calls:", "", *(refusals(entries, run) or ["(none was refused)"])]
+        body += ["", "## Damage to every kind of file of a finished run", ""]
+        body += kinds if len(kinds) > 2 else ["(not tried)"]
+    title = "A run under faults" if all_stages else "Stage one under kill -9"
+    write_page(path, title, body, command, reference["commit"])

@@ -1,10 +1,11 @@
-"""Hostile input at length: broken battles, configurations, logits, weights and texts; docs/results-fuzz.md.
+"""Hostile input: long runs of the tests with broken battles, configurations, logits, weights and texts.
 
-    python -m benchmarks.robustness.fuzz [--seed 1] [--files 2000] [--write docs/results-fuzz.md]      (about ten minutes a core)
+    python -m benchmarks.robustness.fuzz [--seed 1] [--files 2000]                 # about ten minutes a core
+    python -m benchmarks.robustness.fuzz --write docs/evidence/fuzz.md
 
-Each case must end in one clear sentence or in a right result: the tests named in the table say what that is for each
-kind of input. Hypothesis draws its cases from the seed, and so does the fuzzer of battle files. Exit status 1 if any
-case ends otherwise.
+Each case must end in one clear sentence or in a correct result, as the test named in the table defines it for each
+kind of input. Hypothesis and the fuzzer of battle files draw their cases from the seed. Exit status 1 if any case ends
+otherwise.
 """
 
 from __future__ import annotations
@@ -15,25 +16,22 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from xml.etree import ElementTree  # reads what pytest has just written
+from xml.etree import ElementTree  # reads only pytest's own output
 
-from benchmarks.common import commit, machine
-from oof.common.atomic_files import replacing
+from benchmarks.common import ROOT, argument_parser, run_script, timed, write_page
 
-ROOT = Path(__file__).resolve().parents[2]
 FUZZER = "tests/fixtures/fuzz_battles.py"
-TESTS = {
-    "tests/oof/config/test_hostile_config.py": "configurations: any value of any setting, overrides, broken YAML, bombs, "
-    "deep nesting, huge numbers, run and member names with `../`",
-    "tests/ensemble/stacking/test_hostile_logits.py": "files of logits: NaN, Inf, lost, repeated and unknown ids, another "
-    "order, broken bytes, 10^7 rows",
-    "tests/oof/model/test_hostile_weights.py": "checkpoints and adapters: truncated and flipped safetensors, wrong shapes, "
-    "headers and settings that lie, folders that ask for their own code",
-    "tests/oof/model/test_no_code.py": "pickles, chat templates and special tokens that would do something",
+INPUTS = {
+    FUZZER: "battle files: nine schemas in four formats; cells, columns, rows and bytes broken",
+    "tests/oof/config/test_hostile_config.py": "configurations: any value of any setting, overrides, broken YAML, "
+    "bombs, deep nesting, huge numbers, run and member names with `../`",
+    "tests/ensemble/stacking/test_hostile_logits.py": "files of logits: NaN, Inf, lost, repeated and unknown ids, "
+    "another order, broken bytes, 10^7 rows",
+    "tests/oof/model/test_hostile_weights.py": "checkpoints and adapters: truncated and flipped safetensors, wrong "
+    "shapes, false headers and settings, folders that ask for their own code",
+    "tests/oof/model/test_no_code.py": "pickles, chat templates and special tokens with code in them",
     "tests/ensemble/report/test_page.py::test_hostile_battles_stay_text": "HTML and script in every text field "
     "of a report",
 }
@@ -41,29 +39,28 @@ TESTS = {
 
 @dataclass
 class Row:
-    """What came of one kind of input: cases, those refused in one sentence (None: not counted), failures, seconds."""
+    """Result for one kind of input: cases, refusals in one sentence (None: not counted), failures."""
 
     cases: int
     refused: int | None
     failures: int
-    seconds: float
 
 
 def battles(files: int, seed: int) -> Row:
-    begun = time.monotonic()
-    command = [sys.executable, FUZZER, "--files", str(files), "--seed", str(seed)]
+    """Run the fuzzer of battle files."""
+    command = [sys.executable, "-m", FUZZER.removesuffix(".py").replace("/", "."), "--files", str(files)]
+    command += ["--seed", str(seed)]
     done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False)
     print(done.stdout, end="", flush=True)
     last = done.stdout.splitlines()[-1] if done.stdout else ""
     refused, failures = re.search(r"(\d+) refused", last), re.search(r"(\d+) failures", last)
     if failures is None:
         sys.exit(f"{FUZZER} did not end: {done.stderr[-1000:]}")
-    return Row(files, int(refused[1]) if refused else 0, int(failures[1]), time.monotonic() - begun)
+    return Row(files, int(refused[1]) if refused else 0, int(failures[1]))
 
 
 def tests(path: str, seed: int) -> Row:
-    """Run one file of tests; of each Hypothesis test, the examples are the cases."""
-    begun = time.monotonic()
+    """Run one file of tests; each example of a Hypothesis test is a case."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.xml"
         command = [sys.executable, "-m", "pytest", path, "-m", "slow or not slow", "-p", "no:cacheprovider"]
@@ -71,63 +68,58 @@ def tests(path: str, seed: int) -> Row:
         done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False)
         if not result.is_file():
             sys.exit(f"{path}: no result: {done.stdout[-500:]}{done.stderr[-500:]}")
-        found = ElementTree.parse(result).getroot().iter("testcase")
-        plain = [case for case in found if case.find("skipped") is None]
-    failures = sum(case.find("failure") is not None or case.find("error") is not None for case in plain)
-    cases, refused, drawn, said = len(plain), 0, 0, False
-    for part in re.split(r"\n(?=\S+::\S+:\n)", done.stdout):
-        examples = sum(int(n) for n in re.findall(r"- (\d+) passing, ", part))
-        shares = re.findall(r"\* ([\d.]+)%, refused", part)
-        said |= bool(shares)
+        test_cases = ElementTree.parse(result).getroot().iter("testcase")
+        run = [case for case in test_cases if case.find("skipped") is None]
+    failures = sum(case.find("failure") is not None or case.find("error") is not None for case in run)
+    cases, refused, hypothesis_tests, counts_refusals = len(run), 0, 0, False
+    for statistics in re.split(r"\n(?=\S+::\S+:\n)", done.stdout):
+        examples = sum(int(n) for n in re.findall(r"- (\d+) passing, ", statistics))
+        shares = re.findall(r"\* ([\d.]+)%, refused", statistics)
+        counts_refusals |= bool(shares)
         refused += round(sum(float(share) for share in shares[-1:]) / 100 * examples)
-        drawn += bool(examples)
+        hypothesis_tests += bool(examples)
         cases += examples
-    print(f"{path}: {cases - drawn} cases, {failures} failures", flush=True)
+    cases -= hypothesis_tests  # their examples count instead
+    print(f"{path}: {cases} cases, {failures} failures", flush=True)
     if failures:
         print(done.stdout[-6000:])
-    return Row(cases - drawn, refused if said else None, failures, time.monotonic() - begun)
+    return Row(cases, refused if counts_refusals else None, failures)
 
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "HYPOTHESIS_PROFILE": "explore", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
-def page(rows: dict[str, Row], words: dict[str, str], arguments: argparse.Namespace) -> str:
-    lines = [
-        "# Hostile input at length",
-        "",
-        f"Written by `python -m benchmarks.robustness.fuzz --seed {arguments.seed} --files {arguments.files}` on "
-        f"{datetime.now(UTC):%Y-%m-%d} from commit {commit()} ({machine()}).",
-        "",
-        "A case is one file, value, folder or text that was broken or written to do harm. It must end in one clear "
-        "sentence (refused) or in a right result; a traceback, a crash, a hang, lost rows, a file left behind or code "
-        "that runs is a failure. What is right is said by the test that is named.",
-        "",
-        "| input | cases | refused, of those that were drawn | failures | seconds | test |",
-        "|---|---|---|---|---|---|",
-    ]
-    for path, row in rows.items():
-        refused = "" if row.refused is None else f"{row.refused:,}"
-        lines.append(f"| {words[path]} | {row.cases:,} | {refused} | {row.failures} | {row.seconds:,.0f} | `{path}` |")
-    return "\n".join(lines) + "\n"
+def run_input(path: str, arguments: argparse.Namespace) -> Row:
+    return battles(arguments.files, arguments.seed) if path == FUZZER else tests(path, arguments.seed)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argument_parser(__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--files", type=int, default=2000, help="broken battle files")
-    parser.add_argument("--write", type=Path, help="page for the table")
+    parser.add_argument("--write", type=Path, help="the page, for example docs/evidence/fuzz.md")
     arguments = parser.parse_args()
-    words = {FUZZER: "battle files: nine schemas in four formats; cells, columns, rows and bytes broken"} | TESTS
-    rows = {FUZZER: battles(arguments.files, arguments.seed)}
-    rows |= {path: tests(path, arguments.seed) for path in TESTS}
-    text = page(rows, words, arguments)
-    print(text)
+    lines = [
+        "A case is one file, value, folder or text that was broken or written to do harm. It must end in one clear "
+        "sentence (refused) or in a correct result, as the named test defines it. A traceback, a crash, a hang, lost "
+        "rows, a leftover file or code that runs is a failure.",
+        "",
+        "| input | cases | refused, where counted | failures | seconds | test |",
+        "|---|---|---|---|---|---|",
+    ]
+    failures = 0
+    for path, description in INPUTS.items():
+        row, seconds = timed(lambda p=path: run_input(p, arguments))
+        refused = "" if row.refused is None else f"{row.refused:,}"
+        lines.append(f"| {description} | {row.cases:,} | {refused} | {row.failures} | {seconds:,.0f} | `{path}` |")
+        failures += row.failures
+    print("\n".join(lines))
     if arguments.write:
-        with replacing(arguments.write) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return int(any(row.failures for row in rows.values()))
+        command = f"python -m benchmarks.robustness.fuzz --seed {arguments.seed} --files {arguments.files}"
+        write_page(arguments.write, "Hostile input", lines, command)
+    return int(failures > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.robustness import corruptions, fault_conditions, fault_runs
+from benchmarks.robustness import corruptions, fault_conditions, fault_processes, fault_runs
 from ensemble.__main__ import main as ensemble_main
 from oof.__main__ import main as oof_main
 from oof.common.atomic_files import write_json
@@ -58,16 +58,16 @@ def copied(small_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def verb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(fault_runs, "_preloaded", [])
-    fault_runs.preload()
+    monkeypatch.setattr(fault_processes, "_preloaded", [])
+    fault_processes.preload()
     yield
-    fault_runs._server().process.stdin.close()
+    fault_processes.server().process.stdin.close()
 
 
 def kill_twice(run: Path, seconds: float, seed: int) -> None:
     """Start the chain, kill it at an instant, start it again, kill that, and let the third end."""
     for i, at in enumerate(fault_conditions.shares(seed, 2, 0.05 * seconds, seconds)):
-        fault_runs.run_chain(chain(run), fault_conditions.after(at), everybody=i == 0)
+        fault_runs.run_chain(chain(run), fault_conditions.after(at), whole_group=i == 0)
         assert fault_runs.half_written(run) == []
     assert fault_runs.run_chain(chain(run)).status == 0
 
@@ -115,7 +115,7 @@ DAMAGED = (  # a kind of each stage that costs little to make again
 def test_a_damaged_file_is_named_and_comes_back(copied: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     rng, kinds = np.random.default_rng(0), corruptions.kinds(copied)
     paths = [kinds[kind][-1 if kind.endswith("member.json") else 0] for kind in DAMAGED]
-    whole = {path: corruptions._content(path) for path in paths}
+    whole = {path: corruptions.content(path) for path in paths}
     students = {path: path.stat().st_mtime_ns for path in (copied / "distill").glob("*/adapter/*")}
     for path in paths:
         corruptions.damage(path, how, rng)
@@ -123,7 +123,7 @@ def test_a_damaged_file_is_named_and_comes_back(copied: Path, how: str, caplog: 
     assert call_all(copied) == [0] * 5
     named = [line for line in caplog.messages if "damaged" in line]
     assert [str(path) for path in paths if not any(str(path) in line for line in named)] == []
-    assert [str(path) for path in paths if corruptions._content(path) != whole[path]] == []
+    assert [str(path) for path in paths if corruptions.content(path) != whole[path]] == []
     assert {path: path.stat().st_mtime_ns for path in (copied / "distill").glob("*/adapter/*")} == students
     caplog.clear()
     assert call_all(copied) == [0] * 5
