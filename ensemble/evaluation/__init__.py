@@ -1,1 +1,1 @@
-"""The table of a run and the ablations of stage two."""
+"""Evaluation of a run: the table of its predictors and the ablations of stage two."""

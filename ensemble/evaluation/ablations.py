@@ -1,12 +1,12 @@
-"""What each part of stage two was worth: ``python -m ensemble ablate CONFIG`` writes ``RUN/stack/ablations.json``.
+"""Ablations of stage two: ``python -m ensemble ablate CONFIG`` writes ``RUN/stack/ablations.json``.
 
 Every item is cross-fitted on the folds of the stack, with one part left out: a member, a family of features, the second
-order, the calibration, a share of the training battles. Nothing is tuned anew: each outer fold keeps the parameters and
-the number of rounds that its study found *with* everything, so a part that tuning could have made up for looks worth a
-little more than it is. ``full`` is made by the same recipe, and differences are paired with it.
+order, the calibration, or a share of the training battles. Nothing is tuned again: each outer fold keeps the parameters
+and the number of rounds that its study found *with* all parts, so a part that tuning could replace looks worth a little
+more than it is. ``full`` is made in the same way, and differences are paired with it.
 
-What is taken apart is the boosted stacker, also where ``stack.final`` chose a simpler combiner for new battles.
-Items are steps of the run: a killed call goes on with the next item.
+The ablated combiner is always LightGBM, even if ``stack.final`` chose a simpler one for new battles. Items are steps of
+the run: rerunning skips finished items.
 """
 
 from __future__ import annotations
@@ -30,24 +30,31 @@ from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.lightgbm_stacker import Stacker, fit_stacker
 from ensemble.stacking.stage import load_ensemble, predictions_frame, read_predictions
 from ensemble.stacking.tuning import inner_folds
-from ensemble.statistics.bootstrap import Resamples
+from ensemble.statistics.bootstrap import Interval, Resamples
 from oof.common.atomic_files import read_json, write_json, write_parquet
 from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.common.steps import Step
 from oof.config import Config
-from oof.metrics import row_log_loss, softmax
+from oof.metrics import Integers, row_log_loss, softmax
 
 logger = logging.getLogger(__name__)
 
-RECIPE = 1  # raise when an item would be made in another way
+ABLATION_VERSION = 1  # part of an item's key: raise it when the same inputs would give other predictions
 SHARES = (0.125, 0.25, 0.5)  # of the training groups, for the learning curve
 NOTE = "parameters and rounds of each fold's study are kept, not tuned anew; differences are item minus full"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One variant: its name, its kind (full, member, family, order or battles) and how its design is made."""
+    """One variant of the stack.
+
+    Attributes:
+        name: of its folder.
+        kind: full, member, family, order or battles.
+        design: makes its design.
+        share: of the training groups.
+    """
 
     name: str
     kind: str
@@ -57,7 +64,14 @@ class Item:
 
 @dataclass(frozen=True)
 class CrossFitted:
-    """One item's held-out (n, 3) predictions, with and without calibration; each column's gain, summed over folds."""
+    """Predictions of one item.
+
+    Attributes:
+        calibrated: (n, 3) held-out probabilities.
+        uncalibrated: the same before calibration.
+        gains: (d,) LightGBM's gain of each column, summed over the folds.
+        trained_on: mean number of training battles.
+    """
 
     calibrated: NDArray[np.float64]
     uncalibrated: NDArray[np.float64]
@@ -66,36 +80,36 @@ class CrossFitted:
 
 
 def run_ablations(config: Config) -> dict[str, Any]:
-    """Make every item that is not done yet, write ``ablations.json`` and return its content.
+    """Fit every item that is not finished, write ``ablations.json`` and return its content.
 
     Raises:
         UserError: stage two is missing or out of date, or has the text baseline as a member.
     """
     if config.stack.text_member:
-        raise UserError("ablations leave stack.text_member out; run them in a run folder where it is false")
+        raise UserError("ablations do not support stack.text_member; use a run folder where it is false")
     inputs, _ = load_ensemble(config)
     folder = Path(config.run) / "stack"
     manifest = read_json(folder / "manifest.json")
-    tuned = {int(fold["fold"]): fold for fold in manifest["folds"]}
+    tuned = {int(entry["fold"]): entry for entry in manifest["folds"]}
     design = build_design(inputs.table, inputs.logits)
     items = list_items(inputs, design)
     for item in tqdm(items, desc="ablate", disable=not sys.stderr.isatty(), leave=False):
-        step = Step(folder / "ablations" / item.name, digest("ablation", RECIPE, manifest["key"], item.name))
+        step = Step(folder / "ablations" / item.name, digest("ablation", ABLATION_VERSION, manifest["key"], item.name))
         if step.done:
             continue
         step.clear()
         variant = item.design()
-        found = cross_fit_item(variant, inputs, tuned, config, item.share)
-        predictions = {"calibrated": found.calibrated, "uncalibrated": found.uncalibrated}
+        result = cross_fit_item(variant, inputs, tuned, config, item.share)
+        predictions = {"calibrated": result.calibrated, "uncalibrated": result.uncalibrated}
         write_parquet(step.folder / "predictions.parquet", predictions_frame(inputs.table["id"], predictions))
-        step.finish({"gain": _by_family(variant, found.gains), "trained_on": found.trained_on, "kind": item.kind})
+        step.finish({"gain": _by_family(variant, result.gains), "trained_on": result.trained_on, "kind": item.kind})
     content = summarise(folder / "ablations", items, inputs, config.seed)
     write_json(folder / "ablations.json", content)
     return content
 
 
 def list_items(inputs: Inputs, design: Design) -> list[Item]:
-    """Return every item of these inputs; ``full`` is the first."""
+    """Return the items of these inputs; ``full`` is the first."""
     table, logits = inputs.table, inputs.logits
 
     def without_member(name: str) -> Callable[[], Design]:
@@ -131,58 +145,51 @@ def cross_fit_item(
     """Return the held-out predictions of every battle by stackers that were trained on ``share`` of the other folds.
 
     Args:
-        design: (n) battles, a part left out.
+        design: (n) battles, with one part left out.
         inputs: their labels, folds and groups.
         tuned: outer fold -> its "params" and "rounds".
         config: seed, calibrator and order.
-        share: of the training groups of each fold; larger shares hold the smaller ones.
+        share: of the training groups of each fold; larger shares contain the smaller ones.
     """
     labels, folds, groups = inputs.labels, inputs.folds, inputs.groups
-    out = {name: np.empty((len(labels), 3)) for name in ("calibrated", "uncalibrated")}
+    calibrated, uncalibrated = np.empty((len(labels), 3)), np.empty((len(labels), 3))
     gains, trained_on = np.zeros(design.x.shape[1]), 0
-    for fold, found in tuned.items():
+    for fold, entry in tuned.items():
         rest, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        rest = rest[_drawn(groups, share, config.seed)[rest]]
+        rest = rest[_draw_groups(groups, share, config.seed)[rest]]
         if len(np.unique(labels[rest])) < 3 or len(np.unique(groups[rest])) < 2:
-            raise UserError(f"fold {fold}: too few battles are left for {share:g} of the training battles")
-        stacker, inner = _fit(design, labels, folds, groups, rest, found, config)
+            raise UserError(f"fold {fold}: {share:g} of the training battles are too few")
+        stacker, inner = _fit(design.take(rest), labels[rest], folds[rest], groups[rest], entry, config.seed)
         logits = stacker.logits(design.take(held))
-        stack_config = config.stack
-        arguments = inner, labels[rest], groups[rest], config.seed
-        calibrator = fit_calibrator(stack_config.calibrator, stack_config.order, *arguments)
-        out["calibrated"][held], out["uncalibrated"][held] = calibrator.apply(logits), softmax(logits)
+        stack = config.stack
+        calibrator = fit_calibrator(stack.calibrator, stack.order, inner, labels[rest], groups[rest], config.seed)
+        calibrated[held], uncalibrated[held] = calibrator.apply(logits), softmax(logits)
         gains += stacker.booster.feature_importance("gain")
         trained_on += len(rest)
-    return CrossFitted(out["calibrated"], out["uncalibrated"], gains, trained_on / len(tuned))
+    return CrossFitted(calibrated, uncalibrated, gains, trained_on / len(tuned))
 
 
 def _fit(
-    design: Design,
-    labels: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    tuned: dict[str, Any],
-    config: Config,
+    design: Design, labels: Integers, folds: Integers, groups: Integers, tuned: dict[str, Any], seed: int
 ) -> tuple[Stacker, NDArray[np.float64]]:
-    """Return the stacker of these rows and their inner out-of-fold (n, 3) logits, which the calibrator learns from."""
-    params, rounds, seed = tuned["params"], int(tuned["rounds"]), config.seed
-    part, y = design.take(rows), labels[rows]
-    inner = inner_folds(y, folds[rows], groups[rows], seed)
-    logits = np.empty((len(rows), 3))
+    """Return the stacker of (n) training battles and their (n, 3) inner out-of-fold logits, for the calibrator."""
+    params, rounds = tuned["params"], int(tuned["rounds"])
+    inner = inner_folds(labels, folds, groups, seed)
+    logits = np.empty((len(labels), 3))
     for fold in np.unique(inner):
         rest, held = np.flatnonzero(inner != fold), np.flatnonzero(inner == fold)
-        logits[held] = fit_stacker(part.take(rest), y[rest], params, rounds, seed).logits(part.take(held))
-    return fit_stacker(part, y, params, rounds, seed), logits
+        logits[held] = fit_stacker(design.take(rest), labels[rest], params, rounds, seed).logits(design.take(held))
+    return fit_stacker(design, labels, params, rounds, seed), logits
 
 
-def _drawn(groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+def _draw_groups(groups: Integers, share: float, seed: int) -> NDArray[np.bool_]:
+    """Return (n,) whether each battle's group is among ``share`` of the groups."""
     _, unit = np.unique(groups, return_inverse=True)
     return np.asarray(np.random.default_rng(seed).random(int(unit.max()) + 1)[unit] < share)
 
 
 def _by_family(design: Design, gains: NDArray[np.float64]) -> dict[str, float]:
-    """Return each family's share of the gain of boosting (not of the pool it starts from); zeros without any split."""
+    """Return each family's share of boosting's gain, which excludes the initial pool; zeros without any split."""
     shares: dict[str, float] = {}
     for name, gain in zip(design.names, (gains / max(gains.sum(), 1e-12)).tolist(), strict=True):
         shares[design.families[name]] = shares.get(design.families[name], 0.0) + gain
@@ -195,20 +202,17 @@ def summarise(folder: Path, items: list[Item], inputs: Inputs, seed: int) -> dic
     n = resampled.sums(np.ones(len(inputs.labels)))
     manifests = {item.name: read_json(folder / item.name / "manifest.json") for item in items}
 
-    def losses(item: str, which: str = "calibrated") -> NDArray[np.float64]:
-        probs = read_predictions(folder / item / "predictions.parquet", inputs.table["id"])[which]
+    def losses(item: str, predictor: str = "calibrated") -> NDArray[np.float64]:
+        probs = read_predictions(folder / item / "predictions.parquet", inputs.table["id"])[predictor]
         return row_log_loss(probs, inputs.labels)
 
     full = losses("full")
 
-    def row(name: str, values: NDArray[np.float64], **more: Any) -> dict[str, Any]:
-        difference = resampled.interval(resampled.sums(values - full) / n)
-        return {
-            "name": name,
-            **more,
-            "log_loss": resampled.interval(resampled.sums(values) / n),
-            "difference": difference,
-        }
+    def mean(values: NDArray[np.float64]) -> Interval | None:
+        return resampled.interval(resampled.sums(values) / n)
+
+    def row(name: str, values: NDArray[np.float64], **entries: Any) -> dict[str, Any]:
+        return {"name": name, **entries, "log_loss": mean(values), "difference": mean(values - full)}
 
     left_out = [row(i.name, losses(i.name), kind=i.kind) for i in items if i.kind not in ("full", "battles")]
     left_out.append(row("without-calibration", losses("full", "uncalibrated"), kind="calibration"))
@@ -216,7 +220,7 @@ def summarise(folder: Path, items: list[Item], inputs: Inputs, seed: int) -> dic
     return {
         "n": len(inputs.labels),
         "note": NOTE,
-        "full": resampled.interval(resampled.sums(full) / n),
+        "full": mean(full),
         "without": left_out,
         "learning_curve": [row(i.name, losses(i.name), battles=manifests[i.name]["trained_on"]) for i in curve],
         "gain": manifests["full"]["gain"],
@@ -224,7 +228,7 @@ def summarise(folder: Path, items: list[Item], inputs: Inputs, seed: int) -> dic
 
 
 def print_ablations(content: dict[str, Any]) -> None:
-    """Print ``ablations.json`` for people."""
+    """Print the content of ``ablations.json`` as a table."""
     console = Console()
     table = Table(title=f"without a part: log loss of {content['n']} battles (95 % group bootstrap)")
     for column in ("", "log loss", "minus full", "low", "high"):
@@ -232,8 +236,8 @@ def print_ablations(content: dict[str, Any]) -> None:
     table.add_row("full", f"{content['full']['value']:.4f}", "", "", "")
     for row in [*content["without"], *content["learning_curve"][:-1]]:
         low, value, high = (row["difference"][key] for key in ("low", "value", "high"))
-        said = ["" if number is None else f"{number:+.4f}" for number in (value, low, high)]
-        table.add_row(row["name"], f"{row['log_loss']['value']:.4f}", *said)
+        cells = ["" if number is None else f"{number:+.4f}" for number in (value, low, high)]
+        table.add_row(row["name"], f"{row['log_loss']['value']:.4f}", *cells)
     console.print(table)
     gains = sorted(content["gain"].items(), key=lambda pair: -pair[1])
     console.print("gain of boosting: " + ", ".join(f"{name} {gain:.0%}" for name, gain in gains), highlight=False)

@@ -1,6 +1,6 @@
-"""What each stage was worth: log loss with 95 % group-bootstrap intervals, and paired differences.
+"""Table of a run: log loss of every predictor with 95 % group-bootstrap intervals, and paired differences.
 
-Every row is out of fold. The members' rows are the plain softmax of the mean of both orders' logits.
+All predictions are out of fold. A member's are the softmax of the mean of both orders' logits, uncalibrated.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def compute_metrics(config: Config) -> dict[str, object]:
     run = Path(config.run)
     inputs = load_inputs(config)
     ids, labels = inputs.table["id"], inputs.labels
-    load_teacher(config, inputs)  # says so if stage two is missing or out of date
+    load_teacher(config, inputs)  # raises if stage two is missing or out of date
     probs = read_predictions(run / "stack" / "predictions.parquet", ids)
     student = run / "distill" / "predictions.parquet"
     if not student.is_file():
-        raise UserError(f"{student}: no student here yet; run 'make distill' with this RUN first")
+        raise UserError(f"{student}: the student is missing; run 'make distill' with this RUN first")
     probs |= read_predictions(verified(student, "manifest.json", "make distill"), ids)
-    truth = truth_of(run, ids)
+    truth = true_probabilities(run, ids)
     if truth is not None:
-        probs["bayes"] = truth
+        probs["bayes"] = truth  # its loss is the best possible
     losses = {name: row_log_loss(p, labels) for name, p in probs.items()}
 
     def interval(values: NDArray[np.floating]) -> Interval:
@@ -66,8 +66,8 @@ def compute_metrics(config: Config) -> dict[str, object]:
     return {"n": len(labels), "best_member": best, "log_loss": table, "paired": paired}
 
 
-def truth_of(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
-    """Return the true class probabilities of a synthetic arena, if the run has them for every battle."""
+def true_probabilities(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
+    """Return the (n, 3) true probabilities of synthetic battles; None unless the run has them for every battle."""
     path = read_json(run / "battles.json").get("truth")
     if path and not Path(path).is_file():
         path = run / "synth" / Path(path).name  # the run folder was moved or copied
@@ -80,7 +80,7 @@ def truth_of(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
 
 
 def print_table(metrics: dict[str, object]) -> None:
-    """Print ``metrics.json`` for people."""
+    """Print the content of ``metrics.json`` as a table."""
     console = Console()
     losses: dict[str, Interval] = dict(metrics["log_loss"])  # type: ignore[call-overload]
     members: dict[str, Interval] = losses.pop("members")  # type: ignore[assignment]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -18,6 +20,7 @@ from ensemble.stacking.calibration import (
     identity_if_better,
 )
 from oof.common.errors import UserError
+from oof.config import Stack
 from oof.metrics import log_loss, row_log_loss, softmax
 
 
@@ -206,3 +209,8 @@ def test_calibrators_agree_with_probmetrics(temperature: float) -> None:
     for name, probs in ours.items():
         theirs = getattr(calibrators, name)().fit_torch(*given).predict_proba_torch(given[0]).get_probs().numpy()
         np.testing.assert_allclose(probs, theirs, atol=1e-3, err_msg=name)  # where the optimisers stopped
+
+
+def test_the_setting_offers_every_calibrator() -> None:
+    (setting,) = (field for field in fields(Stack) if field.name == "calibrator")
+    assert set(setting.metadata["choices"]) == set(CALIBRATORS)

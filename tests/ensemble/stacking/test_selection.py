@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ensemble.stacking.combiners import COMBINERS, LOGISTIC_C, Greedy, Logistic, LogPool, Mean, both_orders
-from ensemble.stacking.selection import KINDS, choose, load_combiner, out_of_fold
+from ensemble.stacking.selection import KINDS, RULES, choose, load_combiner, out_of_fold
 from oof.common.atomic_files import write_json
 from oof.common.errors import UserError
+from oof.config import Stack
 from oof.metrics import log_loss, softmax
 from tests.fixtures.arenas import SWAP, make_arena
 
@@ -95,3 +97,8 @@ def test_an_unknown_saved_combiner_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "combiner.json", {"kind": "os.system"})
     with pytest.raises(UserError, match=r"os\.system"):
         load_combiner(tmp_path)
+
+
+def test_the_setting_offers_every_combiner_and_rule() -> None:
+    (setting,) = (field for field in fields(Stack) if field.name == "final")
+    assert set(setting.metadata["choices"]) == {*RULES, *KINDS}
