@@ -1,4 +1,4 @@
-"""One small real run, looked at from outside: what the verbs leave, and what plain libraries make of it."""
+"""All stages on one small run: files of the subcommands, checked with plain libraries, and what a rerun redoes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_metrics_have_the_promised_shape(small_run: Path) -> None:
     assert set(metrics["paired"]) >= {"calibrated_minus_best_member", "student_minus_calibrated"}
 
 
-def test_the_submission_is_the_competitions(small_run: Path) -> None:
+def test_the_submission_has_the_competition_s_format(small_run: Path) -> None:
     frame = pl.read_csv(small_run / "submission.csv")
     assert frame.columns == ["id", "winner_model_a", "winner_model_b", "winner_tie"]
     assert frame["id"].to_list() == pl.read_csv(small_run / "synth" / "test.csv")["id"].to_list()
@@ -88,8 +88,8 @@ def test_no_pickle_and_no_checkpoint_is_left(small_run: Path) -> None:
     ]
 
 
-def test_the_student_opens_in_a_stranger_s_program(small_run: Path) -> None:
-    """AutoModel and pipeline, in a fresh process without our packages: scores sum to 1 and equal ours."""
+def test_the_student_opens_in_a_program_without_our_packages(small_run: Path) -> None:
+    """AutoModel and pipeline in a fresh process: scores sum to 1 and equal ours."""
     folder, table = small_run / "distill" / "student", load_battles(small_run)
     tokenizer = load_tokenizer(str(folder))
     columns = ("prompt", "response_a", "response_b")
@@ -119,17 +119,41 @@ def test_the_student_opens_in_a_stranger_s_program(small_run: Path) -> None:
         np.testing.assert_allclose([scores[label] for label in labels], ours.numpy(), atol=1e-5)
 
 
-def test_nothing_changed_means_nothing_is_done(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+SPEED_ONLY = [
+    "members.gemma2.train.activation_checkpointing=on",
+    "members.gemma2.frozen=stored",
+    "members.llama3_1.score_tokens_per_batch=512",
+    "distill.student.train.activation_checkpointing=on",
+    "distill.student.score_tokens_per_batch=512",
+    "stack.workers=1",
+    "jobs.retries=0",
+]
+
+
+def test_a_rerun_skips_finished_work(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*.parquet")}
     arguments = small_arguments(small_run)
     assert oof_main(["oof", *arguments]) == 0
-    for verb in ("stack", "distill", "predict"):
-        assert ensemble_main([verb, *arguments]) == 0
+    for subcommand in ("stack", "distill", "predict"):
+        assert ensemble_main([subcommand, *arguments]) == 0
     assert capsys.readouterr().out.count("up to date, nothing to do") == 4
     assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*.parquet")} == before
 
 
-def test_a_changed_setting_redoes_exactly_what_depends_on_it(small_run: Path) -> None:
+def test_settings_that_change_speed_only_rerun_nothing(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(small_run, run)
+    for settings in (SPEED_ONLY, []):  # both ways: run.json then holds the other values
+        arguments = small_arguments(run, *settings)
+        assert ensemble_main(["stack", *arguments]) == 0
+        assert oof_main(["oof", *arguments]) == 0
+        assert ensemble_main(["distill", *arguments]) == 0
+    assert capsys.readouterr().out.count("up to date, nothing to do") == 6
+
+
+def test_a_changed_setting_reruns_exactly_the_jobs_that_depend_on_it(small_run: Path) -> None:
     config, table = config_of(small_run), load_battles(small_run)
 
     def undone(changed: configuration.Config) -> set[str]:
@@ -154,14 +178,16 @@ def test_the_ensemble_predicts_on_request(small_run: Path, tmp_path: Path) -> No
     assert not ensemble.equals(student)
 
 
-def test_every_missing_stage_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for verb, needs in (
+def test_a_missing_stage_is_named_with_the_command_that_makes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for subcommand, needs in (
         ("stack", "make oof"),
         ("distill", "make oof"),
         ("predict", "make distill"),
         ("table", "make oof"),
     ):
-        assert ensemble_main([verb, *small_arguments(tmp_path / "run")]) == 2
+        assert ensemble_main([subcommand, *small_arguments(tmp_path / "run")]) == 2
         assert needs in capsys.readouterr().err
 
 
@@ -185,25 +211,25 @@ def test_other_members_than_stage_one_s_are_named(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--fold", "1", "stack.trails=3"], "did you mean"),  # an override after an option is read as one
+        (["--fold", "1", "stack.trails=3"], "did you mean"),  # an override is recognised after an option too
         (["--fold", "1", "stack.trials"], "unrecognized arguments: stack.trials"),
         (["--fold", "1", "--stack.trials=3"], "unrecognized arguments: --stack.trials=3"),
     ],
 )
-def test_overrides_may_follow_an_option(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overrides_may_follow_an_option(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["job", "configs/demo.yaml", "run=nowhere", "--member", "gemma2", *words]
     try:
         status: object = oof_main(command)
-    except SystemExit as refused:  # argparse's way
+    except SystemExit as refused:  # argparse exits on a usage error
         status = refused.code
     assert status == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["configs/nowhere.yaml"], "nowhere.yaml"),
         (["configs/demo.yaml", "stack.trails=3"], "did you mean"),
@@ -212,17 +238,17 @@ def test_overrides_may_follow_an_option(words: list[str], said: str, capsys: pyt
         (["configs/demo.yaml", "run=/proc/nowhere/run"], "RUN"),
     ],
 )
-def test_a_user_s_error_is_one_sentence_and_status_2(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_a_user_error_is_one_sentence_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
     extra = [] if any(a.startswith("run=") for a in arguments) else [f"run={tmp_path / 'run'}"]
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", "oof", "oof", *arguments, *extra], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert said in done.stderr.splitlines()[-1]
+    assert message in done.stderr.splitlines()[-1]
 
 
-def test_stage_two_waits_for_its_libraries_only_when_there_is_work() -> None:
+def test_stage_two_imports_slow_libraries_only_when_there_is_work() -> None:
     slow = "'lightgbm', 'optuna', 'sklearn', 'scipy.optimize', 'scipy.stats'"
     command = [
         sys.executable,
@@ -234,9 +260,19 @@ def test_stage_two_waits_for_its_libraries_only_when_there_is_work() -> None:
 
 
 def test_table_code_starts_without_torch() -> None:
-    modules = "ensemble.stacking.stage, ensemble.evaluation.run_table, ensemble.distillation.plan, ensemble.serving.submission, oof.__main__, oof.jobs.fold_job"
-    modules += (
-        ", ensemble.__main__, ensemble.distillation.model_card, ensemble.serving.chunks, ensemble.distillation.targets"
+    modules = ", ".join(
+        (
+            "oof.__main__",
+            "oof.jobs.fold_job",
+            "ensemble.__main__",
+            "ensemble.stacking.stage",
+            "ensemble.evaluation.run_table",
+            "ensemble.distillation.plan",
+            "ensemble.distillation.model_card",
+            "ensemble.distillation.targets",
+            "ensemble.serving.submission",
+            "ensemble.serving.chunks",
+        )
     )
     command = [sys.executable, "-c", f"import sys, {modules}; print('torch' in sys.modules)"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S603

@@ -24,7 +24,10 @@ LARGEST_BLOCK = 32 * 2**20  # bytes: the largest threshold that glibc accepts
 
 @cache
 def prepare_process() -> None:
-    """Apply both settings, once per process; leave an allocator that is not glibc's, or has MALLOC_ variables, alone."""
+    """Apply both settings, once per process.
+
+    The allocator is left alone if it is not glibc's, or if the user has set MALLOC_ variables.
+    """
     gc.collect()
     gc.freeze()
     if any(name.startswith("MALLOC_") for name in os.environ):

@@ -1,0 +1,66 @@
+"""Battles of a run, read through the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from oof.__main__ import main
+from oof.data.synth import write_arena
+from oof.jobs.dataset import digested_files, load_battles
+from tests.fixtures.demo_run import ROOT
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with battles in two files, part-0.csv and part-1.csv, and all of them in whole.csv."""
+    folder = tmp_path_factory.mktemp("battles")
+    battles = pl.read_csv(write_arena(folder / "arena", 60, 0, 8)["train"])
+    battles.write_csv(folder / "whole.csv")
+    for i in range(2):
+        battles[i::2].write_csv(folder / f"part-{i}.csv")
+    return folder
+
+
+def prepare(run: Path, train: str) -> pl.DataFrame:
+    assert main(["prepare", str(ROOT / "configs" / "demo.yaml"), f"run={run}", f"data.train=[{train}]"]) == 0
+    return load_battles(run)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
+def test_a_glob_reads_the_same_battles_as_one_file(
+    folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    whole = prepare(tmp_path / "whole", "whole.csv")
+    parts = prepare(tmp_path / "parts", f"{folder if kind == 'absolute' else '.'}/part-*.csv")
+    assert parts.height == 60
+    assert parts.drop("file", "row").equals(whole.drop("file", "row"))
+
+
+def test_absolute_globs_of_pretraining_pairs_are_read(folder: Path, tmp_path: Path) -> None:
+    pairs = folder / "pairs-0.jsonl"
+    pairs.write_text('{"prompt": "zebra quagga okapi", "chosen": "striped", "rejected": "plain"}\n')
+    arguments = [str(ROOT / "configs" / "demo.yaml"), f"run={tmp_path / 'run'}", f"data.train=[{folder}/whole.csv]"]
+    assert main(["prepare", *arguments, f"pretrain.data=[{folder}/pairs-*.jsonl]"]) == 0
+    assert pl.read_parquet(tmp_path / "run" / "pretrain" / "battles.parquet").height == 1
+
+
+@pytest.mark.parametrize("pattern", ["{}/nothing-*.csv", "nothing-*.csv", "{}/nothing.csv"])
+def test_a_glob_without_files_is_one_sentence(
+    folder: Path, tmp_path: Path, pattern: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = pattern.format(folder)
+    arguments = [str(ROOT / "configs" / "demo.yaml"), f"run={tmp_path / 'run'}", f"data.train=[{train}]"]
+    assert main(["prepare", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {train}: no such file")
+    assert message.count("\n") == 1
+
+
+def test_two_spellings_of_a_path_are_one_source_in_content_keys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert digested_files(["./whole.csv"]) == digested_files(["whole.csv"])
+    assert [path for path, _ in digested_files(["./part-*.csv"])] == ["part-0.csv", "part-1.csv"]
