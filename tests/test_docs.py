@@ -1,12 +1,15 @@
-"""What the documents say is true: commands run as they stand, links and names lead somewhere.
+"""Commands, links, names and the module tree of the documents are correct.
 
 A fenced block of commands or Python runs, unless the line above it is ``<!-- not run: REASON -->`` with one of
-``REASONS``. They run, document after document, in a copy of the repository whose demo is cut down, beside the files
-that the documents speak of (``train.csv`` and so on). ``make test`` only collects there: what it runs is this suite.
+``REASONS``. Blocks run document after document in a copy of the repository with a cut-down demo, beside the files that
+the documents name (``train.csv`` and so on). There ``make test`` only collects, because it would run this suite again.
+
+Pages in docs/evidence are records of older commits: of them only the links are checked here.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,14 +18,19 @@ from pathlib import Path
 
 import pytest
 
+from docs.hooks import reference
+from ensemble.__main__ import _parser as ensemble_parser
+from oof.__main__ import _parser as oof_parser
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.sandbox import DOCUMENTS, cut_down_copy, run
 
 REASONS = ("needs a GPU", "needs a cluster", "needs Slurm", "needs Kaggle", "installs packages")
 FENCE = re.compile(r"^(?:<!-- not run: (?P<why>[^>]+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]*)(#[^)\s]+)?\)")
-SPOKEN = re.compile(r"(?:`|^)((?:make|python -m|python) [^`\n]+)", re.M)  # also of commands inside a sentence
-NAMED_FILES = re.compile(r"`((?:oof|ensemble|tests|benchmarks|configs|docs)/[\w./-]+\.\w+)`")
+COMMAND = re.compile(r"(?:`|^)((?:make|python -m|python) [^`\n]+)", re.M)  # also inside a sentence
+FILE = re.compile(r"`((?:oof|ensemble|tests|benchmarks|configs|docs)/[\w./-]+\.\w+)`")
+CURRENT = [path for path in DOCUMENTS if path.parent.name != "evidence"]
+FORMATS = ROOT / "docs" / "reference" / "file-formats.md"
 
 
 @dataclass(frozen=True)
@@ -41,67 +49,101 @@ def runnable(path: Path) -> list[Block]:
     return [block for block in blocks(path) if block.kind in ("bash", "python") and block.why is None]
 
 
-by_name = {"ids": lambda path: path.name if isinstance(path, Path) else None}
+by_name = {"ids": lambda path: str(path.relative_to(ROOT)) if isinstance(path, Path) else None}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, **by_name)
-def test_what_is_not_run_says_why(path: Path) -> None:
+def test_a_block_that_does_not_run_gives_its_reason(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count("<!-- not run:") == sum(block.why is not None for block in blocks(path))
     for block in blocks(path):
         assert block.why is None or block.why in REASONS, block.text
-        assert block.kind in ("bash", "python", ""), "a fence of commands says bash or python, so that it is run"
+        commands = re.findall(r"^(?:\$ )?(?:make|python) .*$", block.text, re.M)
+        assert block.kind == "bash" or not commands, "a fence of commands is marked bash, so that it is run"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, **by_name)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_lead_to_files_and_headings(path: Path) -> None:
     for file, anchor in LINK.findall(path.read_text(encoding="utf-8")):
         if "://" in file:
             continue
         target = path.parent / file if file else path
         assert target.exists(), f"{path.name} -> {file}"
         if anchor:
-            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
+            headings = re.findall(r"^#+ (.*)$", reference.on_page_markdown(target.read_text(encoding="utf-8")), re.M)
             slugs = {"#" + re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in slugs, f"{path.name} -> {file}{anchor}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, **by_name)
+def makefile() -> str:
+    return (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def subcommands() -> dict[tuple[str, str], argparse.ArgumentParser]:
+    """Return the parsers by (package, subcommand)."""
+    parsers = {"oof": oof_parser(), "ensemble": ensemble_parser()}
+    return {(p, name): command for p, main in parsers.items() for name, command, _ in reference.subcommands(main)}
+
+
+def benchmark_options(module: str) -> set[str]:
+    """Return the options of a benchmark, those of the shared helpers included."""
+    sources = [ROOT / f"{module.replace('.', '/')}.py", ROOT / "benchmarks" / "common.py"]
+    return {option for path in sources for option in re.findall(r'add_argument\("(--[\w-]+)"', path.read_text("utf-8"))}
+
+
+def check_command(command: str) -> None:
+    """Fail unless the make target, the subcommand or the module of a command exists and has its options."""
+    words = command.split("#")[0].split()
+    options = re.findall(r"(?<=[ \"])--[a-z-]+", command)
+    module = words[2] if words[:2] == ["python", "-m"] else ""
+    if words[0] == "make":
+        targets = set(re.findall(r"^([a-z-]+):", makefile(), re.M))
+        assert set([w for w in words[1:] if re.fullmatch(r"[a-z][a-z-]*", w)][:1]) <= targets, command
+        recipe = re.search(rf"^{words[1]}:.*\n\t@\$\(PY\) -m (benchmarks[\w.]+)", makefile(), re.M)
+        module = recipe[1] if recipe else ""
+    elif module in ("oof", "ensemble"):
+        parser = subcommands().get((module, words[3]))
+        assert parser is not None, command
+        assert set(options) <= set(parser._option_string_actions), command
+    elif not module:
+        assert (ROOT / words[1]).is_file(), command
+    if module.split(".")[0] in ("benchmarks", "tests"):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), command
+        assert set(options) <= benchmark_options(module), command
+
+
+@pytest.mark.parametrize("path", CURRENT, **by_name)
 def test_commands_and_files_that_a_document_names_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
-    scripts = dict(re.findall(r"^([a-z-]+):.*\n\t@\$\(PY\) (benchmarks/\w+\.py)", makefile, re.M))
-    verbs = {p: set(re.findall(r'"([a-z]+)"', (ROOT / p / "__main__.py").read_text())) for p in ("oof", "ensemble")}
-    for command in SPOKEN.findall(text):
-        words = command.split("#")[0].split()
-        script = ""
-        if words[0] == "make":
-            script = scripts.get(words[1], "")
-            named = [w for w in words[1:] if re.fullmatch(r"[a-z][a-z-]*", w)]
-            assert set(named[:1]) <= targets, command
-        elif words[1] == "-m" and words[2] in verbs:
-            assert words[3] in verbs[words[2]], command
-        elif words[1].endswith(".py"):
-            script = words[1]
-            assert (ROOT / script).is_file(), command
-        known = (ROOT / script).read_text("utf-8") if script else ""
-        for option in re.findall(r"(?<=[ \"])--[a-z-]+", command) if script else []:
-            assert f'add_argument("{option}"' in known, f"{path.name}: {command}: {script} has no {option}"
-    for file in (name for name in NAMED_FILES.findall(text) if "MEMBER" not in name):
+    for command in COMMAND.findall(text):
+        check_command(command)
+    for file in (name for name in FILE.findall(text) if "MEMBER" not in name):
         assert (ROOT / file).is_file(), f"{path.name}: {file}"
 
 
-def test_the_tree_in_the_readme_names_modules_that_exist_and_all_of_them() -> None:
-    tree = next(b.text for b in blocks(ROOT / "README.md") if b.text.startswith("Makefile"))
-    for package in ("oof", "ensemble"):
-        part = re.search(rf"^{package}/.*\n((?: +.*\n)+)", tree, re.M)[1]
-        said = set(re.findall(r"[a-z_]+", part))
-        modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
-        assert modules <= said, f"not in the tree: {sorted(modules - said)}"
-        first = re.findall(r"^  ((?:[a-z_]+, )*[a-z_]+)  ", part, re.M)
-        named = {name for line in first for name in line.split(", ")}
-        assert named <= modules, f"in the tree, but not in {package}/: {sorted(named - modules)}"
+def modules_of_the_architecture_page(package: str) -> set[str]:
+    """Return the modules that the page names, as ``folder/module`` or, in the package itself, ``module``."""
+    page = ROOT / "docs" / "contributing" / "architecture.md"
+    tree = next(block.text for block in blocks(page) if block.text.startswith("Makefile"))
+    lines = re.search(rf"^{package}/.*\n((?: +.*\n)+)", tree, re.M)
+    assert lines, f"no lines below {package}/"
+    modules: set[str] = set()
+    folder = ""
+    for line in lines[1].splitlines():
+        indent, names = len(line) - len(line.lstrip()), re.split(r"  +", line.strip())[0]
+        if names.endswith("/"):
+            folder = names
+        else:
+            modules |= {f"{folder if indent > 2 else ''}{name}" for name in names.split(", ")}
+    return modules
+
+
+@pytest.mark.parametrize("package", ["oof", "ensemble"])
+def test_architecture_page_names_each_module_in_its_folder(package: str) -> None:
+    paths = (path.relative_to(ROOT / package).with_suffix("") for path in (ROOT / package).rglob("*.py"))
+    modules = {str(path) for path in paths if path.name not in ("__init__", "__main__")}
+    named = modules_of_the_architecture_page(package)
+    assert (sorted(modules - named), sorted(named - modules)) == ([], []), "not on the page; only on the page"
 
 
 @pytest.fixture(scope="module")
@@ -111,17 +153,29 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", [p for p in DOCUMENTS if runnable(p) or p.name == "formats.md"], **by_name)
-def test_what_a_document_says_to_type_works(path: Path, sandbox: Path) -> None:
-    # What one document changes in the demo's run is not the next one's business.
-    shutil.rmtree(sandbox / "runs" / "demo")
-    shutil.copytree(sandbox / "runs" / "as-made", sandbox / "runs" / "demo")
-    script = sandbox / "from_document.py"
-    for file in re.findall(r"^\| `([\w./-]+)` \|", path.read_text(), re.M) if path.name == "formats.md" else []:
-        named = file.replace("MEMBER", "gemma2").replace("-K", "-0")
-        assert (sandbox / "runs" / "demo" / named).exists(), f"{file} is not in a run"
+@pytest.mark.parametrize("path", [p for p in CURRENT if runnable(p)], **by_name)
+def test_commands_of_a_document_work(path: Path, sandbox: Path) -> None:
+    fresh_demo(sandbox)
     for block in runnable(path):
         if block.kind == "bash":
             run(sandbox, block.text)
+    script = sandbox / "from_document.py"
     script.write_text("\n".join(block.text for block in runnable(path) if block.kind == "python"))
     run(sandbox, f"python {script.name}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_files_of_the_formats_page_are_in_a_run(sandbox: Path) -> None:
+    fresh_demo(sandbox)
+    files = re.findall(r"^\| `([\w./-]+)` \|", FORMATS.read_text("utf-8"), re.M)
+    assert len(files) > 10
+    for file in files:
+        name = file.replace("MEMBER", "gemma2").replace("-K", "-0")
+        assert (sandbox / "runs" / "demo" / name).exists(), f"{file} is not in a run"
+
+
+def fresh_demo(sandbox: Path) -> None:
+    """Undo the changes of other documents to the demo's run."""
+    shutil.rmtree(sandbox / "runs" / "demo")
+    shutil.copytree(sandbox / "runs" / "as-made", sandbox / "runs" / "demo")

@@ -1,7 +1,7 @@
 """All three stages on real judgements with small pre-trained models.
 
-    make quality ARGS="--data DIR --models DIR"           # hours; rerun it to go on. Writes real-judgements.md
-    make quality QUICK=1 ARGS="--data DIR --models DIR"   # one small set; shows only that the command runs
+    python -m benchmarks.quality.real_judgements --data DIR --models DIR          # make quality: hours; rerun to go on
+    python -m benchmarks.quality.real_judgements --data DIR --models DIR --quick  # one small set; shows that it runs
 
 Two sets of battles in the LMSYS schema: arguments (UKPConvArg1: which of two arguments of a debate convinces more) and
 chats (PandaLM's test set and the human judgements of Tulu 1; arguments are their ``data.extra``). Members of both

@@ -1,4 +1,4 @@
-"""Each benchmark that a document names runs to its end, with so little of everything that its figures say nothing."""
+"""Every benchmark runs to its end with so little of everything that its figures mean nothing."""
 
 from __future__ import annotations
 
@@ -12,33 +12,64 @@ from tests.fixtures.sandbox import DOCUMENTS, cut_down_copy, run
 
 DATA = ROOT.parent / "shared" / "data"
 TINY = "configs/bases/tiny-gemma2", "configs/bases/tiny-llama"
-# The scripts' arguments; ``DATA`` stands for the folder of real battles, without which that test skips.
+# The scripts' arguments; ``DATA`` stands for the folder of real judgements, without which the test skips.
 SMALL = {
-    "bench_stack": "--battles 300 --trials 2 --limit 15 --only ours tuner sklearn",
-    "canary": "",
-    "choice": "--data DATA --seeds 1 --trials 2 --out choice.md",
-    "distill": f"--data DATA/ukpconvarg1_dev.csv --gemma {TINY[0]} --smollm {TINY[1]} --sizes 48,24,24,540 "
-    "--out runs/ukp --report ukp.md stack.trials=2",
-    "distill_demo": "--only 'hard labels only'",
-    "features": "--battles 200",
-    "final_student": "",
-    "frozen": "--battles 30 --epochs 0.5",
-    "fuzz": "--files 20",
-    "groups": "--sizes 400 800",
-    "growth": "--battles 40 60 --tolerance 9",
-    "judge": "runs/demo/distill/student --battles 8 --run runs/demo --config configs/demo.yaml",
-    "quality": "--data DATA --models models --quick --sets chats",  # which reads the files of both sets
-    "report": "--battles 300 --corpus 500",
-    "training": f"--model {TINY[1]} --battles 4 --max-tokens 128 --peer-batch 2",
-    "ukp_stack": f"--data DATA/ukpconvarg1_dev.csv --model {TINY[1]} --battles 120 --epochs 0.3 --out ukp.md",
+    "quality.combiner_choice": "--data DATA --seeds 1 --trials 2 --out choice.md",
+    "quality.final_student": "",
+    "quality.label_canary": "",
+    "quality.real_judgements": "--data DATA --models models --quick --sets chats",  # which reads the files of both sets
+    "quality.stack_on_arguments": f"--data DATA/ukpconvarg1_dev.csv --model {TINY[1]} --battles 120 --epochs 0.3 "
+    "--out ukp.md",
+    "quality.students_on_arguments": f"--data DATA/ukpconvarg1_dev.csv --gemma {TINY[0]} --smollm {TINY[1]} "
+    "--sizes 48,24,24,540 --out runs/ukp --report ukp.md stack.trials=2",
+    "quality.students_on_demo": "--only default 'hard labels only'",
+    "robustness.fuzz": "--files 20",
+    "speed.feature_rate": "--battles 200 --families",
+    "speed.fold_jobs": f"--model {TINY[1]} --battles 4 --max-tokens 128 --peer-batch 2",
+    "speed.grouping": "--sizes 400 800",
+    "speed.growth": "--battles 40 60 --tolerance 9",
+    "speed.judge_rate": "runs/demo/distill/student --battles 8 --run runs/demo --config configs/demo.yaml",
+    "speed.preparation": f"--tokenizer {TINY[0]} --battles 400 --sample 8 --repeats 1",
+    "speed.report_size": "--battles 300 --corpus 500",
+    "speed.stack_peers": "--battles 300 --trials 2 --limit 15 --only ours tuner sklearn",
+    "speed.stored_hidden_states": "--battles 30 --epochs 0.5",
 }
-ELSEWHERE = {"attention": "needs a GPU", "faults": "tests/benchmarks/test_faults.py is its short version"}
+ELSEWHERE = {
+    "gpu.attention_kernels": "needs a GPU",
+    "robustness.faults": "tests/benchmarks/test_faults.py is its short version",
+    "robustness.subcommand_server": "started by robustness.faults",
+    "speed.other_stackers": "started by speed.stack_peers",
+}
 
 
-def test_every_benchmark_of_the_documents_is_among_them() -> None:
-    named = {name for path in DOCUMENTS for name in re.findall(r"benchmarks/(\w+)\.py", path.read_text("utf-8"))}
-    recipes = re.findall(r"benchmarks/(\w+)\.py", (ROOT / "Makefile").read_text("utf-8"))
-    assert named | set(recipes) <= set(SMALL) | set(ELSEWHERE)
+def modules(folder: Path) -> dict[str, Path]:
+    """Return the Python files below a folder by dotted name without the folder's own."""
+    paths = (path for path in folder.rglob("*.py") if path.name != "__init__.py")
+    return {".".join(path.relative_to(folder).with_suffix("").parts): path for path in paths}
+
+
+BENCHMARKS = modules(ROOT / "benchmarks")
+
+
+def test_every_script_runs_in_this_test_or_is_listed_with_a_reason() -> None:
+    scripts = {name for name, path in BENCHMARKS.items() if '__name__ == "__main__"' in path.read_text("utf-8")}
+    assert scripts == set(SMALL) | set(ELSEWHERE)
+
+
+def test_every_benchmark_that_documents_or_make_targets_name_is_a_script() -> None:
+    texts = [path.read_text("utf-8") for path in (*DOCUMENTS, ROOT / "Makefile")]
+    named = {name for text in texts for name in re.findall(r"-m benchmarks\.(\w+\.\w+)", text)}
+    assert named <= set(SMALL) | set(ELSEWHERE)
+
+
+def test_no_benchmark_has_the_name_of_a_source_module() -> None:
+    sources = {path.stem for package in ("oof", "ensemble") for path in modules(ROOT / package).values()}
+    assert {path.stem for path in BENCHMARKS.values()} & sources == set()
+
+
+@pytest.mark.parametrize("name", sorted({*SMALL, *ELSEWHERE} - {"robustness.subcommand_server"}))
+def test_a_script_s_docstring_shows_its_command(name: str) -> None:
+    assert f"\n    python -m benchmarks.{name}" in BENCHMARKS[name].read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -56,5 +87,5 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_benchmark_runs_to_its_end(name: str, sandbox: Path) -> None:
     arguments = SMALL[name]
     if "DATA" in arguments and not (DATA / "ukpconvarg1_dev.csv").is_file():
-        pytest.skip("no real battles here")
-    run(sandbox, f"python benchmarks/{name}.py {arguments.replace('DATA', str(DATA))}")
+        pytest.skip("no real judgements here")
+    run(sandbox, f"python -m benchmarks.{name} {arguments.replace('DATA', str(DATA))}")
