@@ -136,7 +136,7 @@ def main() -> None:
     options = (f"--{name} {getattr(arguments, name):g}" for name in ("battles", "epochs", "lr"))
     command = " ".join(["python -m benchmarks.quality.stack_on_arguments", *options])
     lines = report(config, losses[0], read_json(run / "spent.json"))
-    print(write_page(arguments.out, "Stage two on arguments from debates", lines, command))
+    print(write_page(arguments.out, "Stack on real arguments", lines, command))
 
 
 if __name__ == "__main__":

@@ -161,9 +161,7 @@ def report(arguments: argparse.Namespace, logits: Logits) -> str:
     extra += " --pool …" if arguments.pool else ""
     extra += "".join(f" {override}" for override in arguments.overrides[1:])  # the first is the run's folder
     command = f"python -m benchmarks.quality.students_on_arguments {models}{extra}"
-    write_page(
-        Path(arguments.report), "Distillation recipes on arguments", [paragraphs(__doc__, 2, 4), "", lines], command
-    )
+    write_page(Path(arguments.report), "Students on real arguments", [paragraphs(__doc__, 2, 4), "", lines], command)
     return lines
 
 

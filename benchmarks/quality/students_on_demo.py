@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import add_run_arguments, argument_parser, cell, chosen, run_script
+from benchmarks.common import add_run_arguments, argument_parser, cell, chosen, run_script, write_page
 from ensemble.distillation.plan import StudentPlan, cross_fitted_temperature, plan_student
 from ensemble.stacking.stage import load_inputs, read_predictions
 from oof import config as configuration
@@ -109,11 +109,15 @@ def main() -> None:
     parser = argument_parser(__doc__)
     add_run_arguments(parser)
     parser.add_argument("--only", nargs="*", default=[], metavar="RECIPE", help=f"of: {'; '.join(RECIPES)}")
+    parser.add_argument("--write", type=Path, help="the page, for example docs/evidence/students-on-demo.md")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     arguments = parser.parse_args()
     quiet_libraries()
     recipes = {name: RECIPES[name] for name in chosen(arguments.only, RECIPES)}
-    print(compare(arguments.config, [f"run={arguments.run}", *arguments.overrides], recipes))
+    table = compare(arguments.config, [f"run={arguments.run}", *arguments.overrides], recipes)
+    print(table)
+    if arguments.write:
+        write_page(arguments.write, "Students on the demo", [table])
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def main() -> None:
         if row is not None:
             rows[name] = row
     page = arguments.report or arguments.out / "table.md"
-    print(write_page(page, "Stage two beside other libraries", table(arguments, rows)))
+    print(write_page(page, "Stage two against other tools", table(arguments, rows)))
 
 
 if __name__ == "__main__":
