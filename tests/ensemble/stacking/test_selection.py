@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ensemble.stacking.combiners import COMBINERS, LOGISTIC_C, Greedy, Logistic, LogPool, Mean, both_orders
+from ensemble.stacking.combiners import COMBINERS, LOGISTIC_C, Greedy, Logistic, both_orders
 from ensemble.stacking.selection import KINDS, RULES, choose, load_combiner, out_of_fold
 from oof.common.atomic_files import write_json
 from oof.common.errors import UserError
@@ -48,15 +48,6 @@ def test_greedy_selection_nears_the_best_weights_on_a_grid() -> None:
     best = min(log_loss(p, arena.labels) for p in grid)
     assert best - 1e-9 <= log_loss(softmax(greedy.logits(arena.design)), arena.labels) + 1e-6
     assert log_loss(softmax(greedy.logits(arena.design)), arena.labels) < best + 1e-3
-
-
-def test_the_log_pool_finds_unequal_weights() -> None:
-    arena = make_arena(4000, seed=1)
-    pool = LogPool.fit(arena.design, arena.labels)
-    assert pool.weights[0] > 1.3 * pool.weights[1] > 0  # member two is twice too sure of itself
-    assert log_loss(softmax(pool.logits(arena.design)), arena.labels) < log_loss(
-        softmax(Mean().logits(arena.design)), arena.labels
-    )
 
 
 def planted(losses: dict[str, float], n: int = 400, noise: float = 0.0) -> dict[str, np.ndarray]:
