@@ -17,13 +17,14 @@ from ensemble.contamination.corpus import read_prompts
 from oof.common.atomic_files import write_json, write_parquet
 from oof.common.digests import file_digest
 from oof.common.errors import UserError
+from tests.fixtures.small_tables import words
 
 RNG = np.random.default_rng(0)
 WORDS = ["".join(RNG.choice(list("abcdefghijklmnopqrstuvwxyz"), size=n)) for n in RNG.integers(3, 9, 800)]
 
 
 def sentence(rng: np.random.Generator, n: int = 14) -> str:
-    return " ".join(WORDS[i] for i in rng.integers(len(WORDS), size=n))
+    return words(rng, n, WORDS)
 
 
 def write_battles(folder: Path, prompts: list[list[str]]) -> Path:

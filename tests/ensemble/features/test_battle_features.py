@@ -17,6 +17,7 @@ from ensemble.features.design_matrix import build_design, describe, with_counts
 from oof.classes import swap_orders
 from oof.common.logits_format import COUNT_COLUMNS, logits_frame
 from tests.fixtures.arenas import swap_table
+from tests.fixtures.small_tables import texts_table
 
 TURN = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40),
@@ -38,14 +39,8 @@ TURN = st.one_of(
 BATTLE = st.integers(1, 3).flatmap(lambda n: st.tuples(*[st.lists(TURN, min_size=n, max_size=n)] * 3))
 
 
-def table_of(battles: list[tuple[list[str], list[str], list[str]]]) -> pl.DataFrame:
-    schema = {name: pl.List(pl.String) for name in ("prompt", "response_a", "response_b")}
-    columns = dict(zip(schema, map(list, zip(*battles, strict=True)), strict=True))
-    return pl.DataFrame({"id": [str(i) for i in range(len(battles))]} | columns, schema={"id": pl.String, **schema})
-
-
 def features_of(prompt: str, a: str, b: str) -> dict[str, float]:
-    frame, _ = text_features(table_of([([prompt], [a], [b])]))
+    frame, _ = text_features(texts_table([([prompt], [a], [b])]))
     return frame.row(0, named=True)
 
 
@@ -55,7 +50,7 @@ def features_of(prompt: str, a: str, b: str) -> dict[str, float]:
 def test_any_text_gives_finite_columns_that_swap_exactly(
     battles: list[tuple[list[str], list[str], list[str]]], seed: int
 ) -> None:
-    table = table_of(battles)
+    table = texts_table(battles)
     logits = {"m": np.random.default_rng(seed).normal(0, 3, size=(len(battles), 2, 3)).astype(np.float32)}
     design = build_design(table, logits)
     swapped = build_design(swap_table(table), {"m": swap_orders(logits["m"])})
@@ -67,9 +62,9 @@ def test_any_text_gives_finite_columns_that_swap_exactly(
 def test_a_battle_has_the_same_features_alone_and_among_others() -> None:
     rng = np.random.default_rng(0)
     battles = [([f"what {i}?"], ["word " * rng.integers(50)], ["- 本 " * rng.integers(9)]) for i in range(600)]
-    whole, _ = text_features(table_of(battles))
+    whole, _ = text_features(texts_table(battles))
     for row in (0, 255, 256, 599):
-        alone, _ = text_features(table_of([battles[row]]))
+        alone, _ = text_features(texts_table([battles[row]]))
         assert alone.row(0) == whole.row(row)
 
 
@@ -77,7 +72,7 @@ def test_blocks_hold_every_battle_once_and_no_more_text_than_allowed(monkeypatch
     monkeypatch.setattr(battle_features, "BLOCK", 5)
     monkeypatch.setattr(battle_features, "BLOCK_BYTES", 100)
     sizes = [*np.random.default_rng(0).integers(0, 40, 60).tolist(), 500, 3, 250, 0, 0]
-    table = table_of([(["p" * size], ["é"], [""]) for size in sizes])
+    table = texts_table([(["p" * size], ["é"], [""]) for size in sizes])
     blocks = list(battle_features.blocks_of(table))
     assert pl.concat(blocks).equals(table.drop("id"))
     for block in blocks:
@@ -87,7 +82,7 @@ def test_blocks_hold_every_battle_once_and_no_more_text_than_allowed(monkeypatch
 
 def test_every_column_has_a_family_with_a_meaning() -> None:
     counts = {name: pl.Series([1], dtype=pl.Int32) for name in COUNT_COLUMNS}
-    frame, families = text_features(table_of([(["p"], ["a"], ["b"])]).with_columns(**counts))
+    frame, families = text_features(texts_table([(["p"], ["a"], ["b"])]).with_columns(**counts))
     assert list(families) == frame.columns
     assert set(families.values()) == set(battle_features.FAMILIES)
     assert all(len(describe()[family]) > 20 for family in battle_features.FAMILIES)
@@ -96,7 +91,7 @@ def test_every_column_has_a_family_with_a_meaning() -> None:
 
 
 def test_battles_without_text_have_features_of_logits_alone() -> None:
-    table = table_of([([""], [""], [""])] * 3)
+    table = texts_table([([""], [""], [""])] * 3)
     design = build_design(table, {"m": np.zeros((3, 2, 3))})
     assert set(design.families.values()) == {"member:m", "between"}
 
@@ -184,7 +179,7 @@ def test_the_command_prints_every_family_with_its_meaning(capsys: pytest.Capture
 def test_token_counts_become_features_and_swap() -> None:
     battles = [(["what?"], ["one two"], ["three"]), (["and?"], [""], ["four"])]
     counts = np.array([[5, 100, 40, 5, 60, 40], [3, 0, 7, 3, 0, 7]])
-    table = table_of(battles)
+    table = texts_table(battles)
     frame = logits_frame(table["id"].reverse(), np.zeros((2, 2, 3)), 0, counts[::-1])
     counted = with_counts(table, frame)
     columns, families = text_features(counted)

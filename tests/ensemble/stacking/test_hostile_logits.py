@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import currently_in_test_context, event, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.__main__ import main
@@ -17,6 +17,7 @@ from oof.common.errors import UserError
 from oof.common.logits_format import LOGIT_COLUMNS, logits_frame
 from oof.config import load
 from tests.fixtures.arenas import make_arena
+from tests.fixtures.outcomes import record
 
 N = 40
 CELLS = ["nan", "NaN", "inf", "-inf", "1e39", "1e400", "", "null", "high", "0x10", "1_0", "-0.0", "5", "1e-320", "0.5"]
@@ -33,11 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _note(outcome: str) -> None:
-    if currently_in_test_context():
-        event(outcome)
-
-
 def inputs_of(folder: Path, file: Path) -> np.ndarray | None:
     """Return the member's (N, 6) logits, or None where the file was refused in one sentence that names it."""
     changes = [f"run={folder / 'run'}", f"data.train=[{folder / 'labels.csv'}]", f"stack.logits.one={file}"]
@@ -49,9 +45,9 @@ def inputs_of(folder: Path, file: Path) -> np.ndarray | None:
     if refusal:
         assert file.name in refusal
         assert refusal.isprintable()
-        _note("refused")
+        record("refused")
         return None
-    _note("read")
+    record("read")
     assert np.isfinite(inputs.logits["one"]).all()
     assert inputs.table["id"].to_list() == sorted(TRUE)
     return inputs.logits["one"].reshape(N, 6)

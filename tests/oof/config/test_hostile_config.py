@@ -1,4 +1,4 @@
-"""Configurations that someone broke or wrote to do harm: one sentence, or a configuration that is right."""
+"""Broken and malicious configurations are refused in one sentence, or load correctly."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import currently_in_test_context, event, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oof.__main__ import main
 from oof.common.errors import UserError
 from oof.config import Config, load, to_dict
 from tests.fixtures.demo_run import ROOT
+from tests.fixtures.outcomes import record
 
 DEMO = (ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8")
 SECONDS = 5.0
@@ -28,11 +29,11 @@ values = st.sampled_from(SCALARS) | st.text(max_size=12) | st.floats() | st.inte
 
 
 def paths_of(tree: object, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found = [prefix] if prefix else []
+    paths = [prefix] if prefix else []
     if isinstance(tree, dict):
         for key, inner in tree.items():
-            found += paths_of(inner, (*prefix, str(key)))
-    return found
+            paths += paths_of(inner, (*prefix, str(key)))
+    return paths
 
 
 PATHS = paths_of(yaml.safe_load(DEMO)) + [(f.name,) for f in fields(Config)] + paths_of(to_dict(Config()))
@@ -46,25 +47,20 @@ def put(tree: dict[str, Any], path: tuple[str, ...], value: object) -> None:
     tree[path[-1]] = value
 
 
-def _note(outcome: str) -> None:
-    if currently_in_test_context():
-        event(outcome)
-
-
 def loads_or_is_one_sentence(path: Path, overrides: list[str]) -> Config | None:
     started = time.monotonic()
     try:
         config = load(path, overrides)
     except UserError as error:
-        said = str(error)
-        assert "\n" not in said
-        assert said.isprintable(), repr(said)
-        assert 10 < len(said) < 1500, said
-        _note("refused")
+        message = str(error)
+        assert "\n" not in message
+        assert message.isprintable(), repr(message)
+        assert 10 < len(message) < 1500, message
+        record("refused")
         return None
     finally:
         assert time.monotonic() - started < SECONDS
-    _note("taken")
+    record("taken")
     assert isinstance(config, Config)
     assert all(type(getattr(config, f.name)) is type(getattr(Config(), f.name)) for f in fields(Config))
     return config
@@ -143,19 +139,19 @@ BOMB = "a: &a [x, x]\n" + "\n".join(
         "\ufeff: [",
     ],
 )
-def test_yaml_that_does_harm_elsewhere_is_refused_at_once(
+def test_yaml_that_exhausts_or_attacks_a_parser_is_refused_at_once(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "hostile.yaml"
     path.write_text(text, encoding="utf-8")
     started = time.monotonic()
     status = main(["prepare", str(path), f"run={tmp_path / 'run'}", "data.synth.battles=nonsense"])
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert time.monotonic() - started < SECONDS
-    assert status == 2, said
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
-    assert "Traceback" not in said
+    assert status == 2, message
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert "Traceback" not in message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hostile.yaml"]
 
 
@@ -187,7 +183,7 @@ def test_a_member_s_name_cannot_leave_the_run_folder(tmp_path: Path, name: str) 
         load(path)
 
 
-def test_a_run_named_with_dots_is_the_folder_that_it_names_and_nothing_else(tmp_path: Path) -> None:
+def test_a_run_path_with_dots_writes_to_the_folder_it_names_and_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine")
     run = tmp_path / "runs" / ".." / "elsewhere"
     arguments = [
@@ -206,6 +202,6 @@ def test_a_run_named_with_dots_is_the_folder_that_it_names_and_nothing_else(tmp_
 @pytest.mark.parametrize("run", ["/proc/nothing/run", "a\0b", "x" * 300, "/dev/null/run", "/dev/null"])
 def test_a_run_that_cannot_be_a_folder_is_one_sentence(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", str(ROOT / "configs" / "demo.yaml"), f"run={run}"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What a training reports while it runs: metrics.jsonl always, and a tracker where one is asked for."""
+"""Reports of a running training: metrics.jsonl in any case, and a tracker where one is configured."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRACKERS = [name for name in settings(Jobs)["report_to"].metadata["choices"] if 
 
 
 def train_battles(folder: Path, report_to: str = "none") -> dict[str, Any]:
-    """Train a tiny Llama on 32 battles (4 steps) with its checkpoints in ``folder``; return the job's facts."""
+    """Train a tiny Llama on 32 battles (4 steps) with its checkpoints in ``folder``; return the training's summary."""
     tokenizer = load_tokenizer(MEMBER.checkpoint)
     table, _, _ = bases.transcripts(32, 5)
     encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
@@ -38,9 +38,9 @@ def train_battles(folder: Path, report_to: str = "none") -> dict[str, Any]:
 
 
 def test_metrics_jsonl_has_every_logged_line_without_any_tracker(tmp_path: Path) -> None:
-    facts = train_battles(tmp_path / "checkpoints")
+    summary = train_battles(tmp_path / "checkpoints")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert lines == facts["history"]
+    assert lines == summary["history"]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(0 < line["loss"] < 5 for line in lines)
     assert not (tmp_path / "tensorboard").exists()
@@ -52,9 +52,9 @@ def test_tensorboard_has_the_same_losses_and_outlives_the_checkpoints(tmp_path: 
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert [step for step, _ in found] == [line["step"] for line in lines]
-    np.testing.assert_allclose([value for _, value in found], [line["loss"] for line in lines], rtol=1e-5)
+    logged = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in logged] == [line["step"] for line in lines]
+    np.testing.assert_allclose([value for _, value in logged], [line["loss"] for line in lines], rtol=1e-5)
     assert not list((tmp_path / "checkpoints").rglob("events.*"))
 
 
@@ -70,7 +70,7 @@ def test_trackio_is_called_by_its_own_callback(tmp_path: Path, monkeypatch: pyte
     assert [row["train/loss"] for row in logged if "train/loss" in row] == [line["loss"] for line in lines]
 
 
-def test_a_tracker_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:
+def test_a_tracker_that_is_not_installed_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     missing = [name for name in TRACKERS if importlib.util.find_spec(name) is None]
     if not missing:
         pytest.skip("all trackers are installed")

@@ -1,4 +1,4 @@
-"""Effects planted in synthetic arenas are found, and where there is none, none is."""
+"""Planted effects: found where they were planted in synthetic arenas, and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ensemble.report.junk import junk_report
-from ensemble.report.slices import battle_facts, member_pairs, slices_of
+from ensemble.report.junk_prompts import junk_report
+from ensemble.report.slices import slices_of
 from ensemble.report.ties import tie_report
 from oof.data.prompt_quality import JUNK, prompt_flags, prompt_quality
 from oof.metrics import softmax_mean
-from tests.fixtures.report_runs import make_arena, sentence
+from tests.fixtures.report_runs import WORDS, make_report_arena
+from tests.fixtures.small_tables import words
 
 
 def pair_of(gain: float, seed: int) -> dict:
-    arena = make_arena(3000, seed=seed, seen_gain=gain)
+    arena = make_report_arena(3000, seed=seed, seen_gain=gain)
     probs = {name: softmax_mean(z) for name, z in arena.logits.items()}
     facts = battle_facts(arena.table)
     slices = slices_of(facts, arena.labels, arena.seen)
@@ -25,21 +26,21 @@ def pair_of(gain: float, seed: int) -> dict:
     return pair
 
 
-def test_a_member_that_is_better_on_seen_prompts_only_is_found() -> None:
+def test_a_member_that_is_better_on_prompts_in_the_corpus_only_is_found() -> None:
     pair = pair_of(gain=0.9, seed=1)
     effect = pair["seen"]
     assert effect["difference"]["low"] > 0
     assert effect["matched"]["low"] > 0
     assert effect["seen"]["low"] > 0
     assert effect["unseen"]["low"] < 0 < effect["unseen"]["high"]
-    assert effect["finding"] == "larger on seen prompts"
+    assert effect["finding"] == "larger on prompts in the corpus"
     findings = {row["slice"]: row["finding"] for row in pair["slices"]}
-    assert findings["seen"] == "one better"
-    assert findings["unseen"] == "no difference shown"
+    assert findings["in corpus"] == "one better"
+    assert findings["not in corpus"] == "no difference shown"
 
 
 @pytest.mark.parametrize("seed", [2, 3])
-def test_no_effect_of_seen_prompts_is_found_where_there_is_none(seed: int) -> None:
+def test_no_effect_of_the_corpus_is_found_without_one(seed: int) -> None:
     pair = pair_of(gain=0.0, seed=seed)
     assert pair["seen"]["difference"]["low"] < 0 < pair["seen"]["difference"]["high"]
     assert pair["seen"]["matched"]["low"] < 0 < pair["seen"]["matched"]["high"]
@@ -47,8 +48,8 @@ def test_no_effect_of_seen_prompts_is_found_where_there_is_none(seed: int) -> No
     assert {row["finding"] for row in pair["slices"]} == {"no difference shown"}
 
 
-def test_the_member_that_is_blind_to_ties_is_named_and_the_other_is_not() -> None:
-    arena = make_arena(1500, seed=4, blind=True)
+def test_only_the_member_that_is_blind_to_ties_is_reported() -> None:
+    arena = make_report_arena(1500, seed=4, blind=True)
     reports = {name: tie_report(softmax_mean(z), arena.labels, arena.groups, 0) for name, z in arena.logits.items()}
     assert reports["two"] is not None
     assert reports["one"] is not None
@@ -56,8 +57,8 @@ def test_the_member_that_is_blind_to_ties_is_named_and_the_other_is_not() -> Non
     assert reports["one"]["verdict"] == "sees ties"
 
 
-def test_a_member_that_never_expects_a_tie_is_weak_on_them() -> None:
-    arena = make_arena(1500, seed=5)
+def test_a_member_with_low_tie_probabilities_is_weak_on_ties() -> None:
+    arena = make_report_arena(1500, seed=5)
     z = arena.logits["one"] - np.array([0, 0, 3], dtype=np.float32)
     report = tie_report(softmax_mean(z), arena.labels, arena.groups, 0)
     assert report is not None
@@ -73,25 +74,25 @@ def junk_prompt(rng: np.random.Generator) -> tuple[str, str]:
         "gibberish": " ".join("".join(rng.choice(letters, size=9)) for _ in range(8)),
         "one_token": str(rng.choice(["hi", "test", "ok", "hello", "12345"])),
         "repeats_itself": "buy now " * int(rng.integers(20, 60)),
-        "template": "[INST] " + sentence(rng, 8) + " [/INST]",
+        "template": "[INST] " + words(rng, 8, WORDS) + " [/INST]",
     }[kind]
     return kind, text
 
 
 def test_junk_is_found_at_the_planted_share_within_two_points() -> None:
     rng = np.random.default_rng(6)
-    arena = make_arena(2000, seed=6)
+    arena = make_report_arena(2000, seed=6)
     planted = rng.random(2000) < 0.15
     prompts = [
         [junk_prompt(rng)[1]] if bad else row for bad, row in zip(planted, arena.table["prompt"].to_list(), strict=True)
     ]
     table = arena.table.with_columns(prompt=pl.Series(prompts))
-    found = junk_report(table, {"one": softmax_mean(arena.logits["one"])}, arena.labels, arena.groups, 0)
-    assert found["share"]["value"] == pytest.approx(planted.mean(), abs=0.02)
-    assert found["share"]["low"] < found["n_junk"] / 2000 < found["share"]["high"]
+    report = junk_report(table, {"one": softmax_mean(arena.logits["one"])}, arena.labels, arena.groups, 0)
+    assert report["share"]["value"] == pytest.approx(planted.mean(), abs=0.02)
+    assert report["share"]["low"] < report["n_junk"] / 2000 < report["share"]["high"]
 
 
-def test_each_kind_of_junk_is_recognised_as_its_kind() -> None:
+def test_each_kind_of_junk_is_recognised() -> None:
     rng = np.random.default_rng(7)
     drawn = [junk_prompt(rng) for _ in range(1000)]
     flags = prompt_flags(pl.Series([text for _, text in drawn]))
