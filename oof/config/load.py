@@ -1,4 +1,4 @@
-"""Loading of a configuration: a YAML file, overrides on top of it, validation against the schema.
+"""Configuration loader: a YAML file, overrides on top of it, validation against the schema.
 
 ``load("configs/demo.yaml", ["stack.trials=5"])`` returns one immutable :class:`Config`. Frozen dataclasses
 (:mod:`oof.config.schema`) hold the defaults, so YAML holds only what differs. An unknown key is refused, with the
@@ -47,15 +47,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"overrides {' '.join(overrides)}: {_first_line(error)}") from error
-    for origin, part in ((str(path), tree), ("overrides", changes)):
-        _refuse_unknown(origin, part, Config)
-        assert isinstance(part, dict)
-        _restore_switches(part, Config)
+    for origin, values in ((str(path), tree), ("overrides", changes)):
+        _refuse_unknown(origin, values, Config)
+        assert isinstance(values, dict)
+        _restore_switches(values, Config)
     try:
         schema = OmegaConf.structured(Config)
-        OmegaConf.set_readonly(
-            schema, None
-        )  # OmegaConf makes a frozen dataclass a read-only node, which refuses a merge
+        OmegaConf.set_readonly(schema, None)  # a frozen dataclass becomes a read-only node, which refuses a merge
         merged = OmegaConf.merge(schema, tree, changes)
         assert isinstance(merged, DictConfig)
         config = OmegaConf.to_object(merged)

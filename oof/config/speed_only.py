@@ -1,4 +1,4 @@
-"""Settings without those that change speed only: the part of a configuration that results depend on.
+"""Removal of speed-only settings: the part of a configuration that results depend on.
 
 Every content key and every comparison of two configurations reads settings through
 :func:`without_speed_settings`, so that changing such a setting never makes finished work count as out of date.

@@ -1,4 +1,4 @@
-"""What a process sets once changes its speed, not what it can do."""
+"""Allocator and garbage-collector settings of a training process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def faults(**own: str) -> int:
     return int(done.stdout)
 
 
-def test_memory_that_is_freed_stays_unless_the_user_has_settings_of_his_own() -> None:
+def test_freed_memory_stays_with_the_process_unless_the_user_has_allocator_settings() -> None:
     if sys.platform != "linux":
         pytest.skip("glibc's settings")
     own = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

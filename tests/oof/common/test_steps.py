@@ -55,7 +55,7 @@ def test_a_damaged_manifest_is_not_done(tmp_path: Path, damage: str) -> None:
     assert not step.done
 
 
-def test_begin_keeps_what_an_interrupted_attempt_left_but_clears_another_key(tmp_path: Path) -> None:
+def test_begin_keeps_files_of_an_interrupted_attempt_but_not_those_of_another_key(tmp_path: Path) -> None:
     step = Step(tmp_path / "s", "one")
     step.begin()
     (step.folder / "checkpoint").write_text("x")
@@ -65,7 +65,7 @@ def test_begin_keeps_what_an_interrupted_attempt_left_but_clears_another_key(tmp
     assert not (step.folder / "checkpoint").is_file()
 
 
-def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
     code = "import sys, pathlib\nfrom oof.common.steps import locked\nwith locked(pathlib.Path(sys.argv[1])): pass"
     with locked(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)  # noqa: S603
@@ -76,9 +76,9 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path
         pass
 
 
-def test_digest_sees_values_shapes_and_types() -> None:
-    parts = [np.zeros(2), np.zeros((2, 1)), np.zeros(2, dtype=np.float32), "a", ["a"], {"a": 1}, 1, 1.5]
-    assert len({digest(part) for part in parts}) == len(parts)
+def test_digests_differ_for_other_values_shapes_and_types() -> None:
+    values = [np.zeros(2), np.zeros((2, 1)), np.zeros(2, dtype=np.float32), "a", ["a"], {"a": 1}, 1, 1.5]
+    assert len({digest(value) for value in values}) == len(values)
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_named_and_the_intact_ones_stay(tmp_path: Path, caplog
     assert [path.name for path in step.folder.iterdir()] == [UNFINISHED]
 
 
-def test_one_changed_digit_of_a_manifest_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_changed_digit_of_a_manifest_is_detected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     step = finished(tmp_path / "s", one="1")
     text = step.manifest_path.read_text()
     step.manifest_path.write_text(text.replace("1.5", "1.7"))
@@ -128,10 +128,10 @@ def test_one_changed_digit_of_a_manifest_is_noticed(tmp_path: Path, caplog: pyte
     with pytest.raises(UserError, match="its checksum differs"):
         read_json(step.manifest_path)
     step.manifest_path.write_text(json.dumps({k: v for k, v in json.loads(text).items() if k != "checksum"}))
-    assert step.done  # one of an earlier version
+    assert step.done  # a manifest of an earlier version
 
 
-def test_begin_and_the_lock_remove_what_a_killed_write_left(tmp_path: Path) -> None:
+def test_begin_and_the_lock_remove_temporary_files_of_a_killed_write(tmp_path: Path) -> None:
     step = Step(tmp_path / "oof" / "one" / "fold-0", "key")
     step.begin()
     leftovers = [step.folder / ".a.x.tmp", tmp_path / ".b.x.tmp", tmp_path / "tokens" / ".c.x.tmp"]
@@ -144,7 +144,7 @@ def test_begin_and_the_lock_remove_what_a_killed_write_left(tmp_path: Path) -> N
     assert not leftovers[0].exists()
 
 
-def test_a_rewritten_file_says_that_the_old_one_was_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rewriting_a_damaged_file_logs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.json"
     for content in ({"a": {"1": 1.5}}, {"a": (1, 2)}):
         rewrite_json(path, content)

@@ -22,14 +22,14 @@ def test_every_shipped_config_loads(path: Path) -> None:
     assert config.run == f"runs/{path.stem}"
 
 
-def test_overrides_lie_over_the_file_and_lists_are_understood(tmp_path: Path) -> None:
+def test_overrides_replace_values_of_the_file_and_may_be_lists(tmp_path: Path) -> None:
     config = load(write(tmp_path, "stack: {trials: 7}\nseed: 3"), ["stack.trials=5", "data.train=[a.csv,b c.csv]"])
     assert (config.stack.trials, config.seed, config.data.train) == (5, 3, ["a.csv", "b c.csv"])
     assert to_dict(config)["stack"]["trials"] == 5
 
 
 @pytest.mark.parametrize(
-    ("text", "overrides", "said"),
+    ("text", "overrides", "message"),
     [
         ("members: {g: {checkpoint: x, lora: {rnk: 3}}}", [], "did you mean members.g.lora.rank"),
         ("seed: 1", ["stack.trails=5"], "did you mean stack.trials"),
@@ -48,10 +48,10 @@ def test_overrides_lie_over_the_file_and_lists_are_understood(tmp_path: Path) ->
         ("run: !!python/object/apply:os.system [ls]", [], "not valid YAML"),
     ],
 )
-def test_a_bad_configuration_is_one_sentence(tmp_path: Path, text: str, overrides: list[str], said: str) -> None:
+def test_a_bad_configuration_is_one_sentence(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=r".+") as caught:
         load(write(tmp_path, text), overrides)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Training before the folds, through the command line: what it may see, who starts from it, what redoes it."""
+"""Pretraining through the command line: decontamination, the fold jobs that start from it, reruns after changes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config_of(base: list[str], run: Path, *more: str) -> configuration.Config:
     return configuration.load(base[0], [*base[1:], f"run={run}", *more])
 
 
-def test_no_pair_of_a_scored_prompt_is_trained_on(whole: Path) -> None:
+def test_pairs_with_a_scored_prompt_are_left_out_of_training(whole: Path) -> None:
     pairs = pl.read_parquet(whole / "pretrain" / "battles.parquet")
     assert pairs.height == FRESH
     assert all(prompt[0].startswith("w") for prompt in pairs["prompt"])
@@ -70,7 +70,9 @@ def test_a_fold_job_starts_from_the_pretrained_adapter_and_head(whole: Path) -> 
 
 
 @pytest.mark.parametrize("lora", ["{rank: 0}", "{rank: 4, dora: true, rslora: true}"])
-def test_other_ways_to_train_start_from_it_too(base: list[str], tmp_path: Path, lora: str) -> None:
+def test_full_fine_tuning_and_dora_start_from_the_pretrained_weights_too(
+    base: list[str], tmp_path: Path, lora: str
+) -> None:
     run = tmp_path / "run"
     arguments = [*base, f"run={run}", f"{LLAMA}.lora={lora}", "pretrain.epochs=0.4"]
     assert oof_main(["oof", *arguments]) == 0
@@ -87,20 +89,20 @@ def test_other_ways_to_train_start_from_it_too(base: list[str], tmp_path: Path, 
 
 
 def artifacts(run: Path) -> dict[str, bytes]:
-    """Return every file of members and pretraining but the manifests, which say how long things took."""
+    """Return every file of members and pretraining except the manifests, which contain run times."""
     paths = [path for part in ("oof", "pretrain") for path in (run / part).rglob("*") if path.is_file()]
     return {str(path.relative_to(run)): path.read_bytes() for path in paths if path.name != "job.json"}
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_bytes(
+def test_an_interrupted_pretraining_continues_to_the_same_bytes(
     base: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, get = tmp_path / "run", TrainingSteps.__getitem__
-    asked: list[int] = []
+    requested: list[int] = []
 
     def stopping(self: TrainingSteps, index: int) -> Any:
-        asked.append(index)
-        if len(asked) in (3, 4):  # in pretraining's last step, and then in the first fold job
+        requested.append(index)
+        if len(requested) in (3, 4):  # in the last step of pretraining, twice
             raise KeyboardInterrupt
         return get(self, index)
 
@@ -109,20 +111,20 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(
     assert oof_main(["oof", *arguments]) == 130
     assert (run / "pretrain" / "member-llama3_1" / "checkpoints" / "checkpoint-2").is_dir()
     assert not (run / "oof" / "llama3_1" / "fold-0").exists()
-    assert oof_main(["oof", *arguments]) == 130  # the step that was not made, and a first one of a fold
-    assert asked == [0, 1, 2, 2]
+    assert oof_main(["oof", *arguments]) == 130  # again in the last step
+    assert requested == [0, 1, 2, 2]
     assert oof_main(["oof", *arguments]) == 0
-    assert asked[4] == 2
+    assert requested[4] == 2
     ours, theirs = artifacts(run), artifacts(whole)
     assert ours.keys() == theirs.keys()
     assert not [name for name in ours if ours[name] != theirs[name] and not name.endswith("member.json")]
     assert not [path for path in (run / "pretrain").rglob("*") if "checkpoint" in path.name or path.suffix == ".pt"]
-    steps = len(asked)
+    steps = len(requested)
     assert oof_main(["oof", *arguments]) == 0
-    assert len(asked) == steps
+    assert len(requested) == steps
 
 
-def test_a_changed_setting_redoes_what_depends_on_it(base: list[str], whole: Path) -> None:
+def test_a_changed_setting_reruns_only_the_jobs_that_depend_on_it(base: list[str], whole: Path) -> None:
     table = load_battles(whole)
 
     def undone(*more: str) -> list[str]:
@@ -134,26 +136,26 @@ def test_a_changed_setting_redoes_what_depends_on_it(base: list[str], whole: Pat
     assert undone() == []
     assert undone("pretrain.epochs=2") == ["llama3_1 pretraining", *folds]
     assert undone(f"{LLAMA}.lora.rank=8") == ["llama3_1 pretraining", *folds]
-    assert undone(f"{LLAMA}.train.lr=1e-3") == folds  # pretrain.lr has its own
+    assert undone(f"{LLAMA}.train.lr=1e-3") == folds  # pretrain.lr is set, so pretraining does not depend on it
     assert undone(f"{LLAMA}.train.epochs=2") == folds
     assert undone("prompts.score_max_tokens=64") == folds
     assert undone("pretrain.data=[]") == folds
     assert undone("stack.trials=9", "distill.temperature=3") == []
 
 
-def test_another_test_file_redoes_only_the_comparison(base: list[str], whole: Path, tmp_path: Path) -> None:
+def test_another_test_file_repeats_only_the_comparison_of_prompts(base: list[str], whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     config = config_of(base, run)
     test = read_test(config)
-    stranger = test[:1].with_columns(id=pl.lit("stranger"), prompt=pl.Series([["what nobody has asked before"]]))
+    stranger = test[:1].with_columns(id=pl.lit("stranger"), prompt=pl.Series([["a prompt unlike all others"]]))
     prepare_pairs(config, load_battles(run), pl.concat([test, stranger]))
     assert "stranger" in pl.read_parquet(run / "pretrain" / "test.parquet")["id"]
     same = pretrain_job(config, "llama3_1")
     assert same is not None
     assert same.step.done  # the same pairs are left
-    asks = pl.read_parquet(run / "pretrain" / "battles.parquet")["prompt"][5].to_list()
-    also = pl.concat([test, test[:1].with_columns(id=pl.lit("new"), prompt=pl.Series([asks]))])
+    prompt = pl.read_parquet(run / "pretrain" / "battles.parquet")["prompt"][5].to_list()
+    also = pl.concat([test, test[:1].with_columns(id=pl.lit("new"), prompt=pl.Series([prompt]))])
     prepare_pairs(config, load_battles(run), also)
     after = pretrain_job(config, "llama3_1")
     assert after is not None
@@ -161,7 +163,7 @@ def test_another_test_file_redoes_only_the_comparison(base: list[str], whole: Pa
     assert pl.read_parquet(run / "pretrain" / "battles.parquet").height == FRESH - 1
 
 
-def test_the_plan_counts_it(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_includes_pretraining(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "CARDS", {"T4": plan.CARDS["T4"]})
     config = config_of(base, tmp_path / "run", "pretrain.epochs=2", "distill.student.checkpoint=''")
     with_it = plan.make_plan(config)[0]
@@ -184,7 +186,7 @@ def base_value(base: list[str], key: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "more", "said"),
+    ("pairs", "more", "message"),
     [
         ('{"prompt": "p", "chosen": "c"}\n', [], "pairs.jsonl: missing columns"),
         (None, [], "no such file"),
@@ -193,7 +195,12 @@ def base_value(base: list[str], key: str) -> str:
     ],
 )
 def test_bad_pairs_are_one_sentence(
-    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], pairs: str | None, more: list[str], said: str
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    pairs: str | None,
+    more: list[str],
+    message: str,
 ) -> None:
     path = tmp_path / "pairs.jsonl"
     if pairs is not None:
@@ -201,7 +208,7 @@ def test_bad_pairs_are_one_sentence(
     arguments = [*base, f"run={tmp_path / 'run'}", f"pretrain.data=[{path}]", *more]
     assert oof_main(["prepare", *arguments]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
 
 
@@ -213,7 +220,7 @@ def test_pairs_that_all_share_a_scored_prompt_are_refused(
     assert "none is left" in capsys.readouterr().err
 
 
-def test_a_fold_job_without_its_start_says_what_to_run(
+def test_a_fold_job_without_its_pretraining_names_the_command_to_run(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*base, f"run={tmp_path / 'run'}"]
@@ -231,7 +238,7 @@ def test_a_fold_job_without_its_start_says_what_to_run(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("where", ["jobs.nproc=2", "jobs.backend=ray", "jobs.workers=2"])
-def test_elsewhere_than_in_this_process_it_is_the_same(
+def test_pretraining_in_other_processes_gives_the_same_weights(
     base: list[str], whole: Path, tmp_path: Path, where: str
 ) -> None:
     if "ray" in where:
@@ -242,7 +249,7 @@ def test_elsewhere_than_in_this_process_it_is_the_same(
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)  # noqa: S603
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = starts(run), starts(whole)
-    # Two processes add their gradients up in another order; Adam turns the sign of mere rounding into a step.
+    # Two processes sum gradients in another order, and Adam turns a sign changed by rounding into a whole step.
     tolerance = {"atol": 1e-3, "rtol": 0.0} if "nproc" in where else {"atol": 0.0, "rtol": 0.0}
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, **tolerance)
