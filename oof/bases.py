@@ -1,17 +1,17 @@
-"""Build the demo's base checkpoints: a tiny Gemma2 and a tiny Llama, pre-trained on synthetic text.
+"""Base checkpoints of the demo: a tiny Gemma2 and a tiny Llama, pre-trained on synthetic text.
 
     python -m oof bases configs/bases --seed 1000003        (make bases; about 15 minutes on 2 cores)
 
-They stand in for ``google/gemma-2-9b-it`` and ``meta-llama/Llama-3.1-8B-Instruct`` where no hub is in reach:
-the real architectures (soft-capping, sliding window, grouped-query attention), tokenizers trained with the
-``tokenizers`` library, saved as plain causal language models and loaded with ``from_pretrained`` like any other.
+They replace ``google/gemma-2-9b-it`` and ``meta-llama/Llama-3.1-8B-Instruct`` where no hub is reachable. They have the
+real architectures (soft-capping, sliding window, grouped-query attention) and tokenizers trained with the
+``tokenizers`` library, are saved as plain causal language models and loaded with ``from_pretrained`` like any other.
 
-Pre-training is causal language modelling on transcripts of another seed than any demo's: a prompt, two responses,
-and a rating from 1 to 9 of how much better the first one keeps to the prompt. So that a tiny model learns to read
-in minutes, an auxiliary head on the third of the four layers says sentence by sentence whether it keeps to the
-prompt; it is thrown away. Large instruct models bring that skill from pre-training. The verdict's other causes
-(verbosity, position, the tie band, how quality is weighed) are not in these transcripts; they, and the
-three-class head, are left for the fold jobs to learn.
+Pre-training is causal language modelling on transcripts with another seed than any demo's: a prompt, two responses,
+and a rating from 1 to 9 of how much better the first response keeps to the prompt. An auxiliary head on the third of
+the four layers predicts for each sentence whether it keeps to the prompt, so that a tiny model learns to read in
+minutes; the head is discarded. Large instruct models have that skill from pre-training. The other causes of a verdict
+(verbosity, position, the tie band, the weight of quality) are not in these transcripts: the fold jobs learn them, and
+the three-class head.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ BATCH_SEQUENCES = 32
 
 
 def gemma_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Train a BPE tokenizer of Gemma's kind: spaces as a visible mark, bytes where a character is unknown."""
+    """Train a BPE tokenizer like Gemma's: a visible mark for spaces, bytes for unknown characters."""
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -72,20 +72,20 @@ def gemma_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         [
             pre_tokenizers.Split("▁", "merged_with_next"),
             pre_tokenizers.Split("\n", "isolated"),
-            pre_tokenizers.Punctuation("isolated"),  # "oven." is the word it was, in a corpus this small
+            pre_tokenizers.Punctuation("isolated"),  # in a corpus this small, "oven." must share the token of "oven"
         ]
     )
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=GEMMA_SPECIALS + byte_tokens)
     tokenizer.train_from_iterator(texts, trainer)
-    tree = json.loads(tokenizer.to_str())  # the bytes are ordinary tokens, not strings to look for in a text
+    tree = json.loads(tokenizer.to_str())  # the bytes must be ordinary tokens, not strings to match in a text
     tree["added_tokens"] = [token for token in tree["added_tokens"] if token["content"] in GEMMA_SPECIALS]
     tokenizer = Tokenizer.from_str(json.dumps(tree))
     return _with_bos(tokenizer, bos="<bos>", eos="<eos>", pad="<pad>", unk="<unk>")
 
 
 def llama_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer of Llama 3's kind; like the original it comes without a pad token."""
+    """Train a byte-level BPE tokenizer like Llama 3's, without a pad token like the original."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -163,7 +163,7 @@ def _clean(turn: str | None) -> str:
 
 
 class _Transcripts(Dataset[dict[str, torch.Tensor]]):
-    """Ready batches of similar lengths in random order; ``on_topic`` (b, t) is 1, 0 or -1 (not asked here)."""
+    """Batches of similar lengths in random order; ``on_topic`` (b, t) is 1, 0, or -1 where there is no target."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, n: int, seed: int) -> None:
         table, ratings, flags = transcripts(n, seed)
@@ -192,7 +192,7 @@ class _Transcripts(Dataset[dict[str, torch.Tensor]]):
 
 
 def _mark_sentences(sequence: NDArray[np.int32], flags: list[bool], stop: int) -> NDArray[np.int64]:
-    """Mark the last word and the full stop of each response sentence; the responses' stops are the last ones."""
+    """Mark the last word and the full stop of each response sentence (the last ``len(flags)`` full stops)."""
     marks = np.full(len(sequence), -1, dtype=np.int64)
     ends = np.flatnonzero(sequence == stop)[-len(flags) :] if flags else np.empty(0, dtype=int)
     for end, flag in zip(ends, flags, strict=True):
@@ -272,4 +272,4 @@ def build_bases(out: Path, seed: int, battles: int = 40_000, epochs: int = 2, na
         for entry in trainer.state.log_history[-3:]:
             print(name, {key: round(value, 4) for key, value in entry.items()})
         model.to(torch.bfloat16).save_pretrained(out / name)
-        make_tokenizer(texts).save_pretrained(out / name)  # as published: without our template and pad token
+        make_tokenizer(texts).save_pretrained(out / name)  # as published, without our template and pad token

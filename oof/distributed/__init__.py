@@ -1,1 +1,1 @@
-"""Several processes that share one training."""
+"""Training of one fold job on several processes."""

@@ -1,4 +1,4 @@
-"""The processes of one fold job under torchrun: who am I, and adding up what each has."""
+"""Process group of one fold job under torchrun: rank and sums over processes; one process needs no group."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import distributed, nn
 
 from oof.common import interrupts
 
-LAUNCHER = "ARENA_DISTILL_LAUNCHER"  # the process that started torchrun
+LAUNCHER = "ARENA_DISTILL_LAUNCHER"  # environment variable: id of the process that started torchrun
 
 
 def rank() -> int:
-    """Return this process's number among those of its job; 0 where there is only one."""
+    """Return this process's number in its job, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def ranks() -> int:
-    """Return how many processes share this job."""
+    """Return the number of processes that share this job."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start() -> None:
-    """Join the other processes of the job: NCCL between GPUs, gloo between CPUs. End when their launcher does."""
+    """Join the job's process group (NCCL between GPUs, gloo between CPUs); end this process when its launcher ends."""
     if LAUNCHER in os.environ:
         interrupts.end_after(int(os.environ[LAUNCHER]))
     if ranks() > 1 and not distributed.is_initialized():
@@ -35,7 +35,7 @@ def start() -> None:
 
 
 def wait() -> None:
-    """Wait until every process of the job is here."""
+    """Wait until every process of the job has called this."""
     if distributed.is_initialized():
         distributed.barrier()
 
@@ -50,7 +50,7 @@ def add_up(values: NDArray[np.float32], device: torch.device) -> NDArray[np.floa
 
 
 def add_up_gradients(parameters: list[nn.Parameter], flat: torch.Tensor) -> None:
-    """Give each parameter its part of the sum of every process's ``flat`` (:func:`flat_gradients`)."""
+    """Set each parameter's gradient to the sum over processes, from each one's ``flat`` (:func:`flat_gradients`)."""
     if not distributed.is_initialized():
         return
     distributed.all_reduce(flat)
@@ -64,23 +64,23 @@ def add_up_gradients(parameters: list[nn.Parameter], flat: torch.Tensor) -> None
 
 
 def flat_gradients(parameters: list[nn.Parameter]) -> torch.Tensor:
-    """Return all gradients behind one another, so that one collective call adds them up.
+    """Return all gradients concatenated in float32, so that one collective call adds them up.
 
-    A parameter that no row of this process reached counts as one with gradient 0: another process's may have.
+    A parameter without a gradient counts as 0, because another process may have a gradient for it.
     """
     grads = (torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
     return torch.cat([grad.float().flatten() for grad in grads])
 
 
 def same_everywhere(parameters: list[nn.Parameter]) -> None:
-    """Give every process the first one's values of these parameters."""
+    """Copy the first process's values of these parameters to every process."""
     if distributed.is_initialized():
         for parameter in parameters:
             distributed.broadcast(parameter.data, src=0)
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
-    """Return whether ``flag`` is set in any process: all must stop at the same step."""
+    """Return whether ``flag`` is set in any process, so that all decide alike."""
     if not distributed.is_initialized():
         return flag
     tensor = torch.tensor([float(flag)], device=device)

@@ -1,1 +1,1 @@
-"""Battles to token ids: templates, truncation, both orders, batches."""
+"""Encoding of battles as token ids: templates, truncation, both orders, batches."""

@@ -1,6 +1,6 @@
-"""On a GPU: the same function as plain transformers on the CPU, and memory that ends where it is planned to.
+"""GPU tests: logits equal those of plain transformers on the CPU, and memory use is as planned.
 
-Skipped where there is none. Models are random and small, but have the head size of the real ones.
+They are skipped on a machine without a GPU. Models are random and small, but have the real models' head sizes.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def test_logits_are_those_of_plain_transformers_on_the_cpu(
     np.testing.assert_allclose(score(changed, folder), expected, atol=tolerance * max(1.0, float(expected.std())))
 
 
-def test_soft_capped_attention_is_not_left_to_sdpa(member: Member) -> None:
+def test_soft_capped_attention_never_runs_on_sdpa(member: Member) -> None:
     config = AutoConfig.from_pretrained(member.checkpoint)
     chosen = resolve_attention(config, "auto")
     if "gemma2" in member.checkpoint:
@@ -127,11 +127,11 @@ def steps_of(member: Member, n: int = 32) -> tuple[TrainingSteps, Any]:
 
 
 def train(member: Member, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the losses logged in 4 steps, and the facts of the training."""
+    """Return the losses logged in 4 steps, and the training's summary."""
     steps, tokenizer = steps_of(member)
     model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
-    facts: dict[str, Any] = train_classifier(model, member, steps, cross_entropy, folder, 3, "test")
-    return np.array([entry["loss"] for entry in facts["history"]]), facts
+    summary: dict[str, Any] = train_classifier(model, member, steps, cross_entropy, folder, 3, "test")
+    return np.array([entry["loss"] for entry in summary["history"]]), summary
 
 
 def test_training_follows_eager_in_every_attention_and_precision(member: Member, tmp_path: Path) -> None:
@@ -150,19 +150,19 @@ def test_a_real_out_of_memory_halves_the_batch_and_keeps_the_optimisation(
     small = Member(checkpoint=checkpoint, dtype="float32", lora=Lora(rank=8), train=recipe)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    expected, facts = train(small, tmp_path / "small")
-    assert facts["oom_halvings"] == 0
+    expected, summary = train(small, tmp_path / "small")
+    assert summary["oom_halvings"] == 0
     needed = torch.cuda.max_memory_reserved()
     large = replace(small, train=replace(recipe, tokens_per_batch=8192))
     torch.cuda.empty_cache()
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(min(1.0, 1.2 * needed / total))
     try:
-        losses, facts = train(large, tmp_path / "large")
+        losses, summary = train(large, tmp_path / "large")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert facts["oom_halvings"] >= 1
-    assert facts["tokens_per_batch"] < 8192
+    assert summary["oom_halvings"] >= 1
+    assert summary["tokens_per_batch"] < 8192
     np.testing.assert_allclose(losses, expected, atol=5e-3)
 
 
@@ -172,14 +172,16 @@ def test_planned_memory_is_near_the_peak(member: Member, dtype: str, checkpointi
     batch, tokens = 8, 1024
     family = next(name for name in REAL_HEADS if name in member.checkpoint)
     wide = REAL_HEADS[family] | {"intermediate_size": 2048, "num_hidden_layers": 8, "max_position_embeddings": 2048}
-    recipe = replace(member, checkpoint=save_tiny(family, tmp_path / "base", scale=1.0, **wide), dtype=dtype)
-    config = AutoConfig.from_pretrained(recipe.checkpoint)
+    wide_member = replace(member, checkpoint=save_tiny(family, tmp_path / "base", scale=1.0, **wide), dtype=dtype)
+    config = AutoConfig.from_pretrained(wide_member.checkpoint)
     attention = traced_attention(resolve_attention(config, "auto"), config, DTYPES[dtype])
-    planned = trace(recipe, batch, tokens, True, checkpointing, attention).peak_bytes
-    tokenizer = load_tokenizer(recipe.checkpoint)
-    torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")  # so that the library's workspace is there
+    planned = trace(wide_member, batch, tokens, True, checkpointing, attention).peak_bytes
+    tokenizer = load_tokenizer(wide_member.checkpoint)
+    torch.ones(64, 64, device="cuda") @ torch.ones(
+        64, 64, device="cuda"
+    )  # allocates the library's workspace before the measurement
     before = torch.cuda.memory_allocated()
-    model = add_adapters(load_base(recipe, tokenizer, 0), recipe.lora, 0).cuda().train()
+    model = add_adapters(load_base(wide_member, tokenizer, 0), wide_member.lora, 0).cuda().train()
     if checkpointing:
         checkpoint_trainable_layers(model)
     _ = LastTokens(model, tokenizer.pad_token_id), FusedLora(model)
@@ -195,9 +197,7 @@ def test_planned_memory_is_near_the_peak(member: Member, dtype: str, checkpointi
     assert planned == pytest.approx(measured, rel=0.2)
 
 
-def test_recomputing_activations_is_decided_by_the_card_s_memory(
-    member: Member, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_activation_checkpointing_depends_on_the_card_s_memory(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, tokenizer = steps_of(member)
     model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
     assert not needs_checkpointing(model, member, steps)

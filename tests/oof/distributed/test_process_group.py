@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 
 from tests.fixtures import several_processes
-from tests.fixtures.demo_run import ROOT
-from tests.fixtures.fold_job_calls import call, logits, only_llama
+from tests.fixtures.demo_run import ROOT, only_llama
+from tests.fixtures.fold_job_calls import call, logits
 
 SCENARIOS = ["ddp", "ddp-short"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return what one process, and what two, made of the same steps."""
+    """Return the folder with the results of one process and of two processes for the same steps."""
     folder = tmp_path_factory.mktemp("processes")
-    big = replace(several_processes.MEMBER.train, tokens_per_batch=10**6)  # one micro-batch a step
+    big = replace(several_processes.MEMBER.train, tokens_per_batch=10**6)  # one micro-batch per step
     several_processes.run(folder, "one", replace(several_processes.MEMBER, train=big))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(  # noqa: S603
-        [*start, "-m", "tests.fixtures.several_processes", str(folder)],
+        [*torchrun, "-m", "tests.fixtures.several_processes", str(folder)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -35,11 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    (folder / "said.txt").write_text(done.stderr)
+    (folder / "log.txt").write_text(done.stderr)
     return folder
 
 
-def facts(folder: Path, name: str, rank: int = 0) -> dict:
+def summary(folder: Path, name: str, rank: int = 0) -> dict:
     return dict(json.loads((folder / f"{name}-{rank}.json").read_text()))
 
 
@@ -53,18 +53,18 @@ def test_two_processes_have_the_gradients_of_one_big_batch(folder: Path, name: s
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_two_processes_end_where_one_does(folder: Path, name: str) -> None:
+def test_two_processes_end_with_the_weights_logits_and_losses_of_one(folder: Path, name: str) -> None:
     one, two = (np.load(folder / f"{n}.npz") for n in ("one", name))
-    apart = np.abs(two["trained"] - one["trained"])
-    # Adam divides by the gradient's size, so where a gradient is mere rounding its sign, and one step, may differ.
-    assert (apart > 2e-5).mean() < 0.01
-    assert apart.max() < 1e-3
+    difference = np.abs(two["trained"] - one["trained"])
+    # Adam divides by the gradient's size: where a gradient is only rounding, its sign and so one step may differ.
+    assert (difference > 2e-5).mean() < 0.01
+    assert difference.max() < 1e-3
     np.testing.assert_allclose(two["logits"], one["logits"], atol=1e-3)
-    ours, theirs = ([h["loss"] for h in facts(folder, n)["history"]] for n in (name, "one"))
-    assert ours == pytest.approx(theirs, abs=1e-4)
+    losses, losses_of_one = ([entry["loss"] for entry in summary(folder, n)["history"]] for n in (name, "one"))
+    assert losses == pytest.approx(losses_of_one, abs=1e-4)
 
 
-def test_a_stop_asked_of_one_process_stops_both_and_they_go_on_to_the_same_weights(folder: Path) -> None:
+def test_a_stop_request_to_one_process_stops_both_and_they_resume_to_the_same_weights(folder: Path) -> None:
     whole, stopped = (np.load(folder / f"{n}.npz") for n in ("ddp", "ddp-stopped"))
     assert len(stopped["gradients"]) == 2 < len(whole["gradients"])  # the steps after the stop
     np.testing.assert_array_equal(stopped["trained"], whole["trained"])
@@ -73,22 +73,22 @@ def test_a_stop_asked_of_one_process_stops_both_and_they_go_on_to_the_same_weigh
 
 def test_when_one_process_runs_out_of_memory_both_halve_the_batch(folder: Path) -> None:
     for rank in (0, 1):
-        found = facts(folder, "ddp-short", rank)
-        assert (found["oom_halvings"], found["tokens_per_batch"]) == (3, 512)
-        assert facts(folder, "ddp", rank)["oom_halvings"] == 0
-    assert "out of memory in step 0; going on with 512 tokens per batch" in (folder / "said.txt").read_text()
+        short = summary(folder, "ddp-short", rank)
+        assert (short["oom_halvings"], short["tokens_per_batch"]) == (3, 512)
+        assert summary(folder, "ddp", rank)["oom_halvings"] == 0
+    assert "out of memory in step 0; going on with 512 tokens per batch" in (folder / "log.txt").read_text()
 
 
-def test_scores_so_far_are_kept_by_the_process_that_owns_them_now(folder: Path) -> None:
-    found = np.load(folder / "ddp.npz")
-    np.testing.assert_allclose(found["again"], found["logits"], atol=1e-6)
+def test_partial_logits_are_reused_only_by_the_process_that_owns_their_rows(folder: Path) -> None:
+    arrays = np.load(folder / "ddp.npz")
+    np.testing.assert_allclose(arrays["again"], arrays["logits"], atol=1e-6)
 
 
 def test_a_job_of_two_processes_saves_the_adapter_once_and_whole(folder: Path) -> None:
     one, two = (folder / name / "adapter" / "adapter_model.safetensors" for name in ("one", "ddp"))
     assert one.stat().st_size == two.stat().st_size
-    kept = folder / "ddp" / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors"
-    assert kept.read_bytes() == two.read_bytes()  # a checkpoint holds the adapter and no part of the base
+    checkpointed = folder / "ddp" / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors"
+    assert checkpointed.read_bytes() == two.read_bytes()  # a checkpoint holds the adapter and no part of the base
 
 
 @pytest.mark.slow
@@ -101,5 +101,5 @@ def test_a_job_of_two_processes_goes_on_after_its_time_limit(tmp_path: Path) -> 
         if done.returncode != 75:
             break
     assert done.returncode == 0, done.stderr[-4000:]
-    ours, theirs = (logits(tmp_path / name).drop("id", "fold").to_numpy() for name in ("run", "whole"))
-    assert np.abs(ours - theirs).max() < 0.02
+    resumed, whole = (logits(tmp_path / name).drop("id", "fold").to_numpy() for name in ("run", "whole"))
+    assert np.abs(resumed - whole).max() < 0.02

@@ -1,3 +1,5 @@
+"""Token-budget batches: every sequence once and within the budget, whatever the cut and the number of processes."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -39,11 +41,11 @@ def test_an_epoch_visits_each_battle_once(lengths: np.ndarray, size: int, swap: 
     per_epoch = -(-len(lengths) // size)
     assert len(steps) == 2 * per_epoch
     for epoch in (steps[:per_epoch], steps[per_epoch:]):
-        seen = [(int(b), int(o)) for step in epoch for b, o in zip(step.battles, step.orders, strict=True)]
+        visited = [(int(b), int(o)) for step in epoch for b, o in zip(step.battles, step.orders, strict=True)]
         if swap == "paired":
-            assert sorted(seen) == [(b, o) for b in range(len(lengths)) for o in (0, 1)]
+            assert sorted(visited) == [(b, o) for b in range(len(lengths)) for o in (0, 1)]
         else:
-            assert sorted(b for b, _ in seen) == list(range(len(lengths)))
+            assert sorted(b for b, _ in visited) == list(range(len(lengths)))
         assert all(len(np.unique(step.battles)) <= size for step in epoch)
     again = plan_steps(lengths, replace(recipe, tokens_per_batch=9), seed)
     for one, other in zip(steps, again, strict=True):
@@ -51,7 +53,7 @@ def test_an_epoch_visits_each_battle_once(lengths: np.ndarray, size: int, swap: 
         assert (one.orders == other.orders).all()
 
 
-def test_random_swap_swaps_half_and_another_half_in_the_next_epoch() -> None:
+def test_random_swap_swaps_another_half_of_the_battles_in_each_epoch() -> None:
     steps = plan_steps(np.full(200, 10), Train(epochs=2, batch_battles=200, swap="random"), 0)
     first, second = (dict(zip(s.battles.tolist(), s.orders.tolist(), strict=True)) for s in steps)
     assert sum(first.values()) == sum(second.values()) == 100
@@ -81,14 +83,14 @@ def test_a_steps_weights_add_up_to_one_however_it_is_cut(lengths: np.ndarray, si
 def test_whole_battles_keep_both_orders_side_by_side(lengths: np.ndarray, size: int, budget: int, ranks: int) -> None:
     n, recipe = len(lengths), Train(batch_battles=size, tokens_per_batch=budget)
     steps = TrainingSteps(encoded(lengths), np.full((n, 2, 3), 1 / 3), np.ones(n), recipe, 0, 0, whole_battles=True)
-    steps.targets[:, 1] = 0  # tells the orders apart
+    steps.targets[:, 1] = 0  # marks the order ba
     steps.ranks = ranks
     for index in range(len(steps)):
         micros = []
         for steps.rank in range(ranks):
             micros.append(steps[index])
         assert len({len(part) for part in micros}) == 1
-        seen: list[int] = []
+        visited: list[int] = []
         for micro in (micro for part in micros for micro in part):
             ids, targets = micro["input_ids"][:, 0].reshape(-1, 2), micro["targets"].reshape(-1, 2, 3)
             assert (ids[:, 0] == ids[:, 1]).all()
@@ -96,8 +98,8 @@ def test_whole_battles_keep_both_orders_side_by_side(lengths: np.ndarray, size: 
             assert (targets[:, 1] == 0).all()
             assert micro["weights"][::2].equal(micro["weights"][1::2])
             assert len(ids) == 1 or micro["input_ids"].numel() <= budget
-            seen += (ids[micro["weights"].reshape(-1, 2)[:, 0] > 0, 0] - 1).tolist()
-        assert sorted(seen) == sorted(np.unique(steps.steps[index].battles).tolist())
+            visited += (ids[micro["weights"].reshape(-1, 2)[:, 0] > 0, 0] - 1).tolist()
+        assert sorted(visited) == sorted(np.unique(steps.steps[index].battles).tolist())
 
 
 def test_whole_battles_need_both_orders() -> None:
@@ -105,20 +107,20 @@ def test_whole_battles_need_both_orders() -> None:
         TrainingSteps(encoded(np.array([9])), np.ones((1, 2, 3)), np.ones(1), Train(swap="random"), 0, 0, True)
 
 
-def test_windows_of_similar_lengths_save_padding_and_passes_on_arena_lengths() -> None:
+def test_length_bucketing_saves_padding_and_passes_on_arena_lengths() -> None:
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(6.3, 0.8, 2000), 60, 3000).astype(int)
     recipe = Train(batch_battles=16, tokens_per_batch=8192)
 
     def cost(steps: list[OptimizerStep], spare: int) -> tuple[float, int]:
-        """Return padded over real tokens, and the passes."""
-        parts = [lengths[s.battles][rows] for s in steps for rows in cut(lengths[s.battles], 8192, spare)]
-        return sum(len(part) * int(part.max()) for part in parts) / (2 * lengths.sum()), len(parts)
+        """Return padded divided by real tokens, and the number of passes."""
+        batches = [lengths[s.battles][rows] for s in steps for rows in cut(lengths[s.battles], 8192, spare)]
+        return sum(len(batch) * int(batch.max()) for batch in batches) / (2 * lengths.sum()), len(batches)
 
-    windows = plan_steps(lengths, recipe, 0)
+    bucketed = plan_steps(lengths, recipe, 0)
     random = [OptimizerStep(np.repeat(rows, 2), rows * 0) for rows in rng.permutation(len(lengths)).reshape(-1, 16)]
-    assert cost(windows, 10**9)[0] < 1.16 < cost(random, 10**9)[0]
-    padding, passes = cost(windows, 256)
+    assert cost(bucketed, 10**9)[0] < 1.16 < cost(random, 10**9)[0]
+    padding, passes = cost(bucketed, 256)
     assert padding < 1.03
     assert passes < 0.7 * cost(random, 256)[1]
 
@@ -127,7 +129,7 @@ def test_windows_of_similar_lengths_save_padding_and_passes_on_arena_lengths() -
 def test_a_batch_ends_where_its_padding_would_cost_more_than_another_pass(
     lengths: np.ndarray, budget: int, spare: int
 ) -> None:
-    """Against a loop that adds one sequence after the other."""
+    """The oracle is a loop that adds one sequence after the other."""
     expected: list[list[int]] = []
     for row in np.argsort(-lengths, kind="stable").tolist():
         size = -(-int(lengths[row]) // 8) * 8
@@ -157,15 +159,15 @@ def test_processes_have_equally_many_micro_batches_and_each_sequence_once(
     recipe = Train(batch_battles=size, tokens_per_batch=budget, swap=swap)
     n = len(lengths)
     for index in range(-(-n // size)):
-        parts = []
+        by_rank = []
         for rank in range(ranks):
             steps = TrainingSteps(encoded(lengths), np.full((n, 2, 3), 1 / 3), np.ones(n), recipe, 0, 0)
             steps.rank, steps.ranks = rank, ranks
-            parts.append(steps[index])
-        assert len({len(part) for part in parts}) == 1
-        micros = [micro for part in parts for micro in part]
+            by_rank.append(steps[index])
+        assert len({len(micros) for micros in by_rank}) == 1
+        micros = [micro for own in by_rank for micro in own]
         assert all(len(m["input_ids"]) == 1 or m["input_ids"].numel() <= budget for m in micros)
         weighed = [(m["input_ids"][m["weights"] > 0][:, 0], m["weights"]) for m in micros]
-        seen = sorted(int(i) - 1 for ids, _ in weighed for i in ids)
-        assert seen == sorted(steps.steps[index].battles.tolist())
+        visited = sorted(int(i) - 1 for ids, _ in weighed for i in ids)
+        assert visited == sorted(steps.steps[index].battles.tolist())
         assert sum(float(w.sum()) for _, w in weighed) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Battles to ids: equal to the stored chat template, inside the budget, the same tokens in both orders."""
+"""Encoding of battles: ids equal the stored chat template's, fit the budget and keep the same tokens in both orders."""
 
 from __future__ import annotations
 
@@ -124,17 +124,19 @@ def test_plain_family_agrees_on_ordinary_texts(battles: list[Battle], layout: st
     check_equal_to_chat_template(battles, "plain", layout, hints)
 
 
-LEAST = {"none": 110, "lengths": 180}  # enough for every tokenizer here
+SMALLEST_BUDGET = {"none": 110, "lengths": 180}  # enough for every tokenizer in these tests
 
 
 @pytest.mark.parametrize("name", [*TINY, *REAL])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(battles_of(WORDS, 4), st.integers(0, 300), st.sampled_from(LAYOUTS), st.sampled_from(HINTS))
-def test_budget_frame_and_both_orders(name: str, battles: list[Battle], extra: int, layout: str, hints: str) -> None:
-    budget = LEAST[hints] + extra
+def test_sequences_fit_the_budget_with_a_whole_template_and_the_same_texts_in_both_orders(
+    name: str, battles: list[Battle], extra: int, layout: str, hints: str
+) -> None:
+    budget = SMALLEST_BUDGET[hints] + extra
     encoded = encode(battles, name, budget, layout, hints)
     assert (encoded.lengths <= budget).all()
-    mirrored = encode([swapped(battle) for battle in battles], name, budget, layout, hints)
+    of_swapped = encode([swapped(battle) for battle in battles], name, budget, layout, hints)
     tokenizer = prepared(name, hints)
     family = family_of(tokenizer)
     bos = tokenizer.bos_token_id if bos_of(tokenizer, family) else None
@@ -142,7 +144,7 @@ def test_budget_frame_and_both_orders(name: str, battles: list[Battle], extra: i
     for i, battle in enumerate(battles):
         for o in (0, 1):
             ids = encoded.sequence(i, o).tolist()
-            assert ids == mirrored.sequence(i, 1 - o).tolist()
+            assert ids == of_swapped.sequence(i, 1 - o).tolist()
             assert ids[-len(closing) :] == closing
             assert ids.count(bos) == (bos is not None) == (ids[0] == bos)
             assert tokenizer.pad_token_id not in ids
@@ -164,12 +166,12 @@ def test_budget_frame_and_both_orders(name: str, battles: list[Battle], extra: i
 def test_larger_budget_never_keeps_less_of_any_part(
     name: str, battles: list[Battle], extra: int, step: int, layout: str, hints: str
 ) -> None:
-    small = encode(battles, name, LEAST[hints] + extra, layout, hints)
-    large = encode(battles, name, LEAST[hints] + extra + step, layout, hints)
+    small = encode(battles, name, SMALLEST_BUDGET[hints] + extra, layout, hints)
+    large = encode(battles, name, SMALLEST_BUDGET[hints] + extra + step, layout, hints)
     assert (small.n_kept <= large.n_kept).all()
 
 
-def test_cut_text_shows_head_marker_and_tail() -> None:
+def test_a_trimmed_text_keeps_head_marker_and_tail() -> None:
     long = " ".join(f"w{i}" for i in range(300))
     battle = (["Why?"], [long], ["Paris."])
     encoded = encode([battle], "llama3", 200)
@@ -197,7 +199,7 @@ def test_early_rounds_are_dropped_first() -> None:
     assert text.count(turns[3].strip()) == 3  # the newest round is whole
 
 
-def test_hints_tell_what_was_cut_and_count_dropped_rounds() -> None:
+def test_hints_name_the_share_shown_and_count_dropped_rounds() -> None:
     turns = ["the " * 250, "Paris is the capital"]
     encoded = encode([(["Why?", "So?"], turns, turns)], "gemma", 160, hints="lengths")
     text = prepared("gemma", "lengths").decode(encoded.sequence(0, 0))
@@ -211,7 +213,7 @@ def test_hints_tell_what_was_cut_and_count_dropped_rounds() -> None:
 
 
 @pytest.mark.parametrize("budget", range(150, 200, 5))
-def test_orders_whose_headers_cost_differently_keep_the_same(budget: int) -> None:
+def test_both_orders_keep_the_same_tokens_where_their_headers_differ_in_length(budget: int) -> None:
     tokenizer = any_tokenizer("gemma")
     tokenizer.add_tokens(["Response A, 99 characters"])
     prepare_tokenizer(tokenizer, "lengths")
@@ -264,7 +266,7 @@ def test_no_battles_give_no_sequences() -> None:
     assert len(encoded.ids) == 0
 
 
-def test_single_order_and_rows_taken() -> None:
+def test_a_single_order_and_taken_rows_give_the_same_sequences() -> None:
     battles: list[Battle] = [([f"q{i}"], ["a " * i], ["b"]) for i in range(5)]
     both = encode(battles, "llama3", 300)
     table, tokenizer = table_of(battles), prepared("llama3")
@@ -297,16 +299,16 @@ GOLDEN_BATTLES: list[Battle] = [
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_golden_ids(name: str, layout: str) -> None:
     """Rewrite the files with UPDATE_GOLDEN=1 after an intended change of template or truncation."""
-    found = []
+    encoded_battles = []
     for hints, budget in (("none", 4096), ("none", 110), ("lengths", 140)):
         encoded = encode(GOLDEN_BATTLES, name, budget, layout, hints)
         for i in range(len(GOLDEN_BATTLES)):
             ids = encoded.sequence(i, 0).tolist()
-            found.append([hints, budget, prepared(name).decode(ids), " ".join(map(str, ids))])
+            encoded_battles.append([hints, budget, prepared(name).decode(ids), " ".join(map(str, ids))])
     path = GOLDEN / f"{name}-{layout}.jsonl"
     if os.environ.get("UPDATE_GOLDEN"):
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in found]
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in encoded_battles]
         path.write_text("".join(lines), encoding="utf-8")
     if not path.is_file():
         pytest.skip(f"no {path.name} yet: run with UPDATE_GOLDEN=1")
-    assert found == [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert encoded_battles == [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""The chat template: its exact text in every family, its BOS, its padding, and that it travels."""
+"""Chat template: exact text, BOS and padding in every family; it is saved with the tokenizer."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_preparing_twice_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_template_travels_with_the_saved_tokenizer(name: str, tmp_path: Path) -> None:
+def test_the_template_is_saved_with_the_tokenizer(name: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = prepared(name, "lengths")
@@ -99,12 +99,12 @@ def test_template_travels_with_the_saved_tokenizer(name: str, tmp_path: Path) ->
     assert chat_text(*turns, loaded, "rounds") == chat_text(*turns, tokenizer, "rounds")
 
 
-def test_texts_are_data_never_template() -> None:
+def test_texts_are_never_rendered_as_a_template() -> None:
     hostile = "{{ 7 * 7 }}{% for i in range(9) %}x{% endfor %}{# no #} \\n ' \" </s>"
     assert hostile in chat_text([hostile], ["A1"], ["B1"], prepared("plain"), "rounds")
 
 
-def test_outer_whitespace_goes_and_inner_stays() -> None:
+def test_outer_whitespace_is_stripped_and_inner_whitespace_is_kept() -> None:
     text = chat_text(["\n \tWhy\n\n so?\u3000\x1f"], [" "], ["B1"], prepared("chatml"), "rounds")
     assert "Prompt\nWhy\n\n so?<|im_end|>" in text
     assert "Response A\n<|im_end|>" in text
@@ -141,7 +141,7 @@ def test_length_hint_keeps_two_digits(lengths: list[int]) -> None:
     assert length_hint(np.array(lengths)).tolist() == expected
 
 
-def test_hints_tell_lengths_in_the_headers() -> None:
+def test_hints_put_lengths_into_the_headers() -> None:
     text = chat_text(["x" * 1234], ["y" * 99], [" "], prepared("plain", "lengths"), "rounds")
     assert [line for line in text.split("\n") if "###" in line] == [
         "<s>### Prompt, 1200 characters",
@@ -151,7 +151,9 @@ def test_hints_tell_lengths_in_the_headers() -> None:
     ]
 
 
-def test_tokenizer_that_reads_texts_otherwise_inside_the_template_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tokenizer_that_reads_texts_otherwise_inside_the_template_is_warned_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     from tokenizers import pre_tokenizers
 
     from oof.encoding.templates import TemplatePieces

@@ -1,4 +1,4 @@
-"""Tokenising once: the same ids as one text at a time, special names as text, a cache that only saves time."""
+"""Tokenisation in batches with a cache: ids equal those of one text at a time; the cache changes no result."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_tokenizer_is_left_as_it_was() -> None:
     assert backend.encode_special_tokens is False
 
 
-def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny("gemma")
     whole = tokenize(TEXTS, tokenizer)
     monkeypatch.setattr(tokenization, "CHUNK", 3)
@@ -94,7 +94,7 @@ def test_cache_encodes_only_new_texts(tmp_path: Path) -> None:
     assert len(shards(tmp_path)) == 2
 
 
-def test_cached_ids_are_read_back_not_made_again(tmp_path: Path) -> None:
+def test_cached_ids_are_read_not_computed(tmp_path: Path) -> None:
     tokenizer = tiny("llama3")
     tokenize(["Paris"], tokenizer, tmp_path)
     (shard,) = shards(tmp_path)
@@ -113,15 +113,17 @@ def test_cache_is_kept_apart_by_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
-def test_damaged_cache_costs_time_only(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_cache_file_is_replaced_with_the_same_result(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     tokenizer = tiny("plain")
     expected = as_lists(tokenize(TEXTS, tokenizer, tmp_path))
     (shard,) = shards(tmp_path)
     raw = bytearray(shard.read_bytes())
     if damage == "flip":
         with np.load(shard) as saved:
-            place = bytes(raw).find(saved["ids"].tobytes())
-        raw[place + 40] ^= 1
+            position = bytes(raw).find(saved["ids"].tobytes())
+        raw[position + 40] ^= 1
     damaged = {"cut": raw[: len(raw) // 2], "flip": raw, "empty": bytearray(), "foreign": bytearray(b"\x80\x04N.")}
     shard.write_bytes(damaged[damage])
     with caplog.at_level(logging.WARNING):
@@ -129,7 +131,7 @@ def test_damaged_cache_costs_time_only(tmp_path: Path, damage: str, caplog: pyte
     assert "tokenised again" in caplog.text
 
 
-def test_cache_that_cannot_be_written_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_cache_folder_is_a_warning_not_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     with caplog.at_level(logging.WARNING):
         pool = tokenize(TEXTS, tiny("plain"), tmp_path / "file")
@@ -137,7 +139,7 @@ def test_cache_that_cannot_be_written_is_no_error(tmp_path: Path, caplog: pytest
     assert "cannot keep the token cache" in caplog.text
 
 
-def test_specials_of_the_fixtures_are_whole_tokens() -> None:
+def test_special_tokens_of_the_fixtures_are_single_tokens() -> None:
     for name in TINY:
         tokenizer = tiny(name)
         for token in SPECIALS[name]:

@@ -1,4 +1,4 @@
-"""Truncation in token counts: every rule as a property, with brute force as the oracle."""
+"""Properties of truncation in token counts, with brute force as the oracle."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_kept_tokens_and_template_stay_within_the_budget(case: Case, extra: int)
 
 @settings(max_examples=300, deadline=None)
 @given(cases(), budgets)
-def test_no_kept_text_vanishes_and_the_newest_round_always_stays(case: Case, extra: int) -> None:
+def test_no_kept_text_becomes_empty_and_the_newest_round_is_always_kept(case: Case, extra: int) -> None:
     plan = case.plan(case.least + extra)
     assert not plan.dropped[case.offsets[1:] - 1].any()
     kept, stays = body(case, plan), ~plan.dropped[:, None]
@@ -86,7 +86,7 @@ def test_no_kept_text_vanishes_and_the_newest_round_always_stays(case: Case, ext
 
 @settings(max_examples=300, deadline=None)
 @given(cases(), budgets)
-def test_only_whole_early_rounds_are_dropped_and_newer_ones_are_whole(case: Case, extra: int) -> None:
+def test_early_rounds_are_dropped_whole_and_only_the_oldest_kept_one_is_trimmed(case: Case, extra: int) -> None:
     plan = case.plan(case.least + extra)
     for i, (start, end) in enumerate(zip(case.offsets[:-1], case.offsets[1:], strict=True)):
         oldest = plan.oldest[i]
@@ -117,14 +117,14 @@ def test_larger_budget_never_keeps_less_of_any_text(case: Case, extra: int, step
 
 @settings(max_examples=150, deadline=None)
 @given(cases(), budgets)
-def test_swapping_the_responses_swaps_what_they_keep(case: Case, extra: int) -> None:
+def test_swapping_the_responses_swaps_their_kept_tokens(case: Case, extra: int) -> None:
     swapped = Case(case.lengths[:, [0, 2, 1]], case.offsets, case.costs, case.share)
     assert (swapped.plan(case.least + extra).kept == case.plan(case.least + extra).kept[:, [0, 2, 1]]).all()
 
 
 @settings(max_examples=150, deadline=None)
 @given(cases(), budgets)
-def test_battle_keeps_the_same_alone_and_among_others(case: Case, extra: int) -> None:
+def test_a_battle_keeps_the_same_tokens_alone_and_among_others(case: Case, extra: int) -> None:
     budget, together = case.least + extra, case.plan(case.least + extra)
     for start, end in zip(case.offsets[:-1], case.offsets[1:], strict=True):
         costs = TemplateCosts(case.costs.whole[start:end], case.costs.oldest[start:end], case.costs.marker)
@@ -134,7 +134,7 @@ def test_battle_keeps_the_same_alone_and_among_others(case: Case, extra: int) ->
 
 @settings(max_examples=200, deadline=None)
 @given(cases(), budgets)
-def test_nothing_is_cut_exactly_where_everything_fits(case: Case, extra: int) -> None:
+def test_a_battle_is_truncated_exactly_where_it_does_not_fit(case: Case, extra: int) -> None:
     plan = case.plan(case.least + extra)
     costs = case.lengths.sum(axis=1) + case.costs.whole
     fits = np.add.reduceat(costs, case.offsets[:-1]) <= case.least + extra
@@ -165,9 +165,7 @@ def shorten_longest(texts: list[int], room: int, floor: list[int], share: float)
     st.integers(0, 250),
     st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1)),
 )
-def test_room_is_shared_as_by_taking_tokens_from_the_longer_one(
-    texts: tuple[int, int, int], marker: int, extra: int, share: float
-) -> None:
+def test_room_is_divided_as_by_brute_force(texts: tuple[int, int, int], marker: int, extra: int, share: float) -> None:
     floor = [min(n, marker + LEAST) for n in texts]
     room = sum(floor) + extra
     arrays = (np.array([texts]), np.array([room]), np.array([floor]))
@@ -179,7 +177,7 @@ def test_room_is_shared_as_by_taking_tokens_from_the_longer_one(
     [
         ((50, 30, 200), 400, (50, 30, 200)),  # fits
         ((20, 30, 200), 100, (20, 30, 50)),  # the short response stays whole
-        ((20, 150, 200), 100, (20, 40, 40)),  # both give way
+        ((20, 150, 200), 100, (20, 40, 40)),  # both are shortened
         ((300, 150, 200), 100, (25, 37, 37)),  # the prompt is capped at a quarter
         ((300, 10, 20), 100, (70, 10, 20)),  # unless the responses leave room
     ],
@@ -189,14 +187,14 @@ def test_worked_examples(texts: tuple[int, ...], room: int, expected: tuple[int,
     assert tuple(share_room(np.array([texts]), np.array([room]), floor, 0.25)[0]) == expected
 
 
-def test_share_just_below_one_does_not_step_by_two() -> None:
+def test_one_more_token_of_room_never_shrinks_a_text_at_a_share_just_below_one() -> None:
     share, texts = 1 - 2**-53, np.array([[1000, 1000, 1000]])
     floor = np.full((1, 3), 5)
     kept = np.concatenate([share_room(texts, np.array([room]), floor, share) for room in range(15, 800)])
     assert (np.diff(kept, axis=0) >= 0).all()
 
 
-def test_early_rounds_go_before_the_newest_is_cut() -> None:
+def test_early_rounds_are_dropped_before_the_newest_is_trimmed() -> None:
     lengths = np.full((3, 3), 40)
     costs = TemplateCosts(np.full(3, 10), np.full(3, 10), 1)
     plan = plan_rounds(lengths, np.array([0, 3]), costs, 2 * 130 + 61, 0.25)

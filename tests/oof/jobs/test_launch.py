@@ -1,4 +1,4 @@
-"""Fold jobs elsewhere than in this process: stopped, under torchrun, on Ray. Each through the command line."""
+"""Launch of fold jobs through the command line: stopped, in several processes, under torchrun, on Ray."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import polars as pl
 import pytest
 
 from oof import config as configuration
-from oof.jobs import fold_job as plans
+from oof.jobs import fold_job
 from oof.jobs.dataset import load_battles
 from oof.jobs.score_test_battles import score_test_battles
-from tests.fixtures.demo_run import ROOT
-from tests.fixtures.fold_job_calls import call, command, logits, only_llama
+from tests.fixtures.demo_run import ROOT, only_llama
+from tests.fixtures.fold_job_calls import call, command, logits
 
 
 def artifacts(run: Path) -> dict[str, bytes]:
-    """Return every file of a finished run's fold jobs, but the manifests, which say how long things took."""
+    """Return every file of a finished run's fold jobs except the manifests, which hold durations."""
     jobs = run / "oof" / "llama3_1"
     return {str(p.relative_to(jobs)): p.read_bytes() for p in jobs.rglob("*") if p.is_file() and p.name != "job.json"}
 
@@ -43,7 +43,7 @@ def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_stopped_in_training_goes_on_to_the_same_bytes(
+def test_a_run_stopped_in_training_resumes_to_the_same_bytes(
     config: Path, whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
@@ -54,15 +54,15 @@ def test_a_run_stopped_in_training_goes_on_to_the_same_bytes(
     while not checkpoint.is_dir() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=120)
     if number == signal.SIGTERM:
-        assert process.returncode == 75, said
-        assert "run the same command again" in said
+        assert process.returncode == 75, stderr
+        assert "run the same command again" in stderr
     assert not (run / "oof" / "llama3_1" / "logits.parquet").exists()
     assert call(config, run).returncode == 0
-    ours, theirs = artifacts(run), artifacts(whole)
-    assert ours.keys() == theirs.keys()
-    assert not [name for name in ours if ours[name] != theirs[name] and name != "member.json"]
+    resumed, uninterrupted = artifacts(run), artifacts(whole)
+    assert resumed.keys() == uninterrupted.keys()
+    assert not [name for name in resumed if resumed[name] != uninterrupted[name] and name != "member.json"]
     assert not [p for p in run.rglob("*") if p.suffix in (".pt", ".bin", ".npy") or "checkpoint" in p.name]
 
 
@@ -71,22 +71,25 @@ def test_workers_score_new_battles_as_one_process_does(
     config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = load_battles(whole)[:7].select("id", "prompt", "response_a", "response_b")
-    found = []
-    for workers, worth in ((1, 1000), (2, 1)):
+    logits_by_workers = []
+    for workers, least in ((1, 1000), (2, 1)):
         run = tmp_path / str(workers)
         shutil.copytree(whole, run)
         overrides = [*command(config, run)[5:], f"jobs.workers={workers}"]
         settings = configuration.load(str(config), overrides)
-        monkeypatch.setattr("oof.jobs.score_test_battles.MIN_BATTLES_FOR_WORKERS", worth)
-        jobs = plans.fold_jobs(settings, load_battles(run))
+        monkeypatch.setattr("oof.jobs.score_test_battles.MIN_BATTLES_FOR_WORKERS", least)
+        jobs = fold_job.fold_jobs(settings, load_battles(run))
         score_test_battles(settings, jobs, new)
-        found.append(plans.test_logits(jobs, new)["llama3_1"])
-    assert found[0].shape == (7, 2, 3)
-    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
+        logits_by_workers.append(fold_job.test_logits(jobs, new)["llama3_1"])
+    one, two = logits_by_workers
+    assert one.shape == (7, 2, 3)
+    np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_workers_of_a_killed_call_end_and_leave_the_job_to_the_next(config: Path, whole: Path, tmp_path: Path) -> None:
+def test_workers_of_a_killed_call_end_and_the_next_call_runs_their_jobs(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
     psutil = pytest.importorskip("psutil")
     run = tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -94,20 +97,21 @@ def test_workers_of_a_killed_call_end_and_leave_the_job_to_the_next(config: Path
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)  # noqa: S603
     workers: list[Any] = []
     deadline = time.monotonic() + 120
-    while len(workers) < 2 and time.monotonic() < deadline:  # they are still importing: nobody has told them of us
+    while len(workers) < 2 and time.monotonic() < deadline:  # they are still importing and do not yet know their parent
         workers = [p for p in psutil.Process(process.pid).children() if "multiprocessing-fork" in _title(p)]
     process.kill()
     process.communicate()
     assert len(workers) == 2
-    done = call(config, run, "jobs.workers=2")  # at once, beside those
+    done = call(config, run, "jobs.workers=2")  # at once, while the workers are still alive
     assert done.returncode == 0, done.stderr
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
-    ours, theirs = artifacts(run), artifacts(whole)
-    assert not [name for name in theirs if ours.get(name) != theirs[name] and name != "member.json"]
+    resumed, uninterrupted = artifacts(run), artifacts(whole)
+    changed = [name for name in uninterrupted if resumed.get(name) != uninterrupted[name]]
+    assert not set(changed) - {"member.json"}
 
 
-def test_a_time_limit_stops_between_two_steps_and_the_next_call_goes_on(
+def test_a_time_limit_stops_between_two_steps_and_the_next_call_resumes(
     config: Path, whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -123,14 +127,14 @@ def test_two_processes_of_one_job_take_the_same_steps(config: Path, whole: Path,
     run = tmp_path / "run"
     done = call(config, run, "jobs.nproc=2")
     assert done.returncode == 0, done.stderr[-2000:]
-    ours, theirs = (frame.select(pl.exclude("id", "fold")).to_numpy() for frame in (logits(run), logits(whole)))
-    assert abs(ours - theirs).max() < 0.02
+    of_two, of_one = (frame.select(pl.exclude("id", "fold")).to_numpy() for frame in (logits(run), logits(whole)))
+    assert abs(of_two - of_one).max() < 0.02
     one, two = (json.loads((r / "oof/llama3_1/fold-1/job.json").read_text()) for r in (whole, run))
     assert [round(h["loss"], 2) for h in one["history"]] == pytest.approx([h["loss"] for h in two["history"]], abs=0.02)
 
 
 @pytest.mark.slow
-def test_ray_tries_a_killed_worker_again_and_gives_what_this_process_gives(
+def test_ray_retries_a_killed_worker_and_gives_the_logits_of_a_local_run(
     config: Path, whole: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray")
@@ -147,25 +151,25 @@ def test_ray_tries_a_killed_worker_again_and_gives_what_this_process_gives(
     assert workers, "no worker of Ray is training"
     for worker in workers:
         worker.kill()
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said[-2000:]
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr[-2000:]
     assert logits(run).equals(logits(whole))
 
 
 def _title(process: Any) -> str:
     try:
         return " ".join(process.cmdline())
-    except OSError:  # gone meanwhile
+    except OSError:  # the process has ended
         return ""
 
 
 @pytest.mark.slow
-def test_a_job_by_name_is_what_a_queue_runs(config: Path, whole: Path, tmp_path: Path) -> None:
+def test_jobs_run_by_name_give_the_logits_of_one_call(config: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = command(config, run)
     for fold in ("prepare", "0", "1", "oof"):
-        verb = ["job", "--member", "llama3_1", "--fold", fold] if fold.isdigit() else [fold]
-        line = [*arguments[:3], verb[0], *arguments[4:], *verb[1:]]
+        subcommand = ["job", "--member", "llama3_1", "--fold", fold] if fold.isdigit() else [fold]
+        line = [*arguments[:3], subcommand[0], *arguments[4:], *subcommand[1:]]
         done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)  # noqa: S603
         assert done.returncode == 0, done.stderr
     assert "up to date" in done.stdout

@@ -1,4 +1,4 @@
-"""The self-check lets pass what computes eager's function, and nothing else."""
+"""Self-check of attention implementations: it accepts eager attention's function and rejects any other."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from oof.model.attention import agrees_with_eager
 SHAPE = (4, 2, 8)
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) -> bool:
-    """Return whether the check lets blockwise attention pass after a change to it."""
+def accepted(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) -> bool:
+    """Return whether the self-check accepts ``function`` in place of blockwise attention."""
     monkeypatch.setitem(AttentionInterface._global_mapping, blockwise_attention.NAME, function)
     return agrees_with_eager.__wrapped__(blockwise_attention.NAME, SHAPE, torch.float32, "cpu")
 
@@ -25,13 +25,15 @@ def changed(**change: Any) -> Callable[..., Any]:
     return lambda *args, **kwargs: blockwise_attention.attention(*args, **kwargs | change)
 
 
-def test_an_attention_without_a_cap_or_a_window_or_with_another_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert planted(monkeypatch, blockwise_attention.attention)
+def test_an_attention_without_the_cap_or_window_or_with_a_wrong_one_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert accepted(monkeypatch, blockwise_attention.attention)
     for change in ({"softcap": 60.0}, {"softcap": 1.8}, {"sliding_window": None}, {"sliding_window": 17}):
-        assert not planted(monkeypatch, changed(**change)), change
+        assert not accepted(monkeypatch, changed(**change)), change
 
 
-def test_one_that_fails_or_is_not_finite_or_wrong_backwards_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attention_that_raises_or_gives_nan_or_wrong_gradients_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("no kernel for this card\nand a long story")
 
@@ -44,10 +46,10 @@ def test_one_that_fails_or_is_not_finite_or_wrong_backwards_does_not_pass(monkey
         return out * 0.5 + out.detach() * 0.5, None
 
     for function in (fails, broken, half_gradient):
-        assert not planted(monkeypatch, function), function.__name__
+        assert not accepted(monkeypatch, function), function.__name__
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(4, 2, 24), (8, 1, 16), (3, 3, 8)])
-def test_blockwise_attention_passes_at_every_shape(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_blockwise_attention_is_accepted_at_every_shape(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     assert agrees_with_eager(blockwise_attention.NAME, shape, dtype, "cpu")

@@ -1,4 +1,4 @@
-"""Blockwise soft-capped attention against transformers' eager one: outputs and gradients."""
+"""Blockwise soft-capped attention against transformers' eager attention: outputs and gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oof.model.attention import resolve_attention
 from tests.fixtures.attention import CAP, SCALING, eager, tensors
 
 
-def ours(window: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def blockwise(window: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     module = torch.nn.Identity()
     return blockwise_attention.attention(module, query, key, value, None, SCALING, softcap=CAP, sliding_window=window)[
         0
@@ -31,31 +31,34 @@ def ours(window: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
     window=st.integers(1, 80),
     in_cache=st.sampled_from([1, 300, 2_000, 2**19]),
 )
-def test_it_is_eager_s_function_with_its_gradients(
+def test_outputs_and_gradients_are_those_of_eager_attention(
     batch: int, n: int, groups: int, length: int, window: int, in_cache: int
 ) -> None:
     query, key, value = tensors(batch, n, groups, length)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(blockwise_attention.SCORES, "cpu", in_cache)
-        out, expected = ours(window, query, key, value), eager(groups, window, query, key, value)
+        out, expected = blockwise(window, query, key, value), eager(groups, window, query, key, value)
         upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
         gradients = torch.autograd.grad(out, (query, key, value), upstream)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
-    for mine, theirs in zip(gradients, torch.autograd.grad(expected, (query, key, value), upstream), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    expected_gradients = torch.autograd.grad(expected, (query, key, value), upstream)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-4, rtol=1e-4)
 
 
-def test_in_bfloat16_it_is_no_further_from_float32_than_eager_is() -> None:
+def test_its_bfloat16_error_is_at_most_that_of_eager_attention() -> None:
     exact = tensors(2, 2, 2, 200)
     rounded = [x.detach().bfloat16() for x in exact]
     truth = eager(2, 200, *[x.float() for x in rounded])
-    mine, theirs = ours(200, *rounded), eager(2, 200, *rounded)
-    assert (mine.float() - truth).abs().mean() <= 1.1 * (theirs.float() - truth).abs().mean()
+    block_error, eager_error = (
+        (out.float() - truth).abs().mean() for out in (blockwise(200, *rounded), eager(2, 200, *rounded))
+    )
+    assert block_error <= 1.1 * eager_error
 
 
 def test_the_largest_cap_neither_overflows_nor_vanishes() -> None:
     query, key, value = tensors(1, 1, 1, 30)
-    for sign in (1.0, -1.0):  # every score at the cap: the plain mean of what is seen
+    for sign in (1.0, -1.0):  # every score is at the cap, so the output is the mean of the visible values
         out, _ = blockwise_attention.attention(
             torch.nn.Identity(),
             query * 0 + 1e3,
@@ -69,7 +72,7 @@ def test_the_largest_cap_neither_overflows_nor_vanishes() -> None:
         torch.testing.assert_close(out.transpose(1, 2), mean, atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_with_a_left_padding_mask_gives_eager_s_logits() -> None:
+def test_a_model_with_left_padding_gives_the_logits_of_eager_attention() -> None:
     ids = torch.randint(1, 50, (3, 20), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, :7] = mask[2, :13] = 0
@@ -100,12 +103,12 @@ def test_in_float16_a_score_at_the_cap_does_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("change", [{"softcap": None}, {"softcap": 100.0}, {"softcap": 5.0, "dropout": 0.1}])
-def test_what_it_does_not_compute_is_refused_and_never_computed_without_a_mask(change: dict[str, Any]) -> None:
+def test_an_attention_without_a_soft_cap_or_with_dropout_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="use eager"):
         blockwise_attention.attention(torch.nn.Identity(), *tensors(1, 1, 1, 9), None, SCALING, **change)
 
 
-def test_it_is_chosen_for_the_families_whose_attention_it_is() -> None:
+def test_it_is_chosen_for_soft_capped_families_only() -> None:
     gemma = Gemma2Config()
     assert resolve_attention(gemma, blockwise_attention.NAME) == blockwise_attention.NAME
     others: list[Any] = [LlamaConfig(), Gemma2Config(attention_dropout=0.1), Gemma2Config(attn_logit_softcapping=99.0)]
@@ -121,4 +124,4 @@ def test_it_is_chosen_for_the_families_whose_attention_it_is() -> None:
 def test_keys_of_a_cache_are_refused() -> None:
     query, key, value = tensors(1, 1, 1, 9)
     with pytest.raises(ValueError, match="use_cache"):
-        ours(9, query[:, :, -1:], key, value)
+        blockwise(9, query[:, :, -1:], key, value)

@@ -1,4 +1,4 @@
-"""Our logits are those of plain transformers + peft on one unpadded row in float32."""
+"""Classifier logits equal those of plain transformers and peft on one unpadded row in float32."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def plain_logits(member: Member, folder: Path, sequences: list[np.ndarray]) -> np.ndarray:
-    """Reference: nothing of ours."""
+    """Return (n, 3) reference logits from transformers and peft alone, one unpadded sequence at a time."""
     base = AutoModelForSequenceClassification.from_pretrained(
         member.checkpoint, num_labels=3, dtype=torch.float32, pad_token_id=0, attn_implementation="eager"
     )
@@ -59,12 +59,12 @@ def test_logits_equal_plain_peft_whatever_the_batch(trained: tuple[Member, Path]
     encoded = encode_battles(table(), tokenizer, Prompts(max_tokens=200), 200)
     model = load_classifier(member, folder, tokenizer, seed=5)
     scored = replace(member, score_tokens_per_batch=budget)
-    ours = predict_logits(model, scored, encoded, tokenizer.pad_token_id, "test")
-    assert ours.shape == (6, 2, 3)
+    logits = predict_logits(model, scored, encoded, tokenizer.pad_token_id, "test")
+    assert logits.shape == (6, 2, 3)
     ab = plain_logits(member, folder, [encoded.sequence(i, 0) for i in range(6)])
     ba = plain_logits(member, folder, [encoded.sequence(i, 1) for i in range(6)])
-    np.testing.assert_allclose(ours[:, 0], ab, atol=1e-4)
-    np.testing.assert_allclose(ours[:, 1], ba[:, [1, 0, 2]], atol=1e-4)
+    np.testing.assert_allclose(logits[:, 0], ab, atol=1e-4)
+    np.testing.assert_allclose(logits[:, 1], ba[:, [1, 0, 2]], atol=1e-4)
 
 
 def test_left_and_right_padding_give_the_same_logits(trained: tuple[Member, Path]) -> None:
@@ -85,9 +85,9 @@ def test_left_and_right_padding_give_the_same_logits(trained: tuple[Member, Path
 
 
 @pytest.mark.parametrize(("key", "value"), [("attn_logit_softcapping", None), ("sliding_window", 4)])
-def test_a_lost_soft_cap_or_window_would_be_seen(key: str, value: object) -> None:
-    """The parity test above can only catch what changes the logits: both do, on the demo's Gemma2."""
-    # With eager, which goes on without a cap; blockwise attention refuses to (see test_blockwise).
+def test_the_parity_test_would_notice_a_lost_soft_cap_or_window(key: str, value: object) -> None:
+    """Both change the logits of the demo's Gemma2, which the parity test above relies on."""
+    # With eager, which computes without a cap; blockwise attention refuses to (test_blockwise_attention.py).
     member = Member(checkpoint=str(BASES / "tiny-gemma2"), dtype="float32", attn="eager")
     tokenizer = load_tokenizer(member.checkpoint)
     encoded = encode_battles(table(2), tokenizer, Prompts(max_tokens=200), 200, orders=("ab",))
@@ -153,7 +153,7 @@ def test_the_fresh_head_and_adapters_depend_on_the_seed_alone(name: str) -> None
     assert not torch.equal(first, weights(4))
 
 
-def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for checkpoint in (str(tmp_path / "empty"), ""):
         with pytest.raises(UserError) as caught:
@@ -189,9 +189,9 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_every_family_and_attention_gives_the_reference_s_logits(family: tuple[Member, Path], attn: str) -> None:
     member, folder = family
     if attn == "sdpa" and "gemma2" in member.checkpoint:
-        pytest.skip("drops the soft-capping, and is refused")
+        pytest.skip("sdpa drops the soft-capping and is refused")
     if attn == "blockwise" and "gemma2" not in member.checkpoint:
-        pytest.skip("those families run on sdpa")
+        pytest.skip("families without soft-capping run on sdpa")
     encoded = encode_battles(table(4), load_tokenizer(member.checkpoint), Prompts(max_tokens=200), 200)
     pad = load_tokenizer(member.checkpoint).pad_token_id
     base = AutoModelForSequenceClassification.from_pretrained(
@@ -209,7 +209,7 @@ def test_every_family_and_attention_gives_the_reference_s_logits(family: tuple[M
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("auto", 0.1)])
-def test_lower_precision_stays_near(family: tuple[Member, Path], precision: str, tolerance: float) -> None:
+def test_lower_precision_gives_similar_logits(family: tuple[Member, Path], precision: str, tolerance: float) -> None:
     member, folder = family
     assert np.abs(score(replace(member, dtype=precision), folder) - score(member, folder)).max() < tolerance
 
@@ -226,11 +226,13 @@ def test_soft_capping_is_recorded_and_never_mixed(tmp_path: Path) -> None:
         load_classifier(capped, tmp_path / "adapter", tokenizer, 0)
     eager = score(replace(uncapped, attn="eager"), tmp_path / "adapter")
     np.testing.assert_allclose(score(uncapped, tmp_path / "adapter"), eager, atol=1e-4)
-    (tmp_path / "adapter" / "arena.json").unlink()  # an adapter made elsewhere: without its record it would pass
+    (tmp_path / "adapter" / "arena.json").unlink()  # an adapter without the record is not refused
     assert np.abs(score(capped, tmp_path / "adapter") - eager).max() > 1e-3
 
 
-def test_a_reward_model_s_head_gives_way_and_our_own_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reward_model_s_head_is_replaced_and_our_own_head_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoint = save_tiny("llama", tmp_path / "base")
     reward = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1)
     reward.save_pretrained(tmp_path / "reward")
@@ -253,7 +255,7 @@ def test_float16_scoring_is_checked_before_it_is_used(family: tuple[Member, Path
     np.testing.assert_allclose(score(half, folder), score(member, folder), atol=0.05)
 
 
-def test_float16_that_overflows_is_refused_by_name(tmp_path: Path) -> None:
+def test_float16_overflow_is_refused_with_the_module_s_name(tmp_path: Path) -> None:
     member = Member(checkpoint=save_tiny("llama", tmp_path / "base"), dtype="float32", score_dtype="float16")
     tokenizer = load_tokenizer(member.checkpoint)
     encoded = encode_battles(table(4), tokenizer, Prompts(max_tokens=200), 200)

@@ -1,4 +1,4 @@
-"""What is traced without weights equals what the real model takes: weights, arithmetic, memory."""
+"""The traced cost equals the cost of the real model: weights, FLOPs, memory. Every shipped configuration is planned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.fixtures.tiny_models import save_tiny
 
 WIDE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "max_position_embeddings": 2048}
 BATCH, TOKENS = 8, 256
-# The real thing in a process of its own, whose high-water mark is the peak.
+# Runs the real model in a separate process, whose high-water mark is the peak memory.
 MEASURE = """
 import json, re, sys
 import torch
@@ -67,7 +67,7 @@ def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("layers", ["all", "upper_half"])
-def test_parameters_and_arithmetic_are_the_real_model_s(member: Member, layers: str) -> None:
+def test_parameters_and_flops_are_those_of_the_real_model(member: Member, layers: str) -> None:
     member = Member(checkpoint=member.checkpoint, dtype="float32", lora=Lora(rank=8, layers=layers))
     attention = "eager" if "gemma2" in member.checkpoint else "sdpa"
     planned = trace(member, BATCH, TOKENS, True, False, attention)
@@ -96,10 +96,10 @@ def test_parameters_and_arithmetic_are_the_real_model_s(member: Member, layers: 
 def test_planned_memory_is_near_the_measured_peak(member: Member, layers: str, checkpointing: bool) -> None:
     if sys.platform != "linux":
         pytest.skip("reads the process's high-water mark from /proc")
-    attention = "sdpa"  # blockwise attention keeps no scores either
-    recipe = Member(checkpoint=member.checkpoint, dtype="float32", lora=Lora(rank=8, layers=layers))
-    planned = trace(recipe, BATCH, TOKENS, True, checkpointing, attention).peak_bytes
-    # Without this, freed tensors stay with the C library, and the mark is of its heap.
+    attention = "sdpa"  # blockwise attention does not store scores either
+    traced = Member(checkpoint=member.checkpoint, dtype="float32", lora=Lora(rank=8, layers=layers))
+    planned = trace(traced, BATCH, TOKENS, True, checkpointing, attention).peak_bytes
+    # Without this, the C library keeps freed tensors, and the mark is that of its heap.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", MEASURE, member.checkpoint, layers, str(checkpointing)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)  # noqa: S603
@@ -107,7 +107,7 @@ def test_planned_memory_is_near_the_measured_peak(member: Member, layers: str, c
     assert planned == pytest.approx(measured, rel=0.2)
 
 
-def test_deep_and_wide_is_extrapolated_from_small(member: Member) -> None:
+def test_costs_of_deep_models_and_large_batches_are_extrapolated(member: Member) -> None:
     attention = "eager" if "gemma2" in member.checkpoint else "sdpa"
     wide, narrow = (trace(member, n, TOKENS, True, False, attention) for n in (6, 1))
     assert wide.parameters == narrow.parameters
@@ -117,7 +117,7 @@ def test_deep_and_wide_is_extrapolated_from_small(member: Member) -> None:
 
 
 def _shipped() -> list[object]:
-    """Every shipped configuration; planning the variants of lmsys.yaml again takes half a minute each."""
+    """Return every shipped configuration; planning a variant of lmsys.yaml takes half a minute."""
     slow = {True: pytest.mark.slow, False: ()}
     paths = sorted((ROOT / "configs").glob("*.yaml"))
     return [pytest.param(p, marks=slow[p.name.startswith("lmsys-")], id=p.name) for p in paths]
@@ -135,7 +135,7 @@ def test_every_shipped_configuration_is_loaded_and_planned(path: Path) -> None:
 
 
 def test_known_shapes_have_the_published_number_of_weights() -> None:
-    """The hub's model cards: 9.24 G, 2.61 G; 8.03 G and 3.21 G with the language model's own output layer."""
+    """Source: the hub's model cards. 8.03 G of Llama 3.1 count the language model's output layer."""
     published = {"google/gemma-2-9b-it": 9.24, "google/gemma-2-2b-it": 2.61}
     published |= {"meta-llama/Llama-3.1-8B-Instruct": 8.03 - 0.525, "meta-llama/Llama-3.2-3B-Instruct": 3.21}
     for checkpoint, billions in published.items():
@@ -144,7 +144,7 @@ def test_known_shapes_have_the_published_number_of_weights() -> None:
         assert cost.parameters / 1e9 == pytest.approx(billions, abs=0.006), checkpoint
 
 
-def test_tokens_come_from_the_data_where_there_are_any() -> None:
+def test_token_counts_come_from_the_data_or_else_from_the_arena_s_lengths() -> None:
     demo = battle_tokens(configuration.load("configs/demo.yaml"))
     assert len(demo) == 2000
     assert 20 < demo.mean() < 150
@@ -153,6 +153,6 @@ def test_tokens_come_from_the_data_where_there_are_any() -> None:
     assert abs((arena > 2048).mean() - 0.045) < 0.03
 
 
-def test_a_checkpoint_nobody_has_is_one_sentence() -> None:
+def test_an_unknown_checkpoint_is_an_error_of_one_sentence() -> None:
     with pytest.raises(UserError, match="nobody/nothing"):
         base_config("nobody/nothing")

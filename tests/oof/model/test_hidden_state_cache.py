@@ -1,4 +1,4 @@
-"""Stored states of the frozen layers: the logits and the training of whole passes, whatever was stored when."""
+"""Hidden-state cache: training and logits equal those without it, whatever was stored before."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from oof.training.losses import cross_entropy
 from tests.fixtures.demo_run import ROOT
 
 N = 24
-HOW = ("recompute", "stored")
+MODES = ("recompute", "stored")
 BASES = ["tiny-gemma2", "tiny-llama"]
 
 
@@ -42,14 +42,15 @@ def table() -> pl.DataFrame:
     return both.with_columns(response_b=pl.Series(texts[3:] + texts[:3]))
 
 
-def texts_of(member: Member, run: Path) -> EncodedBattles:
+def encoded_for(member: Member, run: Path) -> EncodedBattles:
     return EncodedBattles(member, table(), Config(run=str(run), prompts=Prompts(max_tokens=120)))
 
 
-def trained(texts: EncodedBattles, rows: range, folder: Path) -> tuple[torch.nn.Module, dict[str, object]]:
+def trained(battles: EncodedBattles, rows: range, folder: Path) -> tuple[torch.nn.Module, dict[str, object]]:
     targets = np.eye(3, dtype=np.float32)[np.arange(len(rows)) % 3]
-    parts = np.array(rows), targets, np.ones(len(rows)), cross_entropy
-    return fit_classifier(texts, *parts, folder, seed=1, label="test")
+    return fit_classifier(
+        battles, np.array(rows), targets, np.ones(len(rows)), cross_entropy, folder, seed=1, label="test"
+    )
 
 
 def shards(run: Path) -> list[Path]:
@@ -57,20 +58,20 @@ def shards(run: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_training_and_scoring_are_those_of_whole_passes(base: str, tmp_path: Path) -> None:
-    whole, stored = (texts_of(member_of(base, frozen=how), tmp_path / how) for how in HOW)
+def test_training_and_scoring_are_the_same_with_and_without_the_cache(base: str, tmp_path: Path) -> None:
+    whole, stored = (encoded_for(member_of(base, frozen=mode), tmp_path / mode) for mode in MODES)
     histories, logits = [], []
-    for texts in (whole, stored):
-        folder = Path(texts.config.run) / "job"
-        model, facts = trained(texts, range(16), folder)
-        histories.append([entry["loss"] for entry in facts["history"]])
-        logits.append(texts.logits(model, np.arange(N), "test", folder / "partial"))
+    for battles in (whole, stored):
+        folder = Path(battles.config.run) / "job"
+        model, summary = trained(battles, range(16), folder)
+        histories.append([entry["loss"] for entry in summary["history"]])
+        logits.append(battles.logits(model, np.arange(N), "test", folder / "partial"))
     np.testing.assert_allclose(histories[1], histories[0], rtol=1e-4)
     assert histories[0][-1] != histories[0][0]
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-3)  # after twelve steps of rounding
-    assert np.ptp(logits[0][:, 0, 0]) > 0.01  # the texts do matter
+    assert np.ptp(logits[0][:, 0, 0]) > 0.01  # the logits depend on the texts
     assert not shards(tmp_path / "recompute")
-    # The same adapter on both paths, without the training between.
+    # The same adapter with and without the cache, so that training adds no rounding.
     adapter = tmp_path / "stored" / "job" / "adapter"
     fresh = [
         t.logits(load_classifier(t.member, adapter, t.tokenizer, 0), np.arange(N), "test", tmp_path / "partial")
@@ -79,33 +80,33 @@ def test_training_and_scoring_are_those_of_whole_passes(base: str, tmp_path: Pat
     np.testing.assert_allclose(fresh[1], fresh[0], atol=1e-5)
 
 
-def test_what_is_stored_is_not_computed_again_and_the_layers_are_left_as_they_were(
+def test_stored_states_are_not_computed_again_and_the_layers_are_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = texts_of(member_of("tiny-gemma2", frozen="stored"), tmp_path)
-    trained(texts, range(N), tmp_path / "first")
+    battles = encoded_for(member_of("tiny-gemma2", frozen="stored"), tmp_path)
+    trained(battles, range(N), tmp_path / "first")
     monkeypatch.setattr(hidden_state_cache, "_states", None)
-    model, _ = trained(texts, range(8, N), tmp_path / "second")  # another fold
-    texts.logits(model, np.arange(8), "test", tmp_path / "partial")
+    model, _ = trained(battles, range(8, N), tmp_path / "second")  # another fold
+    battles.logits(model, np.arange(8), "test", tmp_path / "partial")
     layers = decoder_layers(model)
     assert all("forward" not in vars(layer) for layer in layers)
     assert not any(layer._forward_hooks for layer in layers)
 
 
-def test_states_do_not_depend_on_what_else_was_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_do_not_depend_on_which_others_were_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hidden_state_cache, "CHUNK", 5)
 
-    def stored(run: Path, parts: list[range]) -> dict[bytes, bytes]:
-        texts = texts_of(member_of("tiny-llama", frozen="stored"), run)
-        for i, part in enumerate(parts):
-            trained(texts, part, run / str(i))
-        found = {}
+    def stored(run: Path, row_sets: list[range]) -> dict[bytes, bytes]:
+        battles = encoded_for(member_of("tiny-llama", frozen="stored"), run)
+        for i, rows in enumerate(row_sets):
+            trained(battles, rows, run / str(i))
+        by_hash = {}
         for path in shards(run):
             with hidden_state_cache.safe_open(path, "pt") as shard:
                 hashes, offsets, states = (shard.get_tensor(n).numpy() for n in ("hashes", "offsets", "states"))
             spans = zip(hashes, offsets[:-1], offsets[1:], strict=True)
-            found |= {name.tobytes(): states[start:stop].tobytes() for name, start, stop in spans}
-        return found
+            by_hash |= {name.tobytes(): states[start:stop].tobytes() for name, start, stop in spans}
+        return by_hash
 
     at_once, in_parts = stored(tmp_path / "a", [range(N)]), stored(tmp_path / "b", [range(3), range(2, 17), range(N)])
     assert len(at_once) == 2 * N  # both orders
@@ -113,16 +114,16 @@ def test_states_do_not_depend_on_what_else_was_missing(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("how", ["flipped at 9", "flipped at 3000", "cut"])
-def test_a_damaged_shard_is_named_and_made_again(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    texts = texts_of(member_of("tiny-gemma2", frozen="stored"), tmp_path)
-    trained(texts, range(6), tmp_path / "first")
+def test_a_damaged_shard_is_named_and_replaced(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    battles = encoded_for(member_of("tiny-gemma2", frozen="stored"), tmp_path)
+    trained(battles, range(6), tmp_path / "first")
     (path,) = shards(tmp_path)
     good = path.read_bytes()
     broken = bytearray(good if "flipped" in how else good[: len(good) // 2])
     if "flipped" in how:
         broken[-int(how.rsplit(" ", 1)[1])] ^= 1
     path.write_bytes(broken)
-    trained(texts, range(6), tmp_path / "second")
+    trained(battles, range(6), tmp_path / "second")
     assert str(path) in caplog.text
     assert path.read_bytes() == good
 
@@ -136,7 +137,7 @@ def test_a_damaged_shard_is_named_and_made_again(how: str, tmp_path: Path, caplo
         (["members.a.lora.layers=upper_half", "members.a.score_dtype=float16"], "score_dtype=float16"),
     ],
 )
-def test_where_nothing_can_be_stored_it_is_refused(overrides: list[str], named: str, tmp_path: Path) -> None:
+def test_settings_without_states_to_store_are_refused(overrides: list[str], named: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("members: {a: {checkpoint: somewhere, frozen: stored}}")
     config = configuration.load(str(path), [f"run={tmp_path / 'run'}", *overrides])
@@ -147,30 +148,30 @@ def test_where_nothing_can_be_stored_it_is_refused(overrides: list[str], named: 
 
 
 @pytest.mark.slow
-def test_the_plan_counts_the_disk_that_it_takes(tmp_path: Path) -> None:
+def test_the_plan_counts_the_cache_s_disk_space(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     base = ROOT / "configs" / "bases" / "tiny-llama"
-    recipe = f"{{checkpoint: {base}, dtype: float32, lora: {{rank: 4, layers: upper_half}}}}"
-    path.write_text(f"members: {{a: {recipe}}}\ndata: {{synth: {{battles: 60}}}}")
+    settings = f"{{checkpoint: {base}, dtype: float32, lora: {{rank: 4, layers: upper_half}}}}"
+    path.write_text(f"members: {{a: {settings}}}\ndata: {{synth: {{battles: 60}}}}")
     run = tmp_path / "run"
-    configs = [configuration.load(str(path), [f"run={run}", f"members.a.frozen={how}"]) for how in HOW]
+    configs = [configuration.load(str(path), [f"run={run}", f"members.a.frozen={mode}"]) for mode in MODES]
     less, more = (make_plan(config)[0].disk_bytes for config in configs)
-    battles = prepare(configs[1])
-    texts = EncodedBattles(configs[1].members["a"], battles, configs[1])
-    parts = np.arange(60), np.eye(3, dtype=np.float32)[battles["label"].to_numpy()], np.ones(60), cross_entropy
-    fit_classifier(texts, *parts, tmp_path / "job", seed=1, label="test")
-    taken = sum(shard.stat().st_size for shard in shards(run))
-    assert taken / 1.5 < more - less < taken * 1.5
+    table = prepare(configs[1])
+    encoded = EncodedBattles(configs[1].members["a"], table, configs[1])
+    training_set = np.arange(60), np.eye(3, dtype=np.float32)[table["label"].to_numpy()], np.ones(60)
+    fit_classifier(encoded, *training_set, cross_entropy, tmp_path / "job", seed=1, label="test")
+    size = sum(shard.stat().st_size for shard in shards(run))
+    assert size / 1.5 < more - less < size * 1.5
 
 
-def test_it_changes_no_key(tmp_path: Path) -> None:
+def test_the_setting_changes_no_content_key(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     base = ROOT / "configs" / "bases" / "tiny-llama"
     path.write_text(
         f"members: {{a: {{checkpoint: {base}, lora: {{layers: upper_half}}}}}}\ndata: {{synth: {{battles: 20}}}}"
     )
     keys = []
-    for how in HOW:
-        config = configuration.load(str(path), [f"run={tmp_path / 'run'}", f"members.a.frozen={how}"])
+    for mode in MODES:
+        config = configuration.load(str(path), [f"run={tmp_path / 'run'}", f"members.a.frozen={mode}"])
         keys.append([job.step.key for job in fold_jobs(config, prepare(config))])
     assert keys[0] == keys[1]

@@ -1,7 +1,7 @@
-"""Checkpoints and adapters that someone broke: one sentence, or a model of the right shape; never code, never a crash.
+"""Damaged checkpoints and adapters: refused in one sentence, or a model of the right shape; no code runs, no crash.
 
-A damage that leaves a valid file of valid shapes (a flipped bit inside a weight) cannot be seen by a loader; the run's
-own adapters have checksums for that.
+A loader cannot detect damage that leaves a valid file of valid shapes (a flipped bit inside a weight). A run's own
+adapters have checksums for that.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def load(folder: Path, kind: str) -> torch.nn.Module | None:
         member = Member(checkpoint=str(folder), dtype="float32")
         return load_base(member, load_tokenizer(str(folder)), 0)
     except UserError as error:
-        said = str(error)
-    assert folder.name in said
-    assert said.isprintable()
+        message = str(error)
+    assert folder.name in message
+    assert message.isprintable()
     return None
 
 
@@ -79,7 +79,7 @@ def edit_header(path: Path, change: Callable[[dict], None]) -> None:
 @pytest.mark.parametrize("kind", ["base", "adapter"])
 @given(share=st.floats(0, 0.999), flips=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 7)), max_size=3))
 @settings(max_examples=12)
-def test_truncated_and_flipped_safetensors_are_refused_or_load(
+def test_truncated_safetensors_are_refused_and_flipped_bits_never_crash(
     good: Path, tmp_path_factory: pytest.TempPathFactory, kind: str, share: float, flips: list[tuple[int, int]]
 ) -> None:
     folder = copy_of(good, kind, tmp_path_factory.getbasetemp())
@@ -92,9 +92,9 @@ def test_truncated_and_flipped_safetensors_are_refused_or_load(
         del data[int(len(data) * share) :]
     path.write_bytes(data)
     model = load(folder, kind)
-    event("refused" if model is None else "taken")
+    event("refused" if model is None else "loaded")
     if not flips:
-        assert model is None, "a truncated file was taken"
+        assert model is None, "a truncated file was loaded"
 
 
 def wrong_shape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -102,11 +102,11 @@ def wrong_shape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**tensors, name: tensors[name][:, :-1].contiguous()}
 
 
-def all_gone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def all_missing(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"x": torch.zeros(1)}
 
 
-def one_gone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def one_missing(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return dict(list(tensors.items())[1:])
 
 
@@ -114,15 +114,15 @@ def not_a_number(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.full_like(tensor, float("nan")) for name, tensor in tensors.items()}
 
 
-# A base is not searched for numbers that are not finite, which would read gigabytes: its logits are.
+# Only adapters are checked for non-finite weights: checking a base would read gigabytes, so its logits are checked.
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
-        *((kind, change) for kind in ("base", "adapter") for change in (wrong_shape, all_gone, one_gone)),
+        *((kind, change) for kind in ("base", "adapter") for change in (wrong_shape, all_missing, one_missing)),
         ("adapter", not_a_number),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(
+def test_missing_or_misshapen_weights_are_refused(
     good: Path, tmp_path: Path, kind: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 ) -> None:
     folder = copy_of(good, kind, tmp_path)
@@ -141,7 +141,9 @@ def huge_shape(header: dict) -> None:
 
 @pytest.mark.parametrize("kind", ["base", "adapter"])
 @pytest.mark.parametrize("change", [huge_offsets, huge_shape])
-def test_a_header_that_lies_is_refused(good: Path, tmp_path: Path, kind: str, change: Callable[[dict], None]) -> None:
+def test_a_header_with_impossible_sizes_is_refused(
+    good: Path, tmp_path: Path, kind: str, change: Callable[[dict], None]
+) -> None:
     folder = copy_of(good, kind, tmp_path)
     edit_header(folder / file_of(kind), change)
     assert load(folder, kind) is None
@@ -151,7 +153,7 @@ def test_a_header_that_lies_is_refused(good: Path, tmp_path: Path, kind: str, ch
 @pytest.mark.parametrize(
     ("kind", "name"), [("base", "config.json"), ("adapter", "adapter_config.json"), ("adapter", "arena.json")]
 )
-def test_json_that_is_none_of_ours_is_refused(good: Path, tmp_path: Path, kind: str, name: str, text: str) -> None:
+def test_json_of_another_structure_is_refused(good: Path, tmp_path: Path, kind: str, name: str, text: str) -> None:
     folder = copy_of(good, kind, tmp_path)
     (folder / name).write_text(text, encoding="utf-8")
     assert load(folder, kind) is None
@@ -185,7 +187,7 @@ def test_settings_that_do_not_fit_the_weights_are_refused(
     edit_json(folder / name, **changes)
     model = load(folder, kind)
     if "auto_mapping" in changes:
-        assert model is not None  # the key is not read: our base decides
+        assert model is not None  # the key is ignored: the member sets the base
     else:
         assert model is None
 
@@ -193,14 +195,17 @@ def test_settings_that_do_not_fit_the_weights_are_refused(
 TRAP = "from pathlib import Path\nPath({ran!r}).mkdir()\nclass Anything: pass\n"
 
 
-@pytest.mark.parametrize("asks", ["AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer"])
+@pytest.mark.parametrize(
+    "auto_class", ["AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer"]
+)
 @pytest.mark.parametrize("kind", ["base", "student"])
-def test_a_folder_that_asks_for_its_own_code_never_runs_it(good: Path, tmp_path: Path, kind: str, asks: str) -> None:
+def test_code_in_a_checkpoint_folder_never_runs(good: Path, tmp_path: Path, kind: str, auto_class: str) -> None:
     folder, ran = copy_of(good, "base", tmp_path), tmp_path / "ran"
     (folder / "mine.py").write_text(TRAP.format(ran=str(ran)), encoding="utf-8")
     for name in ("config.json", "tokenizer_config.json"):
         edit_json(
-            folder / name, auto_map={asks: "mine.Anything" if asks != "AutoTokenizer" else ["mine.Anything", None]}
+            folder / name,
+            auto_map={auto_class: "mine.Anything" if auto_class != "AutoTokenizer" else ["mine.Anything", None]},
         )
     try:
         if kind == "base":
@@ -208,9 +213,9 @@ def test_a_folder_that_asks_for_its_own_code_never_runs_it(good: Path, tmp_path:
         else:
             load_trained(Member(checkpoint=str(folder), dtype="float32"), load_tokenizer(str(folder)))
     except UserError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = ""
-    assert said.isprintable()
+        message = ""
+    assert message.isprintable()
     assert not ran.exists()
     assert not list(folder.rglob("__pycache__"))

@@ -1,4 +1,4 @@
-"""Checkpoints and adapters that bring code of their own are refused, and none of it runs."""
+"""Checkpoints and adapters with code in them are refused, and the code never runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEMBER = Member(checkpoint=str(TINY), dtype="float32", lora=Lora(rank=2))
 
 
 class Touch:
-    """Unpickled without care, it makes a file."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +41,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return Path(shutil.copytree(TINY, tmp_path / "checkpoint"))
 
 
-def test_the_trap_would_spring(ran: Path, tmp_path: Path) -> None:
+def test_unpickling_the_trap_makes_the_folder(ran: Path, tmp_path: Path) -> None:
     torch.save(Touch(ran), tmp_path / "trap.bin")
     torch.load(tmp_path / "trap.bin", weights_only=False)
     assert ran.exists()
@@ -77,7 +77,7 @@ def test_a_checkpoint_s_own_module_is_not_imported(checkpoint: Path, ran: Path) 
     assert not ran.exists()
 
 
-def test_a_chat_template_of_the_checkpoint_is_replaced_unread(checkpoint: Path) -> None:
+def test_the_checkpoint_s_chat_template_is_replaced_and_never_rendered(checkpoint: Path) -> None:
     (checkpoint / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}", encoding="utf-8")
     template = load_tokenizer(str(checkpoint)).chat_template
     assert template == load_tokenizer(str(TINY)).chat_template

@@ -1,4 +1,4 @@
-"""The savings are exact: same logits, same gradients."""
+"""Optimizations are exact: same logits, same gradients."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def gradients(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_the_last_layer_for_pooled_tokens_alone_is_the_same_function(family: str, tmp_path: Path) -> None:
+def test_the_last_layer_for_pooled_tokens_only_gives_the_same_logits_and_gradients(family: str, tmp_path: Path) -> None:
     model, pad = model_of(family, tmp_path)
     logits, grads = gradients(model, batch(pad))
-    shortcut = LastTokens(model, pad)
+    optimization = LastTokens(model, pad)
     fewer, fewer_grads = gradients(model, batch(pad))
-    shortcut.remove()
+    optimization.remove()
     torch.testing.assert_close(fewer, logits, atol=1e-5, rtol=1e-4)
     assert grads.keys() == fewer_grads.keys()
     for name, grad in grads.items():
@@ -80,7 +80,7 @@ def test_recomputed_activations_give_the_same_gradients(family: str, tmp_path: P
         assert torch.equal(again_grads[name], grad), name
 
 
-def test_nothing_is_computed_backwards_below_the_lowest_adapter(tmp_path: Path) -> None:
+def test_there_is_no_backward_pass_below_the_lowest_adapter(tmp_path: Path) -> None:
     model, pad = model_of("llama", tmp_path, Lora(rank=4, alpha=8, layers="upper_half"))
     needs: list[bool] = []
     for layer in decoder_layers(model):
@@ -90,7 +90,7 @@ def test_nothing_is_computed_backwards_below_the_lowest_adapter(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama"])
-def test_a_merged_float32_adapter_is_the_same_function(family: str, tmp_path: Path) -> None:
+def test_a_merged_float32_adapter_gives_the_same_logits(family: str, tmp_path: Path) -> None:
     model, pad = model_of(family, tmp_path)
     with torch.inference_mode():
         logits = model.eval()(**batch(pad)).logits
@@ -99,20 +99,20 @@ def test_a_merged_float32_adapter_is_the_same_function(family: str, tmp_path: Pa
         torch.testing.assert_close(merged.eval()(**batch(pad)).logits, logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_bf16_base_is_not_merged_into(tmp_path: Path) -> None:
+def test_an_adapter_is_not_merged_into_a_bf16_base(tmp_path: Path) -> None:
     member = Member(checkpoint=save_tiny("llama", tmp_path), dtype="bfloat16", lora=LORA)
     model = add_adapters(load_base(member, load_tokenizer(member.checkpoint), 0), LORA, 0)
     assert merged_where_exact(model) is model
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_a_fused_lora_update_is_the_same_function(family: str, tmp_path: Path) -> None:
+def test_a_fused_lora_update_gives_the_same_logits_and_gradients(family: str, tmp_path: Path) -> None:
     model, pad = model_of(family, tmp_path)
     logits, grads = gradients(model, batch(pad))
-    shortcut = FusedLora(model)
-    assert len(shortcut.layers) == sum("lora_B" in name for name, _ in model.named_parameters())
+    optimization = FusedLora(model)
+    assert len(optimization.layers) == sum("lora_B" in name for name, _ in model.named_parameters())
     fused, fused_grads = gradients(model, batch(pad))
-    shortcut.remove()
+    optimization.remove()
     torch.testing.assert_close(fused, logits, atol=1e-5, rtol=1e-4)
     assert grads.keys() == fused_grads.keys()
     for name, grad in grads.items():
@@ -120,7 +120,7 @@ def test_a_fused_lora_update_is_the_same_function(family: str, tmp_path: Path) -
     assert torch.equal(gradients(model, batch(pad))[0], logits)  # removed without a trace
 
 
-def test_in_bfloat16_a_fused_update_is_as_near_the_truth_as_pefts(tmp_path: Path) -> None:
+def test_the_bfloat16_error_of_a_fused_update_is_at_most_peft_s(tmp_path: Path) -> None:
     model, _ = model_of("llama", tmp_path)
     layer = next(m for name, m in model.named_modules() if name.endswith("q_proj"))
     x = torch.randn(64, layer.in_features, generator=torch.Generator().manual_seed(2)).bfloat16()
@@ -131,11 +131,11 @@ def test_in_bfloat16_a_fused_update_is_as_near_the_truth_as_pefts(tmp_path: Path
             return float((layer(x).detach().double() - truth.detach()).square().mean().sqrt())
 
     layer.float()
-    pefts, shortcut = error(), FusedLora(model)
-    assert layer in shortcut.layers
+    pefts, optimization = error(), FusedLora(model)
+    assert layer in optimization.layers
     assert error() <= 1.01 * pefts
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=4, alpha=8, dora=True), Lora(rank=4, alpha=8, dropout=0.1)])
-def test_what_is_no_plain_lora_keeps_pefts_forward(lora: Lora, tmp_path: Path) -> None:
+def test_other_lora_variants_keep_peft_s_forward(lora: Lora, tmp_path: Path) -> None:
     assert not FusedLora(model_of("llama", tmp_path, lora)[0]).layers

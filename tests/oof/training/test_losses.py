@@ -1,3 +1,5 @@
+"""Losses against their formulas, scipy and torch; the gradient of a step does not depend on its micro-batches."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -79,12 +81,12 @@ def test_at_high_temperature_kl_becomes_half_the_mse(values: list[float]) -> Non
 
 
 @given(ROWS, st.floats(-30, 30))
-def test_no_term_sees_a_constant_added_to_the_logits(values: list[float], constant: float) -> None:
+def test_a_constant_added_to_the_logits_changes_no_term(values: list[float], constant: float) -> None:
     z, t, _, _ = tensors(values)
     targets = torch.cat([t, torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)], dim=1)
-    whole = Losses(ce=1, kl=2, cosine=3, mse=4)
-    apart = distill_loss(z + constant, targets, whole, 2.0) - distill_loss(z, targets, whole, 2.0)
-    assert abs(apart.item()) < 1e-8
+    every_term = Losses(ce=1, kl=2, cosine=3, mse=4)
+    difference = distill_loss(z + constant, targets, every_term, 2.0) - distill_loss(z, targets, every_term, 2.0)
+    assert abs(difference.item()) < 1e-8
 
 
 def test_a_perfect_student_has_no_soft_loss() -> None:
@@ -97,10 +99,10 @@ def test_two_teachers_give_the_winning_solution_s_loss() -> None:
     rng = np.random.default_rng(0)
     logits, label = torch.tensor(rng.normal(size=(6, 3))), torch.eye(3, dtype=torch.float64)[[0, 1, 2, 2, 1, 0]]
     first, second = (torch.tensor(rng.dirichlet(np.ones(3), 6)) for _ in range(2))
-    ours = distill_loss(logits, torch.cat([first, second, label], dim=1), Losses(ce=1, kl=2, cosine=2), 1.0)
+    loss = distill_loss(logits, torch.cat([first, second, label], dim=1), Losses(ce=1, kl=2, cosine=2), 1.0)
     terms = [cross_entropy(logits, label)]
     terms += [soft_kl(logits, t, 1.0) + cosine_distance(logits, t, 1.0) for t in (first, second)]
-    torch.testing.assert_close(ours, sum(terms) / 5)
+    torch.testing.assert_close(loss, sum(terms) / 5)
 
 
 def test_a_battle_without_a_label_has_no_hard_term() -> None:
@@ -118,23 +120,23 @@ def test_the_consistency_term_is_scipys_symmetric_kl_of_a_battle_s_two_orders(va
     canonical = [logits[0], logits[1][[1, 0, 2]], logits[2], logits[3][[1, 0, 2]]]
     p = [softmax(z) for z in canonical]
     expected = [(entropy(p[i], p[i + 1]) + entropy(p[i + 1], p[i])) / 2 for i in (0, 2)]
-    found = order_inconsistency(torch.tensor(logits))
-    np.testing.assert_allclose(found.numpy(), np.repeat(expected, 2), atol=1e-9, rtol=1e-6)
+    consistency = order_inconsistency(torch.tensor(logits))
+    np.testing.assert_allclose(consistency.numpy(), np.repeat(expected, 2), atol=1e-9, rtol=1e-6)
     with_kl = distill_loss(
         torch.tensor(logits), torch.full((4, 6), 1 / 3, dtype=torch.float64), Losses(kl=1, consistency=3), 1.0
     )
     kl = soft_kl(torch.tensor(logits), torch.full((4, 3), 1 / 3, dtype=torch.float64), 1.0)
-    torch.testing.assert_close(with_kl, (kl + 3 * found) / 4)
+    torch.testing.assert_close(with_kl, (kl + 3 * consistency) / 4)
 
 
 @given(st.lists(st.floats(-8, 8), min_size=3, max_size=3), st.floats(-30, 30))
-def test_a_student_that_does_not_mind_the_order_is_consistent(values: list[float], constant: float) -> None:
+def test_a_student_with_the_same_prediction_in_both_orders_is_consistent(values: list[float], constant: float) -> None:
     ab = torch.tensor(values, dtype=torch.float64)
     pair = torch.stack([ab, ab[[1, 0, 2]] + constant])
     assert order_inconsistency(pair).abs().max() < 1e-9
 
 
-def test_the_consistency_term_is_trained_from_both_orders() -> None:
+def test_the_consistency_term_has_gradients_in_both_orders() -> None:
     logits = torch.tensor([[1.0, 0.2, -0.5], [0.3, 0.1, 0.9]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(order_inconsistency, logits)
     grad = torch.autograd.grad(order_inconsistency(logits).sum(), logits)[0]
@@ -146,10 +148,12 @@ def pooled(batch: dict[str, torch.Tensor], table: torch.Tensor, pad: int) -> tor
     return (table[batch["input_ids"]] * (batch["input_ids"] != pad)[..., None]).sum(dim=1) / 50
 
 
-WHOLE = Losses(ce=1, kl=2, consistency=5)
+WITH_CONSISTENCY = Losses(ce=1, kl=2, consistency=5)
 
 
-@pytest.mark.parametrize("losses", [Losses(), Losses(ce=1, kl=1), Losses(ce=1, kl=2, cosine=2, mse=0.5), WHOLE])
+@pytest.mark.parametrize(
+    "losses", [Losses(), Losses(ce=1, kl=1), Losses(ce=1, kl=2, cosine=2, mse=0.5), WITH_CONSISTENCY]
+)
 def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(
     losses: Losses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,8 +194,8 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(
         torch.testing.assert_close(shared, whole, rtol=1e-5, atol=1e-8)
 
 
-def test_parted_orders_would_give_another_gradient() -> None:
-    """What keeping a battle's orders together is for: rows that are no pair have another 'inconsistency'."""
+def test_separated_orders_would_give_another_loss() -> None:
+    """The reason for keeping a battle's orders together: rows of different battles have another inconsistency."""
     logits = torch.tensor(np.random.default_rng(3).normal(size=(4, 3)))
     mixed = logits[[0, 2, 1, 3]]
     assert (order_inconsistency(logits).sum() - order_inconsistency(mixed).sum()).abs() > 1e-3

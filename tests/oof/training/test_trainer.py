@@ -1,4 +1,4 @@
-"""Invariances of training: how a step is cut, and being killed, change nothing."""
+"""Invariances of training: micro-batches, a kill and out-of-memory halving do not change the weights."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from oof.training.trainer import train_classifier
 from tests.fixtures.tiny_models import MEMBER, save_tiny
 
 
-def train(member: Member, folder: Path, stop_at: int | None = None, facts: dict | None = None) -> torch.Tensor:
-    """Train on 32 battles (4 steps); return all trainable weights."""
+def train(member: Member, folder: Path, stop_at: int | None = None, summary: dict | None = None) -> torch.Tensor:
+    """Train on 32 battles (4 steps); return all trainable weights, and fill ``summary``."""
     tokenizer = load_tokenizer(member.checkpoint)
     table, _, _ = bases.transcripts(32, 5)
     encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
@@ -44,19 +44,19 @@ def train(member: Member, folder: Path, stop_at: int | None = None, facts: dict 
         with pytest.raises(KeyboardInterrupt):
             train_classifier(model, member, steps, cross_entropy, folder, 3, "test")
         return torch.empty(0)
-    found = train_classifier(model, member, steps, cross_entropy, folder, 3, "test")
-    if facts is not None:
-        facts |= found
+    trained = train_classifier(model, member, steps, cross_entropy, folder, 3, "test")
+    if summary is not None:
+        summary |= trained
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
 def test_cutting_a_step_into_micro_batches_changes_nothing(tmp_path: Path) -> None:
     one = train(MEMBER, tmp_path / "one")
     many = train(replace(MEMBER, train=replace(MEMBER.train, tokens_per_batch=400)), tmp_path / "many")
-    apart = (one - many).abs()
-    # Adam divides by the gradient's size, so where a gradient is mere rounding its sign, and one step, may differ.
-    assert (apart > 2e-5).float().mean() < 0.01
-    assert apart.max() < 1e-3
+    difference = (one - many).abs()
+    # Adam divides by the gradient's size: where a gradient is only rounding, its sign and so one step may differ.
+    assert (difference > 2e-5).float().mean() < 0.01
+    assert difference.max() < 1e-3
 
 
 def test_a_killed_job_resumes_to_identical_weights(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_running_out_of_memory_halves_the_batch_and_keeps_the_optimisation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(MEMBER, tmp_path / "whole")
-    forward, facts = LlamaModel.forward, {}
+    forward, summary = LlamaModel.forward, {}
 
     def short_of_memory(self: LlamaModel, input_ids: torch.Tensor, **more: object) -> object:
         if input_ids.numel() > 600:
@@ -87,15 +87,19 @@ def test_running_out_of_memory_halves_the_batch_and_keeps_the_optimisation(
         return forward(self, input_ids, **more)
 
     monkeypatch.setattr(LlamaModel, "forward", short_of_memory)
-    small = train(replace(MEMBER, train=replace(MEMBER.train, tokens_per_batch=4096)), tmp_path / "small", facts=facts)
-    assert facts["oom_halvings"] == 3
-    assert facts["tokens_per_batch"] == 512
-    apart = (whole - small).abs()
-    assert (apart > 2e-5).float().mean() < 0.01
-    assert apart.max() < 1e-3
+    small = train(
+        replace(MEMBER, train=replace(MEMBER.train, tokens_per_batch=4096)), tmp_path / "small", summary=summary
+    )
+    assert summary["oom_halvings"] == 3
+    assert summary["tokens_per_batch"] == 512
+    difference = (whole - small).abs()
+    assert (difference > 2e-5).float().mean() < 0.01
+    assert difference.max() < 1e-3
 
 
-def test_a_sequence_that_cannot_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequence_that_does_not_fit_is_an_error_of_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_memory(self: LlamaModel, input_ids: torch.Tensor, **more: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
@@ -105,7 +109,7 @@ def test_a_sequence_that_cannot_fit_is_one_sentence(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_a_quantised_base_learns_and_is_read_back(kind: str, tmp_path: Path) -> None:
+def test_a_quantised_base_trains_and_its_adapter_loads_again(kind: str, tmp_path: Path) -> None:
     checkpoint = save_tiny("llama", tmp_path / "base", scale=1.0, hidden_size=64, intermediate_size=128)
     member = replace(MEMBER, checkpoint=checkpoint, quantise=kind, train=replace(MEMBER.train, lr=5e-3, head_lr=1e-2))
     tokenizer = load_tokenizer(checkpoint)
@@ -121,8 +125,8 @@ def test_a_quantised_base_learns_and_is_read_back(kind: str, tmp_path: Path) -> 
     assert history[-1]["loss"] < history[0]["loss"]
     save_classifier(model, tmp_path / "adapter", member)
 
-    def score(scored: Any, recipe: Member) -> np.ndarray:
-        return predict_logits(scored, recipe, encoded, tokenizer.pad_token_id, "test")
+    def score(model: Any, member: Member) -> np.ndarray:
+        return predict_logits(model, member, encoded, tokenizer.pad_token_id, "test")
 
     again = score(load_classifier(member, tmp_path / "adapter", tokenizer, seed=9), member)
     np.testing.assert_allclose(again, score(model, member), atol=1e-4)
@@ -131,7 +135,7 @@ def test_a_quantised_base_learns_and_is_read_back(kind: str, tmp_path: Path) -> 
         load_classifier(unquantised, tmp_path / "adapter", tokenizer, seed=9)
     (tmp_path / "adapter" / "arena.json").unlink()
     drift = np.abs(score(load_classifier(unquantised, tmp_path / "adapter", tokenizer, seed=9), unquantised) - again)
-    assert 0 < drift.mean() < 0.5  # near the same function, and not the same
+    assert 0 < drift.mean() < 0.5  # similar logits, but not the same
 
 
 def test_the_gradient_of_a_step_is_that_of_one_big_batch() -> None:
