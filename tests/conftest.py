@@ -1,4 +1,4 @@
-"""One small real run that many tests look at: all three stages through the verbs, on 120 synthetic battles."""
+"""Settings of the whole suite, and one small finished run: all three stages by command on 120 synthetic battles."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from hypothesis import settings
 
 from tests.fixtures.demo_run import ROOT, small_arguments
 
-# The same examples on every machine: a red main always means a change, never luck. To look for new ones:
+# The same Hypothesis examples on every machine, so that a failure always means a change. To search for new ones:
 # HYPOTHESIS_PROFILE=explore make test
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The suite asks for exact bytes, which only a CPU gives; what is about the GPU is run with it (make test-gpu).
+# The suite compares exact bytes, which only a CPU reproduces; GPU tests run separately (make test-gpu).
 if not os.environ.get("ARENA_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# They start processes of their own and take minutes: begun first, they leave no worker of the suite waiting at the end.
+# They start processes and take minutes. They run first, so that no worker of the suite waits for them at the end.
 LONGEST = ("test_launch.py", "test_process_group.py", "test_faults.py", "test_pipeline.py")
 
 
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths in the shipped configurations start at the repository."""
+    """Run from the repository's root, where relative paths in the shipped configurations start."""
     monkeypatch.chdir(ROOT)
 
 
@@ -46,8 +46,8 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = tmp_path_factory.mktemp("runs") / "small"
         arguments = small_arguments(run)
         assert oof_main(["oof", *arguments]) == 0
-        for verb in ("stack", "distill", "predict", "table"):
-            assert ensemble_main([verb, *arguments]) == 0
+        for subcommand in ("stack", "distill", "predict", "table"):
+            assert ensemble_main([subcommand, *arguments]) == 0
     finally:
         os.chdir(before)
     return run

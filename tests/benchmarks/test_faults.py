@@ -1,4 +1,4 @@
-"""Kills, damage, full and unwritable disks, two starts: the short version of benchmarks/robustness/faults.py."""
+"""Kills, damage, full and unwritable disks, two starts: the short version of benchmarks.robustness.faults."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ from oof.common.steps import TRAINED, locked
 from oof.jobs.process_pool import failure
 from tests.fixtures.demo_run import ROOT, small_arguments
 
-VERBS = ("stack", "distill", "predict", "table")
+LATER_STAGES = ("stack", "distill", "predict", "table")
 
 
 def chain(run: Path) -> list[list[str]]:
-    """Return the commands of every stage and the report on the small run's settings."""
+    """Return the commands of every stage and the report with the small run's settings."""
     python, settings = [sys.executable, "-m"], small_arguments(run)
-    calls = [[*python, "oof", "oof", *settings], *([*python, "ensemble", verb, *settings] for verb in VERBS)]
-    return [*calls, [*python, "ensemble", "report", str(run)]]
+    stages = [[*python, "ensemble", stage, *settings] for stage in LATER_STAGES]
+    return [[*python, "oof", "oof", *settings], *stages, [*python, "ensemble", "report", str(run)]]
 
 
 def call_all(run: Path) -> list[int]:
+    """Run every stage in this process; return the exit statuses."""
     arguments = small_arguments(run)
-    return [oof_main(["oof", *arguments]), *(ensemble_main([verb, *arguments]) for verb in VERBS)]
+    return [oof_main(["oof", *arguments]), *(ensemble_main([stage, *arguments]) for stage in LATER_STAGES)]
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """Return the files that do not say when or where they were made."""
+    """Return the files that hold no times and no paths."""
     skipped = (".log", ".jsonl", ".html")
     paths = [p for p in sorted(run.rglob("*")) if p.is_file() and p.name[0] != "." and p.suffix not in skipped]
-    located = (*fault_runs.MANIFESTS, "run.json", "report.json", "battles.parquet")  # the last has a column source
-    return {str(p.relative_to(run)): p.read_bytes() for p in paths if p.name not in located}
+    with_paths = (*fault_runs.MANIFESTS, "run.json", "report.json", "battles.parquet")  # the last has a column file
+    return {str(p.relative_to(run)): p.read_bytes() for p in paths if p.name not in with_paths}
 
 
 @pytest.fixture
 def copied(small_run: Path, tmp_path: Path) -> Path:
-    """Return a copy of the small run, brought up to date with its new place."""
+    """Return a copy of the small run, updated for its new path."""
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
     assert call_all(run) == [0] * 5
@@ -57,7 +58,7 @@ def copied(small_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def verb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def preloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(fault_processes, "_preloaded", [])
     fault_processes.preload()
     yield
@@ -65,7 +66,7 @@ def verb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def kill_twice(run: Path, seconds: float, seed: int) -> None:
-    """Start the chain, kill it at an instant, start it again, kill that, and let the third end."""
+    """Start the chain and kill it at a random instant, twice; then run it to its end."""
     for i, at in enumerate(fault_conditions.shares(seed, 2, 0.05 * seconds, seconds)):
         fault_runs.run_chain(chain(run), fault_conditions.after(at), whole_group=i == 0)
         assert fault_runs.half_written(run) == []
@@ -73,9 +74,9 @@ def kill_twice(run: Path, seconds: float, seed: int) -> None:
 
 
 def test_a_run_that_is_killed_at_two_instants_ends_with_the_same_bytes(
-    small_run: Path, copied: Path, verb_server: None
+    small_run: Path, copied: Path, preloaded: None
 ) -> None:
-    """Part of a run is left to do in stages one, two and the outputs (the whole of it: the slow test below)."""
+    """Parts of stages one and two and the outputs are missing; the slow test below starts from nothing."""
     for name in ("oof/gemma2/fold-1", "oof/gemma2/test", "stack", "submission.json", "metrics.json"):
         path = copied / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -88,7 +89,7 @@ def test_a_run_that_is_killed_at_two_instants_ends_with_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_whole_run_that_is_killed_ends_with_the_same_bytes(
-    small_run: Path, tmp_path: Path, verb_server: None, seed: int
+    small_run: Path, tmp_path: Path, preloaded: None, seed: int
 ) -> None:
     run = tmp_path / "run"
     kill_twice(run, 30.0, seed)
@@ -97,7 +98,7 @@ def test_a_whole_run_that_is_killed_ends_with_the_same_bytes(
     assert [name for name in whole if left[name] != whole[name]] == []
 
 
-DAMAGED = (  # a kind of each stage that costs little to make again
+DAMAGED = (  # a kind of file of each stage that is quick to make again
     "synth/test.csv",
     "folds.parquet",
     "oof/MEMBER/logits.parquet",
@@ -112,7 +113,7 @@ DAMAGED = (  # a kind of each stage that costs little to make again
 
 
 @pytest.mark.parametrize("how", ["flipped", pytest.param("cut", marks=pytest.mark.slow)])
-def test_a_damaged_file_is_named_and_comes_back(copied: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_is_named_and_rebuilt(copied: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     rng, kinds = np.random.default_rng(0), corruptions.kinds(copied)
     paths = [kinds[kind][-1 if kind.endswith("member.json") else 0] for kind in DAMAGED]
     whole = {path: corruptions.content(path) for path in paths}
@@ -130,7 +131,7 @@ def test_a_damaged_file_is_named_and_comes_back(copied: Path, how: str, caplog: 
     assert not [line for line in caplog.messages if "damaged" in line]
 
 
-def test_the_kinds_of_a_run_are_all_in_one_batch_of_the_benchmark(small_run: Path) -> None:
+def test_each_kind_of_file_is_in_exactly_one_batch_of_the_benchmark(small_run: Path) -> None:
     batches = [set(corruptions.batch(small_run, name)) for name in corruptions.BATCHES]
     assert set().union(*batches) == set(corruptions.kinds(small_run))
     assert sum(map(len, batches)) == len(corruptions.kinds(small_run))
@@ -147,18 +148,18 @@ def test_later_stages_refuse_damaged_inputs(copied: Path, capsys: pytest.Capture
     corruptions.damage(logits, "flipped", rng)
     for call in (["stack", *arguments], ["table", *arguments], ["report", str(copied)]):
         assert ensemble_main(call) == 2
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert str(logits) in said
-        assert "make oof" in said
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert str(logits) in message
+        assert "make oof" in message
 
 
 def test_a_kill_after_training_leaves_no_checkpoint_in_the_finished_job(copied: Path) -> None:
     folder = copied / "oof" / "gemma2" / "fold-1"
-    facts, logits = json.loads((folder / "job.json").read_text()), (folder / "logits.parquet").read_bytes()
+    manifest, logits = json.loads((folder / "job.json").read_text()), (folder / "logits.parquet").read_bytes()
     (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     (folder / "checkpoints" / "checkpoint-1" / "optimizer.pt").write_bytes(b"pickle")
-    write_json(folder / TRAINED, facts)
-    (folder / ".unfinished").write_text(facts["key"])
+    write_json(folder / TRAINED, manifest)
+    (folder / ".unfinished").write_text(manifest["key"])
     (folder / ".logits.parquet.x.tmp").write_bytes(b"half")
     for name in ("job.json", "logits.parquet"):
         (folder / name).unlink()
@@ -175,28 +176,30 @@ def test_adapter_settings_are_written_in_one_order(small_run: Path) -> None:
         assert len(modules) == 7
 
 
-def test_a_second_start_is_refused_by_the_name_of_the_holder(
+def test_a_second_start_is_refused_and_names_the_running_process(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with locked(tmp_path / "run"):
         statuses = [oof_main(["oof", *small_arguments(tmp_path / "run")])]
-        statuses += [ensemble_main([verb, *small_arguments(tmp_path / "run")]) for verb in VERBS]
+        statuses += [ensemble_main([stage, *small_arguments(tmp_path / "run")]) for stage in LATER_STAGES]
     assert statuses == [2] * 5
-    said = capsys.readouterr().err.splitlines()
-    assert all(f"in use by process {os.getpid()}" in line for line in said)
-    assert len(said) == 5
+    lines = capsys.readouterr().err.splitlines()
+    assert all(f"in use by process {os.getpid()}" in line for line in lines)
+    assert len(lines) == 5
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unwritable_run_folder_is_an_error_of_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    for main, verb in ((oof_main, "oof"), *((ensemble_main, verb) for verb in VERBS)):
-        assert main([verb, *small_arguments(tmp_path / "file" / "run")]) == 2
-        said = capsys.readouterr().err.splitlines()
-        assert len(said) == 1
-        assert "cannot write the run folder" in said[0]
+    for main, stage in ((oof_main, "oof"), *((ensemble_main, stage) for stage in LATER_STAGES)):
+        assert main([stage, *small_arguments(tmp_path / "file" / "run")]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert "cannot write the run folder" in lines[0]
 
 
-def test_a_disk_that_refuses_is_one_sentence_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_of_one_sentence_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     """Files are limited to 8 kB here: the first larger one fails as on a full disk."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "oof", "prepare", *small_arguments(run)]
@@ -217,8 +220,8 @@ def test_a_disk_that_refuses_is_one_sentence_and_leaves_nothing_half_written(tmp
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_library_s_words_for_a_full_disk_are_understood(number: int) -> None:
-    """As safetensors and polars say it; and wrapped by someone who says nothing."""
+def test_a_library_s_message_of_a_full_disk_is_recognised(number: int) -> None:
+    """As safetensors and polars report it, and as the cause of an exception that does not mention it."""
     words = os.strerror(number)
     theirs = RuntimeError(f"Error while serializing: I/O error: {words} (os error {number})")
     ours = ValueError("cannot save")
