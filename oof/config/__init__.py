@@ -1,4 +1,4 @@
-"""The configuration of a run: its schema, and how YAML files and overrides become one."""
+"""Configuration of a run: schema, loader and the separation of settings that change speed only."""
 
 from oof.config.load import load, to_dict
 from oof.config.schema import (
