@@ -1,6 +1,7 @@
-"""``python -m oof check FILE…``: a readable profile of battle files and every problem in them.
+"""Check of battle files before training: a profile of each file, and every problem with its remedy.
 
-A file with verdicts is looked at as training battles, one without as battles to predict.
+A file with verdicts is read as training battles, one without as battles to predict.
+Command: ``python -m oof check FILE…``
 """
 
 from __future__ import annotations
@@ -8,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.config import Groups
 from oof.data import readers, schemas
-from oof.data.build_table import BattleSet, Part, read_parts, settle
+from oof.data.build_table import BattleSet, build_table
+from oof.data.parse_file import ParsedFile, parse_file
 from oof.data.problems import Problem
-from oof.profile import Ruler, describe, ruler
+from oof.data.profile import LengthMeasure, has_texts, length_measure, line, percent, profile_lines
 
-LISTED = 100  # bad rows of one kind that are listed one by one; the rest as ranges
-RANGE_CHARACTERS = 2000
+LISTED = 100  # bad rows of one kind that are listed one by one; the others as ranges
+RANGE_CHARACTERS = 2000  # of the list of ranges
 
 
 def check_files(
@@ -29,76 +33,100 @@ def check_files(
     groups: Groups | None = None,
     seed: int = 0,
 ) -> int:
-    """Print the profile of each file, and of all together; return 0 if every file can be used as it is, else 1.
+    """Print the profile of each file and of all together; return 0 if every file can be used as it is, else 1.
 
     Args:
         paths: files or globs.
         columns: as ``data.columns``.
-        tokenizer: a folder with ``tokenizer.json`` to count tokens with.
-        groups: when two prompts are near-duplicates.
-        seed: draws the sides of chosen/rejected pairs.
+        tokenizer: a folder with the ``tokenizer.json`` to count tokens with.
+        groups: settings of the grouping by near-duplicate prompts.
+        seed: draws the side of the chosen response in chosen/rejected pairs.
 
     Raises:
-        UserError: the call is wrong: no such file, an unknown name in ``columns``, no tokenizer in its folder.
+        UserError: the arguments are wrong: no such file, an unknown name in ``columns``, no tokenizer in its folder.
     """
     files = readers.expand(paths)
     if not files:
         raise UserError("no files to check; name at least one")
-    measure = ruler(tokenizer)
+    measure = length_measure(tokenizer)
     grouping = groups or Groups()
-    parts: list[Part] = []
-    known: set[Problem] = set()
+    parsed: list[ParsedFile] = []
+    printed: set[Problem] = set()
     usable = True
-    for file in files:
+    for path in files:
         try:
-            found = read_parts(file, "any", columns or {}, seed, 1.0)
+            of_path = parse_file(path, "any", columns or {}, seed, 1.0)
         except UserError as error:
             usable = False
-            print(f"{file}\n  cannot be used: {error}\n")
+            print(f"{path}\n  cannot be used: {error}\n")
             continue
-        for part in found:
-            battles = settle([part], "drop")
-            problems = [*battles.problems, *_column_problems(part)]
-            print(part.file)
-            for line in describe(battles, grouping, measure):
-                print(line)
-            known.update(problems)
-            usable &= _print_problems(problems, part.role, battles)
-        parts += found
-    if len(parts) > 1:
-        usable &= _print_together(parts, known, grouping, measure)
+        for file in of_path:
+            battles = build_table([file], "drop")
+            problems = [*battles.problems, *_column_problems(file)]
+            _print_profile(file.name, battles, grouping, measure)
+            printed.update(problems)
+            usable &= _print_problems(problems, file.role, battles)
+        parsed += of_path
+    if len(parsed) > 1:
+        usable &= _check_together(parsed, printed, grouping, measure)
     return 0 if usable else 1
 
 
-def _print_together(parts: list[Part], known: set[Problem], groups: Groups, measure: Ruler) -> bool:
+def _check_together(parsed: list[ParsedFile], printed: set[Problem], groups: Groups, measure: LengthMeasure) -> bool:
     """Print the profile of all files and the problems that none of them has alone."""
-    battles = settle(parts, "drop")
-    print(f"all {len(parts)} files together")
-    for line in describe(battles, groups, measure):
-        print(line)
-    problems = [problem for problem in battles.problems if problem.column == "id" and problem not in known]
+    battles = build_table(parsed, "drop")
+    _print_profile(f"all {len(parsed)} files together", battles, groups, measure)
+    problems = [problem for problem in battles.problems if problem.column == "id" and problem not in printed]
     _print_list(problems)
-    fit = not any(problem.severity == "error" for problem in problems)
-    print(f"  the files {'can' if fit else 'cannot'} be used together\n")
-    return fit
+    usable = not any(problem.severity == "error" for problem in problems)
+    print(f"  the files {'can' if usable else 'cannot'} be used together\n")
+    return usable
+
+
+def _print_profile(title: str, battles: BattleSet, groups: Groups, measure: LengthMeasure) -> None:
+    print(title)
+    for text in profile_lines(battles, measure):
+        print(text)
+    if has_texts(battles):
+        for text in _group_lines(battles.table, groups):
+            print(text)
+
+
+def _group_lines(table: pl.DataFrame, groups: Groups) -> Iterator[str]:
+    """Yield the numbers of distinct prompts and of groups; comparing all prompts takes longest of the profile."""
+    from oof.folds.groups import group_battles
+
+    prompts = table.group_by("prompt").len()["len"].to_numpy()
+    yield line("prompts", f"{len(prompts):,} distinct, each in {_range(prompts)} battles")
+    sizes = np.bincount(group_battles(table, groups))
+    how = f"by column {groups.column}" if groups.column else f"near-duplicate prompts, threshold {groups.threshold:g}"
+    yield line("groups", f"{len(sizes):,} groups of {_range(sizes)} battles ({how})")
+    largest = int(sizes.max())
+    if 2 * largest > table.height > 1:
+        yield line("", f"note: one group holds {percent(largest, table.height)} of the battles; folds cannot be even")
+
+
+def _range(sizes: NDArray[np.integer]) -> str:
+    low, high = int(sizes.min()), int(sizes.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 # --- problems --------------------------------------------------------------------------------------------------
 
 
-def _column_problems(part: Part) -> Iterator[Problem]:
-    names = part.draft.raw.names
+def _column_problems(file: ParsedFile) -> Iterator[Problem]:
+    names = file.rows.raw.names
     winners = [name for name in WINNER_COLUMNS if name in names]
-    if winners and part.draft.schema.verdict is None:
+    if winners and file.rows.schema.verdict is None:
         missing = ", ".join(name for name in WINNER_COLUMNS if name not in names)
-        yield Problem("error", part.file, f"missing columns {missing}", "a verdict needs all three winner columns")
+        yield Problem("error", file.name, f"missing columns {missing}", "a verdict needs all three winner columns")
     for name, ours in schemas.near_misses(names):
         text = f"column {name!r} is not read; did you mean {ours!r}?"
-        yield Problem("warning", part.file, text, f"rename it, or set data.columns.{ours}={name}", name)
+        yield Problem("warning", file.name, text, f"rename it, or set data.columns.{ours}={name}", name)
 
 
 def _print_problems(problems: list[Problem], role: str, battles: BattleSet) -> bool:
-    """Print the problems of one file and what it can be used for; return whether it can be."""
+    """Print the problems of one file and its possible use; return whether it can be used."""
     _print_list(problems)
     usable = battles.table.height > 0 and not any(problem.severity == "error" for problem in problems)
     uses = "for training and scoring" if role == "train" else "as unlabelled battles or to predict (it has no verdicts)"
@@ -118,10 +146,10 @@ def _print_list(problems: list[Problem]) -> None:
         for row, reason in problem.rows[:LISTED]:
             print(f"    {problem.file}, row {row}{column}: {reason}")
         if len(problem.rows) > LISTED:
-            print(f"    and rows {_ranges([row for row, _ in problem.rows[LISTED:]])}")
+            print(f"    and rows {_row_ranges([row for row, _ in problem.rows[LISTED:]])}")
 
 
-def _ranges(rows: Sequence[int]) -> str:
+def _row_ranges(rows: Sequence[int]) -> str:
     """Return "3, 5-9, 12" of row numbers, cut after :data:`RANGE_CHARACTERS`."""
     numbers = np.unique(np.asarray(rows))
     pieces = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)

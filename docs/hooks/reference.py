@@ -107,9 +107,9 @@ def prompt_qualities() -> str:
 
 def battle_columns() -> str:
     """Return the table of columns of ``battles.parquet``."""
-    from oof.data.build_table import SCHEMA
+    from oof.data.schemas import TABLE_SCHEMA
 
-    return "\n".join(_table(("column", "type"), [(f"`{name}`", f"{dtype}") for name, dtype in SCHEMA.items()]))
+    return "\n".join(_table(("column", "type"), [(f"`{name}`", f"{dtype}") for name, dtype in TABLE_SCHEMA.items()]))
 
 
 def logit_columns() -> str:
@@ -121,9 +121,9 @@ def logit_columns() -> str:
 
 def file_columns() -> str:
     """Return the names of all columns that a battle file may have, as a list in running text."""
-    from oof.data.schemas import COLUMNS
+    from oof.data.schemas import FILE_COLUMNS
 
-    return _names(COLUMNS)
+    return _names(FILE_COLUMNS)
 
 
 def _names(names: Iterable[str]) -> str:

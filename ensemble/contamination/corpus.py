@@ -17,7 +17,7 @@ import polars as pl
 import zstandard
 
 from oof.common.errors import UserError
-from oof.data.parse_cells import USERS
+from oof.data.conversations import USERS
 from oof.data.text_columns import strings
 
 TEXT_COLUMNS = ("conversation", "prompt", "text", "instruction", "question", "content", "input")  # by preference

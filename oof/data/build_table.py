@@ -1,58 +1,44 @@
-"""Drafts to the canonical table: clean texts, settled ids, left-out rows with their reasons, facts counted.
+"""Parsed files to the canonical table: unique ids, rejected rows with their reasons, counts, problems.
 
-``table.height + dropped.height == counts["rows_read"]``, whatever the files hold.
+``table.height + dropped.height == counts["rows_read"]`` for any files. The rules for ids are in the docstring of
+:mod:`oof.data.battles`; only rows whose id occurs more than once are compared one by one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from oof.common.errors import UserError
-from oof.data import readers, schemas
-from oof.data.ids import settle_ids
-from oof.data.parse_rows import Draft, convert
-from oof.data.problems import FACTS, Problem, dropped_frame, facts, lost_rows, problems_of, refusal
-from oof.data.schemas import TEXTS
-from oof.data.text_columns import strings, turn_lists
-
-T = TypeVar("T")
-LABELLED = ("train", "extra")
-ROLES = (*LABELLED, "unlabelled", "test")
-SCHEMA: dict[str, pl.DataType] = {
-    "id": pl.String(),
-    "role": pl.String(),
-    "weight": pl.Float64(),
-    "label": pl.Int8(),
-    "prompt": pl.List(pl.String()),
-    "response_a": pl.List(pl.String()),
-    "response_b": pl.List(pl.String()),
-    "model_a": pl.String(),
-    "model_b": pl.String(),
-    "language": pl.String(),
-    "group_key": pl.String(),
-    "fold": pl.Int32(),
-    "file": pl.String(),
-    "row": pl.Int64(),
-}
-WORKING = {**SCHEMA, "ids_given": pl.Boolean(), "part": pl.Int32()}
+from oof.data.parse_file import WORKING_SCHEMA, ParsedFile
+from oof.data.problems import (
+    COUNTS,
+    Problem,
+    count_responses,
+    dropped_frame,
+    list_problems,
+    rejected_rows,
+    rejection_message,
+)
+from oof.data.schemas import TABLE_SCHEMA, TEXTS
 
 
 @dataclass(frozen=True)
 class BattleSet:
-    """Battles and what was found out about them.
+    """Battles, and the problems and counts of their files.
 
     Attributes:
-        table: columns and dtypes of :data:`SCHEMA`; files in the order given, rows in the files' order.
-        problems: what a person should read, most serious first.
-        counts: :data:`FACTS`. rows_*, ids_*, empty_responses (rows in which A or B has no text) and
+        table: columns and dtypes of :data:`oof.data.schemas.TABLE_SCHEMA`; files in the order given, rows in the
+            files' order.
+        problems: messages for the user, most serious first.
+        counts: :data:`oof.data.problems.COUNTS`. rows_*, ids_*, empty_responses (rows in which A or B has no text) and
             identical_responses count rows; null_turns, lone_surrogates and nul_characters count turns.
-        schemas: file -> recognised schema.
+        schemas: file -> name of its schema.
         dropped: file, row, id, reason of every row that is not in ``table``.
     """
 
@@ -63,126 +49,44 @@ class BattleSet:
     dropped: pl.DataFrame
 
 
-@dataclass(frozen=True)
-class Part:
-    """One file in one role: its draft, and its usable rows as a frame of :data:`WORKING` without "part"."""
+def build_table(files: list[ParsedFile], on_bad_row: str) -> BattleSet:
+    """Return the battles of all files, with unique ids.
 
-    draft: Draft
-    role: str
-    frame: pl.DataFrame
-    counts: Counter[str]
-    mapped: frozenset[str]  # the names of data.columns that the file has
-
-    @property
-    def file(self) -> str:
-        return self.draft.raw.name
-
-    @property
-    def n_read(self) -> int:
-        return self.draft.raw.n_read
-
-
-def read_parts(path: str, role: str, columns: Mapping[str, str], seed: int, weight: float) -> list[Part]:
-    """Return a file's parts (more than one for an archive) in a role of :data:`ROLES`.
-
-    In the role "any", a file with verdicts is read as train and one without as unlabelled.
+    Args:
+        files: in the order in which their rows should be.
+        on_bad_row: "error" refuses rows that cannot be used, "drop" leaves them out.
 
     Raises:
-        UserError: the file cannot be read, has no known schema, or lacks what the role needs.
+        UserError: ``on_bad_row`` is "error" and there are such rows; or an id stays ambiguous.
     """
-    parts = []
-    for found in readers.read_raw(path, {*schemas.COLUMNS, *columns.values()}):
-        if not found.names:
-            raise UserError(f"{found.name}: no rows")
-        raw, schema = schemas.understand(found, columns)
-        found_role = role if role != "any" else "train" if schema.verdict else "unlabelled"
-        if found_role in LABELLED:
-            schemas.need_verdict(raw, schema)
-        draft = convert(raw, schema, found_role in LABELLED, seed)
-        if role == "test" and draft.n and not draft.ids_given:
-            raise UserError(f"{raw.name}: missing column id, which a submission needs; set data.columns.id")
-        mapped = frozenset(ours for ours, theirs in columns.items() if theirs in found.names)
-        parts.append(_part(draft, found_role, weight, mapped))
-        for cells in (found.columns, raw.columns):  # the frame holds the texts now; one copy in memory is enough
-            cells.clear()
-        draft.forget_texts()
-    return parts
-
-
-def refuse_unused_columns(parts: list[Part], columns: Mapping[str, str]) -> None:
-    """Refuse a ``data.columns`` entry that no file has; a test file alone need not have the verdict's.
-
-    Raises:
-        UserError: names the entry.
-    """
-    unused = [ours for ours in columns if not any(ours in part.mapped for part in parts)]
-    if unused and any(part.role in LABELLED for part in parts):
-        files = ", ".join(part.file for part in parts[:3])
-        raise UserError(f"data.columns.{unused[0]}={columns[unused[0]]}: no such column in {files}; remove or mend it")
-
-
-def _part(draft: Draft, role: str, weight: float, mapped: frozenset[str]) -> Part:
-    counts: Counter[str] = Counter()
-    faulty = {fault.row for fault in draft.faults}
-    good = [i for i, row in enumerate(draft.raw.rows) if row not in faulty]
-
-    def usable(values: Sequence[T]) -> Sequence[T]:
-        return values if len(good) == len(values) else [values[i] for i in good]
-
-    columns: dict[str, object] = {
-        "id": strings(usable(draft.ids)),
-        "role": [role] * len(good),
-        "weight": [weight] * len(good),
-        "label": usable(draft.labels),
-        **{name: turn_lists(usable(getattr(draft, name)), counts) for name in TEXTS},
-        **{name: strings(usable(values)) for name, values in draft.small.items()},
-        "fold": usable(draft.folds),
-        "file": [draft.raw.name] * len(good),
-        "row": usable(draft.raw.rows),
-        "ids_given": [draft.ids_given] * len(good),
-    }
-    if draft.schema.kind == "labels":
-        counts["rows_without_text"], counts["null_turns"] = len(good), 0
-    frame = pl.DataFrame(columns, schema={name: kind for name, kind in WORKING.items() if name != "part"})
-    return Part(draft, role, frame, counts, mapped)
-
-
-# --- all files together --------------------------------------------------------------------------------------
-
-
-def settle(parts: list[Part], on_bad_row: str) -> BattleSet:
-    """Return the battles of all parts with ids settled, and the bad rows refused or left out.
-
-    Raises:
-        UserError: ``on_bad_row`` is "error" and there are bad rows; or an id stays ambiguous.
-    """
-    drafts = [part.draft for part in parts]
-    frames = [part.frame.with_columns(pl.lit(i, dtype=pl.Int32).alias("part")) for i, part in enumerate(parts)]
-    working = pl.concat(frames) if frames else pl.DataFrame(schema=WORKING)
-    ids = settle_ids(working)
-    lost = lost_rows(drafts, working, ids.refused)
-    if lost and on_bad_row == "error":
-        raise UserError(refusal(drafts, lost))
-    renamed = int(working["ids_given"].gather(list(ids.renamed)).sum())  # without repeated content's "-2"
-    names = working["id"].to_list()
-    for at, name in ids.renamed.items():
-        names[at] = name
+    parsed = [file.rows for file in files]
+    frames = [file.frame.with_columns(pl.lit(i, dtype=pl.Int32).alias("file_number")) for i, file in enumerate(files)]
+    working = pl.concat(frames) if frames else pl.DataFrame(schema=WORKING_SCHEMA)
+    changes = _unique_ids(working)
+    rejected = rejected_rows(parsed, working, changes.rejected)
+    if rejected and on_bad_row == "error":
+        raise UserError(rejection_message(parsed, rejected))
+    ids = working["id"].to_list()
+    for at, name in changes.renamed.items():
+        ids[at] = name
     keep = np.ones(working.height, dtype=bool)
-    keep[list(ids.refused)] = False
-    working = working.with_columns(pl.Series("id", names, dtype=pl.String)).filter(pl.Series(keep))
-    table = working.select(list(SCHEMA))
+    keep[list(changes.rejected)] = False
+    # Numbers added to the ids of repeated content do not count as renamed ids.
+    n_renamed = int(working["ids_given"].gather(list(changes.renamed)).sum())
+    working = working.with_columns(pl.Series("id", ids, dtype=pl.String)).filter(pl.Series(keep))
+    table = working.select(list(TABLE_SCHEMA))
     _refuse_ambiguous(table)
-    dropped = dropped_frame(drafts, lost)
-    counts = Counter(dict.fromkeys(FACTS, 0))
-    for part in parts:
-        counts.update(part.counts)
-    counts["rows_read"] = sum(draft.raw.n_read for draft in drafts)
+    dropped = dropped_frame(parsed, rejected)
+    counts = Counter(dict.fromkeys(COUNTS, 0))
+    for file in files:
+        counts.update(file.counts)
+    counts["rows_read"] = sum(file.n_read for file in files)
     counts["rows_dropped"] = dropped.height
     counts["ids_made"] = working.height - int(working["ids_given"].sum())
-    counts["ids_renamed"] = renamed
-    counts.update(facts(table))
-    described = {draft.raw.name: draft.schema.name for draft in drafts}
-    return BattleSet(table, problems_of(drafts, lost, table, counts), dict(counts), described, dropped)
+    counts["ids_renamed"] = n_renamed
+    counts.update(count_responses(table))
+    names = {rows.raw.name: rows.schema.name for rows in parsed}
+    return BattleSet(table, list_problems(parsed, rejected, table, counts), dict(counts), names, dropped)
 
 
 def _refuse_ambiguous(table: pl.DataFrame) -> None:
@@ -190,3 +94,79 @@ def _refuse_ambiguous(table: pl.DataFrame) -> None:
     if twice.height:
         row = twice.row(0, named=True)
         raise UserError(f"{row['file']}, row {row['row']}, column id: {row['id']!r} is not unique; rename it")
+
+
+# --- ids -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _IdChanges:
+    """Changes that make ids unique: new ids by row position, and rows to reject with the reason."""
+
+    renamed: dict[int, str] = field(default_factory=dict)
+    rejected: dict[int, str] = field(default_factory=dict)
+
+
+def _unique_ids(table: pl.DataFrame) -> _IdChanges:
+    """Return the changes for ``table`` (id, ids_given, role, file, row, label and the three texts)."""
+    changes = _IdChanges()
+    space = pl.when(pl.col("role") == "test").then(pl.lit("test")).otherwise(pl.lit("fit"))
+    repeated = table.with_row_index("at").with_columns(space.alias("space"))
+    repeated = repeated.filter(pl.struct("space", "id").is_duplicated())
+    columns = ("at", "space", "id", "ids_given", "role", "file", "row", "label", *TEXTS)
+    by_id: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in repeated.select(columns).iter_rows(named=True):
+        by_id[row["space"], row["id"]].append(row)
+    for (space_name, _), rows in by_id.items():
+        if any(row["ids_given"] for row in rows):
+            _resolve_id(rows, space_name, changes)
+        else:
+            for i, row in enumerate(rows[1:], 2):  # the same battle again in a file without ids: both are kept
+                changes.renamed[row["at"]] = f"{row['id']}-{i}"
+    return changes
+
+
+def _resolve_id(rows: list[dict[str, Any]], space: str, changes: _IdChanges) -> None:
+    """Reject repetitions and contradictions among the rows of one id; prefix the others by file and role."""
+    for i, role in enumerate(dict.fromkeys(row["role"] for row in rows)):
+        kept = _without_repetitions([row for row in rows if row["role"] == role], changes)
+        kept = _without_conflicts(kept, space, changes)
+        several_files = len({row["file"] for row in kept}) > 1
+        for row in kept:
+            name = f"{Path(row['file']).name}:{row['id']}" if several_files else row["id"]
+            if i:
+                name = f"{role}:{name}"
+            if name != row["id"]:
+                changes.renamed[row["at"]] = name
+
+
+def _content(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(tuple(row[name]) for name in TEXTS)
+
+
+def _without_repetitions(rows: list[dict[str, Any]], changes: _IdChanges) -> list[dict[str, Any]]:
+    first_rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        first = first_rows.setdefault((_content(row), row["label"]), row)
+        if first is not row:
+            changes.rejected[row["at"]] = f"repeats {_place(first, row)} (same id, same battle)"
+    return list(first_rows.values())
+
+
+def _without_conflicts(rows: list[dict[str, Any]], space: str, changes: _IdChanges) -> list[dict[str, Any]]:
+    """Reject all rows of one id that contradict each other; battles of different files may share an id."""
+    by_content: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    by_file: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_content[_content(row)].append(row)
+        by_file["" if space == "test" else row["file"]].append(row)
+    for difference, sets in (("another battle", by_file), ("another verdict", by_content)):
+        for same in sets.values():
+            for row in same if len(same) > 1 else []:
+                other = same[1] if row is same[0] else same[0]
+                changes.rejected[row["at"]] = f"{_place(other, row)} has the same id, but {difference}"
+    return [row for row in rows if row["at"] not in changes.rejected]
+
+
+def _place(other: dict[str, Any], row: dict[str, Any]) -> str:
+    return f"row {other['row']}" if other["file"] == row["file"] else f"row {other['row']} of {other['file']}"

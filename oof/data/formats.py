@@ -1,8 +1,8 @@
-"""The three formats, each read by one exact parser: ``csv`` in strict mode, ``json``, polars for Parquet.
+"""Strict parsers of CSV, JSON and Parquet: Python's ``csv`` in strict mode, ``json``, and polars.
 
-A damaged record becomes a :class:`RowFault` with its number and reason; it is never merged into its neighbour or
-filled up with nulls. For every file ``len(raw.rows) + len(raw.faults) == raw.n_read``. Text is never evaluated
-and nothing is unpickled.
+A damaged record becomes a :class:`RowFault` with its row and reason; it is never merged with the next record or filled
+with nulls. For every file ``len(raw.rows) + len(raw.faults) == raw.n_read``. Text is never evaluated and nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import IO, Any
 import polars as pl
 
 from oof.common.errors import UserError
+from oof.data.raw_table import RawTable, RowFault
 
 Opener = Callable[[], IO[bytes]]
 MAX_FIELD_CHARACTERS = 2**31 - 1  # csv's own default of 131,072 would refuse long responses
@@ -29,44 +30,22 @@ ENCODING = "save the file as UTF-8"
 JSON_OBJECT = 'write one JSON object per line, such as {"id": 1, "prompt": "..."}'
 
 
-@dataclass(frozen=True)
-class RowFault:
-    """Why one record cannot be used: 1-based data row, column where known, reason and remedy in words."""
-
-    row: int
-    column: str | None
-    reason: str
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class RawTable:
-    """One file's cells by column, as they stand in the file.
-
-    Attributes:
-        name: the file as messages show it (``archive.zip/member.csv`` inside an archive).
-        names: every column of the file, in its order.
-        columns: the wanted columns; lists of equal length: str in CSV, any JSON value otherwise.
-        rows: the 1-based data row of each element of those lists.
-        faults: records that could not be read at all; not in ``columns``.
-        n_read: records in the file = ``len(rows) + len(faults)``.
-    """
-
-    name: str
-    names: list[str]
-    columns: dict[str, list[Any]]
-    rows: list[int]
-    faults: list[RowFault]
-
-    @property
-    def n_read(self) -> int:
-        return len(self.rows) + len(self.faults)
-
-
 # --- CSV -------------------------------------------------------------------------------------------------
 
 
 def read_csv(name: str, opener: Opener, wanted: Collection[str], errors: str) -> RawTable:
+    """Return the cells of a file separated by commas, tabs or semicolons.
+
+    Args:
+        name: the file as messages show it.
+        opener: opens the unpacked bytes.
+        wanted: columns to keep.
+        errors: "strict", or "surrogateescape" to name the rows with bytes that are not UTF-8.
+
+    Raises:
+        UserError: the first line is not a header of distinct column names.
+        UnicodeDecodeError: ``errors`` is "strict" and the file is not UTF-8.
+    """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     with opener() as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", errors=errors, newline="") as text:
         first = text.readline()
@@ -82,11 +61,11 @@ def read_csv(name: str, opener: Opener, wanted: Collection[str], errors: str) ->
 def _header(name: str, cells: list[str]) -> list[str]:
     header = [cell.strip() for cell in cells]
     if not any(header):
-        raise UserError(f"{name}: the first line holds no column names")
+        raise UserError(f"{name}: the first line holds no column names; add a header line")
     if any("\0" in cell or INVALID_BYTE.search(cell) for cell in header):
-        raise UserError(f"{name}: the first line is not text in UTF-8; is this a CSV file?")
+        raise UserError(f"{name}: the first line is not UTF-8 text; check that this is a CSV file")
     if header[0][:1] in ("{", "["):
-        raise UserError(f"{name}: holds JSON where CSV was expected; name it .jsonl")
+        raise UserError(f"{name}: holds JSON, but CSV was expected; name it .jsonl")
     twice = [column for i, column in enumerate(header) if column and column in header[:i]]
     if twice:
         raise UserError(f"{name}: column {twice[0]!r} occurs twice in the header; rename or remove one")
@@ -94,7 +73,13 @@ def _header(name: str, cells: list[str]) -> list[str]:
 
 
 def _records(reader: Any, header: list[str], marked: bool) -> tuple[list[list[str]], list[int], list[RowFault]]:
-    """Return the whole records, their data rows, and the faulty ones. ``reader`` is a ``csv.reader``."""
+    """Return the readable records, their data rows, and the faults of the others.
+
+    Args:
+        reader: a ``csv.reader`` behind the header.
+        header: names of the columns.
+        marked: bytes that are not UTF-8 are marked by "surrogateescape".
+    """
     records: list[list[str]] = []
     rows: list[int] = []
     faults: list[RowFault] = []
@@ -107,7 +92,7 @@ def _records(reader: Any, header: list[str], marked: bool) -> tuple[list[list[st
             return records, rows, faults
         except csv.Error as error:
             row += 1
-            faults.append(RowFault(row, None, f"broken quoting from line {start} on ({_words(error)})", QUOTING))
+            faults.append(RowFault(row, None, f"broken quoting from line {start} on ({_one_line(error)})", QUOTING))
             continue
         if not record:
             continue  # a blank line
@@ -122,11 +107,11 @@ def _records(reader: Any, header: list[str], marked: bool) -> tuple[list[list[st
 
 def _record_fault(record: list[str], header: list[str], marked: bool, line: int) -> tuple[str | None, str, str] | None:
     if len(record) != len(header):
-        return None, f"{len(record)} fields where the header has {len(header)} (line {line})", QUOTING
+        return None, f"{len(record)} fields, but the header has {len(header)} (line {line})", QUOTING
     if marked:
         for column, cell in zip(header, record, strict=True):
-            if found := INVALID_BYTE.search(cell):
-                byte = ord(found.group()) - 0xDC00
+            if match := INVALID_BYTE.search(cell):
+                byte = ord(match.group()) - 0xDC00
                 return column, f"byte 0x{byte:02x} is not UTF-8", ENCODING
     return None
 
@@ -135,6 +120,11 @@ def _record_fault(record: list[str], header: list[str], marked: bool, line: int)
 
 
 def read_json(name: str, opener: Opener, wanted: Collection[str], array: bool) -> RawTable:
+    """Return the cells of JSON objects, one per line or, with ``array``, in one JSON array.
+
+    Raises:
+        UserError: no row is a JSON object, or the array cannot be parsed.
+    """
     rows: list[int] = []
     faults: list[RowFault] = []
     records: list[dict[str, Any]] = []
@@ -145,10 +135,8 @@ def read_json(name: str, opener: Opener, wanted: Collection[str], array: bool) -
                 records.append(value)
                 rows.append(row)
             else:
-                found = (
-                    value if isinstance(value, _Broken) else _Broken(f"a JSON object was expected, not {value!r:.40}")
-                )
-                faults.append(RowFault(row, None, found.reason, found.remedy))
+                broken = value if isinstance(value, _BrokenLine) else _BrokenLine(f"not a JSON object: {value!r:.40}")
+                faults.append(RowFault(row, None, broken.reason, broken.remedy))
     if faults and not records:
         raise UserError(f"{name}: no row is a JSON object; the first reason: {faults[0].reason}; {faults[0].remedy}")
     names = list(dict.fromkeys(key for record in records for key in record))
@@ -157,8 +145,8 @@ def read_json(name: str, opener: Opener, wanted: Collection[str], array: bool) -
 
 
 @dataclass(frozen=True)
-class _Broken:
-    """Why a line is not a JSON object."""
+class _BrokenLine:
+    """Reason and remedy of a line that is not a JSON object."""
 
     reason: str
     remedy: str = JSON_OBJECT
@@ -172,18 +160,20 @@ def _json_lines(stream: Iterable[bytes]) -> Iterator[Any]:
         try:
             yield json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            yield _Broken(f"byte 0x{line[error.start]:02x} is not UTF-8 (line {i + 1})", ENCODING)
+            yield _BrokenLine(f"byte 0x{line[error.start]:02x} is not UTF-8 (line {i + 1})", ENCODING)
         except (ValueError, RecursionError) as error:
-            yield _Broken(f"not valid JSON (line {i + 1}): {error}")
+            yield _BrokenLine(f"not valid JSON (line {i + 1}): {error}")
 
 
 def _json_array(name: str, data: bytes) -> list[Any]:
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise UserError(f"{name}: not valid JSON ({error}); JSON lines can name the bad row") from error
+        raise UserError(
+            f"{name}: not valid JSON ({error}); write one object per line, so that the bad row can be named"
+        ) from error
     if not isinstance(value, list):
-        raise UserError(f"{name}: a JSON array of objects was expected")
+        raise UserError(f"{name}: not a JSON array of objects; write one, or one object per line")
     return value
 
 
@@ -191,8 +181,8 @@ def _json_array(name: str, data: bytes) -> list[Any]:
 
 
 # Some damaged files make polars 2.1 abort the whole process (an allocation of 2**61 bytes) or panic with a Rust
-# backtrace on stderr. So a child process decodes the file and hands it over as an Arrow stream: the cost is the
-# import of polars, about 0.3 s a file.
+# backtrace on stderr. So a child process decodes the file and returns it as an Arrow stream. The cost is the import of
+# polars, about 0.3 s per file.
 DECODE = """
 import io, json, sys
 import polars as pl
@@ -208,18 +198,23 @@ DECODE_SECONDS = 900
 
 
 def read_parquet(name: str, opener: Opener, wanted: Collection[str]) -> RawTable:
-    """Return the cells of a Parquet file. Raises: UserError where it cannot be decoded."""
+    """Return the cells of a Parquet file.
+
+    Raises:
+        UserError: the file cannot be decoded.
+    """
     with opener() as stream:
         data = stream.read()
     command = [sys.executable, "-I", "-c", DECODE, json.dumps(sorted(wanted))]
     try:
         child = subprocess.run(command, input=data, capture_output=True, timeout=DECODE_SECONDS, check=False)  # noqa: S603
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{name}: cannot be decoded in {DECODE_SECONDS} s; write it again") from error
+        raise UserError(f"{name}: cannot be decoded in {DECODE_SECONDS} s; save it again, or split it") from error
     if child.returncode:
-        said = re.findall(r"^polars\.exceptions\.\w+Error: (.*)", child.stderr.decode("utf-8", "replace"), re.MULTILINE)
-        reason = _words(said[-1]) if said else "its lengths make no sense"
-        raise UserError(f"{name}: damaged Parquet file ({reason}); write it again")
+        stderr = child.stderr.decode("utf-8", "replace")
+        messages = re.findall(r"^polars\.exceptions\.\w+Error: (.*)", stderr, re.MULTILINE)
+        reason = _one_line(messages[-1]) if messages else "its lengths make no sense"
+        raise UserError(f"{name}: damaged Parquet file ({reason}); fetch or save it again")
     line, _, arrow = child.stdout.partition(b"\n")
     names = json.loads(line)
     frame = pl.read_ipc_stream(arrow)
@@ -227,7 +222,7 @@ def read_parquet(name: str, opener: Opener, wanted: Collection[str]) -> RawTable
     return RawTable(name, names, columns, list(range(1, frame.height + 1)), [])
 
 
-def _words(reason: object) -> str:
+def _one_line(reason: object) -> str:
     """Return a library's message on one line, without control characters."""
     text = "".join(c if c.isprintable() else " " for c in str(reason))
     return " ".join(text.split())[:200]

@@ -1,6 +1,6 @@
-"""One cell to one value: turns, conversations, verdicts, ids. Pure functions that raise :class:`CellError`.
+"""Parsing of one cell to one value: turns, verdicts, ids, numbers.
 
-Facts of the data (``null`` turns, empty texts) pass; what cannot be understood is refused with the reason.
+Pure functions: a cell that cannot be parsed raises :class:`CellError`. Null turns and empty texts are valid.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 import re
 from typing import Any
 
-Turns = list[str | None] | None  # None: the whole cell is null; inside the list: a null turn
+Turns = list[str | None] | None  # None = the whole cell is null; inside the list, None = a null turn
 
-VERDICTS = {
+VERDICT_WORDS = {
     "model_a": 0,
     "a": 0,
     "model_b": 1,
@@ -27,14 +27,11 @@ VERDICTS = {
 }
 FLAGS: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}  # 1 == 1.0 == True
 NUMBERS: dict[Any, int] = {0: 0, 1: 1, 2: 2, "0": 0, "1": 1, "2": 2, "0.0": 0, "1.0": 1, "2.0": 2}
-USERS = frozenset({"user", "human", "prompter"})
-ASSISTANTS = frozenset({"assistant", "gpt", "model", "bot", "chatbot"})
 WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+")
-HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
 class CellError(ValueError):
-    """The reason why a cell cannot be used; the caller knows the file, row and column."""
+    """The reason why a cell cannot be used; the caller adds the file, row and column."""
 
 
 def is_missing(cell: object) -> bool:
@@ -55,7 +52,7 @@ def looks_like_list(cell: object) -> bool:
 
 
 def turns_from_text(cell: object) -> Turns:
-    """Return a plain text as its single turn; a missing cell is a null."""
+    """Return a plain text as its single turn; a missing cell is null."""
     if type(cell) is str:
         return [cell]
     if is_missing(cell):
@@ -64,7 +61,7 @@ def turns_from_text(cell: object) -> Turns:
 
 
 def turns_from_json(cell: object) -> Turns:
-    """Return the turns of a cell that holds a JSON list of texts (``null`` allowed), or such a list itself."""
+    """Return the turns of a JSON list of texts (``null`` allowed), given as text or as a list."""
     if type(cell) is not str:
         return None if is_missing(cell) else turns_from_value(cell)
     if cell == "":
@@ -72,14 +69,14 @@ def turns_from_json(cell: object) -> Turns:
     return turns_from_value(parse_json(cell))
 
 
-def parse_json(cell: str, what: str = "turns") -> Any:
-    """Return the value of a JSON text; ``what`` the list was expected to hold goes into the reason."""
+def parse_json(cell: str, items: str = "turns") -> Any:
+    """Return the value of a JSON text; ``items`` names the expected list's items in the error."""
     try:
         return json.loads(cell)
     except RecursionError as error:
         raise CellError("JSON nested too deeply") from error
     except ValueError as error:
-        raise CellError(f"not a JSON list of {what} ({error}): {show(cell)}") from error
+        raise CellError(f"not a JSON list of {items} ({error}): {show(cell)}") from error
 
 
 def turns_from_value(value: object) -> Turns:
@@ -111,101 +108,43 @@ def content_text(content: object) -> str | None:
     raise CellError(f"{show(content)} is not text")
 
 
-# --- conversations ---------------------------------------------------------------------------------------
-
-
-def messages_of(cell: object) -> list[tuple[str, str | None]]:
-    """Return (role, text) of each message; role is "user", "assistant" or "system".
-
-    A cell is a list of ``{"role", "content"}`` (or ``{"from", "value"}``), or that as JSON.
-    """
-    value = parse_json(cell, "messages") if isinstance(cell, str) else cell
-    if not isinstance(value, list) or not value:
-        raise CellError(f"a list of messages was expected, not {show(value)}")
-    messages: list[tuple[str, str | None]] = []
-    for message in value:
-        if not isinstance(message, dict):
-            raise CellError(f"a message with role and content was expected, not {show(message)}")
-        role = str(message.get("role", message.get("from"))).lower()
-        if role not in USERS and role not in ASSISTANTS and role != "system":
-            raise CellError(f"role {show(role)} is not user, assistant or system")
-        content = message["content"] if "content" in message else message.get("value")
-        messages.append(("user" if role in USERS else role if role == "system" else "assistant", content_text(content)))
-    return messages
-
-
-def rounds_of(messages: list[tuple[str, str | None]]) -> tuple[list[str | None], list[str | None]]:
-    """Return the user's and the assistant's turns, equally many.
-
-    Neighbouring messages of one side are joined by a blank line; a system message is joined to the user turn
-    after it; a missing opening or closing message becomes a null turn.
-    """
-    users: list[str | None] = []
-    answers: list[str | None] = []
-    last = ""
-    for role, text in messages:
-        side = "assistant" if role == "assistant" else "user"
-        turns = answers if side == "assistant" else users
-        if side == last:
-            turns[-1] = text if turns[-1] is None else turns[-1] if text is None else f"{turns[-1]}\n\n{text}"
-        else:
-            if side == "assistant" and not users:
-                users.append(None)
-            turns.append(text)
-        last = side
-    if len(answers) < len(users):
-        answers.append(None)
-    return users, answers
-
-
-def hh_messages(cell: str) -> list[tuple[str, str | None]]:
-    """Return the messages of Anthropic HH's text format, in which turns open with "Human:" and "Assistant:"."""
-    pieces = HH_TURN.split(cell)
-    if pieces[0].strip() or len(pieces) < 3:
-        raise CellError(
-            "no prompt: expected a prompt column, a list of messages, or text with 'Human:' and 'Assistant:'"
-        )
-    roles = ["user" if role == "Human" else "assistant" for role in pieces[1::2]]
-    return list(zip(roles, (text.strip() for text in pieces[2::2]), strict=True))
-
-
-# --- verdicts, ids, small columns ------------------------------------------------------------------------
+# --- verdicts, ids, numbers, names -------------------------------------------------------------------------
 
 
 def one_hot(a: object, b: object, tie: object) -> int:
     """Return the class of three 0/1 cells."""
     try:
-        flags = [FLAGS[_key(cell)] for cell in (a, b, tie)]
+        flags = [FLAGS[_folded(cell)] for cell in (a, b, tie)]
     except (KeyError, TypeError):
         raise CellError(
-            f"the winner columns hold {show(a)}, {show(b)}, {show(tie)}; expected one 1 and two 0"
+            f"the winner columns contain {show(a)}, {show(b)}, {show(tie)}; expected one 1 and two 0"
         ) from None
     if sum(flags) != 1:
         raise CellError(f"the winner columns are not one-hot: {flags[0]}, {flags[1]}, {flags[2]}")
     return flags.index(1)
 
 
-def _key(cell: object) -> object:
+def _folded(cell: object) -> object:
     return cell.strip().lower() if isinstance(cell, str) else cell
 
 
 def verdict(cell: object) -> int:
     """Return the class of a ``winner`` cell: model_a, model_b, tie, both_bad, tie (bothbad)."""
-    key = _key(cell)
-    if not isinstance(key, str) or key not in VERDICTS:
+    key = _folded(cell)
+    if not isinstance(key, str) or key not in VERDICT_WORDS:
         raise CellError(f"{show(cell)} is not a verdict; expected model_a, model_b, tie or both_bad")
-    return VERDICTS[key]
+    return VERDICT_WORDS[key]
 
 
 def label(cell: object) -> int:
     """Return the class of a ``label`` cell: 0, 1, 2 or the words of :func:`verdict`."""
-    key = _key(cell)
+    key = _folded(cell)
     try:
         return NUMBERS[key]
     except (KeyError, TypeError):
         pass
-    if isinstance(key, str) and key in VERDICTS:
-        return VERDICTS[key]
+    if isinstance(key, str) and key in VERDICT_WORDS:
+        return VERDICT_WORDS[key]
     raise CellError(f"{show(cell)} is not a label; expected 0 (A wins), 1 (B wins) or 2 (tie)")
 
 
@@ -237,8 +176,8 @@ def integer(cell: object) -> int | None:
     raise CellError(f"{show(cell)} is not a whole number")
 
 
-def rounds(cell: object) -> int | None:
-    """Return how many rounds of a conversation the verdict is about, or None for all."""
+def round_count(cell: object) -> int | None:
+    """Return the number of rounds (a user turn and its answer) that the verdict is about, or None for all."""
     number = integer(cell)
     if number is not None and number < 1:
         raise CellError(f"{show(cell)} is not a number of rounds")
@@ -246,12 +185,12 @@ def rounds(cell: object) -> int | None:
 
 
 def content_id(*content: object) -> str:
-    """Return an id that depends on a battle's content only (64 bits, in hexadecimal digits)."""
+    """Return an id that depends on a battle's content only: 64 bits as 16 hexadecimal digits."""
     return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def small_text(cell: object) -> str | None:
-    """Return a model's or language's name, or None where it is missing."""
+def optional_name(cell: object) -> str | None:
+    """Return the name of a model, language or group, or None where it is missing."""
     if is_missing(cell):
         return None
     return cell if isinstance(cell, str) else str(cell)

@@ -1,4 +1,4 @@
-"""What was wrong and what was found: left-out rows with their reasons, messages with remedies, facts counted.
+"""Problems of battle files: rejected rows with their reasons, messages with remedies, counts.
 
 A fault is one bad cell or row of one file; a row with any fault is left out, or the files are refused.
 """
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from oof.classes import CLASSES
-from oof.data.parse_rows import Draft
+from oof.classes import CLASSES, class_counts
+from oof.data.parse_rows import ParsedRows
+from oof.data.schemas import ONE_HOT_COLUMNS
 from oof.data.text_columns import strings
 
 DROPPED: dict[str, pl.DataType] = {"file": pl.String(), "row": pl.Int64(), "id": pl.String(), "reason": pl.String()}
 SEVERITIES = ("error", "warning", "note")
-FACTS = (
+COUNTS = (
     "rows_read",
     "rows_dropped",
     "rows_without_text",
@@ -31,8 +32,8 @@ FACTS = (
 SHOWN = 5  # bad rows that an error message names
 REMEDIES: dict[str | None, str] = {
     "fold": "write whole numbers, or leave the column out",
-    "id": "give each battle an id of its own",
-    "winner_model_a..winner_tie": "put a 1 into one of the three winner columns and 0 into the others",
+    "id": "give each battle a unique id",
+    ONE_HOT_COLUMNS: "write 1 into one of the three winner columns and 0 into the others",
     "winner": "write model_a, model_b or tie",
     "label": "write 0, 1 or 2",
 }
@@ -41,14 +42,14 @@ TEXT_REMEDY = 'write texts as UTF-8, turns as a JSON list such as ["Hello"]'
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to mend or to know; ``str(problem)`` is one line.
+    """One problem or note about a file; ``str(problem)`` is one line.
 
     Attributes:
         severity: "error" (rows that cannot be used), "warning" (probably a mistake) or "note".
         file: the file, or several joined by commas.
-        message: what is wrong.
-        remedy: what to do about it.
-        column: the column it is about, where it is one.
+        message: the problem in words.
+        remedy: how to solve it.
+        column: its column, if it concerns one.
         rows: (data row, reason) of each bad row.
     """
 
@@ -67,10 +68,10 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Lost:
-    """One reason why one row is left out; ``part`` counts the files in the order read."""
+class RejectedRow:
+    """One reason why one row cannot be used; files are numbered in the order read."""
 
-    part: int
+    file_number: int
     row: int
     id: str | None
     column: str | None
@@ -81,35 +82,36 @@ class Lost:
         return f"column {self.column}: {self.reason}" if self.column else self.reason
 
 
-def lost_rows(drafts: Sequence[Draft], working: pl.DataFrame, refused: Mapping[int, str]) -> list[Lost]:
-    """Return every reason, in the order of files and rows: faults of cells, and ids that were refused.
+def rejected_rows(
+    parsed: Sequence[ParsedRows], working: pl.DataFrame, rejected_ids: Mapping[int, str]
+) -> list[RejectedRow]:
+    """Return every reason, in the order of files and rows: faults of cells, and rejected ids.
 
     Args:
-        drafts: one per file.
-        working: the usable rows of all of them with "part", "row" and "id".
-        refused: position in ``working`` -> reason.
+        parsed: one per file.
+        working: the usable rows of all files with "file_number", "row" and "id".
+        rejected_ids: position in ``working`` -> reason.
     """
-    lost = []
-    for i, draft in enumerate(drafts):
-        ids = dict(zip(draft.raw.rows, draft.ids, strict=True))
-        lost += [
-            Lost(i, f.row, ids.get(f.row), f.column, f.reason, f.remedy or REMEDIES.get(f.column, TEXT_REMEDY))
-            for f in draft.faults
-        ]
-    places = working.select("part", "row", "id")
-    for at, reason in refused.items():
-        row = places.row(at, named=True)
-        lost.append(Lost(row["part"], row["row"], row["id"], "id", reason, REMEDIES["id"]))
-    return sorted(lost, key=lambda item: (item.part, item.row))
+    rejected = []
+    for number, rows in enumerate(parsed):
+        ids = dict(zip(rows.raw.rows, rows.ids, strict=True))
+        for fault in rows.faults:
+            remedy = fault.remedy or REMEDIES.get(fault.column, TEXT_REMEDY)
+            rejected.append(RejectedRow(number, fault.row, ids.get(fault.row), fault.column, fault.reason, remedy))
+    places = working.select("file_number", "row", "id")
+    for at, reason in rejected_ids.items():
+        number, row, name = places.row(at)
+        rejected.append(RejectedRow(number, row, name, "id", reason, REMEDIES["id"]))
+    return sorted(rejected, key=lambda item: (item.file_number, item.row))
 
 
-def dropped_frame(drafts: Sequence[Draft], lost: Sequence[Lost]) -> pl.DataFrame:
+def dropped_frame(parsed: Sequence[ParsedRows], rejected: Sequence[RejectedRow]) -> pl.DataFrame:
     """Return file, row, id, reason: one line per row that is left out, with all its reasons."""
     lines: dict[tuple[int, int], tuple[str | None, list[str]]] = {}
-    for item in lost:
-        lines.setdefault((item.part, item.row), (item.id, []))[1].append(str(item))
+    for item in rejected:
+        lines.setdefault((item.file_number, item.row), (item.id, []))[1].append(str(item))
     columns = {
-        "file": strings([drafts[part].raw.name for part, _ in lines]),
+        "file": strings([parsed[number].raw.name for number, _ in lines]),
         "row": [row for _, row in lines],
         "id": strings([name for name, _ in lines.values()]),
         "reason": strings(["; ".join(reasons) for _, reasons in lines.values()]),
@@ -117,50 +119,57 @@ def dropped_frame(drafts: Sequence[Draft], lost: Sequence[Lost]) -> pl.DataFrame
     return pl.DataFrame(columns, schema=DROPPED)
 
 
-def refusal(drafts: Sequence[Draft], lost: Sequence[Lost]) -> str:
-    """Return the error for rows that cannot be used: the first few, their number, and what to do."""
-    shown = [f"{drafts[item.part].raw.name}, row {item.row}, {item}" for item in lost[:SHOWN]]
-    more = f"; and {len(lost) - SHOWN:,} more" if len(lost) > SHOWN else ""
-    remedies = "; ".join(dict.fromkeys(item.remedy for item in lost[:SHOWN]))
-    n_rows, total = len({(item.part, item.row) for item in lost}), sum(draft.raw.n_read for draft in drafts)
+def rejection_message(parsed: Sequence[ParsedRows], rejected: Sequence[RejectedRow]) -> str:
+    """Return the error for rows that cannot be used: the first few, their number, and the remedies."""
+    shown = [f"{parsed[item.file_number].raw.name}, row {item.row}, {item}" for item in rejected[:SHOWN]]
+    more = f"; and {len(rejected) - SHOWN:,} more" if len(rejected) > SHOWN else ""
+    remedies = "; ".join(dict.fromkeys(item.remedy for item in rejected[:SHOWN]))
+    n_rows, total = len({(item.file_number, item.row) for item in rejected}), sum(rows.raw.n_read for rows in parsed)
     return (
         f"{'; '.join(shown)}{more}. {n_rows:,} of {total:,} rows cannot be used: {remedies}; "
         f"or leave them out with data.on_bad_row=drop (the run's dropped.csv then lists them)"
     )
 
 
-def facts(table: pl.DataFrame) -> dict[str, int]:
-    """Return how many battles have a response without text, and how many the same text twice."""
+def count_responses(table: pl.DataFrame) -> dict[str, int]:
+    """Return the numbers of battles with an empty response, and with two identical ones."""
     a, b = (pl.col(name).list.join("").str.strip_chars() for name in ("response_a", "response_b"))
-    found = table.select(
+    counts = table.select(
         ((a == "") | (b == "")).sum().alias("empty_responses"),
         ((pl.col("response_a") == pl.col("response_b")) & (a != "")).sum().alias("identical_responses"),
     )
-    return {name: int(found[name][0] or 0) for name in found.columns}
+    return {name: int(counts[name][0] or 0) for name in counts.columns}
 
 
-def problems_of(
-    drafts: Sequence[Draft], lost: Sequence[Lost], table: pl.DataFrame, counts: Mapping[str, int]
+def list_problems(
+    parsed: Sequence[ParsedRows], rejected: Sequence[RejectedRow], table: pl.DataFrame, counts: Mapping[str, int]
 ) -> list[Problem]:
-    """Return what a person should read about the files, most serious first."""
-    kinds: dict[tuple[int, str | None, str], list[Lost]] = {}
-    for item in lost:
-        kinds.setdefault((item.part, item.column, item.remedy), []).append(item)
+    """Return the messages about the files, most serious first.
+
+    Args:
+        parsed: one per file.
+        rejected: as :func:`rejected_rows` returns them.
+        table: the battles that are kept.
+        counts: :data:`COUNTS`.
+    """
+    kinds: dict[tuple[int, str | None, str], list[RejectedRow]] = {}
+    for item in rejected:
+        kinds.setdefault((item.file_number, item.column, item.remedy), []).append(item)
     problems = []
-    for (part, column, remedy), items in kinds.items():
-        draft = drafts[part]
+    for (number, column, remedy), items in kinds.items():
+        raw = parsed[number].raw
         n_rows = len({item.row for item in items})
-        text = f"{n_rows:,} of {draft.raw.n_read:,} rows cannot be used" + (f", column {column}" if column else "")
+        text = f"{n_rows:,} of {raw.n_read:,} rows cannot be used" + (f", column {column}" if column else "")
         rows = tuple((item.row, item.reason) for item in items)
-        problems.append(Problem("error", draft.raw.name, text, remedy, column, rows))
-    problems += [Problem("warning", draft.raw.name, "no rows") for draft in drafts if not draft.raw.n_read]
-    files = ", ".join(dict.fromkeys(draft.raw.name for draft in drafts))
+        problems.append(Problem("error", raw.name, text, remedy, column, rows))
+    problems += [Problem("warning", rows.raw.name, "no rows") for rows in parsed if not rows.raw.n_read]
+    files = ", ".join(dict.fromkeys(rows.raw.name for rows in parsed))
     if counts["ids_renamed"]:
-        text = f"{counts['ids_renamed']:,} ids also stand in another file or role; they got its name as a prefix"
+        text = f"{counts['ids_renamed']:,} ids occur in another file or role, too; the file or role became their prefix"
         problems.append(Problem("warning", files, text, column="id"))
     labels = table.filter(pl.col("role") == "train")["label"]
-    absent = [name for i, name in enumerate(CLASSES) if not (labels == i).any()] if len(labels) else []
-    if absent:
+    absent = [name for name, n in zip(CLASSES, class_counts(labels.to_numpy()), strict=True) if not n]
+    if absent and len(labels):
         text = f"no battle has the verdict {', '.join(absent)}: it will be predicted with a probability near 0"
         problems.append(Problem("warning", files, text))
     return sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))

@@ -1,7 +1,6 @@
-"""Files to columns of cells: paths and globs, .gz, .zst and .zip, and which format a file is in.
+"""Files to columns of cells: globs, compressed files and archives, and the recognition of the format.
 
-The formats themselves are read by :mod:`oof.data.formats`. Everything that can go wrong with a file as a whole ends
-here in one UserError.
+The formats are parsed by :mod:`oof.data.formats`. Every fault of a file as a whole becomes one UserError here.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import IO, cast
 
 from oof.common.errors import UserError
-from oof.data.formats import Opener, RawTable, read_csv, read_json, read_parquet
+from oof.data.formats import Opener, read_csv, read_json, read_parquet
+from oof.data.raw_table import RawTable
 
 FORMATS = {
     ".csv": "csv",
@@ -31,7 +31,7 @@ PACKED = (".gz", ".zst", ".zip")
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Return the files behind paths and globs: each once, a glob's in sorted order.
+    """Return the files of paths and globs: each once, those of a glob in sorted order.
 
     Raises:
         UserError: a path does not exist, is a folder, or a glob matches nothing.
@@ -39,22 +39,22 @@ def expand(patterns: Sequence[str]) -> list[str]:
     paths: list[str] = []
     for pattern in patterns:
         if "\0" in pattern:
-            raise UserError(f"{pattern!r}: a file name cannot hold a NUL character")
+            raise UserError(f"{pattern!r}: a file name cannot contain a NUL character; remove it")
         if Path(pattern).exists():
-            found = [pattern]
+            files = [pattern]
         else:
-            found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
-            found = [path for path in found if Path(path).is_file()]
-        if not found:
+            files = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+            files = [path for path in files if Path(path).is_file()]
+        if not files:
             raise UserError(f"{pattern}: no such file; check the path and the working folder")
-        if Path(found[0]).is_dir():
+        if Path(files[0]).is_dir():
             raise UserError(f"{pattern}: is a folder; name the files in it, for example {pattern}/*.parquet")
-        paths += found
+        paths += files
     return list(dict.fromkeys(paths))
 
 
 def read_raw(path: str | Path, wanted: Collection[str]) -> list[RawTable]:
-    """Return the cells of the ``wanted`` columns of a file; one table per member of a .zip archive.
+    """Return the cells of the ``wanted`` columns of a file: one table, or one per member of a .zip archive.
 
     Raises:
         UserError: the file cannot be read, unpacked or parsed as a whole.
@@ -87,7 +87,9 @@ def _open_zstd(path: str) -> IO[bytes]:
     try:
         import zstandard
     except ImportError as error:
-        raise UserError(f"{path}: .zst needs 'pip install zstandard'; or unpack it first: unzstd {path}") from error
+        raise UserError(
+            f"{path}: .zst needs 'pip install zstandard', or unpack the file first: unzstd {path}"
+        ) from error
     with Path(path).open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as s:
         try:
             return io.BytesIO(s.read())
@@ -99,15 +101,15 @@ def _read_archive(path: str, wanted: Collection[str]) -> list[RawTable]:
     with zipfile.ZipFile(path) as archive:
         members = [m for m in sorted(archive.namelist()) if not m.endswith("/") and not m.startswith("__MACOSX")]
         if not members:
-            raise UserError(f"{path}: the archive holds no file")
+            raise UserError(f"{path}: the archive contains no file")
         try:
             return [_read_one(f"{path}/{m}", lambda m=m: archive.open(m), wanted) for m in members]  # type: ignore[misc]
-        except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way that zipfile cannot read
+        except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
             raise UserError(f"{path}: cannot be unpacked ({error}); unpack it by hand") from error
 
 
 def _read_one(name: str, opener: Opener, wanted: Collection[str]) -> RawTable:
-    name = name.encode("utf-8", "replace").decode()  # a name that is not UTF-8 must not spoil messages and tables
+    name = name.encode("utf-8", "replace").decode()  # names that are not UTF-8 cannot be stored
     with opener() as stream:
         head = stream.read(4096)
     plain = name[: -len(Path(name).suffix)] if name.lower().endswith(PACKED) else name
@@ -115,16 +117,16 @@ def _read_one(name: str, opener: Opener, wanted: Collection[str]) -> RawTable:
     if not head.strip():
         raise UserError(f"{name}: the file is empty")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{name}: is UTF-16 or UTF-32; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
-    if kind != (found := _sniff(head)) and "parquet" in (kind, found):
-        raise UserError(f"{name}: named as {kind}, but the content is not; give the file its real ending")
+        raise UserError(f"{name}: is UTF-16 or UTF-32 text; save it as UTF-8 (iconv -f utf-16 -t utf-8)")
+    if kind != (content := _sniff(head)) and "parquet" in (kind, content):
+        raise UserError(f"{name}: the name says {kind}, but the content is not; give the file its real ending")
     if kind == "parquet":
         return read_parquet(name, opener, wanted)
     if kind == "json":
         return read_json(name, opener, wanted, array=head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[")
     try:
         return read_csv(name, opener, wanted, errors="strict")
-    except UnicodeDecodeError:  # read again, marking the bytes, to name their rows
+    except UnicodeDecodeError:  # read again with these bytes marked, to name their rows
         return read_csv(name, opener, wanted, errors="surrogateescape")
 
 

@@ -1,8 +1,7 @@
-"""Columns to a schema.
+"""Column names: the canonical table's, those that a battle file may have, and the schema they identify.
 
-A schema is recognised by its columns alone and named in every report; ``drafts`` reads the cells by it.
-``data.columns`` renames a file's
-columns to the names below before recognition, which covers files of any other make.
+A file's schema is recognised by its columns alone; :mod:`oof.data.parse_rows` parses the cells accordingly.
+``data.columns`` first renames a file's columns to the names below, which covers files with any other names.
 
 Sources: Kaggle "LMSYS - Chatbot Arena Human Preference Predictions" (2024) and "WSDM Cup 2025"; the dataset
 cards of lmsys/chatbot_arena_conversations, lmsys/mt_bench_human_judgments, lmarena-ai's
@@ -15,27 +14,51 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import polars as pl
+
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
-from oof.data.formats import RawTable
+from oof.data.raw_table import RawTable
+
+LABELLED_ROLES = ("train", "extra")
+ROLES = (*LABELLED_ROLES, "unlabelled", "test")
+TABLE_SCHEMA: dict[str, pl.DataType] = {
+    "id": pl.String(),
+    "role": pl.String(),
+    "weight": pl.Float64(),
+    "label": pl.Int8(),
+    "prompt": pl.List(pl.String()),
+    "response_a": pl.List(pl.String()),
+    "response_b": pl.List(pl.String()),
+    "model_a": pl.String(),
+    "model_b": pl.String(),
+    "language": pl.String(),
+    "group_key": pl.String(),
+    "fold": pl.Int32(),
+    "file": pl.String(),
+    "row": pl.Int64(),
+}
 
 TEXTS = ("prompt", "response_a", "response_b")
-VERDICTS = (*WINNER_COLUMNS, "winner", "label")
-SMALL = ("model_a", "model_b", "language", "group_key")
-SOURCES = ("conversation_a", "conversation_b", "chosen", "rejected", "chosen_model", "rejected_model")
-HINTS = ("question_id", "judge", "turn")  # they tell MT-bench from the other conversation files, and make its ids
-COLUMNS = ("id", *TEXTS, *VERDICTS, *SMALL, "fold", *SOURCES, *HINTS)  # all that a file may bring, or be mapped to
+ONE_HOT_COLUMNS = f"{WINNER_COLUMNS[0]}..{WINNER_COLUMNS[-1]}"  # the three winner columns, as messages name them
+VERDICT_COLUMNS = (*WINNER_COLUMNS, "winner", "label")
+NAME_COLUMNS = ("model_a", "model_b", "language", "group_key")
+SOURCE_COLUMNS = ("conversation_a", "conversation_b", "chosen", "rejected", "chosen_model", "rejected_model")
+MT_BENCH_COLUMNS = ("question_id", "judge", "turn")  # they identify MT-bench files and make their ids
+FILE_COLUMNS = (  # all columns that are read, and that data.columns may name
+    "id", *TEXTS, *VERDICT_COLUMNS, *NAME_COLUMNS, "fold", *SOURCE_COLUMNS, *MT_BENCH_COLUMNS
+)  # fmt: skip
 MT_BENCH = "MT-bench human judgements"
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What a file's columns say it is.
+    """Schema of a battle file, recognised by its columns.
 
     Attributes:
-        name: as shown to people.
+        name: as shown to the user.
         kind: "turns", "conversations", "pairs" or "labels" (ids without text).
-        verdict: "one-hot", "winner", "label", "pair" or None where the file has none.
+        verdict: the form of the verdict: "one-hot", "winner", "label", "pair", or None if the file has none.
     """
 
     name: str
@@ -44,22 +67,26 @@ class Schema:
 
     @property
     def is_mt_bench(self) -> bool:
-        """Whether a verdict on turn t is about the first t rounds only, and question ids repeat."""
+        """Whether a verdict on turn t is about the first t rounds only, and question ids are not unique."""
         return self.name.startswith(MT_BENCH)
 
 
-def understand(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, Schema]:
-    """Return the table under our column names, and its schema. ``mapping`` is our name -> the file's.
+def apply_schema(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, Schema]:
+    """Return the table with our column names, and its schema.
 
-    A mapped column leaves its own name, and hides a column that had ours: ``{prompt: question}`` wins over a column
-    named prompt. Only group_key may share its column with another name.
+    A mapped column loses its own name and replaces a column that had our name: with ``{prompt: question}`` a column
+    named prompt is not read. Only group_key may share a column with another name.
+
+    Args:
+        raw: a file's cells.
+        mapping: our column name -> the file's.
 
     Raises:
         UserError: one of our names is unknown, or no schema fits.
     """
     for ours in mapping:
-        if ours not in COLUMNS:
-            raise UserError(f"data.columns: unknown column {ours!r}; {_near(ours, COLUMNS)}")
+        if ours not in FILE_COLUMNS:
+            raise UserError(f"data.columns: unknown column {ours!r}; {_suggestion(ours, FILE_COLUMNS)}")
     given = {ours: theirs for ours, theirs in mapping.items() if theirs in raw.names}
     taken = {theirs for ours, theirs in given.items() if ours != "group_key"} | set(given)
     names = [name for name in raw.names if name not in taken] + list(given)
@@ -72,11 +99,11 @@ def understand(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, Sch
         for ours, theirs in mapping.items():
             if theirs not in raw.names and ours not in raw.names:
                 where = f"{raw.name}: data.columns.{ours}={theirs}"
-                raise UserError(f"{where}: no such column; {_near(theirs, raw.names)}") from None
+                raise UserError(f"{where}: no such column; {_suggestion(theirs, raw.names)}") from None
         raise
 
 
-def _near(name: str, known: Collection[str]) -> str:
+def _suggestion(name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else f"known columns: {_listed(known)}"
 
@@ -87,23 +114,23 @@ def _listed(names: Collection[str]) -> str:
 
 
 def recognise(raw: RawTable) -> Schema:
-    """Return the schema that the columns make.
+    """Return the schema of a file with our column names.
 
     Raises:
-        UserError: no schema fits; the message names the nearest one and what is missing from it.
+        UserError: no schema fits; the message names the nearest one and its missing columns.
     """
     names = set(raw.names)
     verdict = _verdict(names)
     if {"conversation_a", "conversation_b"} <= names:
         return Schema(_conversation_name(names), "conversations", verdict)
     if set(TEXTS) <= names:
-        known = {"one-hot": "Kaggle LMSYS", "winner": "WSDM Cup 2025", "label": "prompt, responses and label"}
-        return Schema(known.get(verdict or "", "Kaggle LMSYS without winners"), "turns", verdict)
+        by_verdict = {"one-hot": "Kaggle LMSYS", "winner": "WSDM Cup 2025", "label": "prompt, responses and label"}
+        return Schema(by_verdict.get(verdict or "", "Kaggle LMSYS without winners"), "turns", verdict)
     if {"chosen", "rejected"} <= names:
         return Schema("chosen/rejected pairs", "pairs", "pair")
-    if "id" in names and not names & {*TEXTS, *SOURCES} and (verdict or names <= {"id", "fold", *SMALL}):
+    if "id" in names and not names & {*TEXTS, *SOURCE_COLUMNS} and (verdict or names <= {"id", "fold", *NAME_COLUMNS}):
         return Schema("ids with labels only" if verdict else "ids only", "labels", verdict)
-    raise UserError(f"{raw.name}: {_unrecognised(raw.names)}; found the columns {_listed(raw.names)}")
+    raise UserError(f"{raw.name}: {_missing_columns(raw.names)}; the file has the columns {_listed(raw.names)}")
 
 
 def _verdict(names: Collection[str]) -> str | None:
@@ -122,26 +149,28 @@ def _conversation_name(names: Collection[str]) -> str:
     return "chatbot_arena_conversations"
 
 
-def _unrecognised(names: Sequence[str]) -> str:
+def _missing_columns(names: Sequence[str]) -> str:
+    """Return which columns the nearest schema lacks, and the remedy."""
     shapes = [TEXTS, ("conversation_a", "conversation_b"), ("chosen", "rejected"), ("id", "label")]
     nearest = max(shapes, key=lambda shape: len(set(shape) & set(names)) / len(shape))
     missing = [column for column in nearest if column not in names]
-    free = [name for name in names if name not in COLUMNS]
-    close = [(column, difflib.get_close_matches(column, free, n=1, cutoff=0.8)) for column in missing]
-    maps = [f"data.columns.{column}={found[0]}" for column, found in close if found and found[0].isprintable()]
+    unknown = [name for name in names if name not in FILE_COLUMNS]
+    close = [(column, difflib.get_close_matches(column, unknown, n=1, cutoff=0.8)) for column in missing]
+    maps = [f"data.columns.{column}={near[0]}" for column, near in close if near and near[0].isprintable()]
     remedy = f"set {' '.join(maps)}" if maps else "name the file's own columns in data.columns"
     return f"missing columns {', '.join(missing)}; {remedy}"
 
 
 def near_misses(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (column that is not read, known column that it nearly is) where the file lacks the known one."""
-    absent = [column for column in COLUMNS if column not in names]
-    near = [(name, difflib.get_close_matches(name, absent, n=1, cutoff=0.85)) for name in names if name not in COLUMNS]
-    return [(name, found[0]) for name, found in near if found and name.isprintable()]
+    """Return (column that is not read, known column with nearly the same name that the file lacks)."""
+    absent = [column for column in FILE_COLUMNS if column not in names]
+    unknown = [name for name in names if name not in FILE_COLUMNS and name.isprintable()]
+    near = [(name, difflib.get_close_matches(name, absent, n=1, cutoff=0.85)) for name in unknown]
+    return [(name, matches[0]) for name, matches in near if matches]
 
 
-def need_verdict(raw: RawTable, schema: Schema) -> None:
-    """Refuse a file without verdicts where the role needs them.
+def require_verdict(raw: RawTable, schema: Schema) -> None:
+    """Refuse a file without verdicts, for roles that need them.
 
     Raises:
         UserError: names the missing columns.

@@ -49,7 +49,7 @@ def resolve_data(config: Config) -> Data:
         if not data.train:
             raise UserError("no training battles: set data.train (make … DATA=train.csv) or data.synth.battles")
         return data
-    step = Step(Path(config.run) / "synth", digest("synth", FORMAT, data.synth, synth.RECIPE))
+    step = Step(Path(config.run) / "synth", digest("synth", FORMAT, data.synth, synth.VERSION))
     if not step.done:
         step.clear()
         synth.write_arena(step.folder, data.synth.battles, data.synth.seed, data.synth.test_battles)

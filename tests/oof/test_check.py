@@ -1,4 +1,4 @@
-"""check: the counts of the file's own README, every problem with its place and remedy, and the exit status."""
+"""Check of battle files: documented counts of real files, every problem with place and remedy, the exit status."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(capsys: pytest.CaptureFixture[str], *paths: str | Path, **options: str) 
         ("lmsys_test_3rows.csv", ["3 read", "Kaggle LMSYS without winners", "verdicts    none"]),
     ],
 )
-def test_real_files_have_the_counts_of_their_readme(
+def test_real_files_have_their_documented_counts(
     file: str, lines: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out = run(capsys, DATA / file)
@@ -70,16 +70,16 @@ def test_every_problem_has_file_row_column_and_remedy(tmp_path: Path, capsys: py
     file = f"{tmp_path}/a.csv"
     assert status == 1
     assert f"{file}, row 2, column winner: 'nobody' is not a verdict" in out
-    assert f"{file}, row 3: 4 fields where the header has 5 (line 4)" in out
-    assert f"{file}, row 1, column id: the id also stands on row 4 with another battle" in out
-    assert f"{file}, row 4, column id: the id also stands on row 1 with another battle" in out
+    assert f"{file}, row 3: 4 fields, but the header has 5 (line 4)" in out
+    assert f"{file}, row 1, column id: row 4 has the same id, but another battle" in out
+    assert f"{file}, row 4, column id: row 1 has the same id, but another battle" in out
     assert f"{file}, row 5, column id: the id is missing" in out
-    for remedy in ("write model_a, model_b or tie", "quote each text", "give each battle an id of its own"):
+    for remedy in ("write model_a, model_b or tie", "quote each text", "give each battle a unique id"):
         assert remedy in out
     assert "cannot be used as it is" in out
 
 
-def test_many_bad_rows_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_bad_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = HEADER + "".join(f"{i},p,a,b,{'tie' if i == 700 else 'x'}\n" for i in range(1, 901))
     (tmp_path / "b.csv").write_text(bad)
     status, out = run(capsys, tmp_path / "b.csv")
@@ -98,7 +98,7 @@ def test_many_bad_rows_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("id,prompt,response_a,response_b,winner_model_a,winner_tie\n1,p,a,b,1,0\n", "missing columns winner_model_b"),
     ],
 )
-def test_a_file_that_cannot_be_used_says_why(
+def test_the_reason_is_printed_if_a_file_cannot_be_used(
     tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.csv").write_text(text)
@@ -107,14 +107,14 @@ def test_a_file_that_cannot_be_used_says_why(
     assert words in out
 
 
-def test_a_column_that_is_nearly_known_is_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_column_with_nearly_a_known_name_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.csv").write_text("id,prompt,response_a,response_b,winer\n1,p,a,b,tie\n")
     status, out = run(capsys, tmp_path / "a.csv")
-    assert status == 0  # it can be predicted; only its author knows that there are verdicts
+    assert status == 0  # it can be predicted; the check cannot know that the column holds verdicts
     assert "column 'winer' is not read; did you mean 'winner'?; rename it, or set data.columns.winner=winer" in out
 
 
-def test_a_wrong_call_is_an_error(tmp_path: Path) -> None:
+def test_wrong_arguments_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(HEADER + "1,p,a,b,tie\n")
     for paths, options in (
         ([], {}),
@@ -126,7 +126,7 @@ def test_a_wrong_call_is_an_error(tmp_path: Path) -> None:
             check_files(paths, **options)  # type: ignore[arg-type]
 
 
-def test_the_profile_counts_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_profile_counts_verdicts_turns_and_repetitions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long: Any = ["x" * 5000, "y"]
     battles: list[tuple[Any, ...]] = [
         (["What is 2+2?"], "4", "5", "model_a"),
@@ -141,7 +141,7 @@ def test_the_profile_counts_what_is_there(tmp_path: Path, capsys: pytest.Capture
     assert status == 0
     assert "a 1 (25.0 %), b 1 (25.0 %), tie 2 (50.0 %)" in out
     assert f"{1.5 * math.log(2):.3f}" in out
-    assert "1: 75.0 %, 2: 25.0 %; most 2" in out
+    assert "1: 75.0 %, 2: 25.0 %; at most 2" in out
     assert "1 null turns; 1 battles with identical responses" in out
     assert "0 rows repeat" in out
     assert "1 pairs of responses are judged more than once, in either order, 1 with conflicting verdicts" in out
@@ -160,18 +160,18 @@ def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "a.csv").write_text(HEADER + "1,one two,a b c d,a b c,tie\n2,one,a,,tie\n")
     _, out = run(capsys, tmp_path / "a.csv", tokenizer=str(tmp_path))
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
-    assert lines["tokens"] == ["mean", "median", "p90", "p99", "most"]
+    assert lines["tokens"] == ["mean", "median", "p90", "p99", "max"]
     assert (lines["together"][-1], lines["response_a"][-1], lines["prompt"][0]) == ("9", "4", "2")
 
 
-def test_several_files_are_also_looked_at_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_files_are_also_checked_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.csv").write_text(HEADER + "1,p,a,b,tie\n")
     (tmp_path / "b.csv").write_text(HEADER + "1,p,a,c,model_a\n")
     (tmp_path / "c.csv").write_text(HEADER + "1,p,a,b,model_b\n")
     status, out = run(capsys, tmp_path / "a.csv", tmp_path / "b.csv")
     assert status == 0
     assert "all 2 files together" in out
-    assert "2 ids also stand in another file or role" in out
+    assert "2 ids occur in another file or role, too" in out
     status, out = run(capsys, tmp_path / "a.csv", tmp_path / "c.csv")
     assert status == 1
-    assert "with another verdict" in out
+    assert "has the same id, but another verdict" in out

@@ -1,4 +1,4 @@
-"""Battles: every row is in the table or named with a reason; texts are clean; ids are one per battle."""
+"""Battles: every row is in the table or rejected with a reason; texts are clean; ids are unique."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from oof.common.errors import UserError
 from oof.config import Data
-from oof.data.battles import SCHEMA, BattleSet, content_fingerprint, read_battles, read_file, swap_order, write_dropped
+from oof.data.battles import BattleSet, content_fingerprint, read_battles, read_file, write_dropped
+from oof.data.schemas import ROLES, TABLE_SCHEMA
 from tests.fixtures.fuzz_battles import run
+from tests.fixtures.small_tables import swap_battles
 
 NAMES = ("id", "prompt", "response_a", "response_b", "winner")
 Turns = list[str | None]
@@ -35,7 +37,7 @@ def battle(i: object, prompt: str = "p", a: str = "a", b: str = "b", winner: str
 
 
 def text_of(turn: str | None) -> str:
-    """The rule for turns, written once more without the code under test."""
+    """The rule for turns, implemented once more."""
     whole, i = "", 0
     turn = turn or ""
     while i < len(turn):
@@ -58,13 +60,13 @@ rounds = st.integers(1, 3).flatmap(lambda n: st.tuples(*[st.lists(hostile, min_s
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(rounds, st.sampled_from(["model_a", "model_b", "tie"])), min_size=1, max_size=8))
-def test_every_text_arrives_as_the_rule_says(
+def test_every_turn_follows_the_rule(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[tuple[Turns, Turns, Turns], str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("battles")
     battles = read_file(write(folder / "a.csv", [[i, *texts, w] for i, (texts, w) in enumerate(rows)]), "train")
     table = battles.table
-    assert dict(table.schema) == SCHEMA
+    assert dict(table.schema) == TABLE_SCHEMA
     assert table["id"].to_list() == [str(i) for i in range(len(rows))]
     assert table["row"].to_list() == list(range(1, len(rows) + 1))
     assert table["label"].to_list() == [("model_a", "model_b", "tie").index(w) for _, w in rows]
@@ -88,13 +90,13 @@ def test_every_text_arrives_as_the_rule_says(
         ((None, "", []), ([""], [""], [""])),
     ],
 )
-def test_null_cells_take_the_others_number_of_turns(tmp_path: Path, cells: Any, expected: Any) -> None:
+def test_a_null_cell_gets_the_others_number_of_turns(tmp_path: Path, cells: Any, expected: Any) -> None:
     path = write(tmp_path / "a.csv", [[1, *cells, "tie"], battle(2), battle(3)])
     table = read_file(path, "train").table
     assert table.select("prompt", "response_a", "response_b").row(0) == expected
 
 
-def test_facts_are_counted_and_kept(tmp_path: Path) -> None:
+def test_empty_and_identical_responses_are_counted_and_kept(tmp_path: Path) -> None:
     rows = [battle(1, a=""), battle(2, a="same", b="same"), battle(3, a=" \n", b=""), [4, ["p"], [None], ["b"], "tie"]]
     battles = read_file(write(tmp_path / "a.csv", rows), "train")
     assert battles.table.height == 4
@@ -159,9 +161,6 @@ def test_roles_weights_and_labels(tmp_path: Path) -> None:
     assert read_battles(Data(**files), seed=0, roles=("test",)).table.height == 2  # type: ignore[arg-type]
 
 
-ROLES = ("train", "extra", "unlabelled", "test")
-
-
 def test_folds_models_and_languages_are_taken_where_present(tmp_path: Path) -> None:
     names = (*NAMES, "fold", "model_a", "language", "group_key")
     rows = [[*battle(1), "2.0", "m", "", "g"], [*battle(2), "", "", "German", ""]]
@@ -197,27 +196,27 @@ def test_repetitions_and_contradictions_of_an_id_are_bad_rows(tmp_path: Path) ->
     assert battles.table["id"].to_list() == ["same", "7", "fine"]
     assert dropped(battles) == [
         (2, "column id: repeats row 1 (same id, same battle)"),
-        (3, "column id: the id also stands on row 4 with another verdict"),
-        (4, "column id: the id also stands on row 3 with another verdict"),
-        (5, "column id: the id also stands on row 6 with another battle"),
-        (6, "column id: the id also stands on row 5 with another battle"),
+        (3, "column id: row 4 has the same id, but another verdict"),
+        (4, "column id: row 3 has the same id, but another verdict"),
+        (5, "column id: row 6 has the same id, but another battle"),
+        (6, "column id: row 5 has the same id, but another battle"),
         (8, "column id: repeats row 7 (same id, same battle)"),
     ]
 
 
-def test_a_file_in_which_every_row_has_the_same_id_is_refused_in_time(tmp_path: Path) -> None:
+def test_ten_thousand_rows_with_one_id_are_rejected_quickly(tmp_path: Path) -> None:
     rows = [battle("1", a=f"a{i % 9000}") for i in range(10_000)]
     battles = read_file(write(tmp_path / "a.csv", rows), "train", on_bad_row="drop")
     assert (battles.table.height, battles.dropped.height) == (0, 10_000)
 
 
-def test_facts_are_those_of_the_rows_that_are_kept(tmp_path: Path) -> None:
+def test_counts_are_those_of_the_kept_rows(tmp_path: Path) -> None:
     rows = [[1, [None], ["a"], ["b"], "tie"], [2, [None], [None], ["b"], "nobody"]]
     counts = read_file(write(tmp_path / "a.csv", rows), "train", on_bad_row="drop").counts
     assert (counts["null_turns"], counts["empty_responses"]) == (1, 0)
 
 
-def test_equal_numbers_in_files_and_roles_are_told_apart_by_a_prefix(tmp_path: Path) -> None:
+def test_equal_ids_in_different_files_and_roles_get_a_prefix(tmp_path: Path) -> None:
     one = write(tmp_path / "one.csv", [battle(1, a="one"), battle(2)])
     two = write(tmp_path / "two.csv", [battle(1, a="two"), battle(3)])
     three = write(tmp_path / "three.csv", [battle(1, a="three"), battle(3, a="other"), battle(4)])
@@ -225,18 +224,18 @@ def test_equal_numbers_in_files_and_roles_are_told_apart_by_a_prefix(tmp_path: P
     battles = read_battles(Data(train=[one, two], extra=[three], test=[test]), seed=0)
     assert battles.table["id"].to_list() == ["one.csv:1", "2", "two.csv:1", "3", "extra:1", "extra:3", "4", "1"]
     assert battles.counts["ids_renamed"] == 4
-    assert any("4 ids also stand in another file or role" in str(problem) for problem in battles.problems)
+    assert any("4 ids occur in another file or role, too" in str(problem) for problem in battles.problems)
 
 
 def test_two_files_that_contradict_each_other_about_one_battle_are_refused(tmp_path: Path) -> None:
     one, two = (write(tmp_path / f"{w}.csv", [battle(1, winner=w)]) for w in ("model_a", "tie"))
-    with pytest.raises(UserError, match="with another verdict"):
+    with pytest.raises(UserError, match="has the same id, but another verdict"):
         read_battles(Data(train=[one, two]), seed=0)
 
 
-def test_ids_of_test_files_stay_as_they_are_or_are_refused(tmp_path: Path) -> None:
+def test_ids_of_test_files_are_unchanged_or_refused(tmp_path: Path) -> None:
     one, two = (write(tmp_path / f"{name}.csv", [battle(1, a=name)]) for name in ("one", "two"))
-    with pytest.raises(UserError, match="the id also stands on row 1 of"):
+    with pytest.raises(UserError, match=r"row 1 of .* has the same id, but another battle"):
         read_battles(Data(test=[one, two]), seed=0)
 
 
@@ -277,14 +276,14 @@ def tables(draw: st.DrawFn) -> pl.DataFrame:
         "file": ["f"] * n,
         "row": list(range(1, n + 1)),
     }
-    return pl.DataFrame(columns, schema=SCHEMA)
+    return pl.DataFrame(columns, schema=TABLE_SCHEMA)
 
 
 @settings(max_examples=60, deadline=None)
 @given(tables())
 def test_swap_relabels_and_is_its_own_inverse(table: pl.DataFrame) -> None:
-    swapped = swap_order(table)
-    assert swap_order(swapped).equals(table)
+    swapped = swap_battles(table)
+    assert swap_battles(swapped).equals(table)
     assert swapped.schema == table.schema
     assert swapped["response_a"].to_list() == table["response_b"].to_list()
     assert swapped["model_b"].to_list() == table["model_a"].to_list()
@@ -293,30 +292,30 @@ def test_swap_relabels_and_is_its_own_inverse(table: pl.DataFrame) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(tables(), st.randoms(use_true_random=False))
-def test_the_fingerprint_is_of_content_and_not_of_order(table: pl.DataFrame, rng: Any) -> None:
+def test_the_fingerprint_does_not_depend_on_order(table: pl.DataFrame, rng: Any) -> None:
     order = list(range(table.height))
     rng.shuffle(order)
     shuffled = table[order].with_columns(pl.lit("elsewhere").alias("file"), pl.lit(9, dtype=pl.Int64).alias("row"))
     assert content_fingerprint(shuffled) == content_fingerprint(table)
 
 
-@pytest.mark.parametrize("column", [name for name in SCHEMA if name not in ("file", "row")])
-def test_the_fingerprint_sees_every_column(column: str) -> None:
+@pytest.mark.parametrize("column", [name for name in TABLE_SCHEMA if name not in ("file", "row")])
+def test_the_fingerprint_depends_on_every_column(column: str) -> None:
     texts = {"prompt": [["p", ""]], "response_a": [["a"]], "response_b": [["b"]]}
     base = {"id": ["1"], "role": ["train"], "weight": [1.0], "label": [0], **texts}
     table = pl.DataFrame(base).select(
-        *[pl.col(n).cast(t) if n in base else pl.lit(None, dtype=t).alias(n) for n, t in SCHEMA.items()]
+        *[pl.col(n).cast(t) if n in base else pl.lit(None, dtype=t).alias(n) for n, t in TABLE_SCHEMA.items()]
     )
     other: dict[str, Any] = {"weight": 2.0, "label": 1, "fold": 0, "prompt": ["p"]}
-    value = other.get(column, ["x"] if SCHEMA[column] == pl.List(pl.String) else "x")
-    changed = table.with_columns(pl.Series(column, [value], dtype=SCHEMA[column]))
+    value = other.get(column, ["x"] if TABLE_SCHEMA[column] == pl.List(pl.String) else "x")
+    changed = table.with_columns(pl.Series(column, [value], dtype=TABLE_SCHEMA[column]))
     assert content_fingerprint(changed) != content_fingerprint(table)
 
 
 def test_the_fingerprint_does_not_run_texts_together() -> None:
     def table(*turns: str) -> pl.DataFrame:
         rows = {name: [list(turns)] for name in ("prompt", "response_a", "response_b")}
-        return pl.DataFrame({name: rows.get(name, [None]) for name in SCHEMA}, schema=SCHEMA).with_columns(
+        return pl.DataFrame({name: rows.get(name, [None]) for name in TABLE_SCHEMA}, schema=TABLE_SCHEMA).with_columns(
             pl.lit("1").alias("id"), pl.lit("train").alias("role")
         )
 
@@ -333,7 +332,7 @@ def test_rows_split_over_files_in_any_order_are_the_same_battles(tmp_path: Path)
     assert content_fingerprint(split) == content_fingerprint(whole)
 
 
-def test_broken_files_load_or_end_in_one_sentence() -> None:
+def test_broken_files_load_or_end_in_one_error() -> None:
     outcomes, failures = run(150, seed=20_240_807, parquet=0.1)
     assert failures == []
-    assert min(outcomes["loaded"], outcomes["loaded, rows dropped"], outcomes["refused"]) > 10  # it must bite
+    assert min(outcomes["loaded"], outcomes["loaded, rows dropped"], outcomes["refused"]) > 10

@@ -1,4 +1,4 @@
-"""Prompts of a low quality are left out of training, and of nothing else."""
+"""Prompt quality: junk prompts are left out of training and of nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers: a damaged record is named and nothing else is touched; a damaged file is one sentence."""
+"""Readers: a damaged record is named and its neighbours are kept; a damaged file is one error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oof.common.errors import UserError
-from oof.data.formats import RawTable
+from oof.data.raw_table import RawTable
 from oof.data.readers import expand, read_raw
 
 WANTED = {"id", "prompt", "response_a", "response_b"}
@@ -61,8 +61,8 @@ def test_a_cell_of_a_megabyte_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "column", "words"),
     [
-        (b"1,p,a,b", b"1,p,a", None, "3 fields where the header has 4 (line 2)"),
-        (b"1,p,a,b", b"1,p,a,b,c", None, "5 fields where the header has 4"),
+        (b"1,p,a,b", b"1,p,a", None, "3 fields, but the header has 4 (line 2)"),
+        (b"1,p,a,b", b"1,p,a,b,c", None, "5 fields, but the header has 4"),
         (b"1,p,", b'1,"p"x",', None, "broken quoting from line 2"),
         (b"1,p,", b"1,\xff,", "prompt", "byte 0xff is not UTF-8"),
         (b"1,p,", b"1,\xed\xa0\xbd,", "prompt", "byte 0xed is not UTF-8"),
@@ -78,7 +78,7 @@ def test_a_damaged_csv_row_is_named_and_its_neighbour_is_kept(
     assert raw.columns["prompt"] == ["q"]
 
 
-def test_an_open_quote_never_swallows_rows_in_silence(tmp_path: Path) -> None:
+def test_an_open_quote_never_loses_rows_silently(tmp_path: Path) -> None:
     raw = read(tmp_path / "a.csv", 'id,prompt\n1,"p\n2,q\n3,"r"\n4,s\n')
     assert "1" not in raw.columns["id"]
     assert raw.faults
@@ -149,7 +149,7 @@ def test_an_archive_gives_one_table_per_member(tmp_path: Path) -> None:
         ("a.csv", b",,\n1,2,3\n", "no column names"),
         ("a.csv", b"id,id\n1,2\n", "occurs twice"),
         ("a.csv", CSV.encode("utf-16"), "UTF-16"),
-        ("a.csv", b"\x80\x04\x95pickle\0", "not text in UTF-8"),
+        ("a.csv", b"\x80\x04\x95pickle\0", "not UTF-8 text"),
         ("a.csv", b'{"id": 1}\n', "name it .jsonl"),
         ("a.csv", b"PAR1 and so on", "real ending"),
         ("a.parquet", b"\x80\x04\x95 a pickle named parquet", "real ending"),
@@ -163,7 +163,7 @@ def test_an_archive_gives_one_table_per_member(tmp_path: Path) -> None:
         ("a.zip", b"not zip", "damaged compressed"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+def test_an_unreadable_file_is_one_error(tmp_path: Path, name: str, data: bytes, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         read(tmp_path / name, data)
     assert name in str(caught.value)
@@ -171,7 +171,9 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, d
 
 
 @pytest.mark.parametrize("at", [169, 494])
-def test_parquet_damage_never_reaches_this_process(tmp_path: Path, at: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_parquet_file_never_aborts_this_process(
+    tmp_path: Path, at: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Of these files, polars 2.1 aborts the process on the first and panics on the second."""
     buffer = io.BytesIO()
     pl.DataFrame({"id": [[1], [2, 3]], "prompt": ["p", None]}).write_parquet(buffer, compression="uncompressed")
@@ -183,7 +185,7 @@ def test_parquet_damage_never_reaches_this_process(tmp_path: Path, at: int, capf
 
 
 @pytest.mark.parametrize("accident", ["import os; os.abort()", "raise SystemExit(3)", "1/0"])
-def test_a_parquet_decoder_that_dies_is_one_sentence(
+def test_a_parquet_decoder_that_dies_is_one_error(
     tmp_path: Path, accident: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pl.DataFrame({"id": [1]}).write_parquet(tmp_path / "a.parquet")
@@ -201,7 +203,7 @@ def test_expand_sorts_globs_keeps_order_and_drops_repetitions(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("pattern", ["nothing.csv", "*.nothing", "", "a\0b"])
-def test_a_missing_file_is_one_sentence(tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         expand([pattern])
@@ -210,7 +212,7 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path, pattern: str, monkeypatc
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=8)] * 3), max_size=6))
 def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]) -> None:
-    """What Python's own writer wrote is read back cell for cell; only rows that look blank are none."""
+    """Cells written by Python's own writer are read back unchanged."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerows([("id", "prompt", "response_a"), *rows])

@@ -1,4 +1,4 @@
-"""Schemas: each known file becomes the battles that its authors meant; anything else is told what it lacks."""
+"""Schemas: every known kind of file gives the right battles; for any other file the missing columns are named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oof.common.errors import UserError
-from oof.data import parse_cells
+from oof.data import conversations, parse_cells
 from oof.data.battles import read_file
 from oof.data.parse_cells import CellError
 from tests.fixtures.battle_files import (
@@ -81,7 +81,7 @@ def test_each_schema_is_recognised_by_its_columns(
         ({"question_id": 81, "judge": "j", "turn": 1}, "MT-bench human judgements"),
     ],
 )
-def test_the_files_of_conversations_are_told_apart(tmp_path: Path, extra: Row, name: str) -> None:
+def test_files_of_conversations_are_distinguished(tmp_path: Path, extra: Row, name: str) -> None:
     row = {"conversation_a": say("p", "a"), "conversation_b": say("p", "b"), "winner": "tie", **extra}
     (tmp_path / "a.jsonl").write_bytes(encode([row], "jsonl"))
     battles = read_file(tmp_path / "a.jsonl", "train")
@@ -115,7 +115,7 @@ def test_formats_of_one_schema_give_the_same_battles(tmp_path: Path, form: str) 
         ({"winner_model_a": "0.0", "winner_model_b": "1.0", "winner_tie": "0"}, 1),
     ],
 )
-def test_every_way_to_write_a_verdict(tmp_path: Path, verdict: Row, label: int) -> None:
+def test_every_form_of_a_verdict_gives_its_label(tmp_path: Path, verdict: Row, label: int) -> None:
     assert load(tmp_path, [{"id": 1, **TEXT, **verdict}])["label"].to_list() == [label]
 
 
@@ -136,7 +136,7 @@ def test_every_way_to_write_a_verdict(tmp_path: Path, verdict: Row, label: int) 
         {"winner_model_a": {}, "winner_model_b": 0, "winner_tie": 1},
     ],
 )
-def test_a_verdict_that_is_none_is_a_bad_row_and_is_ignored_in_test_files(tmp_path: Path, verdict: Row) -> None:
+def test_an_invalid_verdict_is_a_bad_row_and_is_ignored_in_test_files(tmp_path: Path, verdict: Row) -> None:
     row = {"id": 1, **TEXT, **verdict}
     with pytest.raises(UserError, match=r"a\.jsonl, row 1, column (winner|label)"):
         load(tmp_path, [row])
@@ -170,14 +170,14 @@ def test_a_conversation_may_be_json_text_parts_or_sharegpt(tmp_path: Path) -> No
     [
         ([{"role": "tool", "content": "x"}], "role 'tool'"),
         ([{"role": "user", "content": [{"type": "image", "image": "x"}]}], "'image', which is not text"),
-        (["hello"], "a message with role and content"),
-        ([], "a list of messages"),
+        (["hello"], "expected a message with role and content"),
+        ([], "expected a list of messages"),
         ("not json", "not a JSON list of messages"),
         (say("other", "a"), "user messages differ"),
         ([{"role": "user", "content": 5}], "is not text"),
     ],
 )
-def test_a_conversation_that_is_none_is_a_bad_row(tmp_path: Path, conversation: Any, words: str) -> None:
+def test_an_invalid_conversation_is_a_bad_row(tmp_path: Path, conversation: Any, words: str) -> None:
     row = {"id": 1, "conversation_a": say("p", "a"), "conversation_b": conversation, "winner": "tie"}
     with pytest.raises(UserError, match=words):
         load(tmp_path, [row])
@@ -194,10 +194,10 @@ def test_an_mt_bench_verdict_on_turn_one_is_about_the_first_round_only(tmp_path:
     table = load(tmp_path, rows)
     assert table["prompt"].to_list() == [["p1"], ["p1", "p2"], ["p1"]]
     assert table["response_b"].to_list() == [["b1"], ["b1", "b2"], ["b1"]]
-    assert table["id"].to_list() == ["81/x/y/e/1", "81/x/y/e/2", "81/x/y/e/1-2"]  # a judge may meet a pair again
+    assert table["id"].to_list() == ["81/x/y/e/1", "81/x/y/e/2", "81/x/y/e/1-2"]  # a judge may judge a pair twice
 
 
-def test_pairs_in_every_shape_are_one_battle(tmp_path: Path) -> None:
+def test_every_form_of_a_pair_gives_the_same_battle(tmp_path: Path) -> None:
     shapes: list[Row] = [
         {"prompt": "p", "chosen": "good", "rejected": "bad"},
         {"prompt": "p", "chosen": say("p", "good"), "rejected": say("p", "bad")},
@@ -212,7 +212,7 @@ def test_pairs_in_every_shape_are_one_battle(tmp_path: Path) -> None:
         assert row[["response_a", "response_b"][row["label"]]] == ["good"]
 
 
-def test_the_chosen_side_is_a_fair_coin_of_seed_and_content(tmp_path: Path) -> None:
+def test_the_chosen_side_is_drawn_evenly_from_seed_and_content(tmp_path: Path) -> None:
     rows: list[Row] = [
         {"prompt": f"p{i}", "chosen": "good", "rejected": "bad", "chosen_model": "G", "rejected_model": "B"}
         for i in range(400)
@@ -241,7 +241,7 @@ def test_ids_with_labels_only_have_empty_texts_and_are_counted(tmp_path: Path) -
     assert battles.counts["null_turns"] == 0
 
 
-def test_plain_texts_are_no_json_and_json_lists_no_plain_texts(tmp_path: Path) -> None:
+def test_plain_texts_and_json_lists_are_distinguished_per_file(tmp_path: Path) -> None:
     wsdm_rows = [
         {"id": i, "prompt": "why [1]?", "response_a": "[1]", "response_b": "b", "winner": "model_a"} for i in range(3)
     ]
@@ -278,7 +278,7 @@ def test_a_columns_map_renames_hides_and_shares(tmp_path: Path) -> None:
         ({"prompt": "question", "language": "lang"}, "data.columns.language=lang: no such column"),
     ],
 )
-def test_a_wrong_columns_map_is_one_sentence(tmp_path: Path, columns: dict[str, str], words: str) -> None:
+def test_a_wrong_columns_map_is_one_error(tmp_path: Path, columns: dict[str, str], words: str) -> None:
     row = {"id": 1, "question": ["p"], "response_a": ["a"], "response_b": ["b"], "winner": "tie"}
     with pytest.raises(UserError, match=words):
         load(tmp_path, [row], columns=columns)
@@ -310,9 +310,9 @@ def test_a_test_file_needs_ids(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from(["user", "assistant", "system"]), min_size=1, max_size=9))
-def test_rounds_keep_every_message_once_and_in_order(roles: list[str]) -> None:
+def test_turns_keep_every_message_once_and_in_order(roles: list[str]) -> None:
     messages: list[tuple[str, str | None]] = [(role, f"<{i}>") for i, role in enumerate(roles)]
-    users, answers = parse_cells.rounds_of(messages)
+    users, answers = conversations.split_turns(messages)
     assert len(users) == len(answers)
     text = "".join(f"{u or ''}{a or ''}" for u, a in zip(users, answers, strict=True))
     assert text.replace("\n\n", "") == "".join(f"<{i}>" for i in range(len(roles)))
@@ -331,11 +331,11 @@ def test_rounds_keep_every_message_once_and_in_order(roles: list[str]) -> None:
         (2.5, "2.5"),
     ],
 )
-def test_ids_stay_as_written_apart_from_whole_floats(cell: object, shown: str) -> None:
+def test_ids_are_unchanged_except_whole_floats(cell: object, shown: str) -> None:
     assert parse_cells.identifier(cell) == shown
 
 
 @pytest.mark.parametrize("cell", [None, "", float("nan"), True, [1], {}, " ", "a\0", "\ud800", b"1"])
-def test_a_cell_that_is_no_id_is_refused(cell: object) -> None:
+def test_an_invalid_id_is_refused(cell: object) -> None:
     with pytest.raises(CellError):
         parse_cells.identifier(cell)

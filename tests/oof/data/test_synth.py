@@ -1,3 +1,5 @@
+"""Synthetic arena: the competition's schema, verdicts drawn from known probabilities, planted causes."""
+
 from __future__ import annotations
 
 import json
@@ -58,7 +60,7 @@ def test_length_alone_closes_at_most_a_third_of_the_gap(arena: Path) -> None:
     assert 0.05 < (prior - length) / (prior - bayes) <= 0.35
 
 
-def test_the_facts_of_real_data_are_planted(arena: Path) -> None:
+def test_odd_values_of_real_data_are_planted(arena: Path) -> None:
     train = pl.read_csv(arena / "train.csv")
     turns = [json.loads(r) for r in train["response_a"]]
     assert any(None in t for t in turns)
@@ -70,7 +72,7 @@ def test_the_facts_of_real_data_are_planted(arena: Path) -> None:
     assert len(set(prompts)) < 0.9 * len(prompts)
 
 
-def test_the_seed_is_the_arena(tmp_path: Path) -> None:
+def test_the_seed_determines_the_arena(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         synth.write_arena(tmp_path / name, 40, seed, test_battles=5)
     read = {
@@ -80,13 +82,13 @@ def test_the_seed_is_the_arena(tmp_path: Path) -> None:
     assert read["a"] != read["c"]
 
 
-def test_swapping_the_responses_mirrors_the_advantage_but_for_position() -> None:
+def test_swapping_the_responses_negates_the_advantage_except_the_position_bias() -> None:
     prompts, a, b, _ = synth.make_battles(50, 3)
     assert len(prompts) == 50
     for x, y in zip(a, b, strict=True):
         assert synth.advantage(x, y) - synth.POSITION == pytest.approx(-(synth.advantage(y, x) - synth.POSITION))
 
 
-def test_a_wrong_call_is_one_sentence(tmp_path: Path) -> None:
+def test_wrong_arguments_are_one_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 1"):
         synth.write_arena(tmp_path, 0, 1)

@@ -1,0 +1,40 @@
+"""Cells of one battle file before parsing, and the faults of its records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RowFault:
+    """One fault of a record: its 1-based data row, the column where known, the reason and the remedy in words."""
+
+    row: int
+    column: str | None
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """Cells of one file by column, not yet parsed.
+
+    Attributes:
+        name: the file as messages show it (``archive.zip/member.csv`` inside an archive).
+        names: all columns of the file, in its order.
+        columns: the wanted columns as lists of equal length; a cell is a str in CSV, any JSON value otherwise.
+        rows: the 1-based data row of each element of those lists.
+        faults: records that cannot be read; they are not in ``columns``.
+        n_read: records in the file = ``len(rows) + len(faults)``.
+    """
+
+    name: str
+    names: list[str]
+    columns: dict[str, list[Any]]
+    rows: list[int]
+    faults: list[RowFault]
+
+    @property
+    def n_read(self) -> int:
+        return len(self.rows) + len(self.faults)
