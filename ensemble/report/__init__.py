@@ -1,6 +1,7 @@
-"""The report of a run: one self-contained page, and ``report.json`` with every number on it. Imports no torch.
+"""Report of a run: one self-contained HTML page, and ``report.json`` with every number on it. Imports no torch.
 
-``data`` reads a run folder; ``slices``, ``seen_effect``, ``ties``, ``junk``, ``reliability``, ``position`` and
-``stages`` turn arrays into plain dicts of numbers; ``sections`` and ``charts`` lay these out; ``page`` renders them;
-``make`` drives. The page reads nothing but ``report.json``'s content, so it cannot show a number that is not there.
+``run_data`` reads a run folder. The modules from ``slices`` to ``summary`` turn its arrays into plain dictionaries of
+numbers, the content of ``report.json``. The ``sections_*`` modules and ``charts`` lay these out, ``page`` renders HTML
+and ``make`` writes both files. The page is made from the content of ``report.json`` alone, so that no number on it is
+missing there.
 """

@@ -1,4 +1,4 @@
-"""The kinds of figures of the report, each a function of plain numbers; :mod:`ensemble.report.drawing` is how."""
+"""Charts of the report: functions from plain numbers to inline SVG."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
-from ensemble.report.drawing import GREY, MARKERS, colour, figure_of, legend_height, line, svg_of
+from ensemble.report.run_data import OUTCOMES
+from ensemble.report.svg import GREY, MARKERS, colour, figure_of, legend_height, line, svg_of
+from oof.classes import CLASSES
 
 
-def forest(
-    name: str, alt: str, rows: Sequence[tuple[str, dict[str, Any]]], label: str, zero: bool = True,
-    reference: float | None = None,
-) -> Markup:  # fmt: skip
-    """Draw one interval a row: (text, {"value", "low", "high"}); a line at 0 or at ``reference``."""
+def forest(name: str, alt: str, rows: Sequence[tuple[str, dict[str, Any]]], label: str, zero: bool = True) -> Markup:
+    """Draw one interval per row: (text, {"value", "low", "high"}); with ``zero`` a line at 0."""
     rows = [row for row in rows if row[1] and row[1]["value"] is not None]
     with figure_of(0.7 + 0.21 * len(rows)) as (figure, axes):
         ax = axes[0, 0]
@@ -27,21 +26,21 @@ def forest(
             ax.plot(interval["value"], i, "o", color=colour(0))
             if interval["low"] is not None and interval["high"] is not None:
                 ax.plot([interval["low"], interval["high"]], [i, i], "-", color=colour(0))
-        if zero or reference is not None:
-            ax.axvline(0 if reference is None else reference, color=GREY, linewidth=0.8, linestyle="--")
+        if zero:
+            ax.axvline(0, color=GREY, linewidth=0.8, linestyle="--")
         ax.set_yticks(range(len(rows)), [_short(text) for text, _ in rows])
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.xaxis.set_major_locator(MaxNLocator(4))  # their labels must not meet: long row names leave the axes narrow
+        ax.xaxis.set_major_locator(MaxNLocator(4))  # few, because long row names leave narrow axes
         figure.supxlabel(label, fontsize=9)
         return svg_of(figure, name, alt)
 
 
-def _short(text: str, most: int = 36) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _short(text: str, length: int = 36) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def heat(name: str, alt: str, grid: dict[str, Any], labels: tuple[str, str]) -> Markup:
-    """Draw the counts of two predictors' probabilities of the verdict, on a logarithmic scale of colours."""
+    """Draw a heat map of two predictors' probabilities of the verdict, with logarithmic colours."""
     counts = np.array(grid["counts"], dtype=float)
     n = grid["cells"]
     with figure_of(3.9) as (figure, axes):
@@ -61,19 +60,19 @@ def heat(name: str, alt: str, grid: dict[str, Any], labels: tuple[str, str]) -> 
         ax.set_ylabel(f"{_short(labels[1])}: P(verdict)")
         bar = figure.colorbar(mesh, ax=ax, label="battles", shrink=0.8, format="%g")
         bar.ax.minorticks_off()
-        bar.solids.set_rasterized(False)  # type: ignore[union-attr]  # a picture would be no vector
+        bar.solids.set_rasterized(False)  # type: ignore[union-attr]  # keep it vector graphics
         bar.solids.set(edgecolor="none")  # type: ignore[union-attr]
         return svg_of(figure, name, alt)
 
 
 def scatter(name: str, alt: str, points: dict[str, Any], labels: tuple[str, str]) -> Markup:
-    """Draw a mark per battle at the two predictors' probabilities of the verdict; its shape and colour say which."""
+    """Draw a mark per battle at the two predictors' probabilities of its verdict; shape and colour show the verdict."""
     x, y, verdict = (np.array(points[key], dtype=float) for key in ("first", "second", "verdict"))
     with figure_of(4.3) as (figure, axes):
         ax = axes[0, 0]
-        for i, said in enumerate(("A wins", "B wins", "tie")):
+        for i, outcome in enumerate(OUTCOMES):
             at = verdict == i
-            ax.plot(x[at], y[at], MARKERS[i], color=colour(i), label=f"verdict: {said}", markersize=2.6,
+            ax.plot(x[at], y[at], MARKERS[i], color=colour(i), label=f"verdict: {outcome}", markersize=2.6,
                     alpha=0.55, markeredgewidth=0)  # fmt: skip
         ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
@@ -84,8 +83,8 @@ def scatter(name: str, alt: str, points: dict[str, Any], labels: tuple[str, str]
 
 
 def reliability(name: str, alt: str, diagrams: dict[str, dict[str, list[dict[str, Any]]]]) -> Markup:
-    """Draw four reliability diagrams (a, b, tie, top label), one line per predictor."""
-    titles = {"a": "A wins", "b": "B wins", "tie": "tie", "top": "most probable class"}
+    """Draw four reliability diagrams (a, b, tie, most probable class) with one line per predictor."""
+    titles = {**dict(zip(CLASSES, OUTCOMES, strict=True)), "top": "most probable class"}
     with figure_of(4.9, 2, 2) as (figure, axes):
         for ax, (key, title) in zip(axes.flat, titles.items(), strict=True):
             ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
@@ -111,7 +110,7 @@ def _points(ax: Axes, points: Sequence[dict[str, Any]], i: int, label: str) -> N
 def calibration(
     name: str, alt: str, curves: Mapping[str, list[dict[str, Any]]], labels: tuple[str, str]
 ) -> Markup:  # fmt: skip
-    """Draw one reliability curve per predictor with intervals, beside the diagonal."""
+    """Draw one reliability curve per predictor, with intervals and the diagonal."""
     with figure_of(3.4 + legend_height(len(curves), 3)) as (figure, axes):
         ax = axes[0, 0]
         for i, (predictor, points) in enumerate(curves.items()):
@@ -130,20 +129,20 @@ def bars(name: str, alt: str, rows: Sequence[tuple[str, float]], label: str) -> 
         ax.barh(range(len(rows)), [value for _, value in rows], color=colour(0), height=0.7)
         ax.set_yticks(range(len(rows)), [_short(text) for text, _ in rows])
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        figure.supxlabel(label, fontsize=9)  # under the whole figure: long row names leave the axes narrow
+        figure.supxlabel(label, fontsize=9)  # below the whole figure, because long row names leave narrow axes
         return svg_of(figure, name, alt)
 
 
 def grouped(
     name: str, alt: str, groups: Sequence[str], series: Mapping[str, Sequence[float | None]], label: str
 ) -> Markup:
-    """Draw one marker per group and series, groups on the vertical axis."""
+    """Draw one marker per group and series, with the groups on the vertical axis."""
     with figure_of(0.9 + 0.3 * len(groups) + legend_height(len(series), 2)) as (figure, axes):
         ax = axes[0, 0]
         for i, (key, values) in enumerate(series.items()):
-            known = [(value, k) for k, value in enumerate(values) if value is not None]
+            points = [(value, k) for k, value in enumerate(values) if value is not None]
             offset = (i - (len(series) - 1) / 2) * 0.12
-            ax.plot([v for v, _ in known], [k + offset for _, k in known], MARKERS[i % 6], color=colour(i),
+            ax.plot([value for value, _ in points], [k + offset for _, k in points], MARKERS[i % 6], color=colour(i),
                     label=_short(key, 22), linestyle="none")  # fmt: skip
         ax.set_yticks(range(len(groups)), [_short(text) for text in groups])
         ax.set_ylim(len(groups) - 0.5, -0.5)
@@ -153,7 +152,7 @@ def grouped(
 
 
 def length_curves(name: str, alt: str, length: dict[str, Any]) -> Markup:
-    """Draw P(A wins) - P(B wins) by the ratio of lengths: the verdicts with intervals, each predictor as a line."""
+    """Draw P(A wins) - P(B wins) by the ratio of lengths: verdicts as a band of intervals, predictors as lines."""
     with figure_of(3.1 + legend_height(len(length["predictors"]) + 1, 2)) as (figure, axes):
         ax = axes[0, 0]
         x = length["ratio"]
@@ -185,11 +184,11 @@ def lines(
         return svg_of(figure, name, alt)
 
 
-def studies(name: str, alt: str, found: Mapping[str, dict[str, Any]], labels: tuple[str, str]) -> Markup:
+def studies(name: str, alt: str, series: Mapping[str, dict[str, Any]], labels: tuple[str, str]) -> Markup:
     """Draw each study's trials as marks and its best value so far as a line."""
-    with figure_of(3.1 + legend_height(len(found), 3)) as (figure, axes):
+    with figure_of(3.1 + legend_height(len(series), 3)) as (figure, axes):
         ax = axes[0, 0]
-        for i, (key, study) in enumerate(found.items()):
+        for i, (key, study) in enumerate(series.items()):
             x = range(1, len(study["values"]) + 1)
             ax.plot(x, study["values"], MARKERS[i % 6], color=colour(i), alpha=0.5, markersize=3, markeredgewidth=0)
             ax.plot(x, study["best"], color=colour(i), linestyle=line(i), label=_short(key, 22))
@@ -201,7 +200,7 @@ def studies(name: str, alt: str, found: Mapping[str, dict[str, Any]], labels: tu
 def learning(
     name: str, alt: str, points: Sequence[tuple[float, dict[str, Any]]], labels: tuple[str, str]
 ) -> Markup:  # fmt: skip
-    """Draw intervals by a size, on a logarithmic axis: (size, {"value", "low", "high"})."""
+    """Draw a learning curve: intervals by size, (size, {"value", "low", "high"}), on a logarithmic axis."""
     with figure_of(2.7) as (figure, axes):
         ax = axes[0, 0]
         ax.axhline(0, color=GREY, linewidth=0.8, linestyle="--")
@@ -218,7 +217,7 @@ def learning(
 
 
 def histogram(name: str, alt: str, counts: Sequence[int], edges: Sequence[float], label: str) -> Markup:
-    """Draw a histogram over powers of ten."""
+    """Draw a histogram on a logarithmic axis; ``edges`` are decimal logarithms."""
     with figure_of(2.6) as (figure, axes):
         ax = axes[0, 0]
         ax.stairs(counts, 10 ** np.asarray(edges), fill=True, color=colour(0))

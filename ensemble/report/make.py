@@ -1,4 +1,7 @@
-"""``python -m ensemble report RUN [RUN …]``: collect -> ``report.json`` -> ``index.html``, in ``RUN/report``."""
+"""Report of a run: ``report.json`` with every number, and ``index.html`` made from it, in ``RUN/report``.
+
+Command: ``python -m ensemble report RUN [RUN …]``; several runs are also compared.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.contamination import check
-from ensemble.report import position, stages, ties
-from ensemble.report.compare import compare_runs
-from ensemble.report.data import RunData, load_run
-from ensemble.report.junk import junk_report
+from ensemble.report import biases, ties, training_summary
+from ensemble.report.data_summary import data_report
+from ensemble.report.junk_prompts import junk_report
 from ensemble.report.page import render_comparison, render_report
+from ensemble.report.predictor_comparison import compare_members
 from ensemble.report.reliability import calibration_report
-from ensemble.report.slices import battle_facts, member_pairs, slices_of
-from ensemble.report.stacking import stack_report
+from ensemble.report.run_comparison import compare_runs
+from ensemble.report.run_data import RunData, load_run
+from ensemble.report.slices import battle_properties, slices_of
+from ensemble.report.stack_summary import stack_report
 from ensemble.report.summary import summary_report
 from oof.common.atomic_files import TEMPORARY, replacing, sweep, write_json
 from oof.common.digests import digest
@@ -26,49 +31,55 @@ FORMAT = 1
 
 
 def collect(run: RunData, price_per_hour: float = 0.0) -> dict[str, Any]:
-    """Return the content of ``report.json``: every number of the page, as plain JSON values."""
-    facts = battle_facts(run.table)
-    slices = slices_of(facts, run.labels, run.seen)
+    """Return the content of ``report.json``: every number of the page, as plain JSON values.
+
+    Args:
+        run: the run.
+        price_per_hour: of the machine; 0 = unknown.
+    """
+    properties = battle_properties(run.table)
+    slices = slices_of(properties, run.labels, run.in_corpus)
     labels, groups, seed = run.labels, run.groups, run.seed
-    members = {name: run.probs[name] for name in run.members}
-    judged = members | {name: run.probs[name] for name in ("calibrated", "student") if name in run.probs}
-    orders = dict(run.logits) | ({"student": run.student_logits} if run.student_logits is not None else {})
-    tie_reports = {name: ties.tie_report(p, labels, groups, seed) for name, p in judged.items()}
+    names = [*run.members, *(name for name in ("calibrated", "student") if name in run.probs)]
+    probs = {name: run.probs[name] for name in names}
+    logits = dict(run.logits) | ({"student": run.student_logits} if run.student_logits is not None else {})
+    tie_reports = {name: ties.tie_report(p, labels, groups, seed) for name, p in probs.items()}
     report: dict[str, Any] = {
         "format": FORMAT,
         "run": run.name,
-        "members": member_pairs(run.table, facts, members, labels, groups, slices, run.seen, seed),
+        "members": compare_members(run, properties, slices),
         "ties": {
-            "predictors": {name: found for name, found in tie_reports.items() if found},
-            "origins": ties.origin_rows(facts, judged, labels, groups, seed),
+            "predictors": {name: report for name, report in tie_reports.items() if report},
+            "origins": ties.origin_rows(properties, probs, labels, groups, seed),
         },
-        "quality": junk_report(run.table, judged, labels, groups, seed),
+        "quality": junk_report(run.table, probs, labels, groups, seed),
         "calibration": calibration_report(run),
         "position": {
-            "models": {name: position.order_bias(z, groups, seed) for name, z in orders.items()},
-            "verdicts": position.verdict_margin(labels, groups, seed),
-            "length": position.length_bias(facts["log_ratio"].to_numpy(), judged, labels, groups),
+            "models": {name: biases.position_bias(z, groups, seed) for name, z in logits.items()},
+            "verdicts": biases.verdict_margin(labels, groups, seed),
+            "length": biases.length_bias(properties["log_ratio"].to_numpy(), probs, labels, groups),
         },
         "stack": stack_report(run),
-        "curves": stages.loss_curves(run),
-        "distillation": stages.distill_report(run, slices),
-        "data": stages.data_report(run, facts),
-        "cost": stages.cost_report(run, price_per_hour),
-        "seen": seen_facts(run),
+        "curves": training_summary.loss_curves(run),
+        "distillation": training_summary.distill_report(run, slices),
+        "data": data_report(run, properties),
+        "cost": training_summary.cost_report(run, price_per_hour),
+        "seen": contamination_report(run),
     }
     report["summary"] = summary_report(run, report)
     return dict(plain(report))
 
 
-def seen_facts(run: RunData) -> dict[str, Any] | None:
-    if run.seen is None:
+def contamination_report(run: RunData) -> dict[str, Any] | None:
+    """Return the corpus files and the battles whose prompt is in them; None without a contamination check."""
+    if run.in_corpus is None:
         return None
-    facts = {key: value for key, value in check.facts_of(run.folder).items() if key not in ("key", "files")}
-    return facts | {"n_seen": int(run.seen.sum()), "share": float(run.seen.mean())}
+    manifest = {key: value for key, value in check.read_manifest(run.folder).items() if key not in ("key", "files")}
+    return manifest | {"n_seen": int(run.in_corpus.sum()), "share": float(run.in_corpus.mean())}
 
 
 def write_report(folder: Path, price_per_hour: float = 0.0) -> Path:
-    """Write ``report/report.json`` and ``report/index.html`` of a run; return the page's path.
+    """Write ``report/report.json`` and ``report/index.html`` of a run; return the path of the page.
 
     Raises:
         UserError: stage one has not finished there, or a file is damaged.
@@ -78,26 +89,26 @@ def write_report(folder: Path, price_per_hour: float = 0.0) -> Path:
 
 
 def write_reports(folders: Sequence[Path], price_per_hour: float = 0.0) -> list[Path]:
-    """Write each run's report and, of several, their comparison; return the pages' paths.
+    """Write each run's report and, for several runs, their comparison; return the paths of the pages.
 
     Raises:
         UserError: as :func:`write_report`; a run is named twice.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("a run is named twice; a comparison needs different ones: make report RUN='runs/a runs/b'")
+        raise UserError("a run is named twice; a comparison needs different runs: make report RUN='runs/a runs/b'")
     pages = [write_report(folder, price_per_hour) for folder in folders]
     return [*pages, write_comparison(folders)] if len(folders) > 1 else pages
 
 
 def write_comparison(folders: Sequence[Path]) -> Path:
-    """Write the comparison of two or more runs into the first one's ``report/compare``; return the page's path."""
+    """Write the comparison of two or more runs to the first run's ``report/compare``; return the path of the page."""
     comparison = dict(plain(compare_runs([load_run(folder) for folder in folders])))
     return _write(folders[0] / "report" / "compare", comparison, render_comparison(comparison))
 
 
 def _write(folder: Path, report: dict[str, Any], page: str) -> Path:
     step = Step(folder, digest(report, page))
-    step.manifest()  # names a file that was damaged since it was written from these very numbers
+    step.manifest()  # logs files that were damaged since they were written from the same numbers
     sweep(folder.glob(TEMPORARY))
     write_json(folder / "report.json", report)
     with replacing(folder / "index.html") as temporary:
@@ -107,7 +118,7 @@ def _write(folder: Path, report: dict[str, Any], page: str) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """Return a tree of JSON values: numpy numbers become Python's, NaN and infinity null."""
+    """Return a tree of JSON values: numpy numbers become Python numbers, NaN and infinity become null."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""``report.json``'s content -> one HTML page with everything in it; user text is escaped by jinja2."""
+"""HTML page of a report: the sections rendered into one self-contained file. Jinja2 escapes the texts of users."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ensemble.report import sections, sections_run, sections_stack
-from ensemble.report.blocks import Section
+from ensemble.report import sections_members, sections_predictions, sections_run, sections_stack
+from ensemble.report.page_elements import Section
 
 
 def render_report(report: dict[str, Any]) -> str:
-    """Return the page of one run."""
-    parts = [
+    """Return the page of one run from the content of ``report.json``."""
+    sections = [
         sections_run.summary(report),
-        *sections.members(report),
-        sections.seen(report),
-        sections.ties(report),
-        sections.quality(report),
-        sections.calibration(report),
-        sections.position(report),
+        *sections_members.members(report),
+        sections_members.contamination(report),
+        sections_predictions.ties(report),
+        sections_predictions.prompt_quality(report),
+        sections_predictions.calibration(report),
+        sections_predictions.biases(report),
         sections_stack.stack(report),
         sections_run.distillation(report),
         sections_run.data(report),
     ]
-    return _render(f"Report of {report['run']}", [part for part in parts if part.blocks])
+    return _render(f"Report of {report['run']}", [section for section in sections if section.blocks])
 
 
 def render_comparison(comparison: dict[str, Any]) -> str:
-    """Return the page of several runs side by side."""
-    return _render(f"Comparison of {', '.join(comparison['runs'])}", sections_run.comparison(comparison))
+    """Return the page that compares several runs."""
+    return _render(f"Comparison of {', '.join(comparison['runs'])}", sections_run.run_comparison(comparison))
 
 
-def _render(title: str, parts: list[Section]) -> str:
+def _render(title: str, sections: list[Section]) -> str:
     environment = Environment(
         loader=PackageLoader("ensemble.report"),
         autoescape=select_autoescape(default=True, default_for_string=True, enabled_extensions=("html", "j2")),
@@ -45,12 +45,12 @@ def _render(title: str, parts: list[Section]) -> str:
         lstrip_blocks=True,
     )
     script, style = (_asset(name) for name in ("report.js", "report.css"))
-    # The browser runs this script and no other, and fetches nothing: even a hole in the escaping could do nothing.
+    # The browser runs this script only and fetches nothing, so that an error in escaping would have no effect.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
         title=title,
-        sections=parts,
-        script=Markup(script),  # noqa: S704  # our own file
+        sections=sections,
+        script=Markup(script),  # noqa: S704  # a file of this package
         style=Markup(style),  # noqa: S704
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )

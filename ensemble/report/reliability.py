@@ -1,4 +1,4 @@
-"""Calibration: reliability diagrams per class and of the top label, expected calibration error, temperatures."""
+"""Reliability: diagrams per class and of the most probable class, calibration error, temperatures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.report.data import RunData
+from ensemble.report.run_data import RunData
 from ensemble.statistics.binning import bin_means, equal_mass_bins
 from ensemble.statistics.scores import scores
 from oof.classes import CLASSES
@@ -18,8 +18,13 @@ BINS = 10
 def diagrams(probs: Floats, labels: Integers, groups: Integers) -> dict[str, list[dict[str, Any]]]:
     """Return the points of four diagrams: each class's probability, and the confidence in the most probable class.
 
-    Bins have equal mass. A point: ``n``, ``predicted`` (mean probability), ``value`` (observed share) and its
+    Bins have equal mass. A point has ``n``, ``predicted`` (mean probability), ``value`` (observed share) and its
     group-robust 95 % interval.
+
+    Args:
+        probs: (n, 3).
+        labels: (n,) classes.
+        groups: (n,) group numbers.
     """
     curves = {name: (probs[:, c], labels == c) for c, name in enumerate(CLASSES)}
     curves["top"] = (probs.max(axis=1), probs.argmax(axis=1) == labels)
@@ -33,7 +38,7 @@ def diagrams(probs: Floats, labels: Integers, groups: Integers) -> dict[str, lis
 
 
 def calibration_report(run: RunData) -> dict[str, Any]:
-    """Return diagrams and scores of every predictor, which is whose "before", and the temperatures per fold."""
+    """Return diagrams and scores of every predictor, the pairs before and after calibration, and the temperatures."""
     probs = {name: p for name, p in run.probs.items() if name in (*run.members, "stack", "calibrated", "student")}
     if run.student_logits is not None and "student" in probs:
         probs["student, uncalibrated"] = softmax_mean(run.student_logits)

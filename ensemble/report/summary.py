@@ -1,23 +1,29 @@
-"""The head of the report: the table of the run, what to submit, and warnings."""
+"""Summary of a run: scores, paired differences, recommended model, audit, warnings."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ensemble.report.alarms import warnings
-from ensemble.report.data import RunData
+from ensemble.report.run_data import RunData, flatten
+from ensemble.report.run_warnings import run_warnings
 from ensemble.statistics.bootstrap import group_interval, paired_difference
 from ensemble.statistics.scores import scores
 from oof.audit.run import audit_run
-from oof.common.digests import digest
 from oof.common.errors import UserError
-from oof.metrics import row_log_loss
+from oof.metrics import Floats, row_log_loss
 
 AUDITED = 300  # prompts that the audit compares exactly with all others
+SHOWN = ("accuracy", "brier", "tie_recall", "ece", "ece_bias")  # scores beside the log loss
 
 
 def summary_report(run: RunData, others: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's table with intervals, paired differences, what to submit, invariants and warnings."""
+    """Return the summary.
+
+    Args:
+        run: the run.
+        others: the parts of the report that are already computed; ``data`` and ``ties`` are read.
+    """
     losses = {name: row_log_loss(run.probs[name], run.labels) for name in run.predictors}
     table = [
         {"predictor": name, "log_loss": group_interval(values, run.groups, run.seed),
@@ -25,11 +31,11 @@ def summary_report(run: RunData, others: dict[str, Any]) -> dict[str, Any]:
         for name, values in losses.items()
     ]  # fmt: skip
     best = min(run.members, key=lambda name: float(losses[name].mean()))
-    steps = [("calibrated", best), ("calibrated", "stack"), ("stack", best), ("student", "calibrated"),
-             ("student", best), ("student", "bayes")]  # fmt: skip
+    compared = [("calibrated", best), ("calibrated", "stack"), ("stack", best), ("student", "calibrated"),
+                ("student", best), ("student", "bayes")]  # fmt: skip
     paired = [
         {"first": a, "second": b, "difference": paired_difference(losses[a], losses[b], run.groups, run.seed)}
-        for a, b in steps if a in losses and b in losses
+        for a, b in compared if a in losses and b in losses
     ]  # fmt: skip
     audit = _audit(run)
     return {
@@ -37,44 +43,45 @@ def summary_report(run: RunData, others: dict[str, Any]) -> dict[str, Any]:
         "table": table,
         "best_member": best,
         "paired": paired,
-        "submit": what_to_submit(losses, run, best),
+        "submit": recommendation(losses, run, best),
         "audit": audit,
         "possibly_in_sample": run.step("stack").get("possibly_in_sample", {}),
-        "warnings": warnings(run, losses, audit, others["data"]["tokens"], others["ties"]["predictors"]),
+        "warnings": run_warnings(run, losses, audit, others["data"]["tokens"], others["ties"]["predictors"]),
         "hardware": {
             name: str(value)
             for part in ("hardware", "versions")
-            for name, value in _flat(run.facts.get(part, {})).items()
+            for name, value in flatten(run.record.get(part, {})).items()
         },
     }
 
 
-SHOWN = ("accuracy", "brier", "tie_recall", "ece", "ece_bias")
+def recommendation(losses: Mapping[str, Floats], run: RunData, best: str) -> dict[str, Any]:
+    """Return which model to submit: the student unless the ensemble, which is far slower, is shown to be better.
 
-
-def what_to_submit(losses: dict[str, Any], run: RunData, best: str) -> dict[str, Any]:
-    """Return the advice: the lowest log loss, and whether the student, which is far cheaper, is shown to be worse."""
-    candidates: list[str] = [name for name in ("student", "calibrated") if name in losses] or [best]
-    lowest = min(candidates, key=lambda name: float(losses[name].mean()))
-    model = "student" if lowest == "student" else "ensemble"
-    advice: dict[str, Any] = {"choice": lowest, "command": f'ARGS="predict.model={model}"'}
-    if {"student", "calibrated"} <= set(losses):
-        difference = paired_difference(losses["student"], losses["calibrated"], run.groups, run.seed)
-        worse = difference["low"] > 0
-        advice |= {
-            "difference": difference,
-            "reason": "the ensemble is shown to be better than the student; it costs every member's run a battle"
-            if worse
-            else "the student is not shown to be worse than the ensemble, and costs one model's run a battle",
-        }
-        if not worse:
-            advice |= {"choice": "student", "command": 'ARGS="predict.model=student"'}
+    Args:
+        losses: predictor -> (n,) log losses.
+        run: n battles.
+        best: the member with the lowest log loss.
+    """
+    if not {"student", "calibrated"} <= set(losses):
+        choice = next((name for name in ("student", "calibrated") if name in losses), best)
+        return {"choice": choice, "command": _command(choice), "reason": "it is the only model of this run"}
+    difference = paired_difference(losses["student"], losses["calibrated"], run.groups, run.seed)
+    if difference["low"] > 0:
+        choice = "calibrated"
+        reason = "the ensemble is shown to be better than the student, but it runs every member on each battle"
     else:
-        advice["reason"] = "the only one that this run has" if len(candidates) == 1 else ""
-    return advice
+        choice = "student"
+        reason = "the student is not shown to be worse than the ensemble, and it runs one model on each battle"
+    return {"choice": choice, "command": _command(choice), "difference": difference, "reason": reason}
+
+
+def _command(choice: str) -> str:
+    return f'ARGS="predict.model={"student" if choice == "student" else "ensemble"}"'
 
 
 def _audit(run: RunData) -> list[dict[str, Any]]:
+    """Return the audit's findings; an audit that fails is a finding too."""
     try:
         findings = audit_run(run.folder, sample=AUDITED)
     except UserError as error:
@@ -82,20 +89,3 @@ def _audit(run: RunData) -> list[dict[str, Any]]:
     return [
         {"check": f.check, "status": f.status, "message": f.message, "examples": list(f.examples)} for f in findings
     ]
-
-
-def compare_settings(one: RunData, other: RunData) -> list[dict[str, str]]:
-    """Return the settings that differ between two runs, flattened."""
-    a, b = _flat(one.config), _flat(other.config)
-    return [
-        {"setting": key, "first": str(a.get(key)), "second": str(b.get(key))}
-        for key in sorted({*a, *b})
-        if digest(a.get(key)) != digest(b.get(key)) and key != "run"
-    ]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -1,8 +1,8 @@
-"""Ties: who sees them, what they cost, and where they come from.
+"""Ties: how well predictors detect them, their share of the log loss, and their origins.
 
-A predictor is *blind* to ties if its probability of a tie is not at least ``LEAST_GAP`` higher on ties than on decided
-battles, or the interval of that difference reaches 0: it says nothing about which battles are ties. It is *weak* on
-ties if it loses more on them than the prior does, which only knows how frequent they are.
+A predictor is *blind* to ties if its mean probability of a tie is not at least ``LEAST_GAP`` higher on ties than on
+decided battles, or the interval of this difference reaches 0. It is *weak* on ties if its loss on them is higher than
+that of the prior, which knows only how frequent ties are.
 """
 
 from __future__ import annotations
@@ -19,16 +19,22 @@ from ensemble.statistics.bootstrap import contrast, group_interval
 from ensemble.statistics.scores import tie_recall
 from oof.metrics import Floats, Integers, row_log_loss
 
-LEAST_GAP = 0.01  # of P(tie) between ties and decided battles
-SHORT = 20  # words: both responses shorter than this are "both short"
-BINS = 8
+LEAST_GAP = 0.01  # difference of mean P(tie) between ties and decided battles
+SHORT = 20  # words: a shorter response is short
+BINS = 8  # of the calibration curve
 
 
 def tie_report(probs: Floats, labels: Integers, groups: Integers, seed: int) -> dict[str, Any] | None:
-    """Return one predictor's numbers about ties; None where there are no ties or nothing else.
+    """Return one predictor's numbers about ties; None if no battle or every battle is a tie.
 
-    ``confusion[i][j]`` counts battles of class i whose most probable class is j. ``cost`` is what ties contribute
-    to the log loss (nats a battle), ``excess`` the mean loss on ties minus the prior's there.
+    ``confusion[i][j]`` counts battles of class i whose most probable class is j. ``cost`` is the contribution of ties
+    to the log loss in nats per battle, ``excess`` the mean loss on ties minus the prior's loss there.
+
+    Args:
+        probs: (n, 3).
+        labels: (n,) classes.
+        groups: (n,) group numbers.
+        seed: of the bootstrap.
     """
     ties = labels == 2
     if not ties.any() or ties.all():
@@ -40,15 +46,15 @@ def tie_report(probs: Floats, labels: Integers, groups: Integers, seed: int) -> 
     excess = group_interval(losses[ties] - prior, groups[ties], seed)
     confusion = np.zeros((3, 3), dtype=np.int64)
     np.add.at(confusion, (labels, top), 1)
-    named = int((top == 2).sum())
+    n_predicted = int((top == 2).sum())
     return {
         "n_ties": int(ties.sum()),
         "share": float(ties.mean()),
         "mean_p_tie": group_interval(p, groups, seed),
         "recall": tie_recall(probs, labels),
         "recall_interval": group_interval((top[ties] == 2).astype(float), groups[ties], seed),
-        "named_ties": named,
-        "precision": float(ties[top == 2].mean()) if named else None,
+        "named_ties": n_predicted,
+        "precision": float(ties[top == 2].mean()) if n_predicted else None,
         "gap": gap,
         "loss_on_ties": float(losses[ties].mean()),
         "loss_on_decided": float(losses[~ties].mean()),
@@ -58,11 +64,11 @@ def tie_report(probs: Floats, labels: Integers, groups: Integers, seed: int) -> 
         "cost_share": float(losses[ties].sum() / losses.sum()),
         "confusion": confusion.tolist(),
         "calibration": _calibration(p, ties, groups),
-        "verdict": _verdict(gap, excess),
+        "verdict": _finding(gap, excess),
     }
 
 
-def _verdict(gap: dict[str, float | None], excess: dict[str, float]) -> str:
+def _finding(gap: dict[str, float | None], excess: dict[str, float]) -> str:
     if gap["value"] is None or gap["value"] < LEAST_GAP or (gap["low"] is not None and gap["low"] <= 0):
         return "blind to ties"
     if gap["low"] is None:
@@ -76,29 +82,37 @@ def _calibration(p: Floats, ties: Bools, groups: Integers) -> list[dict[str, Any
     return [{"predicted": m["value"], **rate} for m, rate in zip(means, rates, strict=True) if rate["n"]]
 
 
-def origins(facts: pl.DataFrame) -> dict[str, Bools]:
-    """Return (n,) flags of each kind of battle, exclusive, in this order: the first that holds."""
-    empty_a, empty_b = (facts[f"words_{side}"].to_numpy() == 0 for side in "ab")
-    short = (facts["words_a"].to_numpy() < SHORT) & (facts["words_b"].to_numpy() < SHORT)
+def origins(properties: pl.DataFrame) -> dict[str, Bools]:
+    """Return (n,) flags of each kind of battle; a battle has the first kind whose rule it meets."""
+    empty_a, empty_b = (properties[f"words_{side}"].to_numpy() == 0 for side in "ab")
+    short = (properties["words_a"].to_numpy() < SHORT) & (properties["words_b"].to_numpy() < SHORT)
     rules = {
-        "identical answers": facts["identical"].to_numpy(),
-        "both bad": (facts["refusal_a"].to_numpy() | empty_a) & (facts["refusal_b"].to_numpy() | empty_b),
+        "identical answers": properties["identical"].to_numpy(),
+        "both bad": (properties["refusal_a"].to_numpy() | empty_a) & (properties["refusal_b"].to_numpy() | empty_b),
         "both short": short,
     }
-    left, found = np.ones(facts.height, dtype=bool), {}
+    left, kinds = np.ones(properties.height, dtype=bool), {}
     for name, flags in rules.items():
-        found[name] = flags & left
+        kinds[name] = flags & left
         left &= ~flags
-    return found | {"other": left}
+    return kinds | {"other": left}
 
 
 def origin_rows(
-    facts: pl.DataFrame, probs: Mapping[str, Floats], labels: Integers, groups: Integers, seed: int
+    properties: pl.DataFrame, probs: Mapping[str, Floats], labels: Integers, groups: Integers, seed: int
 ) -> list[dict[str, Any]]:
-    """Return for each origin: battles, tie rate, share of all ties, each predictor's mean P(tie) and mean loss."""
+    """Return for each kind of battle its number, tie rate, share of all ties, and predictors' mean P(tie) and loss.
+
+    Args:
+        properties: (n) battles, as :func:`ensemble.report.slices.battle_properties` returns them.
+        probs: predictor -> (n, 3).
+        labels: (n,) classes.
+        groups: (n,) group numbers.
+        seed: of the bootstrap.
+    """
     ties, rows = labels == 2, []
     losses = {name: row_log_loss(p, labels) for name, p in probs.items()}
-    for name, at in origins(facts).items():
+    for name, at in origins(properties).items():
         if not at.any():
             rows.append({"origin": name, "n": 0, "tie_rate": None, "share_of_ties": 0.0, "predictors": {}})
             continue

@@ -1,5 +1,5 @@
 "use strict";
-// Tables can be sorted by a click on a heading and copied as tab-separated text; the page needs nothing of this.
+// Tables are sorted by a click on a heading and copied as tab-separated text. The page works without this script.
 const valueOf = (cell) => {
   const data = cell.querySelector("data");
   return data ? Number(data.value) : cell.textContent.trim();

@@ -1,4 +1,4 @@
-"""The page in a real browser, wide and narrow. Skips where there is no Chromium."""
+"""Report page in a real browser, wide and narrow; skipped without Chromium."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HIDDEN = """[...document.querySelectorAll('figure svg')].filter(svg => {
 }).map(svg => svg.getAttribute('aria-label'))"""
 
 
-# Nothing of a figure's text may be cut off, or lie on other text.
+# Texts of a figure that are cut off or overlap.
 CUT = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
   const frame = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll('text')];
   const boxes = texts.map(text => text.getBoundingClientRect());
@@ -35,7 +35,7 @@ CUT = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
       && a.top < b.bottom - 3 && b.top < a.bottom - 3);
   }).map(text => svg.getAttribute('aria-label').slice(0, 40) + ': ' + text.textContent);
 })"""
-# Text that a reader cannot tell from its background: WCAG asks for a contrast of 4.5.
+# Texts with a contrast below 4.5, the minimum of WCAG.
 FAINT = """(() => {
   const light = c => { const v = c / 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
   const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
@@ -60,8 +60,8 @@ FIGURES = {"run": 17, "hostile": 18, "comparison": 1}
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +69,16 @@ def pages(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("pages")
     shutil.copytree(small_run, folder / "run", ignore=shutil.ignore_patterns("adapter", "student"))
     hostile = hostile_run(folder / "hostile")
-    found = {"run": write_report(folder / "run"), "hostile": write_report(hostile)}
+    paths = {"run": write_report(folder / "run"), "hostile": write_report(hostile)}
     shutil.copytree(folder / "run", folder / "again")
-    return found | {"comparison": write_comparison([folder / "run", folder / "again", hostile])}
+    return paths | {"comparison": write_comparison([folder / "run", folder / "again", hostile])}
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", ["run", "hostile", "comparison"])
-def test_the_page_is_whole_and_quiet(name: str, width: int, tab: Browser, pages: dict[str, Path]) -> None:
+def test_figures_are_complete_and_the_console_stays_empty(
+    name: str, width: int, tab: Browser, pages: dict[str, Path]
+) -> None:
     tab.open(pages[name], width)
     if SHOTS:
         tab.screenshot(Path(SHOTS) / f"{name}-{width}.png")
@@ -85,13 +87,13 @@ def test_the_page_is_whole_and_quiet(name: str, width: int, tab: Browser, pages:
     assert tab.evaluate("document.querySelectorAll('figure svg').length") >= FIGURES[name]
     assert tab.evaluate(HIDDEN) == []
     assert tab.evaluate(CUT) == []
-    assert tab.complaints() == []
+    assert tab.log_entries() == []
     local = ("data:", pages[name].resolve().as_uri())
     assert [url for url in tab.requests() if not url.startswith(local)] == []
     assert pages[name].stat().st_size < 3_000_000
 
 
-def test_hostile_battles_show_as_text(tab: Browser, pages: dict[str, Path]) -> None:
+def test_hostile_battles_are_shown_as_text(tab: Browser, pages: dict[str, Path]) -> None:
     tab.open(pages["hostile"], 1280)
     shown = tab.evaluate("document.body.textContent")
     for text in (HOSTILE[0], HOSTILE[1], HOSTILE[2], HOSTILE[3]):
@@ -117,10 +119,10 @@ def test_a_table_is_sorted_by_a_click_and_copied(tab: Browser, pages: dict[str, 
     assert {len(row) for row in copied} == {9}
     assert tab.evaluate("document.querySelector('#pair-0 .copy').textContent") == "copied"
     assert tab.evaluate("document.querySelector('#pair-0 details').open") is True
-    assert tab.complaints() == []
+    assert tab.log_entries() == []
 
 
-def test_on_paper_nothing_is_cut_and_dark_is_light(tab: Browser, pages: dict[str, Path]) -> None:
+def test_print_fits_the_paper_and_is_light(tab: Browser, pages: dict[str, Path]) -> None:
     """An A4 page has about 720 pixels between its margins."""
     dark = {"name": "prefers-color-scheme", "value": "dark"}
     tab.send("Emulation.setEmulatedMedia", media="print", features=[dark])
@@ -137,7 +139,7 @@ def test_on_paper_nothing_is_cut_and_dark_is_light(tab: Browser, pages: dict[str
         tab.send("Emulation.setEmulatedMedia", media="", features=[])
 
 
-def test_text_can_be_read_on_light_and_on_dark_pages(tab: Browser, pages: dict[str, Path]) -> None:
+def test_text_has_enough_contrast_on_light_and_dark_pages(tab: Browser, pages: dict[str, Path]) -> None:
     colours = {}
     for scheme in ("light", "dark"):
         tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])

@@ -1,4 +1,4 @@
-"""The page: its numbers are report.json's, user text stays text, nothing on it points elsewhere."""
+"""Report page: its numbers are those of report.json, texts of users are escaped, no external references."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ import polars as pl
 import pytest
 
 from ensemble.__main__ import main
-from ensemble.report.data import load_run
+from ensemble.report.data_summary import QUANTILES, token_report
 from ensemble.report.make import plain, write_comparison, write_report
-from ensemble.report.stacking import scores_tables
-from ensemble.report.stages import QUANTILES, token_report
+from ensemble.report.run_comparison import shared_rows
+from ensemble.report.run_data import load_run
+from ensemble.report.stack_summary import scores_tables
 from oof.config import load as load_config
-from tests.fixtures.report_runs import hostile_run, make_arena, write_run
+from tests.fixtures.report_runs import hostile_run, make_report_arena, write_run
 
 
 class Page(HTMLParser):
-    """Collects what a browser would see: elements, attributes, <data> values with their text."""
+    """Elements, attributes and <data> values with their text, as a browser would parse them."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -99,8 +100,8 @@ def test_every_number_on_the_page_is_in_report_json(small_run: Path, tmp_path: P
     assert sections == [*expected, "data"]
 
 
-def test_the_numbers_of_combiners_and_ablations_are_report_json_s(hostile: Path) -> None:
-    """The small run has too few battles to be ablated."""
+def test_every_number_of_combiners_and_ablations_is_on_the_page(hostile: Path) -> None:
+    """The small run has too few battles for ablations."""
     html = (hostile / "index.html").read_text(encoding="utf-8")
     report = json.loads((hostile / "report.json").read_text(encoding="utf-8"))
     assert {value for value, _ in Page(html).data} <= numbers(report)
@@ -114,7 +115,7 @@ def test_the_numbers_of_combiners_and_ablations_are_report_json_s(hostile: Path)
         assert f'id="{name}-figure_1"' in html
 
 
-def test_tokens_are_counted_as_the_tokenizer_counts_them(small_run: Path) -> None:
+def test_token_counts_are_the_tokenizer_s(small_run: Path) -> None:
     from oof.encoding.encode import encode_battles
     from oof.model.classifier import load_tokenizer
 
@@ -122,10 +123,10 @@ def test_tokens_are_counted_as_the_tokenizer_counts_them(small_run: Path) -> Non
     config = load_config("configs/demo.yaml")
     tokenizer = load_tokenizer(config.members["gemma2"].checkpoint)
     tokens = encode_battles(run.table, tokenizer, config.prompts, 320).n_tokens.sum(axis=1)
-    found = token_report(run)
+    rows = token_report(run)
     expected = np.quantile(tokens, QUANTILES).tolist()
-    assert any(row["quantiles"] == expected and row["truncated"] == np.mean(tokens > 320) for row in found)
-    assert all(row["budget"] == 320 for row in found)
+    assert any(row["quantiles"] == expected and row["truncated"] == np.mean(tokens > 320) for row in rows)
+    assert all(row["budget"] == 320 for row in rows)
 
 
 def test_hostile_battles_stay_text(hostile: Path) -> None:
@@ -139,7 +140,7 @@ def test_hostile_battles_stay_text(hostile: Path) -> None:
     assert "{{ 7 * 7 }}" in html
 
 
-def test_nothing_on_the_page_points_elsewhere_and_it_is_small(hostile: Path) -> None:
+def test_the_page_is_small_and_has_no_external_references(hostile: Path) -> None:
     html = (hostile / "index.html").read_text(encoding="utf-8")
     assert len(html.encode()) < 3_000_000
     for tag, attrs in Page(html).tags:
@@ -153,7 +154,7 @@ def test_nothing_on_the_page_points_elsewhere_and_it_is_small(hostile: Path) -> 
     assert set(re.findall(r"https?://[\w.]+", html)) <= {"http://evil.example"}  # as text, in the hostile battles
 
 
-def test_every_figure_has_an_alternative_text_and_names_of_its_own(hostile: Path) -> None:
+def test_every_figure_has_an_alternative_text_and_unique_ids(hostile: Path) -> None:
     page = Page((hostile / "index.html").read_text(encoding="utf-8"))
     figures = [attrs for tag, attrs in page.tags if tag == "svg"]
     assert len(figures) >= 12
@@ -168,43 +169,43 @@ def test_the_same_run_gives_the_same_page(hostile: Path) -> None:
     assert {path.name: path.read_bytes() for path in hostile.iterdir()} == before
 
 
-def test_seen_prompts_have_their_section(tmp_path: Path) -> None:
-    from ensemble.contamination.check import run_seen
+def test_prompts_in_a_corpus_have_their_section(tmp_path: Path) -> None:
+    from ensemble.contamination.check import check_contamination
 
-    arena = make_arena(600, seed=13)
+    arena = make_report_arena(600, seed=13)
     prompts = [[" ".join(f"w{7 * i + k * k}" for k in range(9))] for i in range(600)]
     arena = arena._replace(table=arena.table.with_columns(prompt=pl.Series(prompts)))
     run = write_run(tmp_path / "run", arena)
-    texts = [prompt[0] for prompt, known in zip(prompts, arena.seen, strict=True) if known]
+    texts = [prompt[0] for prompt, included in zip(prompts, arena.in_corpus, strict=True) if included]
     pl.DataFrame({"text": texts}).write_csv(tmp_path / "corpus.csv")
-    run_seen(run, [str(tmp_path / "corpus.csv")], threshold=0.95)
+    check_contamination(run, [str(tmp_path / "corpus.csv")], threshold=0.95)
     page = write_report(run).read_text(encoding="utf-8")
     report = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
     assert report["seen"]["n_seen"] == len(texts)
     effect = report["members"][0]["seen"]
     assert effect["difference"]["value"] == pytest.approx(effect["seen"]["value"] - effect["unseen"]["value"])
-    assert "What it cannot" in page
+    assert "It cannot show that training on the corpus is the cause" in page
     assert "corpus.csv" in page
 
 
-def test_of_many_battles_a_sample_is_drawn_beside_the_picture_of_all(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", make_arena(2100, seed=15), stages=False)
+def test_many_battles_have_a_scatter_of_a_sample_and_a_heat_map_of_all(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_report_arena(2100, seed=15), stages=False)
     page = write_report(run).read_text(encoding="utf-8")
     [pair] = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))["members"]
     assert pair["points"]["n_shown"] == len(pair["points"]["first"]) == 2000
     assert np.sum(pair["grid"]["counts"]) == 2100
-    assert "A random 2,000 of 2,100 battles, one mark each, by the probability that one (across)" in page
+    assert "A random 2,000 of 2,100 battles, one mark per battle, by the probability of the verdict, of one" in page
     scatter = page[page.index('id="pair0-scatter-figure_1"') : page.index("</figure>", page.index("pair0-scatter-"))]
     assert len(re.findall(r"<use [^>]*/>", scatter)) - len(re.findall("xtick|ytick", scatter)) == 2000 + 3  # legend
-    assert "Numbers of all battles" in page
+    assert "Number of battles, of all" in page
 
 
-def test_the_stack_s_scores_are_shown_whatever_they_are_called() -> None:
-    found = scores_tables(
+def test_every_table_of_scores_json_is_shown() -> None:
+    tables = scores_tables(
         {"key": "x", "ablations": {"no lengths": {"log_loss": 1.1, "interval": {"low": 1.0}}, "note": "text"},
          "learning_curve": [{"share": 0.5, "log_loss": 1.2}], "version": 2, "flat": {"a": 1}}
     )  # fmt: skip
-    assert found == {
+    assert tables == {
         "ablations": [{"name": "no lengths", "log_loss": 1.1, "interval low": 1.0}],
         "learning_curve": [{"share": 0.5, "log_loss": 1.2}],
         "flat": [{"name": "a", "value": 1}],
@@ -212,7 +213,7 @@ def test_the_stack_s_scores_are_shown_whatever_they_are_called() -> None:
 
 
 def test_a_run_of_stage_one_alone_has_a_report(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", make_arena(120, seed=9), stages=False)
+    run = write_run(tmp_path / "run", make_report_arena(120, seed=9), stages=False)
     page = write_report(run).read_text(encoding="utf-8")
     report = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
     assert [row["predictor"] for row in report["summary"]["table"]] == ["one", "two"]
@@ -225,8 +226,8 @@ def test_a_missing_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFix
     assert "make oof" in capsys.readouterr().err
 
 
-def test_several_runs_give_a_page_each_and_one_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [str(write_run(tmp_path / name, make_arena(60, seed=14), stages=False)) for name in ("a", "b")]
+def test_several_runs_give_a_page_each_and_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(write_run(tmp_path / name, make_report_arena(60, seed=14), stages=False)) for name in ("a", "b")]
     assert main(["report", *runs]) == 0
     pages = ["a/report/index.html", "b/report/index.html", "a/report/compare/index.html"]
     assert capsys.readouterr().out.split() == [word for page in pages for word in ("report:", str(tmp_path / page))]
@@ -234,7 +235,7 @@ def test_several_runs_give_a_page_each_and_one_of_all(tmp_path: Path, capsys: py
 
 
 def test_runs_are_paired_on_the_battles_they_share(tmp_path: Path) -> None:
-    arena = make_arena(300, seed=10)
+    arena = make_report_arena(300, seed=10)
     one = write_run(tmp_path / "one", arena)
     less = arena._replace(
         table=arena.table.head(200), labels=arena.labels[:200], groups=arena.groups[:200],
@@ -242,22 +243,19 @@ def test_runs_are_paired_on_the_battles_they_share(tmp_path: Path) -> None:
     )  # fmt: skip
     two = write_run(tmp_path / "two", less)
     page = write_comparison([one, two])
-    found = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))
-    [pair] = found["pairs"]
+    comparison = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))
+    [pair] = comparison["pairs"]
     assert (pair["n_shared"], pair["n_first"], pair["n_second"]) == (200, 300, 200)
     rows = {row["predictor"]: row for row in pair["rows"]}
     assert set(rows) == {"one", "two", "prior", "mean", "stack", "calibrated", "student"}
     assert rows["one"]["difference"]["value"] == pytest.approx(rows["one"]["second"] - rows["one"]["first"])
     assert rows["prior"]["difference"]["value"] == 0
     shown = {value for value, _ in Page(page.read_text(encoding="utf-8")).data}
-    assert shown <= numbers(found)
+    assert shown <= numbers(comparison)
 
 
 def test_a_battle_whose_verdict_differs_is_not_shared(tmp_path: Path) -> None:
-    from ensemble.report.compare import shared_rows
-    from ensemble.report.data import load_run
-
-    arena = make_arena(100, seed=11)
+    arena = make_report_arena(100, seed=11)
     changed = arena.table.with_columns(label=pl.Series([(arena.labels[0] + 1) % 3, *arena.labels[1:]], dtype=pl.Int8))
     runs = [
         load_run(write_run(tmp_path / name, arena._replace(table=table)))
@@ -267,7 +265,7 @@ def test_a_battle_whose_verdict_differs_is_not_shared(tmp_path: Path) -> None:
 
 
 def test_the_same_run_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = str(write_run(tmp_path / "run", make_arena(60, seed=12), stages=False))
+    run = str(write_run(tmp_path / "run", make_report_arena(60, seed=12), stages=False))
     assert main(["report", run, run]) == 2
     assert "named twice" in capsys.readouterr().err
 
@@ -277,6 +275,7 @@ def test_numbers_that_are_not_finite_become_null() -> None:
 
 
 def test_the_report_imports_no_torch() -> None:
-    code = "import sys, ensemble.report.make, ensemble.contamination.check; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    modules = "ensemble.report.make, ensemble.contamination.check"
+    code = f"import sys, {modules}; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.split() == ["False", "False"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
 from ensemble.report.junk_prompts import junk_report
-from ensemble.report.slices import slices_of
+from ensemble.report.predictor_comparison import compare_members
+from ensemble.report.run_data import RunData
+from ensemble.report.slices import battle_properties, slices_of
 from ensemble.report.ties import tie_report
 from oof.data.prompt_quality import JUNK, prompt_flags, prompt_quality
 from oof.metrics import softmax_mean
@@ -18,11 +21,21 @@ from tests.fixtures.small_tables import words
 
 
 def pair_of(gain: float, seed: int) -> dict:
-    arena = make_report_arena(3000, seed=seed, seen_gain=gain)
-    probs = {name: softmax_mean(z) for name, z in arena.logits.items()}
-    facts = battle_facts(arena.table)
-    slices = slices_of(facts, arena.labels, arena.seen)
-    [pair] = member_pairs(arena.table, facts, probs, arena.labels, arena.groups, slices, arena.seen, seed=0)
+    """Return the comparison of the two members of an arena."""
+    arena = make_report_arena(3000, seed=seed, corpus_gain=gain)
+    properties = battle_properties(arena.table)
+    run = RunData(
+        folder=Path("unused"),
+        record={},
+        table=arena.table,
+        labels=arena.labels,
+        groups=arena.groups,
+        folds=arena.table["fold"].to_numpy(),
+        logits=arena.logits,
+        probs={name: softmax_mean(z) for name, z in arena.logits.items()},
+        in_corpus=arena.in_corpus,
+    )
+    [pair] = compare_members(run, properties, slices_of(properties, run.labels, run.in_corpus))
     return pair
 
 

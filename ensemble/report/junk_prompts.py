@@ -1,4 +1,4 @@
-"""Prompt quality in a run: how many prompts are junk, of which kinds, with examples, and what they cost."""
+"""Junk prompts: their share, kinds and examples, and their effect on the log loss."""
 
 from __future__ import annotations
 
@@ -8,30 +8,38 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ensemble.report.slices import excerpt
+from ensemble.report.examples import EXAMPLES, excerpt
 from ensemble.statistics.bootstrap import contrast, group_interval
-from oof.data.prompt_quality import JUNK, MEANINGS, SCORES, prompt_flags, prompt_texts
+from oof.data.prompt_quality import JUNK, MEANINGS, SCORES, prompt_flags
+from oof.data.text_columns import prompt_texts
 from oof.metrics import Floats, Integers, row_log_loss
 
-EXAMPLES = 3
+REPEATED = 5  # prompts that most battles share
 
 
 def junk_report(
     table: pl.DataFrame, probs: Mapping[str, Floats], labels: Integers, groups: Integers, seed: int
 ) -> dict[str, Any]:
-    """Return the junk share, a row per kind, the most repeated prompts, and each predictor's cost of junk.
+    """Return the share of junk, a row per kind, each predictor's loss on junk, and the most repeated prompts.
 
-    ``cost`` is the mean loss on junk minus that on the rest.
+    ``cost`` is the mean loss on junk minus the mean loss on the other prompts.
+
+    Args:
+        table: (n) battles.
+        probs: predictor -> (n, 3).
+        labels: (n,) classes.
+        groups: (n,) group numbers.
+        seed: of the bootstrap.
     """
     texts = prompt_texts(table)
     flags = prompt_flags(texts)
-    scores = {kind: flags[kind].to_numpy() for kind, score in SCORES.items() if score < JUNK}
-    junk = np.any(list(scores.values()), axis=0)
+    kind_flags = {kind: flags[kind].to_numpy() for kind, score in SCORES.items() if score < JUNK}
+    junk = np.any(list(kind_flags.values()), axis=0)
     kinds = [
         {"kind": kind, "meaning": MEANINGS[kind], "score": SCORES[kind], "n": int(at.sum()),
          "share": float(at.mean()), "tie_rate": float((labels[at] == 2).mean()) if at.any() else None,
          "examples": _distinct(texts, at)}
-        for kind, at in scores.items()
+        for kind, at in kind_flags.items()
     ]  # fmt: skip
     effect = {}
     for name, p in probs.items():
@@ -56,8 +64,8 @@ def _distinct(texts: pl.Series, at: Any) -> list[str]:
 
 
 def _repeated(texts: pl.Series) -> list[dict[str, Any]]:
-    """Return the prompts that most battles share word for word."""
+    """Return the prompts that most battles have in common, word for word."""
     counts = (
         texts.alias("text").value_counts().filter(pl.col("count") > 1).sort("count", "text", descending=[True, False])
     )
-    return [{"text": excerpt(row["text"]), "n": row["count"]} for row in counts.head(5).to_dicts()]
+    return [{"text": excerpt(row["text"]), "n": row["count"]} for row in counts.head(REPEATED).to_dicts()]

@@ -1,4 +1,4 @@
-"""Stage two's own facts: its combiners, importances, studies, tuned parameters and ablations."""
+"""Summary of stage two: combiners, feature importances, tuning, ablations."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 
-from ensemble.report.data import RunData, trials
+from ensemble.report.run_data import RunData, trial_values
 from ensemble.statistics.bootstrap import group_interval
 from oof.metrics import row_log_loss
 
 
 def stack_report(run: RunData) -> dict[str, Any] | None:
-    """Return what stage two did and what each part of it was worth; None without stage two."""
+    """Return combiners, importances, studies, tuned parameters, score tables and ablations; None without stage two."""
     manifest = run.step("stack")
     if not manifest:
         return None
     folder = run.folder / "stack"
-    studies = {path.stem: trials(path) for path in sorted((folder / "studies").glob("*.log"))}
+    studies = {path.stem: trial_values(path) for path in sorted((folder / "studies").glob("*.log"))}
     return {
         "final": manifest.get("final"),
         "combiners": combiner_rows(run),
@@ -35,22 +35,24 @@ def stack_report(run: RunData) -> dict[str, Any] | None:
 
 
 def combiner_rows(run: RunData) -> list[dict[str, Any]]:
-    """Return the cross-fitted log loss of every combiner, and of the choice among them, the best first."""
-    shown = {name.removeprefix("combiner:"): p for name, p in run.probs.items() if name.startswith("combiner:")}
-    if not shown:
+    """Return the cross-fitted log losses of every combiner and of the one chosen per fold, in ascending order."""
+    probs = {name.removeprefix("combiner:"): p for name, p in run.probs.items() if name.startswith("combiner:")}
+    if not probs:
         return []
-    shown["chosen in each fold (stack)"] = run.probs["stack"]
+    probs["chosen in each fold (stack)"] = run.probs["stack"]
     rows = [
         {"combiner": name, "log_loss": group_interval(row_log_loss(p, run.labels), run.groups, run.seed)}
-        for name, p in shown.items()
+        for name, p in probs.items()
     ]
     return sorted(rows, key=lambda row: float(row["log_loss"]["value"]))
 
 
 def importances(manifest: dict[str, Any], booster: Path) -> list[dict[str, Any]]:
-    """Return each feature's share of the gain (mean of the outer folds' boosters) and its splits, the largest first.
+    """Return each feature's share of the gain (mean over the outer folds' boosters) and its splits, largest first.
 
-    A run whose manifest has no gains gives those of the final booster, if boosting was its final combiner.
+    Args:
+        manifest: of stage two. One of an older version has no gains; then the final booster's are returned.
+        booster: model file of the final booster; it need not exist.
     """
     names = list(manifest.get("features", []))
     folds = [(np.array(f["gain"]), np.array(f["splits"])) for f in manifest.get("folds", []) if "gain" in f]
@@ -62,29 +64,29 @@ def importances(manifest: dict[str, Any], booster: Path) -> list[dict[str, Any]]
         return []
     share = np.mean([gain / max(float(gain.sum()), 1e-300) for gain, _ in folds], axis=0)
     splits = np.sum([split for _, split in folds], axis=0)
-    rows = [{"feature": name, "gain_share": float(part), "splits": int(n)}
-            for name, part, n in zip(names, share, splits, strict=True) if n]  # fmt: skip
+    rows = [{"feature": name, "gain_share": float(gain), "splits": int(n)}
+            for name, gain, n in zip(names, share, splits, strict=True) if n]  # fmt: skip
     return sorted(rows, key=lambda row: (-row["gain_share"], row["feature"]))
 
 
-def ablation_tables(found: dict[str, Any]) -> dict[str, Any] | None:
+def ablation_tables(ablations: dict[str, Any]) -> dict[str, Any] | None:
     """Return the content of ``stack/ablations.json`` (see :mod:`ensemble.evaluation.ablations`); None without it."""
-    if not found.get("without") or not found.get("learning_curve"):
+    if not ablations.get("without") or not ablations.get("learning_curve"):
         return None
-    gain = [{"family": name, "gain_share": float(share)} for name, share in found.get("gain", {}).items()]
+    gain = [{"family": name, "gain_share": float(share)} for name, share in ablations.get("gain", {}).items()]
     return {
-        "note": str(found.get("note", "")),
-        "full": found["full"],
-        "without": sorted(found["without"], key=lambda row: -float(row["difference"]["value"])),
-        "learning_curve": found["learning_curve"],
+        "note": str(ablations.get("note", "")),
+        "full": ablations["full"],
+        "without": sorted(ablations["without"], key=lambda row: -float(row["difference"]["value"])),
+        "learning_curve": ablations["learning_curve"],
         "gain": sorted(gain, key=lambda row: -float(row["gain_share"])),
     }
 
 
-def scores_tables(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the tables of ``stack/scores.json``: each part that maps names (or lists rows) of numbers, flattened."""
-    tables = {part: list(_rows(content)) for part, content in found.items() if part not in ("key", "files")}
-    return {part: rows for part, rows in tables.items() if rows}
+def scores_tables(scores: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the tables of ``stack/scores.json``: each entry that is a list or a mapping of rows, with flat columns."""
+    tables = {name: list(_rows(content)) for name, content in scores.items() if name not in ("key", "files")}
+    return {name: rows for name, rows in tables.items() if rows}
 
 
 def _rows(content: Any) -> Iterator[dict[str, Any]]:

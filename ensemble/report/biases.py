@@ -1,4 +1,4 @@
-"""Position and length bias of a model that was scored in both orders, beside what the verdicts show."""
+"""Position bias and length bias of predictors, and of the verdicts themselves."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ensemble.statistics.binning import bin_means
 from ensemble.statistics.bootstrap import group_interval
 from oof.metrics import Floats, Integers, softmax
 
-EDGES = np.log([1 / 4, 1 / 2, 1 / 1.3, 1 / 1.05, 1.05, 1.3, 2, 4])  # of the log ratio of A's characters to B's
+EDGES = np.log([1 / 4, 1 / 2, 1 / 1.3, 1 / 1.05, 1.05, 1.3, 2, 4])  # of bins of log(characters of A / of B)
 
 
-def order_bias(logits: Floats, groups: Integers, seed: int) -> dict[str, Any]:
-    """Return how much the order of the two responses sways a model.
-
-    Args:
-        logits: (n, 2, 3) in the orders ab and ba, both in canonical class order.
-        groups: (n,).
-        seed: of the intervals.
+def position_bias(logits: Floats, groups: Integers, seed: int) -> dict[str, Any]:
+    """Return how much a model's probabilities depend on the order of the two responses.
 
     ``disagreement``: share of battles whose most probable class depends on the order. ``first_shown``: mean over both
-    orders of P(the response shown first wins) - P(the other wins). ``distance``: mean total variation between the
-    two orders' probabilities.
+    orders of P(first response wins) - P(second response wins). ``distance``: mean total variation distance between
+    the probabilities of the two orders.
+
+    Args:
+        logits: (n, 2, 3) in the orders ab and ba, both in class order (a, b, tie).
+        groups: (n,) group numbers.
+        seed: of the bootstrap.
     """
     ab, ba = softmax(logits[:, 0]), softmax(logits[:, 1])
     advantage = ((ab[:, 0] - ab[:, 1]) + (ba[:, 1] - ba[:, 0])) / 2
@@ -36,7 +36,14 @@ def order_bias(logits: Floats, groups: Integers, seed: int) -> dict[str, Any]:
 
 
 def length_bias(log_ratio: Floats, probs: Mapping[str, Floats], labels: Integers, groups: Integers) -> dict[str, Any]:
-    """Return, by the log ratio of A's to B's characters, P(A wins) - P(B wins) of the verdicts and each predictor."""
+    """Return P(A wins) - P(B wins) by the ratio of the responses' lengths, of the verdicts and of each predictor.
+
+    Args:
+        log_ratio: (n,) log of the characters of A over those of B.
+        probs: predictor -> (n, 3).
+        labels: (n,) classes.
+        groups: (n,) group numbers.
+    """
     bins = np.searchsorted(EDGES, log_ratio)
     n_bins = len(EDGES) + 1
     centres = [row["value"] for row in bin_means(log_ratio, bins, n_bins, groups)]
@@ -54,7 +61,7 @@ def length_bias(log_ratio: Floats, probs: Mapping[str, Floats], labels: Integers
 
 
 def verdict_margin(labels: Integers, groups: Integers, seed: int) -> dict[str, float]:
-    """Return the share of A's wins minus that of B's: the first-shown advantage in the verdicts themselves."""
+    """Return the share of A's wins minus the share of B's: the position bias of the verdicts, as A is shown first."""
     return group_interval((labels == 0).astype(np.float64) - (labels == 1), groups, seed)
 
 

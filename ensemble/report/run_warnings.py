@@ -1,6 +1,6 @@
-"""What should be looked at before a run's numbers are believed: leaks, drift, imbalance, truncation, blindness to ties.
+"""Warnings about a run: leakage, drift, class imbalance, truncation, blindness to ties.
 
-Each warning begins with its kind. None is a proof; the thresholds are the constants below.
+Each warning begins with its kind. A warning is no proof; the thresholds are the constants below.
 """
 
 from __future__ import annotations
@@ -11,40 +11,39 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ensemble.report.data import RunData
+from ensemble.report.run_data import OUTCOMES, RunData
 from ensemble.statistics.bootstrap import paired_difference
 from ensemble.statistics.standard_errors import robust_error
 from oof.classes import WINNER_COLUMNS
 from oof.metrics import Floats
 
-RARE_CLASS = 0.10  # share of a class under which we warn
-MUCH_TRUNCATED = 0.10  # share of truncated battles over which we warn
-DRIFT = 0.05  # difference of the submission's mean probabilities from the verdicts' shares over which we warn
-FOLD_DRIFT = 0.05  # nats by which one fold's loss differs from the others' over which we warn …
-ERRORS = 4.0  # … if that is as many standard errors: a run has dozens of folds times predictors
-NAMES = ("A wins", "B wins", "tie")
+RARE_CLASS = 0.10  # smaller shares of a class give a warning
+MUCH_TRUNCATED = 0.10  # larger shares of truncated battles give a warning
+DRIFT = 0.05  # difference between a mean probability of the submission and the class's share
+FOLD_DRIFT = 0.05  # nats between the loss of one fold and of the others …
+ERRORS = 4.0  # … and standard errors that it must exceed too, because there are dozens of folds times predictors
 
 
-def warnings(
+def run_warnings(
     run: RunData,
     losses: Mapping[str, Floats],
     audit: list[dict[str, Any]],
     tokens: list[dict[str, Any]],
     ties: Mapping[str, dict[str, Any]],
 ) -> list[str]:
-    """Return one sentence a warning, leaks first.
+    """Return one sentence per warning, possible leaks first.
 
     Args:
         run: the run.
         losses: predictor -> (n,) log losses.
         audit: the audit's findings.
-        tokens: per tokenizer the share of truncated battles (:func:`ensemble.report.stages.token_report`).
+        tokens: per tokenizer the share of truncated battles (:func:`ensemble.report.data_summary.token_report`).
         ties: predictor -> its numbers about ties (:func:`ensemble.report.ties.tie_report`).
     """
     shares = np.bincount(run.labels, minlength=3) / len(run.labels)
     rare = [
         f"Imbalance: only {100 * share:.1f} % of the verdicts are '{name}'."
-        for name, share in zip(NAMES, shares, strict=True)
+        for name, share in zip(OUTCOMES, shares, strict=True)
         if share < RARE_CLASS
     ]
     truncated = [
@@ -53,35 +52,35 @@ def warnings(
         for row in tokens
         if row["truncated"] > MUCH_TRUNCATED
     ]
-    unseen = [
-        f"Ties: {name} is {found['verdict']}."
-        for name, found in ties.items()
-        if found["verdict"] in ("blind to ties", "weak on ties")
+    tie_warnings = [
+        f"Ties: {name} is {report['verdict']}."
+        for name, report in ties.items()
+        if report["verdict"] in ("blind to ties", "weak on ties")
     ]
     checks = [f"Audit: {f['check']}: {f['message']}" for f in audit if f["status"] == "warning"]
     drift = _fold_drift(run, losses) + _submission_drift(run, shares)
-    return _leaks(run, losses, audit) + checks + rare + truncated + unseen + drift
+    return _leaks(run, losses, audit) + checks + rare + truncated + tie_warnings + drift
 
 
 def _leaks(run: RunData, losses: Mapping[str, Floats], audit: list[dict[str, Any]]) -> list[str]:
-    found = [f"Possible leak: {f['check']}: {f['message']}" for f in audit if f["status"] == "violated"]
-    found += [
-        f"Possible leak: {name} is possibly in-sample ({'; '.join(reasons)}): were its logits made by a model that was "
-        "trained on these battles?"
+    leaks = [f"Possible leak: {f['check']}: {f['message']}" for f in audit if f["status"] == "violated"]
+    leaks += [
+        f"Possible leak: {name} is possibly in-sample ({'; '.join(reasons)}): check whether its logits come from a "
+        "model that was trained on these battles."
         for name, reasons in run.step("stack").get("possibly_in_sample", {}).items()
     ]
     if "bayes" in losses:
-        found += [
-            f"Possible leak: {name} is better than the true class probabilities, beyond its interval."
+        leaks += [
+            f"Possible leak: {name} is better than the true class probabilities, and the 95 % interval excludes 0."
             for name, values in losses.items()
             if name != "bayes" and paired_difference(values, losses["bayes"], run.groups, run.seed)["high"] < 0
         ]
-    return found
+    return leaks
 
 
 def _fold_drift(run: RunData, losses: Mapping[str, Floats]) -> list[str]:
-    """Each fold's model against the other folds' models: one of them may have failed to learn."""
-    found = []
+    """Compare each fold's model with the other folds' models: one of them may have failed to learn."""
+    drifts = []
     for name in [name for name in (*run.members, "student") if name in losses]:
         for fold in np.unique(run.folds):
             at = run.folds == fold
@@ -92,15 +91,15 @@ def _fold_drift(run: RunData, losses: Mapping[str, Floats]) -> list[str]:
             if None in errors or abs(gap) <= FOLD_DRIFT:
                 continue
             if abs(gap) > ERRORS * float(np.hypot(*np.array(errors, dtype=np.float64))):
-                found.append(
-                    f"Drift: {name} in fold {fold} loses {gap:+.3f} nats a battle beside the other folds, more than "
-                    "chance explains; look at that job's loss curve."
+                drifts.append(
+                    f"Drift: {name}'s log loss in fold {fold} differs by {gap:+.3f} nats from the other folds, more "
+                    "than chance explains; look at that job's loss curve."
                 )
-    return found
+    return drifts
 
 
 def _submission_drift(run: RunData, shares: Floats) -> list[str]:
-    """The submission's mean probabilities against the verdicts' shares, where the test set is large enough to tell."""
+    """Compare the submission's mean probabilities with the class shares of the scored battles."""
     path = run.folder / "submission.csv"
     if not path.is_file():
         return []
@@ -109,12 +108,12 @@ def _submission_drift(run: RunData, shares: Floats) -> list[str]:
         means = np.array(frame.mean().row(0), dtype=np.float64)
     except (pl.exceptions.PolarsError, OSError, TypeError) as error:
         return [f"Drift: {path.name} cannot be read ({' '.join(str(error).split())[:100]})."]
-    noise = 2 * np.sqrt(shares * (1 - shares) / max(frame.height, 1))  # of so many verdicts
+    noise = 2 * np.sqrt(shares * (1 - shares) / max(frame.height, 1))  # two standard errors of a share of so many rows
     gaps = np.abs(means - shares)
     if not (gaps > np.maximum(DRIFT, noise)).any():
         return []
-    most = int(gaps.argmax())
+    largest = int(gaps.argmax())
     return [
-        f"Drift: the submission expects '{NAMES[most]}' in {100 * means[most]:.1f} % of its battles, "
-        f"but {100 * shares[most]:.1f} % of the verdicts are that."
+        f"Drift: the submission's mean probability of '{OUTCOMES[largest]}' is {100 * means[largest]:.1f} %, but its "
+        f"share of the scored battles is {100 * shares[largest]:.1f} %."
     ]

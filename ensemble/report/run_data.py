@@ -1,4 +1,4 @@
-"""A run folder -> the arrays that the report is made of. What a stage has not made yet is simply absent."""
+"""Data of a run folder, as the arrays that the report is computed from; results of missing stages are absent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble.contamination import check
-from ensemble.evaluation.run_table import truth_of
+from ensemble.evaluation.run_table import true_probabilities
 from ensemble.features.design_matrix import join_logits
 from ensemble.stacking.stage import read_predictions
 from oof.common.atomic_files import read_json, read_parquet, verified
@@ -23,27 +23,39 @@ from oof.metrics import softmax_mean
 Probs = NDArray[np.float64]
 BASELINES = ("prior", "length_only", "text")
 STAGES = (*BASELINES, "mean", "stack", "calibrated", "student", "bayes")
+OUTCOMES = ("A wins", "B wins", "tie")  # names of the classes on the page, in class order
+MANIFESTS = {
+    "battles": "battles.json",
+    "stack": "stack/manifest.json",
+    "distill": "distill/manifest.json",
+    "scores": "stack/scores.json",
+    "ablations": "stack/ablations.json",
+}
+OPTUNA_SET_STATE = 6  # operation code of an Optuna journal: a trial has ended
+OPTUNA_COMPLETE = 1  # state of a trial that returned a value
 
 
 @dataclass(frozen=True)
 class RunData:
-    """One run.
+    """Data of one run.
 
     Attributes:
         folder: the run folder.
-        facts: ``run.json``: config, versions, hardware.
+        record: content of ``run.json``: configuration, versions, hardware.
         table: (n) scored battles.
-        labels, groups, folds: (n,) in the table's order.
+        labels: (n,) classes, in the table's order as all arrays.
+        groups: (n,) group numbers.
+        folds: (n,) fold numbers.
         logits: member -> (n, 2, 3) out-of-fold logits.
-        student_logits: (n, 2, 3) of the fold students, if there are any.
-        probs: predictor -> (n, 3): members by their name, and those of ``STAGES`` that exist.
-        manifests: step -> its manifest ({} where the step is missing).
-        jobs: member or "student" -> facts of its fold jobs, as their ``job.json`` have them.
-        seen: (n,) is the prompt in a corpus? None without ``seen``.
+        probs: predictor -> (n, 3) out-of-fold probabilities: members by name, ``STAGES`` and combiners that exist.
+        student_logits: (n, 2, 3) held-out logits of the fold students; None without stage three.
+        manifests: step -> its manifest; {} if the step is missing.
+        jobs: member or "student" -> contents of its jobs' ``job.json``, with the job's ``folder``.
+        in_corpus: (n,) whether the prompt is in a corpus; None without a contamination check.
     """
 
     folder: Path
-    facts: dict[str, Any]
+    record: dict[str, Any]
     table: pl.DataFrame
     labels: NDArray[np.int64]
     groups: NDArray[np.int64]
@@ -53,7 +65,7 @@ class RunData:
     student_logits: NDArray[np.float32] | None = None
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    seen: NDArray[np.bool_] | None = None
+    in_corpus: NDArray[np.bool_] | None = None
 
     @property
     def name(self) -> str:
@@ -65,24 +77,24 @@ class RunData:
 
     @property
     def predictors(self) -> list[str]:
-        """The predictors of the summary, from prior to student, then Bayes."""
+        """The predictors of the summary in order: baselines, members, stages two and three, best possible."""
         stages = [name for name in STAGES if name in self.probs]
         return [*(n for n in stages if n in BASELINES), *self.members, *(n for n in stages if n not in BASELINES)]
 
     @property
     def seed(self) -> int:
-        return int(self.facts.get("config", {}).get("seed", 0))
+        return int(self.record.get("config", {}).get("seed", 0))
 
     @property
     def config(self) -> dict[str, Any]:
-        return dict(self.facts.get("config", {}))
+        return dict(self.record.get("config", {}))
 
     def step(self, name: str) -> dict[str, Any]:
         return self.manifests.get(name, {})
 
 
 def load_run(folder: Path) -> RunData:
-    """Return what a run folder holds.
+    """Read a run folder.
 
     Raises:
         UserError: stage one has not finished there, or a file does not cover the run's battles.
@@ -90,29 +102,22 @@ def load_run(folder: Path) -> RunData:
     table = load_battles(folder).filter(pl.col("role") == "train")
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder}: no finished stage one here; run 'make oof' with this RUN first")
-    facts = read_json(folder / "run.json")
+    record = read_json(folder / "run.json")
     ids = table["id"]
-    logits = {name: _logits(folder / "oof" / name / "logits.parquet", ids) for name in _members(folder, facts)}
+    logits = {name: _logits(folder / "oof" / name / "logits.parquet", ids) for name in _members(folder, record)}
     probs = {name: softmax_mean(values) for name, values in logits.items()}
     for path in (folder / "stack" / "predictions.parquet", folder / "distill" / "predictions.parquet"):
         if path.is_file():
-            found = read_predictions(verified(path, "manifest.json", f"make {path.parent.name}"), ids)
-            probs |= {name: p for name, p in found.items() if not name.startswith("member:")}
-    truth = truth_of(folder, ids)
+            predictions = read_predictions(verified(path, "manifest.json", f"make {path.parent.name}"), ids)
+            probs |= {name: p for name, p in predictions.items() if not name.startswith("member:")}
+    truth = true_probabilities(folder, ids)
     if truth is not None:
         probs["bayes"] = truth
     labels, groups, folds = (table[name].to_numpy().astype(np.int64) for name in ("label", "group", "fold"))
     student = folder / "distill" / "logits.parquet"
-    steps = {"battles": "battles.json", "stack": "stack/manifest.json", "distill": "distill/manifest.json"}
-    steps |= {
-        "scores": "stack/scores.json",
-        "ablations": "stack/ablations.json",
-        "metrics": "metrics.json",
-        "submission": "submission.json",
-    }
     return RunData(
         folder=folder,
-        facts=facts,
+        record=record,
         table=table,
         labels=labels,
         groups=groups,
@@ -120,18 +125,19 @@ def load_run(folder: Path) -> RunData:
         logits=logits,
         probs=probs,
         student_logits=_logits(student, ids) if student.is_file() else None,
-        manifests={name: _json(folder / path) for name, path in steps.items()},
+        manifests={name: _json(folder / path) for name, path in MANIFESTS.items()},
         jobs={name: _jobs(folder / "oof" / name) for name in logits} | {"student": _jobs(folder / "distill")},
-        seen=check.read_seen(folder, ids),
+        in_corpus=check.read_contaminated(folder, ids),
     )
 
 
-def _members(folder: Path, facts: dict[str, Any]) -> list[str]:
-    named = list(facts.get("config", {}).get("members", {}))
-    found = [name for name in named if (folder / "oof" / name / "logits.parquet").is_file()]
-    if not found:
+def _members(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Return the members with out-of-fold logits, in the order of the configuration."""
+    configured = list(record.get("config", {}).get("members", {}))
+    members = [name for name in configured if (folder / "oof" / name / "logits.parquet").is_file()]
+    if not members:
         raise UserError(f"{folder / 'oof'}: no member has out-of-fold logits; run 'make oof' with this RUN first")
-    return found
+    return members
 
 
 def _logits(path: Path, ids: pl.Series) -> NDArray[np.float32]:
@@ -144,8 +150,8 @@ def _logits(path: Path, ids: pl.Series) -> NDArray[np.float32]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = read_json(path) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    content = read_json(path) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _jobs(folder: Path) -> list[dict[str, Any]]:
@@ -153,14 +159,23 @@ def _jobs(folder: Path) -> list[dict[str, Any]]:
     return [job for job in jobs if len(job) > 1]
 
 
-def trials(journal: Path) -> list[float]:
-    """Return the values of a study's complete trials, in order, from an Optuna journal (one JSON object a line)."""
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return path -> value of a tree of dictionaries; a path joins the keys by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def trial_values(journal: Path) -> list[float]:
+    """Return the values of a study's completed trials, in order, from an Optuna journal (one JSON object a line)."""
     values: dict[int, float] = {}
     for line in journal.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # a line that a kill tore
-        if entry.get("op_code") == 6 and entry.get("state") == 1 and entry.get("values"):
+            continue  # a kill may cut the last line short
+        ended = entry.get("op_code") == OPTUNA_SET_STATE
+        if ended and entry.get("state") == OPTUNA_COMPLETE and entry.get("values"):
             values[int(entry["trial_id"])] = float(entry["values"][0])
     return [values[trial] for trial in sorted(values)]

@@ -1,7 +1,6 @@
-"""Two or more runs side by side: each predictor's log loss per run, and paired differences on shared battles.
+"""Comparison of runs: log loss per predictor, paired differences on shared battles, settings that differ.
 
-Battles are shared when their id and verdict are equal and so are their texts. Paired differences resample the first
-run's groups.
+A battle is shared if id, verdict and texts are equal in both runs. The bootstrap resamples the first run's groups.
 """
 
 from __future__ import annotations
@@ -11,17 +10,18 @@ from typing import Any
 
 import polars as pl
 
-from ensemble.report.data import RunData
-from ensemble.report.summary import compare_settings
+from ensemble.report.run_data import RunData, flatten
 from ensemble.statistics.bootstrap import group_interval, paired_difference
 from ensemble.statistics.standard_errors import holm, p_value
+from oof.common.digests import digest
+from oof.data.schemas import TEXTS
 from oof.metrics import row_log_loss
 
-TEXTS = ("id", "label", "prompt", "response_a", "response_b")
+SHARED = ("id", "label", *TEXTS)  # columns that are equal for a shared battle
 
 
 def compare_runs(runs: Sequence[RunData]) -> dict[str, Any]:
-    """Return the comparison of every run with the first."""
+    """Return each run's log losses, and the comparison of every other run with the first."""
     names = _names(runs)
     table = [
         {"run": name, "predictor": predictor, "n": len(run.labels),
@@ -33,7 +33,7 @@ def compare_runs(runs: Sequence[RunData]) -> dict[str, Any]:
 
 
 def _names(runs: Sequence[RunData]) -> list[str]:
-    """Folder names; where two are equal, with their parent's."""
+    """Return the folders' names, with the parent's name in front if two are equal."""
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return names
@@ -42,10 +42,10 @@ def _names(runs: Sequence[RunData]) -> list[str]:
 
 def shared_rows(one: RunData, other: RunData) -> tuple[list[int], list[int]]:
     """Return the positions of the battles that both runs have, in the first run's order."""
-    left = one.table.select(TEXTS).with_row_index("one")
-    right = other.table.select(TEXTS).with_row_index("other")
+    left = one.table.select(SHARED).with_row_index("one")
+    right = other.table.select(SHARED).with_row_index("other")
     joined = left.join(right, on="id", how="inner", maintain_order="left", suffix="_other")
-    same = pl.all_horizontal(pl.col(name) == pl.col(f"{name}_other") for name in TEXTS[1:])
+    same = pl.all_horizontal(pl.col(name) == pl.col(f"{name}_other") for name in SHARED[1:])
     joined = joined.filter(same)
     return joined["one"].to_list(), joined["other"].to_list()
 
@@ -72,3 +72,13 @@ def _pair(one: RunData, other: RunData, names: tuple[str, str]) -> dict[str, Any
         "rows": rows,
         "settings": compare_settings(one, other),
     }
+
+
+def compare_settings(one: RunData, other: RunData) -> list[dict[str, str]]:
+    """Return the settings that differ between two runs, by path."""
+    a, b = flatten(one.config), flatten(other.config)
+    return [
+        {"setting": key, "first": str(a.get(key)), "second": str(b.get(key))}
+        for key in sorted({*a, *b})
+        if digest(a.get(key)) != digest(b.get(key)) and key != "run"
+    ]

@@ -1,7 +1,7 @@
-"""What a page is made of: sections of paragraphs, tables, figures and quoted texts; and how a number is written.
+"""Elements of a page: sections, paragraphs, tables, figures, quoted texts, formatted numbers.
 
-A number appears on the page only through the functions from :func:`number` to :func:`any_value`, as ``<data value=…>``
-with its full value: tables sort by it, and a test finds each in ``report.json``. Everything else is escaped.
+Numbers appear on the page only through the functions from :func:`number` to :func:`any_value`, as ``<data value=…>``
+with all digits: tables sort by this value, and a test finds each one in ``report.json``. All other text is escaped.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from markupsafe import Markup
 
 NOTHING = Markup()
-MISSING = Markup("<span title='not known'>–</span>")
+MISSING = Markup("<span title='unknown'>–</span>")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block of a section; ``kind`` decides which fields the template reads."""
+    """One block of a section; the template reads the fields that its ``kind`` has."""
 
     kind: str  # text | table | figure | quotes
     text: Markup = NOTHING
@@ -25,7 +25,7 @@ class Block:
     head: list[str] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
     svg: Markup = NOTHING
-    folded: bool = False  # a table that is shown on request
+    folded: bool = False  # a table that is shown after a click
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,21 @@ def p_value(value: float | None) -> Markup:
     return Markup('<data value="{}">{}</data>').format(repr(value), f"{value:.0e}")
 
 
-def interval(found: dict[str, Any] | None, digits: int = 4, signed: bool = False, share: bool = False) -> Markup:
-    """Return ``value [low, high]``."""
-    if not found or found.get("value") is None:
+def interval(bounds: dict[str, Any] | None, digits: int = 4, signed: bool = False, share: bool = False) -> Markup:
+    """Return ``value [low, high]`` of {"value", "low", "high"}; without bounds the value alone."""
+    if not bounds or bounds.get("value") is None:
         return MISSING
-
-    def one(value: float | None) -> Markup:
-        return percent(value) if share else number(value, digits, signed)
-
-    if found.get("low") is None:
-        return one(found["value"])
-    return Markup("{} <small>[{}, {}]</small>").format(one(found["value"]), one(found["low"]), one(found["high"]))
+    value, low, high = (
+        percent(bounds.get(key)) if share else number(bounds.get(key), digits, signed)
+        for key in ("value", "low", "high")
+    )
+    if bounds.get("low") is None:
+        return value
+    return Markup("{} <small>[{}, {}]</small>").format(value, low, high)
 
 
 def any_value(value: Any) -> Any:
-    """Return a table cell for a value of unknown kind."""
+    """Return the table cell of a value of any JSON type."""
     if isinstance(value, bool) or value is None:
         return MISSING if value is None else str(value)
     if isinstance(value, int):
@@ -84,7 +84,7 @@ def any_value(value: Any) -> Any:
 
 
 def text(template: str, **values: Any) -> Block:
-    """Return a paragraph; ``{name}`` is filled with escaped values, the template itself is ours."""
+    """Return a paragraph: ``{name}`` in the template is replaced by the escaped value of that name."""
     return Block("text", text=Markup(template).format(**values))  # noqa: S704  # only our own sentences
 
 
@@ -97,5 +97,5 @@ def figure(caption: str, svg: Markup) -> Block:
 
 
 def quotes(caption: str, rows: list[list[Any]]) -> Block:
-    """Return quoted user text: rows of (title, text)."""
+    """Return quoted texts of users: rows of (title, text)."""
     return Block("quotes", caption=caption, rows=rows)

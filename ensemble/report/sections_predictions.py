@@ -1,0 +1,165 @@
+"""Page sections on predictors: ties, prompt quality, calibration, position and length bias."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ensemble.report import charts
+from ensemble.report.page_elements import (
+    Block,
+    Section,
+    any_value,
+    count,
+    figure,
+    interval,
+    number,
+    percent,
+    quotes,
+    table,
+    text,
+)
+from ensemble.report.run_data import OUTCOMES
+
+Report = dict[str, Any]
+
+
+def ties(report: Report) -> Section:
+    """Return the section about ties."""
+    predictors = report["ties"]["predictors"]
+    if not predictors:
+        return Section("ties", "Ties", [text("Either no battle or every battle of this run is a tie.")])
+    one = next(iter(predictors.values()))
+    head = ["predictor", "finding", "recall", "precision", "P(tie): ties - decided", "mean P(tie)",
+            "loss on ties", "loss on decided", "loss on ties - prior's", "cost of ties",
+            "share of the loss"]  # fmt: skip
+    rows = [
+        [name, t["verdict"], interval(t["recall_interval"], share=True), percent(t["precision"]),
+         interval(t["gap"], 3, signed=True), interval(t["mean_p_tie"], share=True), number(t["loss_on_ties"]),
+         number(t["loss_on_decided"]), interval(t["excess"], signed=True), number(t["cost"]), percent(t["cost_share"])]
+        for name, t in predictors.items()
+    ]  # fmt: skip
+    blocks = [
+        text("{n} battles ({share}) are ties. <em>Blind</em>: P(tie) is not higher on ties than on decided battles. "
+             "<em>Weak</em>: the loss on ties is higher than the prior's, which is {prior}. The cost of ties is their "
+             "contribution to the log loss, in nats a battle.",
+             n=count(one["n_ties"]), share=percent(one["share"]), prior=number(one["prior_on_ties"])),
+        table("Ties by predictor", head, rows),
+    ]  # fmt: skip
+    confusion = [
+        [name, verdict, *(count(v) for v in row)]
+        for name, t in predictors.items()
+        for verdict, row in zip(OUTCOMES, t["confusion"], strict=True)
+    ]
+    blocks.append(
+        table("Confusion: verdict (row) and most probable class", ["predictor", "verdict", "A", "B", "tie"], confusion)
+    )
+    return Section("ties", "Ties", [*blocks, *_tie_origins(report), *_tie_calibration(predictors)])
+
+
+def _tie_origins(report: Report) -> list[Block]:
+    rows, names = report["ties"]["origins"], list(report["ties"]["predictors"])
+    head = ["battles with", "n", "tie rate", "share of all ties"]
+    head += [f"{name}: {value}" for name in names for value in ("mean P(tie)", "loss")]
+    cells = []
+    for row in rows:
+        predictors = [row["predictors"].get(name, {}) for name in names]
+        values = [number(p.get(key), 3) for p in predictors for key in ("mean_p_tie", "loss")]
+        cells.append([row["origin"], count(row["n"]), interval(row["tie_rate"], share=True),
+                      percent(row["share_of_ties"]), *values])  # fmt: skip
+    rows = [row for row in rows if row["n"]]
+    series: dict[str, list[float | None]] = {"tie rate": [row["tie_rate"]["value"] for row in rows]}
+    series |= {name: [row["predictors"][name]["mean_p_tie"] for row in rows] for name in names}
+    alt = "Tie rate and mean P(tie) of each predictor by the kind of battle; the table above has the values."
+    drawn = charts.grouped("tie-origins", alt, [row["origin"] for row in rows], series, "share, or mean P(tie)")
+    note = text("<em>Both bad</em>: each response refuses or is empty. <em>Both short</em>: each has fewer than 20 "
+                "words. A battle counts for the first kind that applies.")  # fmt: skip
+    return [table("Origins of ties", head, cells), note, figure(alt, drawn)]
+
+
+def _tie_calibration(predictors: Report) -> list[Block]:
+    curves = {name: t["calibration"] for name, t in predictors.items()}
+    alt = "Observed share of ties by predicted P(tie), one line per predictor, with 95 % intervals."
+    drawn = charts.calibration("tie-calibration", alt, curves, ("predicted P(tie)", "observed share of ties"))
+    return [figure(alt, drawn)]
+
+
+def prompt_quality(report: Report) -> Section:
+    """Return the section about prompt quality."""
+    quality = report["quality"]
+    blocks = [
+        text("{n} of {all} prompts ({share}) are junk by the heuristics below. "
+             "<code>data.min_prompt_quality</code> leaves prompts of lower quality out of <em>training</em> only; "
+             "they are still scored.", n=count(quality["n_junk"]), all=count(quality["n"]),
+             share=interval(quality["share"], share=True)),
+        table("Junk by kind (a prompt may have several)",
+              ["kind", "meaning", "quality", "prompts", "share", "tie rate"],
+              [[k["kind"], k["meaning"], number(k["score"], 1), count(k["n"]), percent(k["share"], 2),
+                percent(k["tie_rate"])] for k in quality["kinds"]]),
+        table("Log loss on junk", ["predictor", "on junk", "on other prompts", "difference"],
+              [[name, number(e["junk"]), number(e["rest"]), interval(e["cost"], signed=True)]
+               for name, e in quality["effect"].items()]),
+    ]  # fmt: skip
+    alt = "Share of prompts by kind of junk; the table has the values."
+    bars = [(kind["kind"], 100 * kind["share"]) for kind in quality["kinds"]]
+    if quality["n_junk"]:
+        blocks.append(figure(alt, charts.bars("junk", alt, bars, "% of prompts")))
+    examples = [[kind["kind"], example] for kind in quality["kinds"] for example in kind["examples"]]
+    if examples:
+        blocks.append(quotes("Examples of junk", examples))
+    if quality["repeated"]:
+        rows = [[text("{n} times", n=count(row["n"])).text, row["text"]] for row in quality["repeated"]]
+        blocks.append(quotes("Most frequent prompts, word for word", rows))
+    return Section("quality", "Prompt quality", blocks)
+
+
+def calibration(report: Report) -> Section:
+    """Return the section about calibration."""
+    content = report["calibration"]
+    rows = [
+        [name, number(s["log_loss"]), number(s["ece"]), number(s["ece_bias"]), number(s["brier"])]
+        for name, s in ((name, p["scores"]) for name, p in content["predictors"].items())
+    ]
+    blocks = [
+        table("Calibration by predictor", ["predictor", "log loss", "ECE (top label)", "ECE by chance alone", "Brier"],
+              rows),
+        text("A perfectly calibrated predictor has about the ECE in the column <em>by chance alone</em>."),
+    ]  # fmt: skip
+    shown = content["before_after"] or [[name] for name in list(content["predictors"])[:2]]
+    for k, names in enumerate(shown):
+        alt = (
+            f"Reliability diagrams of {' and '.join(names)}: per class and for the most probable class, 95 % intervals."
+        )
+        diagrams = {name: content["predictors"][name]["diagrams"] for name in names}
+        blocks.append(figure(alt, charts.reliability(f"reliability{k}", alt, diagrams)))
+    if content["temperatures"]:
+        blocks.append(
+            table("Temperatures", ["model", "fold", "temperature", "position bias"],
+                  [[t["model"], any_value(t["fold"]), number(t["temperature"]), number(t["first_shown"])]
+                   for t in content["temperatures"]])
+        )  # fmt: skip
+    return Section("calibration", "Calibration", blocks)
+
+
+def biases(report: Report) -> Section:
+    """Return the section about position and length bias."""
+    bias = report["position"]
+    rows = [
+        [name, interval(m["disagreement"], share=True), interval(m["first_shown"], signed=True),
+         interval(m["distance"])]
+        for name, m in bias["models"].items()
+    ]  # fmt: skip
+    slopes = [[name, number(value, 3, signed=True)] for name, value in bias["length"]["slopes"].items()]
+    alt = "P(A wins) - P(B wins) by the ratio of the responses' lengths: verdicts with intervals, predictors as lines."
+    return Section(
+        "position",
+        "Position and length bias",
+        [
+            text("Position bias of the verdicts: {margin}, the share of battles that A, the response shown first, wins "
+                 "minus the share that B wins.", margin=interval(bias["verdicts"], share=True)),
+            table("Position bias of the models", ["model", "most probable class depends on the order",
+                  "P(first wins) - P(second wins)", "distance between the orders"], rows),
+            table("Length bias: slope of P(A wins) - P(B wins) by the log ratio of characters",
+                  ["", "slope"], slopes),
+            figure(alt, charts.length_curves("length", alt, bias["length"])),
+        ],
+    )  # fmt: skip
