@@ -77,7 +77,7 @@ def _teacher_probs(plan: StudentPlan, logits: Logits, stacked: Floats | None, te
     Args:
         plan: names the teachers.
         logits: of the members, (m, 2, 3) each.
-        stacked: (m, 3) of the ensemble; None = the log-linear pool of the members stands in for it.
+        stacked: (m, 3) of the ensemble; None = the log-linear pool of the members replaces it.
         temperatures: of the members; 1 where there is none.
     """
     means = {name: z.astype(np.float64).mean(axis=1) / temperatures.get(name, 1.0) for name, z in logits.items()}

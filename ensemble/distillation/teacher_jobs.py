@@ -1,7 +1,7 @@
 """Teacher jobs: the model scores behind the students' targets, their folders and keys. Imports no torch.
 
-A scoring job asks a finished fold job about battles that it was not asked about in stage one. A nested job trains a
-member without two of the folds and scores both. Each is a step in ``RUN/teacher``;
+A scoring job scores battles with a finished fold job that stage one did not score with it. A nested job trains a member
+without two of the folds and scores both. Each is a step in ``RUN/teacher``;
 :mod:`ensemble.distillation.run_teacher_jobs` runs them.
 """
 

@@ -56,7 +56,7 @@ def fold_student_jobs(plan: StudentPlan, folder: Path) -> list[StudentJob]:
 
 
 def pretrain_student(plan: StudentPlan) -> None:
-    """Train what every student starts from, if the run has such a stage and it is not done."""
+    """Run the pretraining that every student starts from, if it is configured and not done."""
     if plan.pretrain is not None and not plan.pretrain.step.done:
         run_all(run_pretrain, [plan.pretrain], [plan.pretrain.label], plan.config.jobs.workers)
 
@@ -71,7 +71,7 @@ def train_fold_students(plan: StudentPlan, folder: Path, also: Sequence[StudentJ
     """Train the K fold students, and ``also`` others beside them; return the (n_scored, 2, 3) held-out logits.
 
     Args:
-        plan: what they learn.
+        plan: battles, targets and recipe.
         folder: the students' folders are made in it.
         also: further students; finished ones are skipped, as finished fold students are.
     """

@@ -101,7 +101,7 @@ def case_blocks(pair: Report, name: str) -> list[Block]:
                charts.scatter(f"{name}-scatter", f"{shown}, one mark per battle, {axes}.", points, (first, second)))
     ]  # fmt: skip
     if sampled:  # the heat map has all battles
-        alt = f"Number of battles, of all, {axes}."
+        alt = f"Heat map of all battles {axes}."
         blocks.append(figure(alt, charts.heat(f"{name}-heat", alt, grid, (first, second))))
     blocks += [
         table("Predictors whose most probable class is the verdict", ["", "battles", "A wins", "B wins", "ties"], rows),

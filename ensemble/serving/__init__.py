@@ -1,1 +1,1 @@
-"""The student in use: Python, JSON lines, submissions."""
+"""Serving of the student: verdicts in Python and for JSON lines, submissions."""

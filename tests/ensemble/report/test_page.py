@@ -197,7 +197,7 @@ def test_many_battles_have_a_scatter_of_a_sample_and_a_heat_map_of_all(tmp_path:
     assert "A random 2,000 of 2,100 battles, one mark per battle, by the probability of the verdict, of one" in page
     scatter = page[page.index('id="pair0-scatter-figure_1"') : page.index("</figure>", page.index("pair0-scatter-"))]
     assert len(re.findall(r"<use [^>]*/>", scatter)) - len(re.findall("xtick|ytick", scatter)) == 2000 + 3  # legend
-    assert "Number of battles, of all" in page
+    assert "Heat map of all battles" in page
 
 
 def test_every_table_of_scores_json_is_shown() -> None:
