@@ -1,1 +1,1 @@
-"""Any preference file to one canonical table of battles."""
+"""Preference files of any known schema, parsed to one canonical table of battles."""

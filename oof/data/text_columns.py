@@ -1,4 +1,4 @@
-"""Python texts to polars series that every later stage can hold: UTF-8, without NUL, never null inside a turn."""
+"""Text columns as polars series that every later stage can use: valid UTF-8, without NUL, no null turns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def turn_lists(turns: Sequence[Sequence[str | None]], counts: Counter[str]) -> pl.Series:
-    """Return a List(String) series: null turns become "", lone surrogates U+FFFD, NUL characters go."""
+    """Return a List(String) series; null turns become "", lone surrogates U+FFFD, and NUL characters are removed.
+
+    Args:
+        turns: (n,) lists of turns.
+        counts: null_turns, lone_surrogates and nul_characters are added to it.
+    """
     flat = list(chain.from_iterable(turns))
     series = strings(flat, counts)
     counts["null_turns"] += series.null_count()
@@ -30,7 +35,7 @@ def turn_lists(turns: Sequence[Sequence[str | None]], counts: Counter[str]) -> p
 
 
 def strings(values: Sequence[str | None], counts: Counter[str] | None = None) -> pl.Series:
-    """Return a String series; surrogate pairs that were escaped apart are joined, lone ones become U+FFFD."""
+    """Return a String series; surrogate pairs that were escaped separately are joined, lone ones become U+FFFD."""
     try:
         return pl.Series(values, dtype=pl.String)
     except UnicodeEncodeError:

@@ -1,1 +1,1 @@
-"""Near-duplicate prompts to groups, groups to stratified folds."""
+"""Groups of near-duplicate prompts, and stratified folds of whole groups."""

@@ -1,9 +1,9 @@
-"""Battles and their groups -> stratified group folds that depend on the seed and on content only.
+"""Stratified group folds that depend on the seed and on the battles' content only.
 
-scikit-learn's ``StratifiedGroupKFold`` does the split. It sees the groups in the order of a content key, so that
-shuffling rows or splitting files differently changes no battle's fold. Two additions: it is a Python loop over the
-groups (11 s at 57,000), so above ``MAX_UNITS`` groups it is given small random bundles of groups with equal label
-counts instead; and battles that are never scored follow the scored battles of their group.
+scikit-learn's ``StratifiedGroupKFold`` makes the split. It gets the groups in the order of a content key, so that
+shuffling rows or splitting files differently changes no battle's fold. It is a Python loop over the groups (11 s at
+57,000), so above ``MAX_UNITS`` groups it gets small random bundles of groups with equal label counts instead. Battles
+that are never scored follow the scored battles of their group.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from oof.classes import CLASSES
+from oof.classes import CLASSES, class_counts
 from oof.common.errors import UserError
+from oof.data.schemas import TEXTS
 
 MAX_UNITS = 4_000
 
@@ -26,25 +27,31 @@ def assign_folds(table: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: i
     """Return (n,) folds 0..k-1 of the (n,) battles; -1 where a battle belongs to no fold.
 
     Scored battles (role train) are stratified by label, whole groups at a time. Battles of roles extra and
-    unlabelled take the fold of their group's scored battles, so that no job which scores the group trains on them;
-    without any scored battle in the group they get -1, as test battles always do.
+    unlabelled get the fold of their group's scored battles, so that no fold job that scores the group trains on them;
+    without a scored battle in the group they get -1, as test battles always do.
 
-    Where every train battle brings a ``fold``, those folds are used, renumbered 0..k-1 in their order.
+    If every train battle has a ``fold`` in its file, those folds are used, renumbered 0..k-1 in their order.
+
+    Args:
+        table: canonical table of battles.
+        groups: (n,) group numbers.
+        k: number of folds.
+        seed: of the split.
 
     Raises:
         UserError: fewer than 2 folds, fewer groups than folds, a fold would stay empty, a train battle without label,
-            or the file's own folds do not number k, are incomplete, or separate a group.
+            or the file's own folds are not k, are incomplete, or separate a group.
 
     Warns:
-        UserWarning: a class occurs in fewer than k groups, so that some fold has none of it; a group is larger than
-            a fold should be.
+        UserWarning: a class occurs in fewer than k groups, so that some fold has no battle of it; a group is larger
+            than a fold should be.
     """
     scored = np.flatnonzero((table["role"] == "train").to_numpy())
     train = table[scored]
     _refuse_impossible(train, groups[scored], k)
-    own = _folds_of_file(train, groups[scored], k)
+    given = _given_folds(train, groups[scored], k)
     folds = np.full(table.height, -1, dtype=np.int32)
-    folds[scored] = own if own is not None else _split(train, groups[scored], k, seed)
+    folds[scored] = given if given is not None else _split(train, groups[scored], k, seed)
     _refuse_empty(folds[scored], groups[scored], k)
     following = np.flatnonzero(table["role"].is_in(["extra", "unlabelled"]).to_numpy())
     folds[following] = _follow(groups[scored], folds[scored], groups[following])
@@ -55,8 +62,8 @@ def fold_report(table: pl.DataFrame, groups: NDArray[np.int64], folds: NDArray[n
     """Return the balance of the folds as plain JSON values.
 
     Keys: k, battles, groups, largest_group (scored battles), groups_of_several, shares (of the labels),
-    largest_share_difference (of any class in any fold from its overall share), folds (the same per fold, and how
-    many extra and unlabelled battles are held out with it), extra and unlabelled (held_out, free).
+    largest_share_difference (of any class in any fold from its overall share), folds (the same per fold, and the
+    numbers of extra and unlabelled battles held out with it), extra and unlabelled (held_out, free).
     """
     role, label = table["role"].to_numpy(), table["label"].fill_null(-1).to_numpy()
     scored = role == "train"
@@ -66,15 +73,15 @@ def fold_report(table: pl.DataFrame, groups: NDArray[np.int64], folds: NDArray[n
     difference = 0.0
     for fold in range(k):
         inside = folds == fold
-        here = scored & inside
-        shares = _shares(label[here])
+        held_out = scored & inside
+        shares = _shares(label[held_out])
         difference = max([difference] + [abs(shares[name] - overall[name]) for name in CLASSES])
         rows.append(
             {
                 "fold": fold,
-                "battles": int(here.sum()),
-                "groups": len(set(groups[here].tolist())),
-                "labels": {name: int((label[here] == c).sum()) for c, name in enumerate(CLASSES)},
+                "battles": int(held_out.sum()),
+                "groups": len(set(groups[held_out].tolist())),
+                "labels": dict(zip(CLASSES, class_counts(label[held_out]).tolist(), strict=True)),
                 "shares": shares,
                 "extra": int((inside & (role == "extra")).sum()),
                 "unlabelled": int((inside & (role == "unlabelled")).sum()),
@@ -101,14 +108,15 @@ def fold_report(table: pl.DataFrame, groups: NDArray[np.int64], folds: NDArray[n
 
 
 def _shares(labels: NDArray[Any]) -> dict[str, float]:
-    return {name: round(float((labels == c).sum() / max(len(labels), 1)), 6) for c, name in enumerate(CLASSES)}
+    shares = class_counts(labels) / max(len(labels), 1)
+    return {name: round(float(share), 6) for name, share in zip(CLASSES, shares, strict=True)}
 
 
 def _refuse_impossible(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -> None:
     if k < 2:
-        raise UserError(f"folds.k={k}: at least 2 folds are needed, so that one can be held out")
+        raise UserError(f"folds.k={k}: at least 2 folds are needed, so that one can be held out; raise folds.k")
     if train.height == 0:
-        raise UserError("no train battles, so there is nothing to score out of fold; name labelled files in data.train")
+        raise UserError("no train battles to score out of fold; name labelled files in data.train")
     unlabelled = train.filter(pl.col("label").is_null())
     if unlabelled.height:
         first = unlabelled.row(0, named=True)
@@ -120,19 +128,19 @@ def _refuse_impossible(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -
     if n_groups < k:
         lower = f"lower folds.k to at most {n_groups}, or " if n_groups > 1 else ""
         raise UserError(
-            f"folds.k={k}: the {train.height:,} train battles form only {n_groups:,} group(s) that share a prompt, a "
-            f"key or responses and may not be separated; {lower}group otherwise (groups.column, groups.threshold)"
+            f"folds.k={k}: the {train.height:,} train battles form only {n_groups:,} group(s) (by prompt, key or "
+            f"response), which must not be separated; {lower}change groups.column or groups.threshold"
         )
     largest = int(np.unique(groups, return_counts=True)[1].max())
     if largest > train.height / k:
         share = f"{largest:,} of {train.height:,} train battles are one group"
-        warnings.warn(f"{share}, more than a fold's share of 1/{k}: folds will be uneven", stacklevel=3)
+        warnings.warn(f"{share}, more than a fold's share of 1/{k}: the folds will be uneven", stacklevel=3)
     labels = train["label"].to_numpy()
     for c, name in enumerate(CLASSES):
         holders = len(np.unique(groups[labels == c]))
         if holders < k:
-            what = "never occurs" if holders == 0 else f"occurs in only {holders} group(s)"
-            warnings.warn(f"class {name!r} {what}, so some of the {k} folds have none of it", stacklevel=3)
+            occurrence = "never occurs" if holders == 0 else f"occurs in only {holders} group(s)"
+            warnings.warn(f"class {name!r} {occurrence}, so some of the {k} folds have no battle of it", stacklevel=3)
 
 
 def _refuse_empty(folds: NDArray[np.int32], groups: NDArray[np.int64], k: int) -> None:
@@ -140,34 +148,34 @@ def _refuse_empty(folds: NDArray[np.int32], groups: NDArray[np.int64], k: int) -
     if len(empty):
         largest = int(np.unique(groups, return_counts=True)[1].max())
         raise UserError(
-            f"folds.k={k}: fold {empty[0]} would hold no battle: {len(folds):,} train battles form "
+            f"folds.k={k}: fold {empty[0]} would have no battle: {len(folds):,} train battles form "
             f"{len(np.unique(groups)):,} groups, the largest of {largest:,} battles; lower folds.k"
         )
 
 
-def _folds_of_file(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -> NDArray[np.int32] | None:
-    """Return the folds that the file brings, renumbered 0..k-1, or None where it brings none."""
+def _given_folds(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -> NDArray[np.int32] | None:
+    """Return the file's own folds, renumbered 0..k-1, or None if it has none."""
     if "fold" not in train.columns or train["fold"].is_null().all():
         return None
     missing = train.filter(pl.col("fold").is_null())
     if missing.height:
         first = missing.row(0, named=True)
         raise UserError(
-            f"{first['file']}, row {first['row']}, column fold: empty, while {train.height - missing.height:,} train "
-            f"battles have a fold; fill in all of the column or none of it"
+            f"{first['file']}, row {first['row']}, column fold: empty, but {train.height - missing.height:,} train "
+            f"battles have a fold; fill in the whole column or none of it"
         )
     values, folds = np.unique(train["fold"].to_numpy(), return_inverse=True)
     if len(values) != k:
         raise UserError(f"column fold: {len(values)} different folds, but folds.k={k}; set folds.k={len(values)}")
     order = np.argsort(groups, kind="stable")
     same_group = groups[order][1:] == groups[order][:-1]
-    torn = np.flatnonzero(same_group & (folds[order][1:] != folds[order][:-1]))
-    if len(torn):
-        one, two = (train.row(int(order[i]), named=True) for i in (torn[0], torn[0] + 1))
+    split = np.flatnonzero(same_group & (folds[order][1:] != folds[order][:-1]))
+    if len(split):
+        one, two = (train.row(int(order[i]), named=True) for i in (split[0], split[0] + 1))
+        n_split = len(np.unique(groups[order][1:][split]))
         raise UserError(
             f"column fold: battles {one['id']} (fold {one['fold']}) and {two['id']} (fold {two['fold']}) belong to one "
-            f"group, as do others of {len(np.unique(groups[order][1:][torn])):,} group(s) that the file's folds "
-            f"separate; drop the column fold, or group by another column"
+            f"group; the file's folds separate {n_split:,} group(s); drop the column fold, or group by another column"
         )
     return folds.astype(np.int32)
 
@@ -180,7 +188,7 @@ def _split(train: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: int) ->
 
     splitter = StratifiedGroupKFold(n_splits=k, shuffle=True, random_state=seed)
     folds = np.full(train.height, -1, dtype=np.int32)
-    with warnings.catch_warnings():  # "the least populated class": said better above
+    with warnings.catch_warnings():  # "the least populated class": our own warning names the class
         warnings.simplefilter("ignore", UserWarning)
         order = np.lexsort((labels, units))
         try:
@@ -188,7 +196,7 @@ def _split(train: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: int) ->
                 folds[order[held_out]] = fold
         except ValueError as error:  # every class has fewer than k members
             raise UserError(
-                f"folds.k={k}: no class has {k} battles among the {train.height:,} of train; lower folds.k"
+                f"folds.k={k}: no class has {k} battles among the {train.height:,} train battles; lower folds.k"
             ) from error
     return folds
 
@@ -203,22 +211,21 @@ def _canonical(train: pl.DataFrame, groups: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _content_keys(train: pl.DataFrame) -> list[bytes]:
-    """Return a hash of each battle's group key, label and texts; of its id where there is no text."""
-    columns = ("prompt", "response_a", "response_b")
-    texts = train.select(pl.concat_str([pl.col(c).list.join("\x1f") for c in columns], separator="\x1e").alias("t"))
+    """Return a hash of each battle's group key, label and texts, or id if it has no text."""
+    texts = train.select(pl.concat_str([pl.col(c).list.join("\x1f") for c in TEXTS], separator="\x1e").alias("t"))
     keys = []
-    for text, label, name, own in zip(texts["t"], train["label"], train["id"], train["group_key"], strict=True):
+    for text, label, name, group_key in zip(texts["t"], train["label"], train["id"], train["group_key"], strict=True):
         text = text if text.strip("\x1e\x1f") else name
-        content = f"{own}\x1e{label}\x1e{text}"
+        content = f"{group_key}\x1e{label}\x1e{text}"
         keys.append(hashlib.blake2b(content.encode(), digest_size=16).hexdigest().encode())
     return keys
 
 
 def _bundle(groups: NDArray[np.int64], labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
-    """Return (n,) units to split: the groups themselves, or bundles of groups when there are too many.
+    """Return (n,) units to split: the groups themselves, or bundles of groups if there are too many.
 
-    Groups with equal label counts are interchangeable to the splitter, so they are shuffled by the seed and tied
-    into bundles of ``ceil(G / MAX_UNITS)`` groups, a few battles each; groups above 100 battles stay alone.
+    Groups with equal label counts are interchangeable for the splitter, so they are shuffled by the seed and joined
+    to bundles of ``ceil(G / MAX_UNITS)`` groups, a few battles each; groups of more than 100 battles are not bundled.
     """
     n_groups = int(groups.max()) + 1
     per_bundle = -(-n_groups // MAX_UNITS)

@@ -1,12 +1,12 @@
-"""Battles -> groups of battles that may not be separated, because they share a (near-)duplicate prompt.
+"""Groups of battles with (near-)duplicate prompts, which must never sit on both sides of a split.
 
 A battle's prompt text is all of its user turns. Prompts that are equal after normalisation (NFKC, case fold,
 punctuation and white space) are joined by hash; near-duplicates by :mod:`oof.folds.near_duplicates`, with its rule for
 shared templates; the closure is transitive. A group's number is the rank of its smallest content key, so it depends on
 the battles' content alone, not on the order of rows or files.
 
-Battles without prompt text have nothing to share: they are joined only when their (non-empty) responses are the
-same two texts, and rows without any text (files of ids and labels) are a group each.
+Battles without prompt text are joined only if their (non-empty) responses are the same two texts, and each row without
+any text (files of ids and labels) is its own group.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from oof.config import Groups
 from oof.data.text_columns import prompt_texts
 from oof.folds import minhash, near_duplicates
 
-MIN_RESPONSE = 32  # characters after normalisation: a shorter shared response ("Yes.") says nothing
+MIN_RESPONSE = 32  # normalised characters: shorter responses ("Yes.") are shared by unrelated battles
 CHUNK_ROWS = 20_000
 
 
 class Link(NamedTuple):
-    """Battles ``rows[i]`` that have equal ``values[i]`` belong together; a battle may occur more than once or not."""
+    """Battles ``rows[i]`` with equal ``values[i]`` belong to one group; a battle may occur never or several times."""
 
     rows: NDArray[np.int64]
     values: NDArray[np.int64]
@@ -39,8 +39,8 @@ def group_battles(table: pl.DataFrame, config: Groups) -> NDArray[np.int64]:
     """Return (n,) group numbers 0..G-1 of the (n,) battles of a canonical table.
 
     With ``config.column``, battles with a ``group_key`` are grouped by it instead; battles of roles other than
-    train may lack a key, and are then joined with every battle of (nearly) the same prompt. With
-    ``config.responses``, battles that share a response of at least 32 normalised characters are joined too.
+    train may lack a key, and are then joined with every battle of a (near-)duplicate prompt. With
+    ``config.responses``, battles that share a response of at least 32 normalised characters are joined, too.
 
     Raises:
         UserError: ``config.column`` is set and a train battle has no value in it.
@@ -60,8 +60,8 @@ def group_battles(table: pl.DataFrame, config: Groups) -> NDArray[np.int64]:
 def normalise(texts: pl.Series) -> pl.Series:
     """Return texts in NFKC, case-folded, with runs of punctuation, white space and control characters as one space.
 
-    Format characters (zero-width joiners, byte order marks) vanish; symbols (``+``, ``=``, ``<``, emoji) stay. A
-    text of nothing but punctuation keeps it: ``?`` and ``!`` differ.
+    Format characters (zero-width joiners, byte order marks) are removed; symbols (``+``, ``=``, ``<``, emoji) are
+    kept. A text of punctuation alone keeps it: ``?`` and ``!`` differ.
     """
     folded = pl.Series("t", [_fold(text) for text in texts.to_list()], dtype=pl.String)
     folded = folded.str.replace_all(r"\p{Cf}+", "")
@@ -76,9 +76,9 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
-def _key(*parts: str) -> bytes:
-    """Return a content key of 32 hex digits; each part is preceded by its length, so that parts cannot run together."""
-    data = b"".join(b"%d:%b" % (len(part), part) for part in (text.encode() for text in parts))
+def _key(*texts: str) -> bytes:
+    """Return a content key of 32 hex digits; each text is preceded by its length, so that texts cannot run together."""
+    data = b"".join(b"%d:%b" % (len(text), text) for text in (text.encode() for text in texts))
     return hashlib.blake2b(data, digest_size=16).hexdigest().encode()
 
 
@@ -121,14 +121,14 @@ def _alike(keys: NDArray[np.bytes_], texts: dict[bytes, str], threshold: float) 
 
 
 def _column_links(table: pl.DataFrame, alike: NDArray[np.int64], column: str) -> list[Link]:
-    """Return links by key, and by prompt around the battles without one."""
+    """Return the links by group key, and by prompt for battles without one."""
     missing = table["group_key"].is_null().to_numpy()
-    lost = np.flatnonzero(missing & (table["role"] == "train").to_numpy())
-    if len(lost):
-        where = table.row(int(lost[0]), named=True)
+    without_key = np.flatnonzero(missing & (table["role"] == "train").to_numpy())
+    if len(without_key):
+        first = table.row(int(without_key[0]), named=True)
         raise UserError(
-            f"{where['file']}, row {where['row']}, column {column}: no value, so groups.column={column} cannot group "
-            f"this battle ({len(lost):,} such train battles); fill the column in, map it with "
+            f"{first['file']}, row {first['row']}, column {column}: no value, so groups.column={column} cannot group "
+            f"this battle ({len(without_key):,} such train battles); fill in the column, map it with "
             f"data.columns.group_key={column}, or unset groups.column"
         )
     keyed = np.flatnonzero(~missing)
@@ -138,14 +138,14 @@ def _column_links(table: pl.DataFrame, alike: NDArray[np.int64], column: str) ->
 
 
 def _column_keys(table: pl.DataFrame, keys: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
-    """Return the content keys with those of battles that have a group_key replaced by that key's."""
-    names = table["group_key"].to_list()
-    own = [_key("column", name) if name is not None else key for name, key in zip(names, keys.tolist(), strict=True)]
-    return np.array(own, dtype="S32")
+    """Return the content keys; for battles with a group_key the key of that instead."""
+    pairs = zip(table["group_key"].to_list(), keys.tolist(), strict=True)
+    replaced = [_key("column", group_key) if group_key is not None else key for group_key, key in pairs]
+    return np.array(replaced, dtype="S32")
 
 
 def _response_link(table: pl.DataFrame) -> Link:
-    """Return the link by response text, over one numbering, so that A of one battle meets B of another."""
+    """Return the link by response text; A and B share one numbering, so that A of one battle can equal B of another."""
     hashes: list[bytes] = []
     for name in ("response_a", "response_b"):
         for start in range(0, table.height, CHUNK_ROWS):
@@ -159,7 +159,7 @@ def _response_link(table: pl.DataFrame) -> Link:
 
 
 def _closure(n: int, links: list[Link]) -> NDArray[np.int64]:
-    """Return (n,) component numbers: each link's values become nodes beside the battles."""
+    """Return (n,) component numbers of a graph whose nodes are the battles and each link's values."""
     nodes = n
     edges: list[NDArray[np.int64]] = []
     for link in links:
@@ -170,7 +170,7 @@ def _closure(n: int, links: list[Link]) -> NDArray[np.int64]:
 
 
 def _number(labels: NDArray[np.int64], keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """Renumber groups 0..G-1 by their smallest key. No key occurs in two groups."""
+    """Return (n,) group numbers 0..G-1 in the order of the groups' smallest keys; no key occurs in two groups."""
     _, first, inverse = np.unique(labels[np.argsort(keys)], return_index=True, return_inverse=True)
     ranks = np.argsort(np.argsort(first))
     numbers = np.empty(len(labels), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Folds: a group never straddles them, they are stratified, and only seed and content decide."""
+"""Folds: a group is never split, folds are stratified, and they depend on seed and content only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from oof.common.errors import UserError
 from oof.config import Groups
-from oof.folds import assignment as folds_module
+from oof.folds import assignment
 from oof.folds.assignment import assign_folds, fold_report
 from oof.folds.groups import group_battles
 from tests.fixtures.small_tables import sentence, table_of
@@ -28,18 +28,18 @@ def battles(n: int, n_groups: int, seed: int = 0) -> tuple[pl.DataFrame, NDArray
     return table, groups.astype(np.int64)
 
 
-def straddling(groups: NDArray[np.int64], folds: NDArray[np.int32]) -> int:
+def n_split_groups(groups: NDArray[np.int64], folds: NDArray[np.int32]) -> int:
     return sum(len(set(folds[groups == group])) > 1 for group in set(groups.tolist()))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(n_groups=st.integers(10, 40), more=st.integers(0, 60), k=st.integers(2, 5), seed=st.integers(0, 2**31 - 1))
-def test_group_never_straddles_folds(n_groups: int, more: int, k: int, seed: int) -> None:
+def test_a_group_is_never_split(n_groups: int, more: int, k: int, seed: int) -> None:
     table, groups = battles(n_groups + more, n_groups, seed % 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folds = assign_folds(table, groups, k, seed)
-    assert straddling(groups, folds) == 0
+    assert n_split_groups(groups, folds) == 0
     assert set(folds.tolist()) == set(range(k))
 
 
@@ -63,7 +63,7 @@ def test_equal_texts_in_groups_of_a_column_do_not_depend_on_row_order() -> None:
     assert again.tolist() == backwards["wanted"].to_list()
 
 
-def test_seed_decides() -> None:
+def test_the_seed_changes_the_folds() -> None:
     table, groups = battles(200, 150)
     assert assign_folds(table, groups, 5, 0).tolist() == assign_folds(table, groups, 5, 0).tolist()
     assert assign_folds(table, groups, 5, 0).tolist() != assign_folds(table, groups, 5, 1).tolist()
@@ -119,17 +119,17 @@ def test_labels_are_stratified_at_the_size_of_the_competition_and_quickly() -> N
 
 
 def test_bundles_hold_whole_groups_with_equal_label_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folds_module, "MAX_UNITS", 40)
+    monkeypatch.setattr(assignment, "MAX_UNITS", 40)
     table, groups = battles(400, 200)
     labels = table["label"].to_numpy()
-    units = folds_module._bundle(groups, labels, 0)
+    units = assignment._bundle(groups, labels, 0)
     assert len(set(units.tolist())) < 200
     for unit in set(units.tolist()):
         members = set(groups[units == unit].tolist())
         counts = {tuple(np.bincount(labels[groups == group], minlength=3)) for group in members}
         assert len(counts) == 1
         assert len(members) <= 5
-    assert straddling(groups, assign_folds(table, groups, 5, 0)) == 0
+    assert n_split_groups(groups, assign_folds(table, groups, 5, 0)) == 0
 
 
 def test_report_counts_by_brute_force() -> None:
@@ -146,7 +146,7 @@ def test_report_counts_by_brute_force() -> None:
     assert sum(row["battles"] for row in report["folds"]) == report["battles"] == 150
 
 
-# --- requests that cannot be met
+# --- impossible folds
 
 
 def test_fewer_groups_than_folds_are_refused_with_the_numbers() -> None:
@@ -186,7 +186,9 @@ def test_a_train_battle_without_label_is_refused_with_its_place() -> None:
     k=st.integers(2, 6),
     labels=st.lists(st.integers(0, 2), min_size=1, max_size=7),
 )
-def test_any_request_gives_whole_filled_folds_or_one_clear_error(sizes: list[int], k: int, labels: list[int]) -> None:
+def test_any_groups_give_whole_groups_in_filled_folds_or_one_clear_error(
+    sizes: list[int], k: int, labels: list[int]
+) -> None:
     groups = np.repeat(np.arange(len(sizes)), sizes)
     label = list(itertools.islice(itertools.cycle(labels), len(groups)))
     table = table_of([f"p{g}" for g in groups], label=label)
@@ -200,7 +202,7 @@ def test_any_request_gives_whole_filled_folds_or_one_clear_error(sizes: list[int
     if message:
         assert f"folds.k={k}" in message
         return
-    assert straddling(groups, folds) == 0
+    assert n_split_groups(groups, folds) == 0
     assert set(folds.tolist()) == set(range(k))
 
 
@@ -223,7 +225,7 @@ def test_fifty_seven_battles_make_five_folds() -> None:
     assert np.bincount(assign_folds(table, groups, 5, 0)).min() >= 10
 
 
-# --- folds that the file brings
+# --- folds given in the file
 
 
 def test_folds_of_the_file_are_used_and_renumbered() -> None:

@@ -128,7 +128,7 @@ def test_exact_jaccard_equals_python_sets(pairs: list[tuple[str, str]]) -> None:
         ("ΑΣ", "ας"),
     ],
 )
-def test_normalisation_joins_what_reads_the_same(one: str, two: str) -> None:
+def test_texts_that_read_the_same_are_equal_after_normalisation(one: str, two: str) -> None:
     assert len(set(normalise(pl.Series([one, two])).to_list())) == 1
     first, second = groups_of(one, two)
     assert first == second
@@ -137,7 +137,7 @@ def test_normalisation_joins_what_reads_the_same(one: str, two: str) -> None:
 @pytest.mark.parametrize(
     ("one", "two"), [("?", "!"), ("1+1", "1=1"), ("🙂", "🙁"), ("हिंदी", "हद"), ("a", "b"), ("…", "")]
 )
-def test_normalisation_keeps_what_differs_apart(one: str, two: str) -> None:
+def test_texts_that_differ_are_different_after_normalisation(one: str, two: str) -> None:
     first, second = groups_of(one, two)
     assert first != second
 
@@ -151,7 +151,7 @@ def test_normalising_twice_changes_nothing_more(text: str) -> None:
     assert unicodedata.is_normalized("NFKC", once[0])
 
 
-def test_all_turns_of_a_conversation_count() -> None:
+def test_all_user_turns_of_a_conversation_are_compared() -> None:
     rng = np.random.default_rng(0)
     opening, one, two = sentence(rng, 3), sentence(rng, 12), sentence(rng, 12)
     groups = groups_of([opening, one], [opening, two], [opening, one], [f"{opening} {one}"])
@@ -173,13 +173,13 @@ def test_small_edits_are_joined_transitively() -> None:
 
 
 @pytest.mark.parametrize("n", [20, 100])
-def test_variants_with_a_word_changed_stay_together_however_many(n: int) -> None:
+def test_any_number_of_variants_with_one_word_changed_are_one_group(n: int) -> None:
     words = sentence(np.random.default_rng(0), 40).split()
     texts = [" ".join([*words[:at], f"new{i}", *words[at + 1 :]]) for i in range(n) for at in [i % 40]]
     assert len(set(groups_of(*texts))) == 1
 
 
-def test_buckets_of_thousands_of_near_duplicates_stay_quick() -> None:
+def test_thousands_of_near_duplicates_in_one_bucket_are_grouped_quickly() -> None:
     rng = np.random.default_rng(0)
     words = sentence(rng, 50).split()
     texts = []
@@ -205,7 +205,7 @@ def test_chunking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert groups_of(*texts) == whole
 
 
-def test_very_long_prompts_are_compared_by_both_ends_and_equal_as_wholes() -> None:
+def test_very_long_prompts_are_near_duplicates_by_both_ends_and_equal_as_wholes() -> None:
     rng = np.random.default_rng(0)
     long = sentence(rng, 30_000)
     middle = len(long) // 2
@@ -224,7 +224,7 @@ def test_threshold_one_joins_equal_sets_only() -> None:
 # --- battles without prompts, group column, responses
 
 
-def test_rows_without_any_text_are_groups_of_their_own() -> None:
+def test_each_row_without_any_text_is_its_own_group() -> None:
     table = table_of([""] * 4, response_a=[[""]] * 4, response_b=[[""]] * 4)
     assert len(set(group_battles(table, Groups()).tolist())) == 4
 
@@ -243,7 +243,7 @@ def test_no_battles_make_no_groups() -> None:
 @pytest.mark.parametrize(
     ("name", "groups"), [("pandalm_testset", 170), ("tulu_human_eval", 332), ("ukpconvarg1_dev", 16)]
 )
-def test_real_data_has_the_groups_of_its_description(name: str, groups: int) -> None:
+def test_real_data_has_its_documented_number_of_groups(name: str, groups: int) -> None:
     path = DATA / f"{name}.csv"
     if not path.is_file():
         pytest.skip(f"{path} is not here")

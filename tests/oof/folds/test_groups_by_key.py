@@ -1,4 +1,4 @@
-"""Groups by a column of the file instead of the prompt's text, and by shared responses."""
+"""Groups by a column of the file instead of the prompts, and by shared responses."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from oof.folds.groups import group_battles
 from tests.fixtures.small_tables import sentence, table_of
 
 
-def test_column_replaces_prompts() -> None:
+def test_a_column_replaces_prompts() -> None:
     table = table_of(["same words here"] * 4, group_key=["x", "y", "x", "z"])
     groups = group_battles(table, Groups(column="topic")).tolist()
     assert groups[0] == groups[2]
     assert len(set(groups)) == 3
 
 
-def test_column_with_a_train_battle_without_value_is_refused_with_its_place() -> None:
+def test_a_train_battle_without_a_key_is_refused_with_its_place() -> None:
     table = table_of(["one", "two"], group_key=["x", None])
     with pytest.raises(UserError, match=r"battles\.csv, row 2, column topic"):
         group_battles(table, Groups(column="topic"))
 
 
-def test_extra_without_key_follows_its_prompt() -> None:
+def test_an_extra_battle_without_a_key_is_grouped_by_its_prompt() -> None:
     prompt, other = sentence(np.random.default_rng(0), 20), sentence(np.random.default_rng(1), 20)
     table = table_of(
         [prompt, other, prompt + " edited", other],
@@ -44,7 +44,7 @@ def test_group_numbers_with_a_column_do_not_depend_on_row_order() -> None:
     assert group_battles(backwards, Groups(column="k")).tolist() == backwards["group"].to_list()
 
 
-def test_responses_join_battles_only_when_asked_and_not_trivial() -> None:
+def test_long_shared_responses_join_battles_only_if_the_setting_is_on() -> None:
     argument = "a long argument that occurs in several pairs of the data"
     table = table_of(
         ["first prompt", "second thing", "third matter", "fourth case"],
