@@ -50,17 +50,12 @@ class Encoded:
         return np.diff(self.offsets).reshape(-1, self.n_orders)
 
     @property
-    def cut_share(self) -> NDArray[np.float64]:
-        """(n,) share of each battle's text tokens that truncation removed."""
-        total = self.n_tokens.sum(axis=1)
-        return np.asarray((total - self.n_kept.sum(axis=1)) / np.maximum(total, 1))
-
-    @property
     def counts(self) -> NDArray[np.int32]:
         """(n, 6): ``n_tokens`` beside ``n_kept``, the columns of :func:`oof.common.logits_format.logits_frame`."""
         return np.concatenate([self.n_tokens, self.n_kept], axis=1)
 
     def sequence(self, battle: int, order: int) -> NDArray[np.int32]:
+        """Return the token ids of one battle in one order (its number among the encoded orders)."""
         index = battle * self.n_orders + order
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
@@ -99,7 +94,7 @@ def encode_battles(
     family = family_of(tokenizer)
     if tokenizer.chat_template != chat_template(family, bos_of(tokenizer, family), config.hints):
         raise ValueError(f"the tokenizer was not prepared: call prepare_tokenizer(tokenizer, {config.hints!r}) first")
-    texts = _Texts.of(table)
+    texts = _DistinctTexts.of(table)
     pool = tokenize(texts.distinct, tokenizer, cache)
     battles = _Battles(texts, pool, tokenizer, config)
     plan = battles.plan(max_tokens, config.prompt_share)
@@ -107,7 +102,7 @@ def encode_battles(
 
 
 @dataclass(frozen=True)
-class _Texts:
+class _DistinctTexts:
     """The distinct texts of a table.
 
     Attributes:
@@ -121,7 +116,7 @@ class _Texts:
     offsets: NDArray[np.int64]
 
     @classmethod
-    def of(cls, table: pl.DataFrame) -> _Texts:
+    def of(cls, table: pl.DataFrame) -> _DistinctTexts:
         turns = table.select(pl.col(part).list.len() for part in PARTS).to_numpy().astype(np.int64)
         if len(turns) and not ((turns == turns[:, :1]).all() and turns.min() > 0):
             raise ValueError("every battle needs as many turns in each response as in its prompt, at least one")
@@ -136,7 +131,7 @@ class _Texts:
 class _Battles:
     """Tokenised battles, with methods that plan the truncation and assemble the sequences."""
 
-    def __init__(self, texts: _Texts, pool: TokenPool, tokenizer: Any, config: Prompts) -> None:
+    def __init__(self, texts: _DistinctTexts, pool: TokenPool, tokenizer: Any, config: Prompts) -> None:
         self.index, self.offsets, self.pool = texts.index, texts.offsets, pool
         self.battle = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         self.lengths = pool.lengths[self.index]
@@ -212,17 +207,17 @@ class _Battles:
         piece_spans: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """Return (3 * rows, SPANS, 2) start and length of lead, head, marker and tail of each segment."""
-        parts = list(presented)
+        columns = list(presented)
         oldest = np.zeros(len(self.index), dtype=np.bool_)
         oldest[plan.oldest] = True
         slots = np.broadcast_to(np.array([1, 2, 3]), (len(rows), 3)).copy()
         slots[oldest[rows], 0] = 0
-        code = np.where(oldest[:, None], self.so_far, self.own)[rows][:, parts]
-        text, length = self.pool.offsets[self.index[rows]][:, parts], self.lengths[rows][:, parts]
-        head, tail = head[rows][:, parts], tail[rows][:, parts]
+        code = np.where(oldest[:, None], self.so_far, self.own)[rows][:, columns]
+        text, length = self.pool.offsets[self.index[rows]][:, columns], self.lengths[rows][:, columns]
+        head, tail = head[rows][:, columns], tail[rows][:, columns]
         share = np.zeros_like(code)
         if self.pieces.lead.shape[2] > 1:
-            reach = np.where(oldest[:, None], self.tokens_so_far, self.lengths)[rows][:, parts]
+            reach = np.where(oldest[:, None], self.tokens_so_far, self.lengths)[rows][:, columns]
             tenths = np.clip(10 * (head + tail) // np.maximum(reach, 1), 1, 9)
             share = np.where(head + tail < reach, tenths, 0)
         segments = np.empty((len(rows), 3, SPANS, 2), dtype=np.int64)

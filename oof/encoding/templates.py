@@ -75,19 +75,19 @@ def bos_of(tokenizer: Any, family: Family) -> str:
 
 def chat_template(family: Family, bos: str, hints: str = "none") -> str:
     """Return the Jinja template for messages with the roles user, response_a and response_b."""
-    parts = [_literal(bos)] if bos else []
-    parts.append("{% for message in messages %}{% set text = message['content'] | trim %}")
+    pieces = [_literal(bos)] if bos else []
+    pieces.append("{% for message in messages %}{% set text = message['content'] | trim %}")
     hint = ""
     if hints == "lengths":  # as length_hint: two leading digits, then zeros
-        parts.append("{% set n = text | length | string %}")
+        pieces.append("{% set n = text | length | string %}")
         hint = "{{ ', ' ~ n[:2] ~ '0' * (n | length - 2) ~ ' characters' }}"
     for i, (role, title) in enumerate(HEADERS.items()):
         header = _literal(family.before_header + title) + hint + _literal(family.after_header)
-        parts.append(f"{{% {'elif' if i else 'if'} message['role'] == '{role}' %}}{header}")
-    parts.append("{% else %}{{ raise_exception('roles are user, response_a and response_b') }}{% endif %}")
-    parts.append(f"{{{{ text }}}}{_literal(family.after_text)}{{% endfor %}}")
-    parts.append(_literal(family.header(CLOSING)))
-    return "".join(parts)
+        pieces.append(f"{{% {'elif' if i else 'if'} message['role'] == '{role}' %}}{header}")
+    pieces.append("{% else %}{{ raise_exception('roles are user, response_a and response_b') }}{% endif %}")
+    pieces.append(f"{{{{ text }}}}{_literal(family.after_text)}{{% endfor %}}")
+    pieces.append(_literal(family.header(CLOSING)))
+    return "".join(pieces)
 
 
 def _literal(text: str) -> str:
@@ -126,15 +126,15 @@ def length_hint(characters: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def _warn_if_joined_differ(lead: str, text: str, closing: str, backend: Any) -> None:
-    """Warn where the template and a text have other ids together than apart."""
+    """Warn if the ids of template and text together are not those of template and text encoded separately."""
     pool = encode_all([lead, text, closing, lead + text + closing], backend)
-    apart, joined = pool.ids[: pool.offsets[3]].tolist(), pool.ids[pool.offsets[3] :].tolist()
-    if apart != joined:  # for example a SentencePiece tokenizer that puts a space before every text
+    separate, joined = pool.ids[: pool.offsets[3]].tolist(), pool.ids[pool.offsets[3] :].tolist()
+    if separate != joined:  # for example a SentencePiece tokenizer that puts a space before every text
         logger.warning(
             "this tokenizer reads a text inside the template otherwise than alone; training and prediction agree, "
             "but tokenizer.apply_chat_template in other programs gives slightly different ids (%s, here %s)",
             backend.decode(joined, skip_special_tokens=False),
-            backend.decode(apart, skip_special_tokens=False),
+            backend.decode(separate, skip_special_tokens=False),
         )
 
 
