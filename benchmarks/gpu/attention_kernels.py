@@ -23,10 +23,11 @@ from benchmarks.speed.token_sequences import arena_lengths
 from oof.common.logging_setup import quiet_libraries
 from oof.config import Lora
 from oof.encoding.batches import cut
+from oof.model.blockwise_attention import NAME as BLOCKWISE
 from oof.model.lora import add_adapters
 from oof.model.precision import DTYPES, device
 
-ATTENTION = ("eager", "blockwise")
+ATTENTION = ("eager", BLOCKWISE)
 
 
 def build(name: str, arguments: argparse.Namespace) -> Any:
@@ -60,7 +61,7 @@ def run(model: Any, inputs: list[torch.Tensor], training: bool, dtype: torch.dty
     """Return the seconds that all batches take."""
     synchronise = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
     synchronise()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for ids in inputs:
         enabled = dtype != torch.float32
         with torch.set_grad_enabled(training), torch.autocast(device().type, torch.bfloat16, enabled=enabled):
@@ -68,7 +69,7 @@ def run(model: Any, inputs: list[torch.Tensor], training: bool, dtype: torch.dty
         if training:
             logits.float().square().sum().backward()
     synchronise()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def main() -> None:
