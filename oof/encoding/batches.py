@@ -1,4 +1,4 @@
-"""Token-budget batches: which sequences go through the model together, in training and in scoring.
+"""Token-budget batches of sequences of similar length, for training and scoring.
 
 Training. One optimizer step is always ``batch_battles`` battles (with both orders of each battle when ``swap=paired``),
 so that the optimization does not depend on how the memory is cut. Steps use length bucketing: a bucket of steps is

@@ -1,4 +1,4 @@
-"""Pair-aware truncation: how many tokens of each text of a battle fit into the token budget.
+"""Pair-aware truncation of battles to a token budget, in token counts.
 
 Early rounds are dropped first (worth 0.005 nats in a published ladder), then the oldest kept round is trimmed: its
 prompt is capped, the shorter response is kept whole and the longer one is shortened. A trimmed text keeps its head

@@ -1,1 +1,1 @@
-"""Checkpoints to LoRA sequence classifiers, their attention, memory and cost."""
+"""LoRA sequence classifiers from decoder checkpoints: attention, precision, optimizations, memory and cost."""
