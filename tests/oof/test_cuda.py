@@ -15,21 +15,19 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from oof import bases
 from oof.config import Lora, Member, Prompts, Train
-from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.encoding.encode import encode_battles
 from oof.model import blockwise_attention
 from oof.model.attention import agrees_with_eager, resolve_attention
-from oof.model.classifier import load_base, load_classifier, load_tokenizer
+from oof.model.classifier import load_base, load_tokenizer
 from oof.model.cost_model import needs_checkpointing, trace, traced_attention
-from oof.model.lora import add_adapters, save_classifier
+from oof.model.lora import add_adapters
 from oof.model.optimizations import FusedLora, LastTokens, checkpoint_trainable_layers
 from oof.model.precision import DTYPES
-from oof.training.inference import predict_logits
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
 from tests.fixtures.small_tables import table
+from tests.fixtures.tiny_classifiers import logits_of, save_random_adapter, training_steps
 from tests.fixtures.tiny_models import save_tiny
 
 pytestmark = [
@@ -53,25 +51,6 @@ def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = save_tiny(request.param, folder, scale=2.0, **REAL_HEADS[request.param])
     return Member(checkpoint=checkpoint, dtype="float32", lora=Lora(rank=8, alpha=16), train=RECIPE)
-
-
-def saved_classifier(member: Member, folder: Path) -> Path:
-    """Save a classifier whose adapter is not the identity."""
-    model = add_adapters(load_base(member, load_tokenizer(member.checkpoint), 0), member.lora, 0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    save_classifier(model, folder, member)
-    return folder
-
-
-def score(member: Member, folder: Path) -> np.ndarray:
-    tokenizer = load_tokenizer(member.checkpoint)
-    encoded = encode_battles(table(6), tokenizer, Prompts(max_tokens=200), 200)
-    model = load_classifier(member, folder, tokenizer, seed=5)
-    return predict_logits(model, member, encoded, tokenizer.pad_token_id, "test")
 
 
 def reference(member: Member, folder: Path) -> np.ndarray:
@@ -99,12 +78,14 @@ def reference(member: Member, folder: Path) -> np.ndarray:
 def test_logits_are_those_of_plain_transformers_on_the_cpu(
     member: Member, attn: str, change: dict[str, Any], tolerance: float, tmp_path: Path
 ) -> None:
-    folder = saved_classifier(member, tmp_path / "adapter")
+    folder = save_random_adapter(member, tmp_path / "adapter", 0.02)
     changed = replace(member, attn=attn, dtype=change.get("dtype", "float32"))
     changed = replace(changed, score_dtype="float16" if "float16" in change else "same")
     expected = reference(member, folder)
     assert expected.std() > 0.1
-    np.testing.assert_allclose(score(changed, folder), expected, atol=tolerance * max(1.0, float(expected.std())))
+    np.testing.assert_allclose(
+        logits_of(changed, folder, 6), expected, atol=tolerance * max(1.0, float(expected.std()))
+    )
 
 
 def test_soft_capped_attention_never_runs_on_sdpa(member: Member) -> None:
@@ -118,17 +99,9 @@ def test_soft_capped_attention_never_runs_on_sdpa(member: Member) -> None:
         assert chosen == "sdpa"
 
 
-def steps_of(member: Member, n: int = 32) -> tuple[TrainingSteps, Any]:
-    tokenizer = load_tokenizer(member.checkpoint)
-    battles, _, _ = bases.transcripts(n, 5)
-    encoded = encode_battles(battles, tokenizer, Prompts(max_tokens=256), 256)
-    targets = targets_in_both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=n))
-    return TrainingSteps(encoded, targets, np.ones(n), member.train, tokenizer.pad_token_id, seed=2), tokenizer
-
-
 def train(member: Member, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the losses logged in 4 steps, and the training's summary."""
-    steps, tokenizer = steps_of(member)
+    steps, tokenizer = training_steps(member)
     model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
     summary: dict[str, Any] = train_classifier(model, member, steps, cross_entropy, folder, 3, "test")
     return np.array([entry["loss"] for entry in summary["history"]]), summary
@@ -198,7 +171,7 @@ def test_planned_memory_is_near_the_peak(member: Member, dtype: str, checkpointi
 
 
 def test_activation_checkpointing_depends_on_the_card_s_memory(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, tokenizer = steps_of(member)
+    steps, tokenizer = training_steps(member)
     model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
     assert not needs_checkpointing(model, member, steps)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *a: (2**20, 2**20))

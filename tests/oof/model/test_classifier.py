@@ -21,6 +21,7 @@ from oof.model.lora import add_adapters, save_classifier
 from oof.training.inference import predict_logits
 from tests.fixtures.demo_run import BASES
 from tests.fixtures.small_tables import table
+from tests.fixtures.tiny_classifiers import logits_of, save_random_adapter
 from tests.fixtures.tiny_models import FAMILIES, save_tiny
 
 NAMES = ["tiny-gemma2", "tiny-llama"]
@@ -30,16 +31,7 @@ NAMES = ["tiny-gemma2", "tiny-llama"]
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Member, Path]:
     """A classifier whose adapter is not the identity, saved."""
     member = Member(checkpoint=str(BASES / request.param), dtype="float32", lora=Lora(rank=4, alpha=8))
-    tokenizer = load_tokenizer(member.checkpoint)
-    model = add_adapters(load_base(member, tokenizer, 0), member.lora, 0)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-    folder = tmp_path_factory.mktemp("adapter") / request.param
-    save_classifier(model, folder, member)
-    return member, folder
+    return member, save_random_adapter(member, tmp_path_factory.mktemp("adapter") / request.param, 0.05)
 
 
 def plain_logits(member: Member, folder: Path, sequences: list[np.ndarray]) -> np.ndarray:
@@ -161,28 +153,13 @@ def test_a_missing_checkpoint_is_an_error_of_one_sentence(tmp_path: Path) -> Non
         assert "\n" not in str(caught.value)
 
 
-def score(member: Member, folder: Path, n: int = 4) -> np.ndarray:
-    tokenizer = load_tokenizer(member.checkpoint)
-    encoded = encode_battles(table(n), tokenizer, Prompts(max_tokens=200), 200)
-    model = load_classifier(member, folder, tokenizer, seed=5)
-    return predict_logits(model, member, encoded, tokenizer.pad_token_id, "test")
-
-
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Member, Path]:
     """A random classifier of each family whose adapter is not the identity."""
     folder = tmp_path_factory.mktemp(request.param)
     lora = Lora(rank=4, alpha=8)
     member = Member(checkpoint=save_tiny(request.param, folder / "base", scale=2.0), dtype="float32", lora=lora)
-    tokenizer = load_tokenizer(member.checkpoint)
-    model = add_adapters(load_base(member, tokenizer, 0), member.lora, 0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    save_classifier(model, folder / "adapter", member)
-    return member, folder / "adapter"
+    return member, save_random_adapter(member, folder / "adapter", 0.05)
 
 
 @pytest.mark.parametrize("attn", ["eager", "blockwise", "sdpa"])
@@ -205,13 +182,13 @@ def test_every_family_and_attention_gives_the_reference_s_logits(family: tuple[M
         ]
     expected = torch.stack([torch.stack(pair) for pair in rows]).numpy()
     expected[:, 1] = expected[:, 1][:, [1, 0, 2]]
-    np.testing.assert_allclose(score(replace(member, attn=attn), folder), expected, atol=1e-4)
+    np.testing.assert_allclose(logits_of(replace(member, attn=attn), folder), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("auto", 0.1)])
 def test_lower_precision_gives_similar_logits(family: tuple[Member, Path], precision: str, tolerance: float) -> None:
     member, folder = family
-    assert np.abs(score(replace(member, dtype=precision), folder) - score(member, folder)).max() < tolerance
+    assert np.abs(logits_of(replace(member, dtype=precision), folder) - logits_of(member, folder)).max() < tolerance
 
 
 def test_soft_capping_is_recorded_and_never_mixed(tmp_path: Path) -> None:
@@ -224,10 +201,10 @@ def test_soft_capping_is_recorded_and_never_mixed(tmp_path: Path) -> None:
     capped = replace(uncapped, attn_softcap="on")
     with pytest.raises(UserError, match="attn_softcap=off, now it is on"):
         load_classifier(capped, tmp_path / "adapter", tokenizer, 0)
-    eager = score(replace(uncapped, attn="eager"), tmp_path / "adapter")
-    np.testing.assert_allclose(score(uncapped, tmp_path / "adapter"), eager, atol=1e-4)
+    eager = logits_of(replace(uncapped, attn="eager"), tmp_path / "adapter")
+    np.testing.assert_allclose(logits_of(uncapped, tmp_path / "adapter"), eager, atol=1e-4)
     (tmp_path / "adapter" / "arena.json").unlink()  # an adapter without the record is not refused
-    assert np.abs(score(capped, tmp_path / "adapter") - eager).max() > 1e-3
+    assert np.abs(logits_of(capped, tmp_path / "adapter") - eager).max() > 1e-3
 
 
 def test_a_reward_model_s_head_is_replaced_and_our_own_head_is_kept(
@@ -252,7 +229,7 @@ def test_a_reward_model_s_head_is_replaced_and_our_own_head_is_kept(
 def test_float16_scoring_is_checked_before_it_is_used(family: tuple[Member, Path]) -> None:
     member, folder = family
     half = replace(member, score_dtype="float16")
-    np.testing.assert_allclose(score(half, folder), score(member, folder), atol=0.05)
+    np.testing.assert_allclose(logits_of(half, folder), logits_of(member, folder), atol=0.05)
 
 
 def test_float16_overflow_is_refused_with_the_module_s_name(tmp_path: Path) -> None:

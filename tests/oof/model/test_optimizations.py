@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from oof.model.optimizations import (
     decoder_layers,
     merged_where_exact,
 )
+from tests.fixtures.tiny_classifiers import with_random_adapter
 from tests.fixtures.tiny_models import FAMILIES, save_tiny
 
 LORA = Lora(rank=4, alpha=8)
@@ -31,14 +34,7 @@ def batch(pad_id: int) -> dict[str, torch.Tensor]:
 
 def model_of(family: str, folder: Path, lora: Lora = LORA) -> tuple[torch.nn.Module, int]:
     member = Member(checkpoint=save_tiny(family, folder), dtype="float32", lora=lora)
-    tokenizer = load_tokenizer(member.checkpoint)
-    model = add_adapters(load_base(member, tokenizer, 0), member.lora, 0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model, tokenizer.pad_token_id
+    return with_random_adapter(member, 0.1), load_tokenizer(member.checkpoint).pad_token_id
 
 
 def gradients(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -48,18 +44,24 @@ def gradients(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[
     return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+def assert_exact(model: torch.nn.Module, pad: int, optimize: Callable[[], Any]) -> Any:
+    """Fail unless an optimization keeps logits and gradients and can be removed without a trace; return it."""
+    logits, grads = gradients(model, batch(pad))
+    optimization = optimize()
+    optimized, optimized_grads = gradients(model, batch(pad))
+    optimization.remove()
+    torch.testing.assert_close(optimized, logits, atol=1e-5, rtol=1e-4)
+    assert grads.keys() == optimized_grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(optimized_grads[name], grad, atol=1e-4, rtol=1e-3, msg=name)
+    assert torch.equal(gradients(model, batch(pad))[0], logits)
+    return optimization
+
+
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_the_last_layer_for_pooled_tokens_only_gives_the_same_logits_and_gradients(family: str, tmp_path: Path) -> None:
     model, pad = model_of(family, tmp_path)
-    logits, grads = gradients(model, batch(pad))
-    optimization = LastTokens(model, pad)
-    fewer, fewer_grads = gradients(model, batch(pad))
-    optimization.remove()
-    torch.testing.assert_close(fewer, logits, atol=1e-5, rtol=1e-4)
-    assert grads.keys() == fewer_grads.keys()
-    for name, grad in grads.items():
-        torch.testing.assert_close(fewer_grads[name], grad, atol=1e-4, rtol=1e-3, msg=name)
-    torch.testing.assert_close(gradients(model, batch(pad))[0], logits, atol=0, rtol=0)  # removed without a trace
+    assert_exact(model, pad, lambda: LastTokens(model, pad))
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama"])
@@ -108,16 +110,8 @@ def test_an_adapter_is_not_merged_into_a_bf16_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_fused_lora_update_gives_the_same_logits_and_gradients(family: str, tmp_path: Path) -> None:
     model, pad = model_of(family, tmp_path)
-    logits, grads = gradients(model, batch(pad))
-    optimization = FusedLora(model)
+    optimization = assert_exact(model, pad, lambda: FusedLora(model))
     assert len(optimization.layers) == sum("lora_B" in name for name, _ in model.named_parameters())
-    fused, fused_grads = gradients(model, batch(pad))
-    optimization.remove()
-    torch.testing.assert_close(fused, logits, atol=1e-5, rtol=1e-4)
-    assert grads.keys() == fused_grads.keys()
-    for name, grad in grads.items():
-        torch.testing.assert_close(fused_grads[name], grad, atol=1e-4, rtol=1e-3, msg=name)
-    assert torch.equal(gradients(model, batch(pad))[0], logits)  # removed without a trace
 
 
 def test_the_bfloat16_error_of_a_fused_update_is_at_most_peft_s(tmp_path: Path) -> None:

@@ -11,16 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oof import bases
 from oof.common.errors import UserError
-from oof.config import Jobs, Prompts
+from oof.config import Jobs
 from oof.config.setting import settings
-from oof.encoding.batches import TrainingSteps, targets_in_both_orders
-from oof.encoding.encode import encode_battles
-from oof.model.classifier import load_base, load_tokenizer
+from oof.model.classifier import load_base
 from oof.model.lora import add_adapters
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
+from tests.fixtures.tiny_classifiers import training_steps
 from tests.fixtures.tiny_models import MEMBER
 
 TRACKERS = [name for name in settings(Jobs)["report_to"].metadata["choices"] if name != "none"]
@@ -28,11 +26,7 @@ TRACKERS = [name for name in settings(Jobs)["report_to"].metadata["choices"] if 
 
 def train_battles(folder: Path, report_to: str = "none") -> dict[str, Any]:
     """Train a tiny Llama on 32 battles (4 steps) with its checkpoints in ``folder``; return the training's summary."""
-    tokenizer = load_tokenizer(MEMBER.checkpoint)
-    table, _, _ = bases.transcripts(32, 5)
-    encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
-    targets = targets_in_both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=32))
-    steps = TrainingSteps(encoded, targets, np.ones(32), MEMBER.train, tokenizer.pad_token_id, seed=2)
+    steps, tokenizer = training_steps(MEMBER)
     model = add_adapters(load_base(MEMBER, tokenizer, 1), MEMBER.lora, 1)
     return train_classifier(model, MEMBER, steps, cross_entropy, folder, 3, "fold 0", report_to)
 

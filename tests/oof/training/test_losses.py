@@ -13,14 +13,13 @@ from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from oof import bases
-from oof.config import Losses, Prompts, Train
+from oof.config import Losses, Train
 from oof.encoding import batches
 from oof.encoding.batches import TrainingSteps, targets_in_both_orders
-from oof.encoding.encode import encode_battles
 from oof.model.classifier import load_tokenizer
 from oof.training.losses import centred_mse, cosine_distance, cross_entropy, distill_loss, order_inconsistency, soft_kl
 from tests.fixtures.demo_run import ROOT
+from tests.fixtures.tiny_classifiers import encoded_transcripts
 
 ROWS = st.lists(st.floats(-8, 8), min_size=6, max_size=6)
 
@@ -158,8 +157,7 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(
     losses: Losses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load_tokenizer(str(ROOT / "configs" / "bases" / "tiny-llama"))
-    table, _, _ = bases.transcripts(24, 5)
-    encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
+    encoded = encoded_transcripts(24, tokenizer)
     rng = np.random.default_rng(0)
     targets = targets_in_both_orders(
         np.concatenate([rng.dirichlet(np.ones(3), 24), np.eye(3)[rng.integers(3, size=24)]], axis=1)

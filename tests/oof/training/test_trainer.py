@@ -11,26 +11,21 @@ import pytest
 import torch
 from transformers import LlamaModel
 
-from oof import bases
 from oof.common.errors import UserError
-from oof.config import Member, Prompts
+from oof.config import Member
 from oof.encoding.batches import TrainingSteps, targets_in_both_orders
-from oof.encoding.encode import encode_battles
 from oof.model.classifier import load_base, load_classifier, load_tokenizer
 from oof.model.lora import add_adapters, save_classifier
 from oof.training.inference import predict_logits
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
+from tests.fixtures.tiny_classifiers import encoded_transcripts, training_steps
 from tests.fixtures.tiny_models import MEMBER, save_tiny
 
 
 def train(member: Member, folder: Path, stop_at: int | None = None, summary: dict | None = None) -> torch.Tensor:
     """Train on 32 battles (4 steps); return all trainable weights, and fill ``summary``."""
-    tokenizer = load_tokenizer(member.checkpoint)
-    table, _, _ = bases.transcripts(32, 5)
-    encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
-    targets = targets_in_both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=32))
-    steps = TrainingSteps(encoded, targets, np.ones(32), member.train, tokenizer.pad_token_id, seed=2)
+    steps, tokenizer = training_steps(member)
     model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
     if stop_at is not None:
         whole = type(steps).__getitem__
@@ -113,8 +108,7 @@ def test_a_quantised_base_trains_and_its_adapter_loads_again(kind: str, tmp_path
     checkpoint = save_tiny("llama", tmp_path / "base", scale=1.0, hidden_size=64, intermediate_size=128)
     member = replace(MEMBER, checkpoint=checkpoint, quantise=kind, train=replace(MEMBER.train, lr=5e-3, head_lr=1e-2))
     tokenizer = load_tokenizer(checkpoint)
-    table, _, _ = bases.transcripts(32, 5)
-    encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
+    encoded = encoded_transcripts(32, tokenizer)
     targets = targets_in_both_orders(np.eye(3)[np.zeros(32, dtype=int) + 2])
     steps = TrainingSteps(encoded, targets, np.ones(32), member.train, tokenizer.pad_token_id, seed=2)
     base = load_base(member, tokenizer, 1)
@@ -140,8 +134,7 @@ def test_a_quantised_base_trains_and_its_adapter_loads_again(kind: str, tmp_path
 
 def test_the_gradient_of_a_step_is_that_of_one_big_batch() -> None:
     tokenizer = load_tokenizer(MEMBER.checkpoint)
-    table, _, _ = bases.transcripts(24, 5)
-    encoded = encode_battles(table, tokenizer, Prompts(max_tokens=256), 256)
+    encoded = encoded_transcripts(24, tokenizer)
     targets = targets_in_both_orders(np.random.default_rng(0).dirichlet(np.ones(3), size=24))
     weights = np.random.default_rng(1).uniform(0.2, 2, 24)
     model = add_adapters(load_base(MEMBER, tokenizer, 1), MEMBER.lora, 1)
