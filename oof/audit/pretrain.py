@@ -94,7 +94,7 @@ def _far_from_scored(folder: Path, pairs: pl.DataFrame, scored: pl.DataFrame, th
 
 
 def _member(run: Path, name: str, pairs: pl.DataFrame, jobs: list[Path]) -> Finding:
-    """Check that a member was pretrained on the run's pairs, and that each of its fold jobs started from there."""
+    """Check that a member was pretrained on the run's pairs, and that its fold jobs started from that pretraining."""
     record, faults = _trained(run / "pretrain" / f"member-{name}", pairs)
     others = [job.parent.name for job in jobs if _record(job).get("pretrain") != record["key"]]
     if others:

@@ -157,7 +157,7 @@ def _balance(table: pl.DataFrame, k: int) -> Finding:
 def _configuration(run: Path, table: pl.DataFrame) -> tuple[Groups, int, bool]:
     """Return the run's grouping, its number of folds and whether it has pretraining.
 
-    Without run.json: the default grouping, and what the folder holds.
+    Without run.json: the default grouping, and pretraining if the folder contains its record.
     """
     path = run / "run.json"
     if path.is_file():

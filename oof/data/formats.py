@@ -61,11 +61,11 @@ def read_csv(name: str, opener: Opener, wanted: Collection[str], errors: str) ->
 def _header(name: str, cells: list[str]) -> list[str]:
     header = [cell.strip() for cell in cells]
     if not any(header):
-        raise UserError(f"{name}: the first line holds no column names; add a header line")
+        raise UserError(f"{name}: the first line contains no column names; add a header line")
     if any("\0" in cell or INVALID_BYTE.search(cell) for cell in header):
         raise UserError(f"{name}: the first line is not UTF-8 text; check that this is a CSV file")
     if header[0][:1] in ("{", "["):
-        raise UserError(f"{name}: holds JSON, but CSV was expected; name it .jsonl")
+        raise UserError(f"{name}: contains JSON, but CSV was expected; name it .jsonl")
     twice = [column for i, column in enumerate(header) if column and column in header[:i]]
     if twice:
         raise UserError(f"{name}: column {twice[0]!r} occurs twice in the header; rename or remove one")

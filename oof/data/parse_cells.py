@@ -100,7 +100,7 @@ def content_text(content: object) -> str | None:
         if isinstance(content.get("text"), str):
             return str(content["text"])
         if content.get("type", "text") != "text":
-            raise CellError(f"holds a part of type {show(content['type'])}, which is not text")
+            raise CellError(f"contains content of type {show(content['type'])}, which is not text")
         if content.get("text", 0) is None:
             return None
     if isinstance(content, list):

@@ -158,12 +158,12 @@ def _repetitions(table: pl.DataFrame) -> str:
         if first > second:
             first, second, label = second, first, None if label is None else SWAPPED[label]
         judged[tuple(prompt), first, second].append(label)
-    several = [labels for labels in judged.values() if len(labels) > 1]
+    repeated_pairs = [labels for labels in judged.values() if len(labels) > 1]
     text = f"{repeated:,} rows repeat an earlier row's prompt, A and B"
-    if several:
-        agree = sum(len(set(labels)) == 1 for labels in several)
-        text += f"; {len(several):,} pairs of responses are judged more than once, in either order"
-        if any(label is not None for labels in several for label in labels):
-            conflicting = len(several) - agree
-            text += f", {conflicting:,} with conflicting verdicts ({percent(agree, len(several))} agree)"
+    if repeated_pairs:
+        agree = sum(len(set(labels)) == 1 for labels in repeated_pairs)
+        text += f"; {len(repeated_pairs):,} pairs of responses are judged more than once, in either order"
+        if any(label is not None for labels in repeated_pairs for label in labels):
+            conflicting = len(repeated_pairs) - agree
+            text += f", {conflicting:,} with conflicting verdicts ({percent(agree, len(repeated_pairs))} agree)"
     return line("repeated", text)

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RowFault:
-    """One fault of a record: its 1-based data row, the column where known, the reason and the remedy in words."""
+    """One fault of a record: its 1-based data row, its column or None, the reason and the remedy in words."""
 
     row: int
     column: str | None

@@ -71,7 +71,7 @@ def read_raw(path: str | Path, wanted: Collection[str]) -> list[RawTable]:
     except (EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged compressed file ({error}); fetch it again") from error
     except MemoryError as error:
-        raise UserError(f"{path}: does not fit into memory; split it into several files") from error
+        raise UserError(f"{path}: does not fit into memory; split it into smaller files") from error
 
 
 def _open(path: str) -> IO[bytes]:

@@ -103,9 +103,9 @@ def apply_schema(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, S
         raise
 
 
-def _suggestion(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known columns: {_listed(known)}"
+def _suggestion(name: str, columns: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, list(columns), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known columns: {_listed(columns)}"
 
 
 def _listed(names: Collection[str]) -> str:

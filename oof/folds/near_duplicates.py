@@ -18,7 +18,7 @@ Documented bounds:
 * a text longer than ``oof.folds.minhash.CAP`` characters is represented by its first and last halves of that;
 * pairs come from LSH (:mod:`oof.folds.candidates`), so a few at the threshold may be missed;
 * texts with a known template, which are all alike as wholes, meet in LSH by their remaining 5-grams;
-* a small edit under a known template is looked for between neighbours in alphabetical order only.
+* a small edit under a known template is found between neighbours in alphabetical order only.
 
 Source: Broder, On the resemblance and containment of documents, 1997.
 """
@@ -44,7 +44,7 @@ from oof.folds.minhash import (
 )
 
 TEMPLATE = 48  # characters: a shared beginning of at least this length may be a template
-TEMPLATE_TEXTS = 32  # texts that share a beginning from which on it is a known template
+TEMPLATE_TEXTS = 32  # texts: the fewest that share a beginning to make it a known template
 TINY = 10  # characters (a word) by which two texts of one template may differ and still be the same prompt
 
 
@@ -167,9 +167,9 @@ def _near_duplicates(texts: list[str], lengths: NDArray[np.int64], pairs: Pairs,
 def _similar(
     texts: list[str], lengths: NDArray[np.int64], pairs: Pairs, threshold: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return (m,) flags of similarity as wholes, and of similarity beyond a shared template as well.
+    """Return two times (m,) flags: do whole texts reach the threshold, and do they so beyond a shared template?
 
-    Small edits count in the second ones only where there is no known template.
+    A small edit under a known template does not count in the second flags.
     """
     matrix = shingle_matrix(texts)
     left, right = pairs.T

@@ -28,7 +28,8 @@ from oof.data.battles import content_fingerprint, read_battles, write_dropped
 from oof.data.prompt_quality import prompt_quality
 from oof.data.readers import expand
 from oof.data.text_columns import prompt_texts
-from oof.folds.assignment import assign_folds, fold_report
+from oof.folds.assignment import assign_folds
+from oof.folds.balance import fold_report
 from oof.folds.groups import group_battles
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from oof.common.errors import UserError
 from oof.config import Groups
 from oof.folds import assignment
-from oof.folds.assignment import assign_folds, fold_report
+from oof.folds.assignment import assign_folds
+from oof.folds.balance import fold_report
 from oof.folds.groups import group_battles
 from tests.fixtures.small_tables import sentence, table_of
 
