@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -21,7 +20,8 @@ from oof.encoding.encode import Encoded, encode_battles
 from oof.encoding.templates import HEADERS, MARKER, PLAIN, bos_of, family_of, prepare_tokenizer
 from tests.fixtures.chat_template import chat_messages
 from tests.fixtures.demo_run import ROOT
-from tests.fixtures.tokenizer_files import DEMO, OTHERS, REAL, TINY, any_tokenizer
+from tests.fixtures.small_tables import texts_table
+from tests.fixtures.tokenizer_files import DEMO, OTHERS, REAL, TINY, any_tokenizer, prepared_tokenizer
 
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
 FENCED = [name for name in TINY if name != "plain"]
@@ -59,22 +59,10 @@ def battles_of(text: st.SearchStrategy[str], most_rounds: int = 3) -> st.SearchS
 PARTS = ("prompt", "response_a", "response_b")
 
 
-def table_of(battles: list[Battle]) -> pl.DataFrame:
-    kind = pl.List(pl.String)
-    return pl.DataFrame([pl.Series(name, [b[j] for b in battles], dtype=kind) for j, name in enumerate(PARTS)])
-
-
-@functools.cache
-def prepared(name: str, hints: str = "none") -> Any:
-    tokenizer = any_tokenizer(name)
-    prepare_tokenizer(tokenizer, hints)
-    return tokenizer
-
-
 def encode(battles: list[Battle], name: str, budget: int, layout: str = "responses", hints: str = "none") -> Encoded:
-    tokenizer = prepared(name, hints)
-    prepare_tokenizer(tokenizer, hints)  # real tokenizers are shared
-    return encode_battles(table_of(battles), tokenizer, Prompts(layout=layout, hints=hints), budget)
+    return encode_battles(
+        texts_table(battles), prepared_tokenizer(name, hints), Prompts(layout=layout, hints=hints), budget
+    )
 
 
 def swapped(battle: Battle) -> Battle:
@@ -88,7 +76,7 @@ def chat_ids(battle: Battle, tokenizer: Any, layout: str) -> list[int]:
 
 @functools.cache
 def special_names(name: str) -> re.Pattern[str]:
-    added = prepared(name).added_tokens_decoder.values()
+    added = prepared_tokenizer(name).added_tokens_decoder.values()
     return re.compile("|".join(re.escape(token.content) for token in added if token.special))
 
 
@@ -99,7 +87,7 @@ def names_a_special_token(battles: list[Battle], name: str) -> bool:
 
 def check_equal_to_chat_template(battles: list[Battle], name: str, layout: str, hints: str) -> None:
     encoded = encode(battles, name, 1_000_000, layout, hints)
-    tokenizer = prepared(name, hints)
+    tokenizer = prepared_tokenizer(name, hints)
     for i, battle in enumerate(battles):
         assert encoded.sequence(i, 0).tolist() == chat_ids(battle, tokenizer, layout)
         assert encoded.sequence(i, 1).tolist() == chat_ids(swapped(battle), tokenizer, layout)
@@ -136,7 +124,7 @@ def test_sequences_fit_the_budget_with_a_whole_template_and_the_same_texts_in_bo
     encoded = encode(battles, name, budget, layout, hints)
     assert (encoded.lengths <= budget).all()
     of_swapped = encode([swapped(battle) for battle in battles], name, budget, layout, hints)
-    tokenizer = prepared(name, hints)
+    tokenizer = prepared_tokenizer(name, hints)
     family = family_of(tokenizer)
     bos = tokenizer.bos_token_id if bos_of(tokenizer, family) else None
     closing = tokenizer.encode(family.header("Verdict"), add_special_tokens=False)
@@ -174,7 +162,7 @@ def test_a_trimmed_text_keeps_head_marker_and_tail() -> None:
     long = " ".join(f"w{i}" for i in range(300))
     battle = (["Why?"], [long], ["Paris."])
     encoded = encode([battle], "llama3", 200)
-    tokenizer = prepared("llama3")
+    tokenizer = prepared_tokenizer("llama3")
     turns = tokenizer.decode(encoded.sequence(0, 0)).split("<|eot_id|>")
     shown = turns[1].split("\n\n")[1]
     assert shown.startswith("w0 w1 w2 ")
@@ -191,7 +179,7 @@ def test_a_trimmed_text_keeps_head_marker_and_tail() -> None:
 def test_early_rounds_are_dropped_first() -> None:
     turns = [f"round {i} " + "the capital " * 20 for i in range(4)]
     encoded = encode([(turns, turns, turns)], "gemma", 400)
-    text = prepared("gemma").decode(encoded.sequence(0, 0))
+    text = prepared_tokenizer("gemma").decode(encoded.sequence(0, 0))
     shown = [f"round {i}" in text for i in range(4)]
     assert shown == sorted(shown)
     assert 0 < sum(shown) < 4
@@ -201,11 +189,11 @@ def test_early_rounds_are_dropped_first() -> None:
 def test_hints_name_the_share_shown_and_count_dropped_rounds() -> None:
     turns = ["the " * 250, "Paris is the capital"]
     encoded = encode([(["Why?", "So?"], turns, turns)], "gemma", 160, hints="lengths")
-    text = prepared("gemma", "lengths").decode(encoded.sequence(0, 0))
+    text = prepared_tokenizer("gemma", "lengths").decode(encoded.sequence(0, 0))
     assert "Prompt, 7 characters, 70% shown\nSo?" not in text  # tokens, not characters, are counted
     assert "Response A, 1000 characters, 10% shown\nParis is the capital<end_of_turn>" in text
     battle = (["Why?"], ["the " * 250], ["Paris"])
-    text = prepared("gemma", "lengths").decode(encode([battle], "gemma", 240, hints="lengths").sequence(0, 0))
+    text = prepared_tokenizer("gemma", "lengths").decode(encode([battle], "gemma", 240, hints="lengths").sequence(0, 0))
     assert "Prompt, 4 characters\n" in text
     assert "Response B, 5 characters\n" in text
     assert "Response A, 990 characters, " in text
@@ -216,7 +204,7 @@ def test_both_orders_keep_the_same_tokens_where_their_headers_differ_in_length(b
     tokenizer = any_tokenizer("gemma")
     tokenizer.add_tokens(["Response A, 99 characters"])
     prepare_tokenizer(tokenizer, "lengths")
-    table = table_of([(["Why?"], ["x" * 99], ["y" * 160])])
+    table = texts_table([(["Why?"], ["x" * 99], ["y" * 160])])
     ab, ba = (
         encode_battles(table, tokenizer, Prompts(hints="lengths"), budget, orders=(order,)) for order in ("ab", "ba")
     )
@@ -227,7 +215,7 @@ def test_both_orders_keep_the_same_tokens_where_their_headers_differ_in_length(b
 def test_special_names_in_texts_stay_text_in_the_sequence() -> None:
     battle = (["<end_of_turn>\n<start_of_turn>Verdict"], ["<bos>"], ["<eos><pad>"])
     ids = encode([battle], "gemma", 400).sequence(0, 0).tolist()
-    tokenizer = prepared("gemma")
+    tokenizer = prepared_tokenizer("gemma")
     counts = {name: ids.count(tokenizer.convert_tokens_to_ids(name)) for name in ("<bos>", "<eos>", "<pad>")}
     assert counts == {"<bos>": 1, "<eos>": 0, "<pad>": 0}
     assert ids.count(tokenizer.convert_tokens_to_ids("<start_of_turn>")) == 4
@@ -245,11 +233,11 @@ def test_too_small_budget_names_the_smallest_that_works(name: str) -> None:
 
 
 def test_unprepared_tokenizer_is_refused() -> None:
-    table = table_of([(["a"], ["b"], ["c"])])
+    table = texts_table([(["a"], ["b"], ["c"])])
     with pytest.raises(ValueError, match="prepare_tokenizer"):
         encode_battles(table, any_tokenizer("gemma"), Prompts(), 200)
     with pytest.raises(ValueError, match="lengths"):
-        encode_battles(table, prepared("gemma"), Prompts(hints="lengths"), 200)
+        encode_battles(table, prepared_tokenizer("gemma"), Prompts(hints="lengths"), 200)
 
 
 def test_unequal_turn_counts_are_refused() -> None:
@@ -268,7 +256,7 @@ def test_no_battles_give_no_sequences() -> None:
 def test_a_single_order_and_taken_rows_give_the_same_sequences() -> None:
     battles: list[Battle] = [([f"q{i}"], ["a " * i], ["b"]) for i in range(5)]
     both = encode(battles, "llama3", 300)
-    table, tokenizer = table_of(battles), prepared("llama3")
+    table, tokenizer = texts_table(battles), prepared_tokenizer("llama3")
     for o, order in enumerate(("ab", "ba")):
         one = encode_battles(table, tokenizer, Prompts(), 300, orders=(order,))
         assert all(np.array_equal(one.sequence(i, 0), both.sequence(i, o)) for i in range(5))
@@ -282,7 +270,7 @@ def test_cache_changes_no_id(tmp_path: Path) -> None:
     battles: list[Battle] = [([f"q{i}", "so"], ["a " * 99, "x"], ["b", ""]) for i in range(5)]
     plain = encode(battles, "gemma", 150)
     for _ in range(2):
-        cached = encode_battles(table_of(battles), prepared("gemma"), Prompts(), 150, cache=tmp_path)
+        cached = encode_battles(texts_table(battles), prepared_tokenizer("gemma"), Prompts(), 150, cache=tmp_path)
         assert np.array_equal(cached.ids, plain.ids)
 
 
@@ -303,7 +291,7 @@ def test_golden_ids(name: str, layout: str) -> None:
         encoded = encode(GOLDEN_BATTLES, name, budget, layout, hints)
         for i in range(len(GOLDEN_BATTLES)):
             ids = encoded.sequence(i, 0).tolist()
-            encoded_battles.append([hints, budget, prepared(name).decode(ids), " ".join(map(str, ids))])
+            encoded_battles.append([hints, budget, prepared_tokenizer(name).decode(ids), " ".join(map(str, ids))])
     path = GOLDEN / f"{name}-{layout}.jsonl"
     if os.environ.get("UPDATE_GOLDEN"):
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in encoded_battles]

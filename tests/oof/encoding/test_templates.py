@@ -14,7 +14,7 @@ from jinja2.exceptions import TemplateError
 from oof.common.errors import UserError
 from oof.encoding.templates import family_of, length_hint, prepare_tokenizer
 from tests.fixtures.chat_template import chat_text
-from tests.fixtures.tokenizer_files import DEMO, OTHERS, REAL, TINY, any_tokenizer, tiny
+from tests.fixtures.tokenizer_files import DEMO, OTHERS, REAL, TINY, prepared_tokenizer, tiny
 
 EXPECTED = {
     "gemma": (
@@ -41,21 +41,15 @@ FAMILY = {
 EVERY = [*TINY, *REAL, *OTHERS, *DEMO]
 
 
-def prepared(name: str, hints: str = "none") -> Any:
-    tokenizer = any_tokenizer(name)
-    prepare_tokenizer(tokenizer, hints)
-    return tokenizer
-
-
 @pytest.mark.parametrize("name", EVERY)
 def test_template_text_of_each_family(name: str) -> None:
-    tokenizer = prepared(name)
+    tokenizer = prepared_tokenizer(name)
     assert family_of(tokenizer).name == FAMILY[name]
     assert chat_text(["Why?"], ["A1"], ["B1"], tokenizer, "rounds") == EXPECTED[FAMILY[name]]
 
 
 def test_layouts_order_the_turns() -> None:
-    tokenizer = prepared("plain")
+    tokenizer = prepared_tokenizer("plain")
     turns = (["p1", "p2"], ["a1", "a2"], ["b1", "b2"])
 
     def order(layout: str) -> list[str]:
@@ -67,7 +61,7 @@ def test_layouts_order_the_turns() -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_pad_can_never_be_the_last_token_of_a_text(name: str) -> None:
-    tokenizer = prepared(name)
+    tokenizer = prepared_tokenizer(name)
     family = family_of(tokenizer)
     assert tokenizer.pad_token_id is not None
     assert tokenizer.pad_token not in {tokenizer.eos_token, tokenizer.bos_token, family.after_text.strip()}
@@ -77,13 +71,14 @@ def test_pad_can_never_be_the_last_token_of_a_text(name: str) -> None:
 
 
 def test_llama_pads_with_its_own_pad_token() -> None:
-    assert prepared("llama3").pad_token == "<|finetune_right_pad_id|>"
+    assert prepared_tokenizer("llama3").pad_token == "<|finetune_right_pad_id|>"
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_preparing_twice_changes_nothing(name: str) -> None:
-    once, twice = prepared(name), prepared(name)
-    prepare_tokenizer(twice)
+    once, twice = tiny(name), tiny(name)
+    for tokenizer in (once, twice, twice):
+        prepare_tokenizer(tokenizer)
     assert (once.chat_template, once.pad_token) == (twice.chat_template, twice.pad_token)
 
 
@@ -91,7 +86,7 @@ def test_preparing_twice_changes_nothing(name: str) -> None:
 def test_the_template_is_saved_with_the_tokenizer(name: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = prepared(name, "lengths")
+    tokenizer = prepared_tokenizer(name, "lengths")
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.pad_token == tokenizer.pad_token
@@ -101,18 +96,18 @@ def test_the_template_is_saved_with_the_tokenizer(name: str, tmp_path: Path) -> 
 
 def test_texts_are_never_rendered_as_a_template() -> None:
     hostile = "{{ 7 * 7 }}{% for i in range(9) %}x{% endfor %}{# no #} \\n ' \" </s>"
-    assert hostile in chat_text([hostile], ["A1"], ["B1"], prepared("plain"), "rounds")
+    assert hostile in chat_text([hostile], ["A1"], ["B1"], prepared_tokenizer("plain"), "rounds")
 
 
 def test_outer_whitespace_is_stripped_and_inner_whitespace_is_kept() -> None:
-    text = chat_text(["\n \tWhy\n\n so?\u3000\x1f"], [" "], ["B1"], prepared("chatml"), "rounds")
+    text = chat_text(["\n \tWhy\n\n so?\u3000\x1f"], [" "], ["B1"], prepared_tokenizer("chatml"), "rounds")
     assert "Prompt\nWhy\n\n so?<|im_end|>" in text
     assert "Response A\n<|im_end|>" in text
 
 
 def test_unknown_role_is_refused() -> None:
     with pytest.raises(TemplateError, match="roles are"):
-        prepared("gemma").apply_chat_template([{"role": "assistant", "content": "x"}], tokenize=False)
+        prepared_tokenizer("gemma").apply_chat_template([{"role": "assistant", "content": "x"}], tokenize=False)
 
 
 def test_slow_tokenizer_is_refused() -> None:
@@ -142,7 +137,7 @@ def test_length_hint_keeps_two_digits(lengths: list[int]) -> None:
 
 
 def test_hints_put_lengths_into_the_headers() -> None:
-    text = chat_text(["x" * 1234], ["y" * 99], [" "], prepared("plain", "lengths"), "rounds")
+    text = chat_text(["x" * 1234], ["y" * 99], [" "], prepared_tokenizer("plain", "lengths"), "rounds")
     assert [line for line in text.split("\n") if "###" in line] == [
         "<s>### Prompt, 1200 characters",
         "### Response A, 99 characters",

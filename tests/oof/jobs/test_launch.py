@@ -21,12 +21,7 @@ from oof.jobs.dataset import load_battles
 from oof.jobs.score_test_battles import score_test_battles
 from tests.fixtures.demo_run import ROOT, only_llama
 from tests.fixtures.fold_job_calls import call, command, logits
-
-
-def artifacts(run: Path) -> dict[str, bytes]:
-    """Return every file of a finished run's fold jobs except the manifests, which hold durations."""
-    jobs = run / "oof" / "llama3_1"
-    return {str(p.relative_to(jobs)): p.read_bytes() for p in jobs.rglob("*") if p.is_file() and p.name != "job.json"}
+from tests.fixtures.run_files import bytes_of_jobs
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +55,9 @@ def test_a_run_stopped_in_training_resumes_to_the_same_bytes(
         assert "run the same command again" in stderr
     assert not (run / "oof" / "llama3_1" / "logits.parquet").exists()
     assert call(config, run).returncode == 0
-    resumed, uninterrupted = artifacts(run), artifacts(whole)
+    resumed, uninterrupted = bytes_of_jobs(run), bytes_of_jobs(whole)
     assert resumed.keys() == uninterrupted.keys()
-    assert not [name for name in resumed if resumed[name] != uninterrupted[name] and name != "member.json"]
+    assert not [name for name in resumed if resumed[name] != uninterrupted[name] and not name.endswith("member.json")]
     assert not [p for p in run.rglob("*") if p.suffix in (".pt", ".bin", ".npy") or "checkpoint" in p.name]
 
 
@@ -106,9 +101,9 @@ def test_workers_of_a_killed_call_end_and_the_next_call_runs_their_jobs(
     assert done.returncode == 0, done.stderr
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
-    resumed, uninterrupted = artifacts(run), artifacts(whole)
+    resumed, uninterrupted = bytes_of_jobs(run), bytes_of_jobs(whole)
     changed = [name for name in uninterrupted if resumed.get(name) != uninterrupted[name]]
-    assert not set(changed) - {"member.json"}
+    assert not set(changed) - {"oof/llama3_1/member.json"}
 
 
 def test_a_time_limit_stops_between_two_steps_and_the_next_call_resumes(

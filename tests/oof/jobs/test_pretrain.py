@@ -25,6 +25,7 @@ from oof.jobs.dataset import load_battles, read_test
 from oof.jobs.pretrain import prepare_pairs, pretrain_job
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.pretrain_runs import FRESH, LLAMA, finished, overrides_in, starts, weights
+from tests.fixtures.run_files import bytes_of_jobs
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +89,6 @@ def test_full_fine_tuning_and_dora_start_from_the_pretrained_weights_too(
     assert [finding.check for finding in audit_run(run) if finding.status == "violated"] == []
 
 
-def artifacts(run: Path) -> dict[str, bytes]:
-    """Return every file of members and pretraining except the manifests, which contain run times."""
-    paths = [path for part in ("oof", "pretrain") for path in (run / part).rglob("*") if path.is_file()]
-    return {str(path.relative_to(run)): path.read_bytes() for path in paths if path.name != "job.json"}
-
-
 def test_an_interrupted_pretraining_continues_to_the_same_bytes(
     base: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +110,7 @@ def test_an_interrupted_pretraining_continues_to_the_same_bytes(
     assert requested == [0, 1, 2, 2]
     assert oof_main(["oof", *arguments]) == 0
     assert requested[4] == 2
-    ours, theirs = artifacts(run), artifacts(whole)
+    ours, theirs = (bytes_of_jobs(r, ("oof", "pretrain")) for r in (run, whole))
     assert ours.keys() == theirs.keys()
     assert not [name for name in ours if ours[name] != theirs[name] and not name.endswith("member.json")]
     assert not [path for path in (run / "pretrain").rglob("*") if "checkpoint" in path.name or path.suffix == ".pt"]
