@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,75 +14,11 @@ import pytest
 from oof.audit import prompts as prompt_audit
 from oof.audit.run import Finding, audit_run, format_findings
 from oof.common.atomic_files import read_json
-from oof.common.digests import file_digest
 from oof.common.errors import UserError
-from oof.common.logits_format import logits_frame
-from oof.config import Folds, Groups
-from oof.folds.assignment import assign_folds
-from oof.folds.groups import group_battles
+from oof.config import Groups
+from tests.fixtures.audit_runs import K, N, battles, write_job, write_member, write_sound_run
 from tests.fixtures.small_tables import HEADER, WORDS, groups_of, sentence, table_of
 from tests.fixtures.text_similarity import similarity
-
-K = 4
-N = 120
-
-
-def battles() -> pl.DataFrame:
-    """Return train battles with repeats and near-repeats, extra ones that repeat some of them, and unlabelled ones."""
-    rng = np.random.default_rng(0)
-    prompts = [sentence(rng, int(rng.integers(3, 25))) for _ in range(80)]
-    prompts += [prompts[i].upper() + "!" for i in range(20)]
-    prompts += [prompts[i] + " please" for i in range(20, 40)]
-    extra = [prompts[0], prompts[50] + " now", sentence(rng, 10)]
-    roles = ["train"] * N + ["extra"] * 3 + ["unlabelled"] * 2 + ["test"]
-    answers = [[f"answer {i}"] for i in range(len(roles))]
-    replies = [[f"reply {i}"] for i in range(len(roles))]
-    answers[N], replies[N] = replies[0], answers[0]  # the first extra battle is the first train battle, swapped
-    return table_of(
-        [*prompts, *extra, prompts[1], sentence(rng, 10), prompts[2]],
-        role=roles,
-        label=[i % 3 for i in range(N)] + [0, 1, 2] + [None] * 3,
-        response_a=answers,
-        response_b=replies,
-    )
-
-
-def write_run(run: Path, table: pl.DataFrame | None = None, config: Groups | None = None) -> None:
-    """Write what stage one leaves: tables, run.json and two members' fold jobs."""
-    config = config or Groups()
-    table = battles() if table is None else table
-    groups = group_battles(table, config)
-    table = table.drop("fold").with_columns(
-        pl.Series("group", groups), pl.Series("fold", assign_folds(table, groups, K, 0))
-    )
-    table.write_parquet(run / "battles.parquet")
-    table.select("id", "role", "group", "fold").write_parquet(run / "folds.parquet")
-    (run / "run.json").write_text(json.dumps({"config": {"groups": asdict(config), "folds": asdict(Folds(k=K))}}))
-    for member in ("one", "two"):
-        write_member(run / "oof" / member, table)
-
-
-def write_member(folder: Path, table: pl.DataFrame) -> None:
-    rng = np.random.default_rng(0)
-    parts = []
-    for fold in range(K):
-        held_out = table.filter((pl.col("role") == "train") & (pl.col("fold") == fold))
-        trained = table.filter(pl.col("role").is_in(["train", "extra"]) & (pl.col("fold") != fold))
-        logits = rng.normal(size=(held_out.height, 2, 3)).astype(np.float32)
-        parts.append(logits_frame(held_out["id"], logits, fold))
-        job = folder / f"fold-{fold}"
-        write_job(job, parts[-1], trained["id"])
-    pl.concat(parts).write_parquet(folder / "logits.parquet")
-
-
-def write_job(job: Path, logits: pl.DataFrame, trained: pl.Series) -> None:
-    fold = int(job.name.removeprefix("fold-"))
-    job.mkdir(parents=True, exist_ok=True)
-    logits.write_parquet(job / "logits.parquet")
-    pl.DataFrame({"id": trained}).write_parquet(job / "trained.parquet")
-    files = {name: file_digest(job / name) for name in ("logits.parquet", "trained.parquet")}
-    facts = {"held_out": fold, "n_trained": len(trained), "files": files, "key": "k"}
-    (job / "job.json").write_text(json.dumps(facts))
 
 
 def change_table(run: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
@@ -110,7 +45,7 @@ def violated(findings: list[Finding]) -> set[str]:
 @pytest.fixture(scope="module")
 def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    write_run(folder)
+    write_sound_run(folder)
     return folder
 
 
@@ -146,7 +81,7 @@ def test_a_battle_moved_out_of_its_groups_fold_is_caught(run: Path) -> None:
 
 def test_grouping_switched_off_is_caught(tmp_path: Path) -> None:
     table = battles().with_columns(group_key=pl.col("id"))
-    write_run(tmp_path, table, Groups(column="id"))
+    write_sound_run(tmp_path, table, Groups(column="id"))
     assert {"near-duplicate prompts across folds", "equal prompts across folds"} <= violated(audit_run(tmp_path))
 
 
@@ -298,7 +233,7 @@ def test_uneven_folds_are_a_warning(run: Path) -> None:
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"battles\.parquet: no such file"):
         audit_run(tmp_path)
-    write_run(tmp_path)
+    write_sound_run(tmp_path)
     (tmp_path / "folds.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"folds\.parquet"):
         audit_run(tmp_path)
@@ -315,7 +250,7 @@ def test_without_run_json_the_default_settings_are_used(run: Path) -> None:
 def test_prompts_alike_by_a_template_alone_are_not_reported(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     header = sentence(rng, 30)
-    write_run(tmp_path, table_of([f"{header}: {sentence(rng, 3)}" for _ in range(60)]))
+    write_sound_run(tmp_path, table_of([f"{header}: {sentence(rng, 3)}" for _ in range(60)]))
     assert not violated(audit_run(tmp_path))
 
 
