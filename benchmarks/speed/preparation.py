@@ -226,6 +226,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=2, help="of encode and of the batch call; the best one counts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--no-limits", action="store_true", help="exit with status 0 even if a limit is missed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         csv = Path(folder) / "train.csv"
@@ -235,7 +236,7 @@ def main() -> int:
     kept = show(result)
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0 if kept else 1
+    return int(not kept and not arguments.no_limits)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ SMALL = {
     "speed.grouping": "--sizes 400 800",
     "speed.growth": "--battles 40 60 --tolerance 9",
     "speed.judge_rate": "runs/demo/distill/student --battles 8 --run runs/demo --config configs/demo.yaml",
-    "speed.preparation": f"--tokenizer {TINY[0]} --battles 400 --sample 8 --repeats 1",
+    "speed.preparation": f"--tokenizer {TINY[0]} --battles 400 --sample 8 --repeats 1 --no-limits",
     "speed.report_size": "--battles 300 --corpus 500",
     "speed.stack_peers": "--battles 300 --trials 2 --limit 15 --only ours tuner sklearn",
     "speed.stored_hidden_states": "--battles 30 --epochs 0.5",
