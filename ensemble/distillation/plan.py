@@ -112,7 +112,9 @@ def plan_student(config: Config) -> StudentPlan:
     checkpoint = checkpoint_digest(config.distill.student.checkpoint)
     pretrain = pretrain_job(config, None)
     pretrain_key = [] if pretrain is None else [pretrain.step.key]
-    key = digest("distill", FORMAT, recipe, checkpoint, config.prompts, config.seed, data, *pretrain_key)
+    key = digest(
+        "distill", FORMAT, recipe, checkpoint, without_speed_settings(config.prompts), config.seed, data, *pretrain_key
+    )
     return StudentPlan(
         config, inputs, table, labels, folds, weights, ensemble_probs, teacher_probs, jobs, key, pretrain
     )

@@ -122,6 +122,7 @@ class Member:
         "width x tokens of both orders",
         choices=("recompute", "stored"),
         speed_only=True,
+        added=True,
     )
     score_tokens_per_batch: int | None = setting(
         None, "padded tokens per forward pass in scoring; null = 16,384 on a GPU, 4,096 on a CPU",

@@ -22,6 +22,7 @@ def setting(
     range: tuple[float, float] | None = None,
     choices: tuple[str, ...] | None = None,
     speed_only: bool = False,
+    added: bool = False,
 ) -> T:
     """Declare a field of a section.
 
@@ -33,8 +34,12 @@ def setting(
         choices: all allowed values.
         speed_only: changes run time, memory or disk alone (results agree up to floating-point rounding), so finished
             work stays valid; see :mod:`oof.config.speed_only`.
+        added: there were runs before this setting. Content keys leave it out while it has its default, so that those
+            runs stay valid.
     """
-    metadata = {"doc": doc, "unit": unit, "range": range, "choices": choices, "speed_only": speed_only}
+    metadata = {
+        "doc": doc, "unit": unit, "range": range, "choices": choices, "speed_only": speed_only, "added": added,
+    }  # fmt: skip
     if isinstance(default, list | dict):
         field: Any = dataclasses.field(default_factory=default.copy, metadata=metadata)
     else:

@@ -12,9 +12,9 @@ from typing import Any
 from oof.config.setting import default_of, named_sections, sections, settings
 
 # Content keys hold a fixed value in place of a speed-only setting: its default, except where the keys of the first
-# runs held another value or none. A change here changes the content key of every existing run.
+# runs held another value. A change here changes the content key of every existing run. Settings that were added later are
+# left out (`added`).
 FIXED_VALUES = {"score_tokens_per_batch": 0}
-LEFT_OUT = {"frozen"}  # added when there were runs already, whose keys have no such entry
 
 
 def without_speed_settings(section: Any, schema: type | None = None) -> dict[str, Any]:
@@ -35,7 +35,15 @@ def without_speed_settings(section: Any, schema: type | None = None) -> dict[str
             kept[name] = without_speed_settings(value, nested[name])
         elif name in named:
             kept[name] = {key: without_speed_settings(inner, named[name]) for key, inner in value.items()}
-        elif name not in speed_only:
+        elif name not in speed_only and not _added_default(fields.get(name), value):
             kept[name] = value
-    fixed = {name: FIXED_VALUES.get(name, default_of(field)) for name, field in speed_only.items()}
-    return kept | {name: value for name, value in fixed.items() if name not in LEFT_OUT}
+    return kept | {
+        name: FIXED_VALUES.get(name, default_of(field))
+        for name, field in speed_only.items()
+        if not field.metadata["added"]
+    }
+
+
+def _added_default(field: dataclasses.Field[Any] | None, value: object) -> bool:
+    """Return whether a setting that older runs lack has its default, under which those runs were made."""
+    return field is not None and bool(field.metadata["added"]) and bool(value == default_of(field))

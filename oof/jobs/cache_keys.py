@@ -35,4 +35,4 @@ def training_key_parts(config: Config, member: Member, battles: str) -> dict[str
     parts: dict[str, object] = {name: value for name, value in settings.items() if name not in ("lora", "train")}
     parts |= {f"{section}.{name}": v for section in ("lora", "train") for name, v in settings[section].items()}
     parts["checkpoint"] = checkpoint_digest(member.checkpoint)
-    return parts | {"prompts": config.prompts, "seed": config.seed, "battles": battles}
+    return parts | {"prompts": without_speed_settings(config.prompts), "seed": config.seed, "battles": battles}

@@ -14,9 +14,9 @@ from oof.__main__ import main
 from oof.common.errors import UserError
 from oof.config import Config, Member, Stack, load, without_speed_settings
 from oof.config.reference import settings_reference
-from oof.config.setting import default_of, named_sections, sections, settings
+from oof.config.setting import default_of, named_sections, sections, setting, settings
 
-METADATA = {"doc", "unit", "range", "choices", "speed_only"}
+METADATA = {"doc", "unit", "range", "choices", "speed_only", "added"}
 
 
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -139,3 +139,14 @@ def test_plain_values_of_another_version_keep_what_the_schema_does_not_know() ->
     }
     assert kept["stack"] == {"workers": 0}
     assert without_speed_settings(Stack(workers=5)) == dataclasses.asdict(Stack(workers=0))
+
+
+def test_a_setting_added_later_leaves_older_runs_valid() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Section:
+        old: int = setting(1, "there from the start")
+        new: float = setting(2.0, "added later", added=True)
+
+    assert without_speed_settings(Section()) == {"old": 1}
+    assert without_speed_settings({"old": 1}, Section) == without_speed_settings({"old": 1, "new": 2.0}, Section)
+    assert without_speed_settings(Section(new=3.0)) == {"old": 1, "new": 3.0}
