@@ -12,8 +12,8 @@ from typing import Any
 from oof.config.setting import default_of, named_sections, sections, settings
 
 # Content keys hold a fixed value in place of a speed-only setting: its default, except where the keys of the first
-# runs held another value. A change here changes the content key of every existing run. Settings that were added later are
-# left out (`added`).
+# runs held another value. A change here changes the content key of every existing run. Settings that were added
+# later are left out (``added``).
 FIXED_VALUES = {"score_tokens_per_batch": 0}
 
 
