@@ -66,7 +66,7 @@ class Job:
         return int(self.texts.training.lengths.sum())
 
     def load(self) -> int:
-        self.model = load_trainable(self.job.member, None, self.texts.tokenizer, 0, 1)
+        self.model = load_trainable(self.job.member, None, self.texts.tokenizer, 0)
         return 0
 
     def train(self) -> int:
