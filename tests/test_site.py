@@ -81,17 +81,3 @@ def test_troubleshooting_quotes_messages_that_the_program_prints() -> None:
     pieces = [piece.strip(" ,:()=") for message in quoted for piece in message.split("…")]
     assert len(pieces) > 15
     assert [piece for piece in pieces if piece not in printed] == []
-
-
-def test_contributing_table_names_files_and_what_they_hold() -> None:
-    rows = re.findall(
-        r"^\| (an? [a-z ]+|the [a-z' ]+) \| (.*) \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M
-    )
-    assert len(rows) == 10
-    for change, instruction, check in rows:
-        named = re.findall(r"`([^`]+)`", instruction)
-        files = [name for name in named if "/" in name]
-        sources = " ".join((ROOT / file).read_text("utf-8") for file in files)
-        for symbol in (name for name in named if re.fullmatch(r"\w+", name) and files):
-            assert re.search(rf"\b{symbol}\b", sources), f"{change}: {symbol} is not in {files}"
-        assert (ROOT / re.findall(r"`([^`]+)`", check)[0]).is_file(), change
