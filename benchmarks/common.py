@@ -69,11 +69,11 @@ def require(paths: Iterable[Path], options: str) -> None:
 
 def chosen(names: Sequence[str], available: Iterable[str]) -> list[str]:
     """Return the given names, or all that are available where none is given; raise UserError for an unknown one."""
-    known = list(available)
+    recipes = list(available)
     for name in names:
-        if name not in known:
-            raise UserError(f"no recipe {name!r}; there are: {'; '.join(known)}")
-    return list(names) or known
+        if name not in recipes:
+            raise UserError(f"no recipe {name!r}; there are: {'; '.join(recipes)}")
+    return list(names) or recipes
 
 
 def command_line() -> str:

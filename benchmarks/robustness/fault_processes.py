@@ -88,8 +88,8 @@ def server() -> Server:
     local = _preloaded[0]
     if not hasattr(local, "server"):
         local.server = Server()
-    found: Server = local.server
-    return found
+    own: Server = local.server
+    return own
 
 
 def _kill_when(due: Callable[[], bool], child: int, whole_group: bool, ended: threading.Event) -> None:

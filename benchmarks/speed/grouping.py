@@ -51,9 +51,9 @@ def prompts(n: int, seed: int = 0) -> list[str]:
             if kind < 0.1:
                 texts.append(old.upper() + "!")
             else:
-                parts = old.split()
-                parts[int(rng.integers(len(parts)))] = "edited"
-                texts.append(" ".join(parts))
+                edited = old.split()
+                edited[int(rng.integers(len(edited)))] = "edited"
+                texts.append(" ".join(edited))
         elif kind < 0.3:
             texts.append(f"{templates[int(rng.integers(TEMPLATES))]}: {' '.join(sentence(min(n_words, 40)))}")
         else:

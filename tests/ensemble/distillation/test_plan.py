@@ -1,3 +1,5 @@
+"""Plan of the students: a fold's temperature comes from the other folds."""
+
 from __future__ import annotations
 
 import numpy as np

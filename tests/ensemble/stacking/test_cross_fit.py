@@ -1,3 +1,5 @@
+"""Cross-fitted stack: distributions for all battles, no leakage, exact swap, the same after saving."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Detection of leaked members: flagged by margin or by the other folds, honest ones never."""
+
 from __future__ import annotations
 
 import logging

@@ -1,3 +1,5 @@
+"""Parallel tasks: same results with any number of processes, errors come through, no torch."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,3 +1,5 @@
+"""Table of scores: values of scikit-learn, intervals of the group bootstrap, calibration errors."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Steps of a run: content keys, manifests, locks, atomic files, damage."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Configuration files: shipped ones load, overrides apply, faults are one sentence."""
+
 from __future__ import annotations
 
 from pathlib import Path
