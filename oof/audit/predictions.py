@@ -90,6 +90,9 @@ def _predicted_once(name: str, logits: pl.DataFrame, scored: pl.DataFrame) -> Fi
     """Check that the rows are the scored battles, each once, in its own fold and with finite logits."""
     both = logits.join(scored, on="id", suffix="_run")
     finite = pl.all_horizontal(pl.col(LOGIT_COLUMNS).is_finite().fill_null(False))
+    orders = (LOGIT_COLUMNS[:3], LOGIT_COLUMNS[3:])
+    equal = [pl.all_horizontal(pl.col(column).eq(pl.col(order[0])) for column in order) for order in orders]
+    constant = pl.any_horizontal(equal).fill_null(False)
     faults = {
         "scored battles without a prediction": scored.join(logits, on="id", how="anti")["id"],
         "battles predicted more than once": logits.filter(logits["id"].is_duplicated())["id"].unique(),
@@ -98,6 +101,9 @@ def _predicted_once(name: str, logits: pl.DataFrame, scored: pl.DataFrame) -> Fi
             "id"
         ],
         "battles with a logit that is not finite": logits.filter(~finite)["id"],
+        "battles whose three logits are equal in an order, as where no process scored them": logits.filter(constant)[
+            "id"
+        ],
     }
     messages = [f"{len(ids):,} {fault}" for fault, ids in faults.items() if len(ids)]
     if messages:

@@ -1,7 +1,12 @@
-"""Process group of one fold job under torchrun: rank and sums over processes; one process needs no group."""
+"""Process group of one fold job under torchrun: rank and sums over processes; one process needs no group.
+
+Rank and size come from ``torch.distributed``, never from the environment alone: a stray WORLD_SIZE without a group
+would make a job train and score a part of its rows.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 
 import numpy as np
@@ -10,28 +15,81 @@ from numpy.typing import NDArray
 from torch import distributed, nn
 
 from oof.common import interrupts
+from oof.common.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LAUNCHER = "ARENA_DISTILL_LAUNCHER"  # environment variable: id of the process that started torchrun
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them beside WORLD_SIZE
 
 
 def rank() -> int:
     """Return this process's number in its job, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def ranks() -> int:
     """Return the number of processes that share this job."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def start() -> None:
-    """Join the job's process group (NCCL between GPUs, gloo between CPUs); end this process when its launcher ends."""
+    """Join the job's process group (NCCL between GPUs, gloo between CPUs); end this process when its launcher ends.
+
+    Raises:
+        UserError: WORLD_SIZE or RANK disagree with the group, or are set without torchrun's other variables.
+    """
     if LAUNCHER in os.environ:
         interrupts.end_after(int(os.environ[LAUNCHER]))
-    if ranks() > 1 and not distributed.is_initialized():
+    if _number("WORLD_SIZE", 1) > 1 and not distributed.is_initialized():
+        absent = [name for name in RENDEZVOUS if name not in os.environ]
+        if absent:
+            raise UserError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set without {', '.join(absent)}: unset WORLD_SIZE to run "
+                "in one process, or start the job with torchrun"
+            )
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    for name, value in (("WORLD_SIZE", ranks()), ("RANK", rank())):
+        if _number(name, value) != value:
+            raise UserError(
+                f"{name}={os.environ[name]} in the environment, but it is {value} in this process group: unset {name} "
+                "or start the job with torchrun"
+            )
+
+
+def ignore_stray_environment() -> None:
+    """Remove a launcher's variables from the environment of a process that no process group was asked for.
+
+    accelerate reads them, and would wait for processes that nobody started.
+
+    Raises:
+        UserError: torchrun started this process, whose subcommand starts its own processes.
+    """
+    if distributed.is_initialized():
+        return
+    if _number("WORLD_SIZE", 1) > 1:
+        if all(name in os.environ for name in RENDEZVOUS):
+            raise UserError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']}: torchrun started this command, which starts its own "
+                "processes; run it without torchrun and set jobs.nproc"
+            )
+        logger.warning("WORLD_SIZE=%s ignored: no process group was asked for", os.environ["WORLD_SIZE"])
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+
+
+def _number(variable: str, default: int) -> int:
+    """Return an environment variable as a whole number.
+
+    Raises:
+        UserError: it is not one.
+    """
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{variable}={text!r} is not a whole number; unset {variable} or start the job with torchrun")
+    return int(text)
 
 
 def wait() -> None:

@@ -19,6 +19,7 @@ from oof.common.errors import UserError, disk_problem
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
 from oof.common.steps import ORPHAN_WAIT, Step, locked
+from oof.distributed.process_group import ignore_stray_environment
 
 
 class Task(Protocol):
@@ -57,6 +58,7 @@ def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequ
         UserError: a job failed; jobs that had not begun are left for the next call.
         interrupts.Stopped: asked to stop; running jobs have written their checkpoints.
     """
+    ignore_stray_environment()
     if workers == 1:
         _see_one_gpu(0)
         for task, name in zip(tasks, names, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 from oof.common import interrupts
 from oof.common.errors import UserError
 from oof.config import Jobs
+from oof.distributed.process_group import ignore_stray_environment
 from oof.jobs.process_pool import failure
 
 
@@ -67,5 +68,6 @@ def _in_worker(function: Callable[[Any], object], item: Any, working_folder: str
 
     os.chdir(working_folder)  # relative paths in the configuration start there
     quiet_libraries()
+    ignore_stray_environment()
     torch.set_num_threads(threads)
     function(item)

@@ -15,6 +15,7 @@ from oof.audit import prompts as prompt_audit
 from oof.audit.run import Finding, audit_run, format_findings
 from oof.common.atomic_files import read_json
 from oof.common.errors import UserError
+from oof.common.logits_format import LOGIT_COLUMNS
 from oof.config import Groups
 from tests.fixtures.audit_runs import K, N, battles, write_job, write_member, write_sound_run
 from tests.fixtures.small_tables import HEADER, WORDS, groups_of, sentence, table_of
@@ -36,6 +37,15 @@ def change_job(run: Path, change: Callable[[pl.DataFrame, pl.Series], tuple[pl.D
     job = run / "oof" / "two" / "fold-1"
     logits, trained = change(pl.read_parquet(job / "logits.parquet"), pl.read_parquet(job / "trained.parquet")["id"])
     write_job(job, logits, trained)
+
+
+def zeroed(logits: pl.DataFrame, order: str, value: float) -> pl.DataFrame:
+    """Set the three logits of the first battle in one order to one value."""
+    first = pl.int_range(pl.len()) == 0
+    constant = pl.lit(value, pl.Float32)
+    return logits.with_columns(
+        *(pl.when(first).then(constant).otherwise(c).alias(c) for c in LOGIT_COLUMNS if c.startswith(order))
+    )
 
 
 def violated(findings: list[Finding]) -> set[str]:
@@ -137,6 +147,8 @@ def test_a_job_that_trained_on_a_predicted_group_is_caught_by_name(run: Path) ->
         lambda logits, trained: (logits.with_columns(fold=pl.lit(2, pl.Int32)), trained),  # another fold's name
         lambda logits, trained: (logits.with_columns(id=pl.lit("stranger") + pl.col("id")), trained),
         lambda logits, trained: (logits.with_columns(ab_tie=pl.lit(float("nan"), pl.Float32)), trained),
+        lambda logits, trained: (zeroed(logits, "ba", 0.0), trained),  # a row that no process scored
+        lambda logits, trained: (zeroed(logits, "ab", 0.5), trained),  # a constant row
         lambda logits, trained: (logits.with_columns(ba_a=pl.lit(None, pl.Float32)), trained),
         lambda logits, trained: (logits.with_columns(ab_a=pl.col("ab_a") + 1), trained),  # joined file is stale
         lambda logits, trained: (logits, pl.concat([trained, trained[:1]])),  # trained twice on one battle
