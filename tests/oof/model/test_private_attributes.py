@@ -37,7 +37,7 @@ from tests.fixtures.demo_run import BASES, ROOT
 class Private(NamedTuple):
     """One attribute: the class or module that has it, its name, our module that uses it, and a check that must hold."""
 
-    library: str
+    package: str
     name: str
     used_by: str
     holds: Callable[[], object]
@@ -291,12 +291,12 @@ RELIED_ON = [
 NOT_LIBRARY_INTERNALS = {"_exit", "_Hash"}  # os._exit is documented; hashlib._Hash is a name for type checkers
 
 
-@pytest.mark.parametrize("private", RELIED_ON, ids=lambda p: f"{p.library}.{p.name}")
+@pytest.mark.parametrize("private", RELIED_ON, ids=lambda p: f"{p.package}.{p.name}")
 def test_the_installed_library_has_it(private: Private) -> None:
     assert private.holds()
 
 
-@pytest.mark.parametrize("private", RELIED_ON, ids=lambda p: f"{p.library}.{p.name}")
+@pytest.mark.parametrize("private", RELIED_ON, ids=lambda p: f"{p.package}.{p.name}")
 def test_the_named_module_uses_it(private: Private) -> None:
     assert private.name in (ROOT / private.used_by).read_text(encoding="utf-8")
 
