@@ -107,6 +107,7 @@ def locked_run(config: configuration.Config) -> Iterator[None]:
 def _oof(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
+    from oof.distributed import gpus
     from oof.jobs import dataset, fold_job, pretrain
 
     run = Path(config.run)
@@ -117,6 +118,7 @@ def _oof(arguments: argparse.Namespace) -> None:
         jobs = fold_job.fold_jobs(config, table)
         unfinished = [job for job in jobs if not job.step.done]
         if unfinished:
+            gpus.prepare_gpu(config.jobs)
             from oof.jobs.launch import run_jobs
 
             stages: list[Sequence[fold_job.FoldJob | pretrain.PretrainJob]]
@@ -130,6 +132,7 @@ def _oof(arguments: argparse.Namespace) -> None:
         for member_jobs in fold_job.by_member(jobs).values():
             fold_job.join_folds(member_jobs, table)
         if test.height and fold_job.test_logits(jobs, test) is None:
+            gpus.prepare_gpu(config.jobs)
             from oof.jobs.score_test_battles import score_test_battles
 
             score_test_battles(config, jobs, test)
@@ -152,11 +155,13 @@ def _prepare(arguments: argparse.Namespace) -> None:
 def _job(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from oof.distributed import process_group
+    from oof.distributed import gpus, process_group
 
     interrupts.set_time_limit(config.jobs.time_limit)  # this command holds the lock of its job, not of the run
     job = _chosen_job(config, arguments.member, None if arguments.pretrain else arguments.fold)
     process_group.start()
+    if process_group.ranks() == 1:
+        gpus.see_one_gpu(0)
     lock = locked(job.folder.parent, f".{job.folder.name}.lock", ORPHAN_WAIT)
     with lock if process_group.rank() == 0 else nullcontext():
         unfinished = not job.step.done

@@ -43,9 +43,10 @@ class Jobs:
     address: str = setting(
         "", 'address of the Ray cluster ("auto", "ray://…"); empty = start Ray on this machine', speed_only=True
     )
-    gpus_per_job: float = setting(
-        0.0, "GPUs that Ray reserves for a fold job", unit="GPUs", range=(0.0, 1024.0), speed_only=True
-    )
+    gpus_per_job: float | None = setting(
+        None, "GPUs that Ray reserves for a fold job; null = 1 where the cluster has GPUs, else none",
+        unit="GPUs", range=(0.0, 1024.0), speed_only=True,
+    )  # fmt: skip
     cpus_per_job: float = setting(
         1.0, "CPU cores that Ray reserves for a fold job", unit="cores", range=(0.0, 1024.0), speed_only=True
     )

@@ -39,7 +39,7 @@ def run_jobs(config: Config, todo: Sequence[Job]) -> None:
         run_on_ray(partial(run_alone, run_one), todo, names, config.jobs)
     elif config.jobs.nproc > 1:
         write_json(Path(config.run) / RESOLVED, to_dict(config))
-        run_all(_run_under_torchrun, todo, names, workers=1)
+        run_all(_run_under_torchrun, todo, names, workers=1, one_gpu=False)
     else:
         run_all(partial(run_alone, run_one), todo, names, config.jobs.workers)
 

@@ -19,6 +19,7 @@ from oof.common.errors import UserError, disk_problem
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
 from oof.common.steps import ORPHAN_WAIT, Step, locked
+from oof.distributed.gpus import see_one_gpu
 from oof.distributed.process_group import ignore_stray_environment
 
 
@@ -42,7 +43,9 @@ def run_alone(function: Callable[[Any], object], task: Task) -> None:
             function(task)
 
 
-def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequence[str], workers: int) -> None:
+def run_all(
+    function: Callable[[Any], object], tasks: Sequence[Any], names: Sequence[str], workers: int, one_gpu: bool = True
+) -> None:
     """Call ``function`` on every task, ``workers`` at a time.
 
     The number of threads per job depends on ``workers`` alone, so a job's result does not depend on how many
@@ -53,6 +56,7 @@ def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequ
         tasks: its arguments, picklable where ``workers`` is more than 1.
         names: of the tasks, for error messages.
         workers: processes.
+        one_gpu: with one worker, hide all GPUs but one from this process; False where ``function`` starts processes.
 
     Raises:
         UserError: a job failed; jobs that had not begun are left for the next call.
@@ -60,7 +64,8 @@ def run_all(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequ
     """
     ignore_stray_environment()
     if workers == 1:
-        _see_one_gpu(0)
+        if one_gpu:
+            see_one_gpu(0)
         for task, name in zip(tasks, names, strict=True):
             interrupts.check()
             try:
@@ -114,12 +119,4 @@ def _start_worker(parent: int, workers: int, next_index: Any) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     with next_index.get_lock():
         index, next_index.value = next_index.value, next_index.value + 1
-    _see_one_gpu(index)
-
-
-def _see_one_gpu(index: int) -> None:
-    """Hide all GPUs but one from this process, because Trainer would spread every batch over all visible GPUs."""
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    visible = visible or [str(i) for i in range(torch.cuda.device_count())]
-    if len(visible) > 1 and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[index % len(visible)]
+    see_one_gpu(index)

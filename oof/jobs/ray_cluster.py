@@ -11,6 +11,7 @@ from typing import Any
 from oof.common import interrupts
 from oof.common.errors import UserError
 from oof.config import Jobs
+from oof.distributed.gpus import see_one_gpu
 from oof.distributed.process_group import ignore_stray_environment
 from oof.jobs.process_pool import failure
 
@@ -35,7 +36,8 @@ def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], names: S
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"jobs.address={jobs.address!r}: no Ray cluster there ({error})") from error
     working_folder = str(Path.cwd())
-    options = {"num_cpus": jobs.cpus_per_job, "num_gpus": jobs.gpus_per_job, "max_retries": jobs.retries}
+    gpus = gpus_of_a_job(jobs.gpus_per_job, float(ray.cluster_resources().get("GPU", 0)))  # type: ignore[no-untyped-call]
+    options = {"num_cpus": jobs.cpus_per_job, "num_gpus": gpus, "max_retries": jobs.retries}
     task = ray.remote(_in_worker).options(retry_exceptions=False, **options)
     threads = max(1, int(jobs.cpus_per_job))
     try:
@@ -49,6 +51,26 @@ def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], names: S
                 _collect(ray, reference, pending.pop(reference))
     finally:
         ray.shutdown()
+
+
+def gpus_of_a_job(requested: float | None, gpus: float) -> float:
+    """Return the number of GPUs that Ray reserves for each job.
+
+    Args:
+        requested: ``jobs.gpus_per_job``; None = one where the cluster has GPUs.
+        gpus: of the whole cluster.
+
+    Raises:
+        UserError: 0 on a cluster with GPUs, where Ray would start all jobs on the same card.
+    """
+    if requested is None:
+        return 1.0 if gpus else 0.0
+    if requested == 0 and gpus:
+        raise UserError(
+            f"jobs.gpus_per_job=0, but the Ray cluster has {gpus:g} GPUs, which its jobs would share unseen; leave it "
+            "out for one GPU per job, or start Ray without GPUs"
+        )
+    return requested
 
 
 def _collect(ray: Any, reference: Any, name: str) -> None:
@@ -69,5 +91,6 @@ def _in_worker(function: Callable[[Any], object], item: Any, working_folder: str
     os.chdir(working_folder)  # relative paths in the configuration start there
     quiet_libraries()
     ignore_stray_environment()
+    see_one_gpu(0)
     torch.set_num_threads(threads)
     function(item)

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from oof.common import interrupts
 from oof.common.errors import UserError
 from oof.config import Member, Train
+from oof.distributed.gpus import train_on_one_gpu
 from oof.distributed.process_group import add_up_gradients, any_of, flat_gradients, rank, ranks, same_everywhere
 from oof.encoding.batches import TrainingSteps
 from oof.model.optimizations import FusedLora, LastTokens
@@ -164,7 +165,7 @@ def train_classifier(
         row_loss=row_loss,
         steps=steps,
         model=model,
-        args=_arguments(member.train, len(steps), checkpoints, seed, label, report_to),
+        args=train_on_one_gpu(_arguments(member.train, len(steps), checkpoints, seed, label, report_to)),
         callbacks=[*callbacks, *tracker_callbacks(report_to, checkpoints.parent)],
     )
     trainer.remove_callback(PrinterCallback)

@@ -22,7 +22,14 @@ import transformers
 from peft import PeftModel
 from tokenizers import Tokenizer, models
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceClassification, Gemma2Config, Trainer
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -105,6 +112,7 @@ def layer_runs_its_checkpoint_function() -> bool:
 TRAINER, OPTIMIZATIONS, ATTENTION = "oof/training/trainer.py", "oof/model/optimizations.py", "oof/model/attention.py"
 BLOCKWISE, COST, FAKE = "oof/model/blockwise_attention.py", "oof/model/cost_model.py", "oof/model/fake_tensors.py"
 CLASSIFIER, MERGE = "oof/model/classifier.py", "ensemble/distillation/merge.py"
+GPUS = "oof/distributed/gpus.py"
 
 RELIED_ON = [
     # transformers
@@ -184,6 +192,8 @@ RELIED_ON = [
             and parameters(Trainer._sync_replicated_trainable_parameters) == ["self", "model"]
         ),
     ),
+    Private("TrainingArguments", "_n_gpu", GPUS, lambda: "return self._n_gpu" in source(TrainingArguments.n_gpu.fget)),
+    Private("Trainer", "_wrap_model", GPUS, lambda: "self.args.n_gpu > 1" in source(Trainer._wrap_model)),
     Private("Trainer", "_prepare_inputs", TRAINER, lambda: parameters(Trainer._prepare_inputs) == ["self", "inputs"]),
     Private(
         "Trainer",
