@@ -73,7 +73,8 @@ def load_base(member: Member, tokenizer: Any, seed: int) -> Any:
     if own_head:
         compute_head_in_float32(model)
     else:
-        model.score = fresh_head(model.score.in_features, config.get_text_config().initializer_range, seed)
+        head = fresh_head(model.score.in_features, config.get_text_config().initializer_range, seed)
+        model.score = head.to(model.device)
     attention = model.config._attn_implementation
     logger.debug("%s: %s, attention %s, %s", member.checkpoint, config.model_type, attention, model.dtype)
     return model
@@ -175,7 +176,7 @@ def _from_pretrained(member: Member, config: Any) -> Any:
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # a reward model's head of another size is replaced by a fresh one
             output_loading_info=True,
-            **_quantised_loading(member.quantise, dtype),
+            **(_placement(device()) | _quantised_loading(member.quantise, dtype)),
         )
     # transformers has drawn weights that are missing, or of another shape, at random: only a head may be.
     mismatched = {name for name, *_ in loading_info["mismatched_keys"]}
@@ -196,7 +197,21 @@ def _quantised_loading(kind: str, dtype: torch.dtype) -> dict[str, Any]:
         return {}
     if not is_bitsandbytes_available():
         raise UserError(f"quantise={kind} needs bitsandbytes; run 'make setup EXTRAS=dev,gpu'")
-    return {"quantization_config": quantization_config(kind, dtype), "device_map": {"": device()}}
+    return {
+        "quantization_config": quantization_config(kind, dtype),
+        **(_placement(device()) or {"device_map": {"": device()}}),
+    }
+
+
+def _placement(place: torch.device) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that read weights straight to a GPU, tensor by tensor.
+
+    Without them each process first holds the whole base in host memory: eight workers with a 9B base, 150 GB.
+    The index is named because Trainer takes a model on another device than its own for a model spread over several.
+    """
+    if place.type != "cuda":
+        return {}
+    return {"device_map": {"": torch.device("cuda", torch.cuda.current_device())}}
 
 
 def _with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:

@@ -5,18 +5,43 @@ Weights keep the member's ``dtype``; autocast runs the matrix products in it. Ad
 
 from __future__ import annotations
 
+import logging
+import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from oof.config import Member
 
+logger = logging.getLogger(__name__)
+
+DRIVER = Path("/proc/driver/nvidia/version")  # exists where NVIDIA's kernel module is loaded
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def device() -> torch.device:
     """Return the GPU of this process, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    _warn_of_unusable_gpu()
+    return torch.device("cpu")
+
+
+@cache
+def _warn_of_unusable_gpu() -> None:
+    """Warn, once per process, where a driver is loaded but torch cannot use it (usually: it is too old)."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not DRIVER.is_file():
+        return
+    lines = DRIVER.read_text(encoding="utf-8", errors="replace").splitlines() or ["unknown"]
+    logger.warning(
+        "no GPU is used: torch %s (CUDA %s) cannot use the NVIDIA driver of this machine (%s); update the driver, or "
+        "install a torch for its CUDA version",
+        torch.__version__,
+        torch.version.cuda or "none: a build for CPUs",
+        " ".join(lines[0].removeprefix("NVRM version:").split()),
+    )
 
 
 def resolve_dtype(name: str) -> torch.dtype:
