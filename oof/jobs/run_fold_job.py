@@ -29,6 +29,7 @@ from oof.model.lora import save_classifier
 from oof.model.optimizations import checkpoint_trainable_layers
 from oof.model.precision import device, resolve_dtype
 from oof.training.losses import cross_entropy
+from oof.training.trackers import tracked_run
 from oof.training.trainer import RowLoss, train_classifier
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def fit_classifier(
         trained = f"{sizes['trainable']:,} of {sizes['parameters']:,} parameters trained"
         logger.info("%s: attention %s on %s; %s", label, sizes["attention"], where, trained)
     report_to = battles.config.jobs.report_to
-    with battles.stored_states(model, encoded):
+    with battles.stored_states(model, encoded), tracked_run(report_to, Path(battles.config.run).name):
         summary = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
     summary |= {**model_summary(model), "steps": len(steps), "seed": seed, "checkpointed_layers": checkpointed}
     summary["seconds"] = round(time.monotonic() - started, 1)
