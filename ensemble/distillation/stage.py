@@ -22,6 +22,7 @@ from oof.common.atomic_files import write_parquet
 from oof.common.logits_format import logits_frame
 from oof.common.steps import Step
 from oof.config import Config
+from oof.distributed.gpus import prepare_gpu
 from oof.metrics import row_log_loss
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def run_distill(config: Config) -> bool:
 
 
 def _distill(plan: StudentPlan, step: Step) -> None:
+    prepare_gpu(plan.config.jobs)  # before the imports below, which initialise CUDA
     from ensemble.distillation.export import CHECKED, export_student
     from ensemble.distillation.run_teacher_jobs import run_teacher_jobs
     from ensemble.distillation.train import load_final, pretrain_student, train_students
