@@ -80,12 +80,16 @@ class MetricsFile(TrainerCallback):
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint once all of its files are on disk; one that a kill interrupts stays unmarked."""
+    """Marks a checkpoint once all of its files are on disk; one that a kill interrupts stays unmarked.
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    A checkpoint with weights that are not finite is not marked, so that nothing resumes from it.
+    """
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         wait()  # every process of the job writes a file
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero:
+        finite = all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
+        if state.is_world_process_zero and finite:
             for path in folder.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())

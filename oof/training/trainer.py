@@ -34,6 +34,7 @@ from oof.training.callbacks import (
     last_complete_checkpoint,
     tracker_callbacks,
 )
+from oof.training.finite_steps import FiniteSteps, skipped_steps
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +46,11 @@ MicroBatches = list[dict[str, torch.Tensor]]
 class ClassifierTrainer(Trainer):
     """Trainer whose batch is a list of weighted micro-batches (see the module's docstring)."""
 
-    def __init__(self, member: Member, row_loss: RowLoss, steps: TrainingSteps, **arguments: Any) -> None:
+    def __init__(self, member: Member, row_loss: RowLoss, steps: TrainingSteps, label: str, **arguments: Any) -> None:
         super().__init__(train_dataset=steps, **arguments)
         self.member, self.row_loss, self.steps = member, row_loss, steps
         self.trained = [p for p in self.model.parameters() if p.requires_grad]  # type: ignore[union-attr]
-        self.halvings = 0
+        self.halvings, self.finite_steps = 0, FiniteSteps(self.trained, label)
         # With this flag Trainer does not wrap the model in DistributedDataParallel, which would exchange gradients
         # inside the backward pass: there, a process that runs out of memory leaves the others waiting.
         self.is_distributed_loading_by_transformers = steps.ranks > 1
@@ -73,6 +74,7 @@ class ClassifierTrainer(Trainer):
             # Outside the handler, whose traceback would keep the tensors alive. All processes repeat a step together.
             if not any_of(bool(shortage), self.args.device):
                 add_up_gradients(self.trained, flat)
+                self.finite_steps.check(total, self.state)
                 return total * self.steps.ranks  # Trainer logs the mean over processes
             inputs = self._cut_smaller(model, shortage or "in another process of this job")
 
@@ -151,10 +153,11 @@ def train_classifier(
 
     Returns:
         ``history`` (``{"step", "loss", "learning_rate", …}``, about twenty entries), ``tokens_per_batch`` at the end
-        and ``oom_halvings``.
+        ``oom_halvings``, and ``skipped_steps`` whose loss or gradient was not finite.
 
     Raises:
-        UserError: one sequence does not fit into the memory; the tracker is not installed.
+        UserError: one sequence does not fit into the memory; too many steps are not finite; the tracker
+            is not installed.
         interrupts.Stopped: asked to stop, after a checkpoint was written.
     """
     steps.rank, steps.ranks = rank(), ranks()
@@ -164,6 +167,7 @@ def train_classifier(
         member=member,
         row_loss=row_loss,
         steps=steps,
+        label=label,
         model=model,
         args=train_on_one_gpu(_arguments(member.train, len(steps), checkpoints, seed, label, report_to)),
         callbacks=[*callbacks, *tracker_callbacks(report_to, checkpoints.parent)],
@@ -176,7 +180,12 @@ def train_classifier(
     if stop.reason:
         raise interrupts.Stopped(stop.reason)
     history = [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
-    return {"history": history, "tokens_per_batch": steps.budget, "oom_halvings": trainer.halvings}
+    return {
+        "history": history,
+        "tokens_per_batch": steps.budget,
+        "oom_halvings": trainer.halvings,
+        "skipped_steps": skipped_steps(trainer.state),
+    }
 
 
 def _arguments(

@@ -1,0 +1,117 @@
+"""A non-finite loss or gradient is skipped like a step without gradients; too many end the training in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from oof.common.errors import UserError
+from oof.config import Member
+from oof.model.classifier import load_base
+from oof.model.lora import add_adapters
+from oof.training.losses import cross_entropy
+from oof.training.trainer import ClassifierTrainer, train_classifier
+from tests.fixtures.tiny_classifiers import training_steps
+from tests.fixtures.tiny_models import MEMBER
+
+# 32 battles, 2 a step: 16 steps, with a checkpoint after each.
+LONG = replace(MEMBER, train=replace(MEMBER.train, batch_battles=2, checkpoint_steps=1))
+BAD = 3  # number of the injected step, from 0
+
+Spoil = Callable[[ClassifierTrainer, torch.Tensor], torch.Tensor]
+
+
+def train(folder: Path, monkeypatch: pytest.MonkeyPatch, spoil: Spoil | None = None) -> tuple[torch.Tensor, dict]:
+    """Return the trained weights and the summary; ``spoil`` changes loss or gradients after each accumulation."""
+    member: Member = LONG
+    steps, tokenizer = training_steps(member)
+    model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
+    accumulate = ClassifierTrainer._accumulate
+    with monkeypatch.context() as patch:
+        if spoil is not None:
+            patch.setattr(ClassifierTrainer, "_accumulate", lambda self, *a: spoil(self, accumulate(self, *a)))
+        summary = train_classifier(model, member, steps, cross_entropy, folder, 3, "test")
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]), summary
+
+
+def nan_loss(trainer: ClassifierTrainer, loss: torch.Tensor) -> torch.Tensor:
+    return loss * float("nan") if trainer.state.global_step == BAD else loss
+
+
+def infinite_gradient(trainer: ClassifierTrainer, loss: torch.Tensor) -> torch.Tensor:
+    if trainer.state.global_step == BAD:
+        trainer.trained[0].grad[0] = float("inf")
+    return loss
+
+
+def no_gradient(trainer: ClassifierTrainer, loss: torch.Tensor) -> torch.Tensor:
+    if trainer.state.global_step == BAD:
+        for parameter in trainer.trained:
+            parameter.grad = None
+    return loss
+
+
+def always_nan_from(step: int) -> Spoil:
+    return lambda trainer, loss: loss * float("nan") if trainer.state.global_step >= step else loss
+
+
+@pytest.mark.parametrize("spoil", [nan_loss, infinite_gradient])
+def test_a_step_that_is_not_finite_is_skipped(spoil: Spoil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, clean = train(tmp_path / "dropped", monkeypatch, no_gradient)
+    weights, summary = train(tmp_path / "skipped", monkeypatch, spoil)
+    assert torch.equal(weights, expected)
+    assert clean["skipped_steps"] == []
+    assert summary["skipped_steps"] == [BAD]
+
+
+def test_a_skipped_step_is_still_known_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(trainer: ClassifierTrainer, loss: torch.Tensor) -> torch.Tensor:
+        if trainer.state.global_step == BAD + 4:
+            raise KeyboardInterrupt
+        return nan_loss(trainer, loss)
+
+    expected, _ = train(tmp_path / "whole", monkeypatch, nan_loss)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", monkeypatch, stopped)
+    weights, summary = train(tmp_path / "stopped", monkeypatch)
+    assert torch.equal(weights, expected)
+    assert summary["skipped_steps"] == [BAD]
+
+
+def test_too_many_in_a_row_end_the_job_and_the_next_call_resumes_from_a_finite_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"test: loss nan and gradient norm .* in step 8 of 16.*train\.lr"):
+        train(tmp_path / "bad", monkeypatch, always_nan_from(5))
+    kept = {int(path.name.rsplit("-", 1)[1]) for path in tmp_path.glob("bad/checkpoint-*")}
+    assert max(kept) == 8  # the skipped steps 5 to 7 changed no weight
+    weights, summary = train(tmp_path / "bad", monkeypatch)
+    assert torch.isfinite(weights).all()
+    assert summary["skipped_steps"] == [5, 6, 7]
+
+
+def test_a_checkpoint_with_weights_that_are_not_finite_is_not_resumed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ruin(trainer: ClassifierTrainer, loss: torch.Tensor) -> torch.Tensor:
+        if trainer.state.global_step == BAD:
+            trainer.trained[0].data[0] = float("nan")  # after the check: as a fault of the hardware would
+        if trainer.state.global_step == BAD + 2:
+            raise KeyboardInterrupt
+        return loss
+
+    expected, _ = train(tmp_path / "whole", monkeypatch)
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        train(tmp_path / "ruined", monkeypatch, ruin)
+    assert torch.equal(train(tmp_path / "ruined", monkeypatch)[0], expected)
+
+
+def test_a_loss_spike_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path, monkeypatch, lambda trainer, loss: loss * 9 if trainer.state.global_step == 12 else loss)
+    assert [record.message for record in caplog.records if "the recent median is" in record.message]
