@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
@@ -18,6 +22,8 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from oof.common import interrupts
 from oof.common.errors import UserError
 from oof.distributed.process_group import any_of, rank, wait
+
+logger = logging.getLogger(__name__)
 
 COMPLETE = "whole"  # name of the empty file that marks a checkpoint to resume from
 
@@ -82,14 +88,19 @@ class MetricsFile(TrainerCallback):
 class CompleteCheckpoints(TrainerCallback):
     """Marks a checkpoint once all of its files are on disk; one that a kill interrupts stays unmarked.
 
-    A checkpoint with weights that are not finite is not marked, so that nothing resumes from it.
+    A checkpoint with weights that are not finite is removed: nothing may resume from it, and it would count among the
+    checkpoints that are kept.
     """
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         wait()  # every process of the job writes a file
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        finite = all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
-        if state.is_world_process_zero and finite:
+        if not state.is_world_process_zero:
+            return
+        if not all_finite(p for p in model.parameters() if p.requires_grad):
+            logger.warning("%s: weights are not finite; removed", folder)
+            shutil.rmtree(folder)
+        else:
             for path in folder.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -97,7 +108,7 @@ class CompleteCheckpoints(TrainerCallback):
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:
-    """Return the newest marked checkpoint, or None; remove the unmarked ones that a kill left half-written."""
+    """Return the newest checkpoint that is marked and finite, or None; remove unmarked ones and newer ones with NaN."""
     complete: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*") if folder.is_dir() else ():
         if (path / COMPLETE).is_file():
@@ -105,7 +116,28 @@ def last_complete_checkpoint(folder: Path) -> str | None:
         elif rank() == 0:
             shutil.rmtree(path)
     wait()
-    return str(complete[max(complete)]) if complete else None
+    chosen = next((complete[step] for step in sorted(complete, reverse=True) if _holds_finite(complete[step])), None)
+    wait()  # every process has chosen before one of them removes anything
+    for step, path in complete.items():
+        if rank() == 0 and (chosen is None or step > int(chosen.name.rsplit("-", 1)[1])):
+            logger.warning("%s: weights are not finite; removed", path)
+            shutil.rmtree(path)
+    wait()
+    return str(chosen) if chosen else None
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Return whether no value of any tensor is NaN or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _holds_finite(checkpoint: Path) -> bool:
+    """Return whether the weights saved in a checkpoint are finite, read one tensor at a time."""
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            if not all_finite(file.get_tensor(name) for name in file.keys()):  # noqa: SIM118  # safe_open is no mapping
+                return False
+    return True
 
 
 def tracker_callbacks(report_to: str, folder: Path) -> list[TrainerCallback]:

@@ -31,6 +31,7 @@ from oof.training.callbacks import (
     MetricsFile,
     Progress,
     StopInTime,
+    all_finite,
     last_complete_checkpoint,
     tracker_callbacks,
 )
@@ -179,6 +180,8 @@ def train_classifier(
         optimization.remove()
     if stop.reason:
         raise interrupts.Stopped(stop.reason)
+    if not all_finite(trainer.trained):
+        raise UserError(f"{label}: the trained weights are not finite; run the same command again")
     history = [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
     return {
         "history": history,

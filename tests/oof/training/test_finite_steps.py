@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from oof.common.errors import UserError
 from oof.config import Member
@@ -94,20 +95,48 @@ def test_too_many_in_a_row_end_the_job_and_the_next_call_resumes_from_a_finite_c
     assert summary["skipped_steps"] == [5, 6, 7]
 
 
-def test_a_checkpoint_with_weights_that_are_not_finite_is_not_resumed_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def ruin_weights_at(step: int, stop: int | None = None) -> Spoil:
+    """Return what makes a weight NaN after the gradients of a step, as a fault of the hardware would."""
+
     def ruin(trainer: ClassifierTrainer, loss: torch.Tensor) -> torch.Tensor:
-        if trainer.state.global_step == BAD:
-            trainer.trained[0].data[0] = float("nan")  # after the check: as a fault of the hardware would
-        if trainer.state.global_step == BAD + 2:
+        if trainer.state.global_step == step:
+            trainer.trained[0].data[0] = float("nan")
+        if trainer.state.global_step == stop:
             raise KeyboardInterrupt
         return loss
 
+    return ruin
+
+
+@pytest.mark.parametrize("interrupted", [BAD + 1, BAD + 2, None])
+def test_a_checkpoint_with_weights_that_are_not_finite_is_removed(
+    interrupted: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected, _ = train(tmp_path / "whole", monkeypatch)
     with pytest.raises((KeyboardInterrupt, UserError)):
-        train(tmp_path / "ruined", monkeypatch, ruin)
+        train(tmp_path / "ruined", monkeypatch, ruin_weights_at(BAD, interrupted))
+    assert (tmp_path / "ruined" / f"checkpoint-{BAD}").is_dir()
+    assert not (tmp_path / "ruined" / f"checkpoint-{BAD + 1}").exists()
     assert torch.equal(train(tmp_path / "ruined", monkeypatch)[0], expected)
+
+
+def test_a_marked_checkpoint_of_an_older_version_that_holds_nan_is_not_resumed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = train(tmp_path / "whole", monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "old", monkeypatch, ruin_weights_at(-1, stop=BAD))
+    path = tmp_path / "old" / f"checkpoint-{BAD}" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, path)
+    assert torch.equal(train(tmp_path / "old", monkeypatch)[0], expected)
+
+
+def test_weights_that_are_not_finite_at_the_end_are_not_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="trained weights are not finite"):
+        train(tmp_path, monkeypatch, ruin_weights_at(15))
 
 
 def test_a_loss_spike_is_logged(
