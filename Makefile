@@ -19,7 +19,7 @@ OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(
             $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack ablate distill predict table report demo test test-slow test-gpu lint docs format bases plan bench-oof bench-stack quality faults fuzz check audit
+.PHONY: help setup oof stack ablate distill predict table report demo test test-slow test-gpu lint docs format bases plan bench-oof bench-stack bench-gpu quality faults fuzz check audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -91,6 +91,9 @@ bench-oof: $(READY)  ## benchmark fold jobs against transformers' Trainer (ARGS=
 
 bench-stack: $(READY)  ## benchmark stage two against LightGBMTunerCV, StackingClassifier and AutoGluon
 	@$(PY) -m benchmarks.speed.stack_peers $(ARGS)
+
+bench-gpu: $(READY)  ## the GPU benchmark, 20 minutes on an 80 GB card (ARGS="--only rates,training"; ARGS=--check; QUICK=1: a CPU)
+	@$(PY) -m benchmarks.gpu.bench $(if $(QUICK),--quick) $(ARGS)
 
 quality: $(READY)  ## all stages on real judgements with small pre-trained models (QUICK=1: a smoke test)
 	@$(PY) -m benchmarks.quality.real_judgements $(if $(QUICK),--quick) $(ARGS)

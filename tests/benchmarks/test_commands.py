@@ -14,6 +14,7 @@ DATA = ROOT.parent / "shared" / "data"
 TINY = "configs/bases/tiny-gemma2", "configs/bases/tiny-llama"
 # The scripts' arguments; ``DATA`` stands for the folder of real judgements, without which the test skips.
 SMALL = {
+    "gpu.bench": "--quick --only rates",
     "quality.combiner_choice": "--data DATA --seeds 1 --trials 2 --out choice.md",
     "quality.final_student": "",
     "quality.label_canary": "",

@@ -1,0 +1,106 @@
+"""LoRA training speed and memory of our trainer, per shape, lengths and attention; with nf4 weights it is QLoRA.
+
+The functions are those of a fold job. Two optimizer steps with the longest sequences run first, so that compilation and
+the first allocations do not count.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import timed
+from benchmarks.gpu.card import predicted_seconds
+from benchmarks.gpu.parts import Case, Context, Row
+from benchmarks.gpu.random_classifier import (
+    PAD,
+    SEED,
+    begin_peak,
+    build,
+    free_memory,
+    largest_budget,
+    member_of,
+    model_flops,
+    peak_memory_gb,
+    planned,
+    random_battles,
+    resolved,
+    sequence_lengths,
+    vocabulary_of,
+)
+from oof.config import Member
+from oof.encoding.batches import TrainingSteps, targets_in_both_orders
+from oof.model.optimizations import checkpoint_trainable_layers
+from oof.training.losses import cross_entropy
+from oof.training.trainer import train_classifier
+
+WARM_UP_STEPS = 2
+
+
+def measure(case: Case, context: Context) -> Row:
+    """Return tokens per second, arithmetic, seconds and memory of one case.
+
+    Raises:
+        UserError: the attention cannot run here, or one sequence does not fit.
+    """
+    shape, kind, attention, *quantise = case
+    member = member_of(shape, context, attention, *quantise)
+    name = resolved(member)
+    automatic = attention == "auto" or name == resolved(replace(member, attn="auto"))
+    with prepared(member, name, kind, context) as (model, steps, settings):
+        summary, seconds = timed(lambda: train(model, member, steps))
+        tokens = int(steps.encoded.lengths.sum())
+        longest = context.size.max_tokens
+        flops = model_flops(member, steps.encoded.lengths[:, 0], True)
+        planned_cost = planned(member, name, longest, steps.budget, True, settings["checkpointing"])
+        return settings | {
+            "attention": name,
+            "auto": automatic,
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "flops_per_second": flops / seconds,
+            "predicted_seconds": predicted_seconds(member, flops),
+            "tokens_per_batch": steps.budget,
+            "halvings": summary["oom_halvings"],
+            "peak_gb": peak_memory_gb(),
+            "planned_gb": planned_cost.peak_bytes / 1e9,
+        }
+
+
+@contextmanager
+def prepared(member: Member, attention: str, kind: str, context: Context) -> Iterator[tuple[Any, TrainingSteps, Row]]:
+    """Yield a warm classifier, the steps to measure, and the settings that the plan chose."""
+    size = context.size
+    free_memory()
+    budget, checkpointing = largest_budget(member, attention, size.max_tokens, size)
+    model = build(member, attention)
+    if checkpointing:
+        checkpoint_trainable_layers(model)
+    lengths = sequence_lengths(kind, size.step_sequences * size.lengths[kind], size)
+    warm = plan_of(member, lengths, budget)
+    warm.steps = sorted(warm.steps, key=lambda step: -int(warm.encoded.lengths[step.battles].max()))[:WARM_UP_STEPS]
+    train(model, member, warm)
+    begin_peak()
+    yield model, plan_of(member, lengths, warm.budget), {"checkpointing": checkpointing}
+
+
+def plan_of(member: Member, lengths: np.ndarray, budget: int) -> TrainingSteps:
+    """Return one epoch of random texts of these lengths with random labels."""
+    n = len(lengths)
+    labels = np.random.default_rng(SEED).integers(3, size=n)
+    recipe = replace(member.train, tokens_per_batch=budget)
+    encoded = random_battles(lengths, vocabulary_of(member))
+    return TrainingSteps(encoded, targets_in_both_orders(np.eye(3)[labels]), np.ones(n), recipe, PAD, SEED)
+
+
+def train(model: Any, member: Member, steps: TrainingSteps) -> Row:
+    """Run all steps in the trainer of a fold job; return its summary."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return train_classifier(model, member, steps, cross_entropy, Path(scratch) / "checkpoints", SEED, "bench-gpu")

@@ -1,0 +1,75 @@
+"""Share of each kind of operation in the time of LoRA training, by ``torch.profiler``.
+
+On a GPU the time is that of the kernels, classified by their names; on a CPU that of PyTorch's operations. The matrix
+products inside eager and blockwise attention count as matrix products.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+from benchmarks.gpu.lora_training import plan_of, prepared, train
+from benchmarks.gpu.parts import ARENA, Case, Context, Row
+from benchmarks.gpu.random_classifier import member_of, resolved
+
+# The first pattern that is found in a name, in lower case, decides.
+KINDS = {
+    "optimizer": r"adam|multi_tensor|foreach",
+    "fused attention": r"flash|fmha|attention",
+    "dequantisation": r"dequant|quantize|bitsandbytes|int8",
+    "matrix products": r"gemm|nvjet|cutlass|cublas|::(add)?b?mm_?$|matmul|linear|xmma",
+    "norms": r"norm|rsqrt",
+    "activation functions": r"gelu|silu|sigmoid|tanh",
+    "softmax and loss": r"softmax|nll|cross_entropy",
+    "copies and casts": r"copy|memcpy|cast|to_copy|clone|contiguous|memset|fill|zero",
+    "gather and scatter": r"index|gather|scatter|embedding|cat",
+    "reductions": r"reduce|sum|mean|max",
+    "elementwise": r"elementwise|::(mul|add|sub|div|neg|pow|cos|sin)_?$",
+}
+OTHER = "other"
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of an operation or kernel."""
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name.lower())), OTHER)
+
+
+def shares(times: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return each kind's share of the time, the largest first."""
+    totals: dict[str, float] = {}
+    for name, time_us in times:
+        totals[kind_of(name)] = totals.get(kind_of(name), 0.0) + time_us
+    whole = sum(totals.values()) or 1.0
+    return {kind: time_us / whole for kind, time_us in sorted(totals.items(), key=lambda item: -item[1]) if time_us}
+
+
+def measure(case: Case, context: Context) -> Row:
+    """Return the shares of the training steps of one shape, and the names that take the most time."""
+    (shape,) = case
+    member = member_of(shape, context)
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with prepared(member, resolved(member), ARENA, context) as (model, warm, _):
+        steps = plan_of(member, warm.encoded.lengths[:, 0], warm.budget)
+        steps.steps = steps.steps[:2]
+        with torch.profiler.profile(activities=activities) as profiler:
+            train(model, member, steps)
+    if on_gpu:
+        # Annotations such as the optimizer's step span kernels that are counted themselves.
+        kernels = [e for e in profiler.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        times = [(event.key, float(event.self_device_time_total)) for event in kernels]
+    else:
+        times = [(event.key, float(event.self_cpu_time_total)) for event in profiler.key_averages()]
+    whole = sum(time_us for _, time_us in times) or 1.0
+    longest = sorted(times, key=lambda item: -item[1])[:8]
+    return {
+        "attention": resolved(member),
+        "shares": shares(times),
+        "longest": {name[:100]: time_us / whole for name, time_us in longest},
+        "kernel_seconds": whole / 1e6,
+    }
