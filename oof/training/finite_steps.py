@@ -69,7 +69,7 @@ class FiniteSteps:
         raise UserError(
             f"{self.label}: loss {value:g} and gradient norm {size:g} in step {state.global_step} of "
             f"{state.max_steps}; {len(steps)} steps were not finite, {in_a_row} of them in a row. Lower train.lr and "
-            "train.head_lr, or set dtype=float32; the last finite checkpoint is kept, the same command resumes from it"
+            "train.head_lr, or set dtype=float32. The same command resumes from the last checkpoint, if there is one"
         )
 
     def _log_spike(self, value: float, step: int) -> None:
