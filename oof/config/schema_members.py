@@ -105,9 +105,18 @@ class Member:
     )  # fmt: skip
     attn: str = setting(
         "auto",
-        "attention implementation. `auto`: `sdpa`, or `blockwise` for models with soft-capped attention scores, which "
-        "sdpa does not compute",
-        choices=("auto", "eager", "blockwise", "sdpa", "flash_attention_2"),
+        "attention implementation. `auto`: the first of FlashAttention 4, 3, 2 (if installed; 16 bits on a GPU of "
+        "compute capability 8.0 or higher), `sdpa` and `blockwise` that agrees with `eager` on this machine. "
+        "Soft-capped attention scores never run on sdpa, which does not compute them",
+        choices=(
+            "auto",
+            "eager",
+            "blockwise",
+            "sdpa",
+            "flash_attention_2",
+            "flash_attention_3",
+            "flash_attention_4",
+        ),
     )
     attn_softcap: str = setting(
         "on",

@@ -1,33 +1,40 @@
-"""Choice of attention implementation per model family and device, with a self-check against eager attention.
+"""Choice of attention implementation per model, precision and card.
 
 Gemma2 caps its attention logits (soft-capping). PyTorch's sdpa has no such term and would compute another function
 without an error. So sdpa is refused for a soft-capped family unless soft-capping is switched off (``attn_softcap:
-off``). Blockwise attention runs only after it has agreed with eager attention on this machine, with the model's own
-heads and precision, because a kernel may fail on one card or one head size alone.
+off``). Which implementations can run, and in which order they are tried, is one table
+(:mod:`oof.model.attention_table`). Each of them but eager must pass a self-check against eager attention first
+(:mod:`oof.model.attention_check`).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
-from transformers.utils.import_utils import is_flash_attn_2_available
+from huggingface_hub import constants
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
+from transformers.modeling_flash_attention_utils import FLASH_ATTN_KERNEL_VERSIONS, lazy_import_flash_attention
+from transformers.utils.import_utils import (
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+    is_flash_attn_4_available,
+    is_kernels_available,
+)
 
 from oof.common.errors import UserError
 from oof.model import blockwise_attention
+from oof.model.attention_check import agrees_with_eager
+from oof.model.attention_table import HUB_KERNELS, PACKAGES, SIXTEEN_BITS, Machine, ModelAttention, candidates, obstacle
 
 logger = logging.getLogger(__name__)
-
-CHECK_TOKENS, CHECK_WINDOW, CHECK_CAP = (40, 200), 16, 2.0  # scores are about as large as the cap
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # of the largest output or gradient
 
 
 def resolve_attention(config: Any, wanted: str, softcap: str = "on", dtype: torch.dtype = torch.float32) -> str:
@@ -35,113 +42,118 @@ def resolve_attention(config: Any, wanted: str, softcap: str = "on", dtype: torc
 
     Args:
         config: of transformers; one with ``attn_logit_softcapping`` is a soft-capped family.
-        wanted: ``attn`` of the member. "auto" for a soft-capped family: FlashAttention 2 on a GPU that has it, else
-            blockwise attention if it passes its self-check, else eager. "auto" without soft-capping: sdpa.
+        wanted: ``attn`` of the member. "auto": the first one of :func:`oof.model.attention_table.candidates` that
+            passes its self-check.
         softcap: "on" or "off", as trained.
         dtype: in which the model computes.
 
     Raises:
-        UserError: ``wanted`` drops the model's soft-capping, needs a soft-cap, or fails its self-check.
+        UserError: ``wanted`` drops the model's soft-capping, cannot run here, or fails its self-check.
     """
-    attention, on_gpu = configured_attention(config, wanted, softcap), torch.cuda.is_available()
-    if wanted == "auto" and _is_capped(config, softcap) and on_gpu and is_flash_attn_2_available():
-        return "flash_attention_2"
-    if attention != blockwise_attention.NAME:
-        return attention
-    text_config = config.get_text_config()
-    heads, head_dim = text_config.num_attention_heads, getattr(text_config, "head_dim", 0)
-    shape = heads, text_config.num_key_value_heads, head_dim or text_config.hidden_size // heads
-    if agrees_with_eager(attention, shape, dtype, "cuda" if on_gpu else "cpu"):
-        return attention
+    configured_attention(config, wanted, softcap)
+    model, machine = model_attention(config, softcap), this_machine()
+    names = candidates(model, dtype, machine)
     if wanted != "auto":
-        raise UserError(f"attn={wanted} does not compute eager's attention on this machine; use attn=auto")
-    return "eager"
+        names = tuple(name for name in (wanted, HUB_KERNELS.get(wanted, "")) if name in names)
+        if not names:
+            reason = obstacle(wanted, model, dtype, machine)
+            raise UserError(f"attn={wanted} cannot run here: {reason}; {_remedy(wanted, reason)}")
+    for name in names:
+        if name == "eager" or _passes(name, model, dtype, machine):
+            if wanted == "auto":
+                _log_choice(name, model, dtype, machine)
+            return name
+    raise UserError(f"attn={wanted} does not compute eager's attention on this machine; use attn=auto")
 
 
 def configured_attention(config: Any, wanted: str, softcap: str) -> str:
-    """Return the attention implementation of a member's setting, without a check of this machine.
+    """Return the attention implementation of a member's setting, without FlashAttention and a check of this machine.
 
     Raises:
         UserError: ``wanted`` drops the model's soft-capping, or needs a soft-cap that the model lacks.
     """
-    capped = _is_capped(config, softcap)
-    blockwise = capped and blockwise_attention.computes(config.get_text_config())
-    if capped and wanted == "sdpa":
+    model = model_attention(config, softcap)
+    if model.capped and wanted == "sdpa":
         raise UserError(
             f"attn=sdpa drops the soft-capping of {config.model_type}; use attn=auto, or train and score with "
             "attn_softcap=off"
         )
-    if wanted == blockwise_attention.NAME and not blockwise:
+    if wanted == blockwise_attention.NAME and not model.blockwise:
         raise UserError(
             "attn=blockwise computes soft-capped, causal attention without dropout, which is not the attention of this "
             f"{config.model_type}; use attn=auto"
         )
-    if wanted != "auto":
-        return wanted
-    if not capped:
-        return "sdpa"
-    return blockwise_attention.NAME if blockwise else "eager"
+    return candidates(model, torch.float32, Machine())[0] if wanted == "auto" else wanted
 
 
-def _is_capped(config: Any, softcap: str) -> bool:
-    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None and softcap == "on"
+def model_attention(config: Any, softcap: str) -> ModelAttention:
+    """Return the attention of a model configuration, soft-capped or not as it was trained."""
+    text = config.get_text_config()
+    capped = getattr(text, "attn_logit_softcapping", None) is not None and softcap == "on"
+    n_heads = text.num_attention_heads
+    model_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), PreTrainedModel)
+    return ModelAttention(
+        capped=capped,
+        blockwise=capped and blockwise_attention.computes(text),
+        flash=bool(model_class._supports_flash_attn) and not getattr(text, "use_bidirectional_attention", False),
+        dropout=bool(getattr(text, "attention_dropout", 0)),
+        shape=(
+            n_heads,
+            getattr(text, "num_key_value_heads", None) or n_heads,
+            getattr(text, "head_dim", None) or text.hidden_size // n_heads,
+        ),
+    )
+
+
+def this_machine() -> Machine:
+    """Return this process's GPU and the FlashAttention implementations that load without a download."""
+    if not torch.cuda.is_available():
+        return Machine()
+    available = (is_flash_attn_4_available, is_flash_attn_3_available, is_flash_attn_2_available)
+    installed = {name for name, check in zip(PACKAGES, available, strict=True) if check()}
+    if is_kernels_available():
+        installed |= {kernel for kernel in HUB_KERNELS.values() if _is_cached(kernel)}
+    return Machine(torch.cuda.get_device_capability(), frozenset(installed))
+
+
+def _is_cached(kernel: str) -> bool:
+    """Return whether the `kernels` package has downloaded the version of a kernel that transformers loads."""
+    cache_folder = Path(os.environ.get("KERNELS_CACHE") or constants.HF_HUB_CACHE)
+    version = f"v{FLASH_ATTN_KERNEL_VERSIONS.get(kernel, 1)}"
+    folders = (cache_folder / f"{kind}s--{kernel.replace('/', '--')}" for kind in ("kernel", "model"))
+    return any((folder / "refs" / version).is_file() for folder in folders)
+
+
+def _passes(name: str, model: ModelAttention, dtype: torch.dtype, machine: Machine) -> bool:
+    """Load an implementation and return whether it agrees with eager attention."""
+    if name in HUB_KERNELS.values():
+        try:
+            with patch.object(constants, "HF_HUB_OFFLINE", True):  # it is cached: no request for a newer version
+                lazy_import_flash_attention(name)
+        except Exception as error:  # a kernel of another torch or another card fails in many ways
+            logger.warning("%s cannot be loaded (%s)", name, f"{error}".splitlines()[:1])
+            return False
+    return agrees_with_eager(name, model.shape, dtype, machine.device, model.capped)
+
+
+def _remedy(wanted: str, reason: str) -> str:
+    if "not installed" in reason:
+        install = "run 'make setup EXTRAS=dev,gpu'" if wanted == "flash_attention_4" else "install it"
+        return f"{install}, or use attn=auto"
+    return "use dtype=bfloat16 or attn=auto" if "16 bits" in reason else "use attn=auto"
 
 
 @cache
-def agrees_with_eager(attention: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> bool:
-    """Return whether an attention gives eager's outputs and gradients, full and sliding, at two lengths.
-
-    Args:
-        attention: its registered name.
-        shape: query heads, key heads and head size.
-        dtype: of queries, keys and values; eager computes the same values in float32.
-        device: "cpu" or "cuda".
-    """
-    try:
-        difference = max(
-            _difference(attention, shape, dtype, device, length, window)
-            for length in CHECK_TOKENS
-            for window in (None, CHECK_WINDOW)
-        )
-    except Exception as error:  # a kernel can fail in many ways; after any failure another attention is used
-        logger.info("%s attention is not usable here (%s)", attention, f"{error}".splitlines()[0][:120])
-        return False
-    if not difference <= TOLERANCE[dtype]:  # also true of NaN
-        logger.warning("%s attention differs from eager by %.2g here and is not used", attention, difference)
-        return False
-    return True
-
-
-def _difference(
-    attention: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str, length: int, window: int | None
-) -> float:
-    """Return the largest difference from eager of the outputs and gradients, relative to eager's largest value."""
-    groups, size = shape[0] // shape[1], shape[2]
-    heads, key_heads = 2 * groups, 2  # two key heads are enough: every key head is computed alike
-    generator = torch.Generator().manual_seed(length)
-    drawn = [torch.randn((2, n, length, size), generator=generator) for n in (heads, key_heads, key_heads)]
-    drawn[0] *= CHECK_CAP  # so that the cap changes the scores
-    inputs = [x.to(device, dtype) for x in drawn]
-    upstream = torch.randn((2, length, heads, size), generator=generator).to(device, dtype)
-    settings: dict[str, Any] = {"scaling": size**-0.5, "softcap": CHECK_CAP}
-    module: Any = SimpleNamespace(num_key_value_groups=groups, training=False, is_causal=True)
-
-    position = torch.arange(length, device=device)
-    visible = (position <= position[:, None]) & (position > position[:, None] - (window or length))
-    mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
-    exact_inputs = [x.float().requires_grad_() for x in inputs]
-    query, key, value = exact_inputs
-    expected = eager_attention_forward(module, query, key, value, mask, **settings)[0]
-    tested_inputs = [x.requires_grad_() for x in inputs]
-    tested = ALL_ATTENTION_FUNCTIONS[attention](module, *tested_inputs, None, sliding_window=window, **settings)[0]
-    pairs = zip(
-        (tested, *torch.autograd.grad(tested, tested_inputs, upstream)),
-        (expected, *torch.autograd.grad(expected, exact_inputs, upstream.float())),
-        strict=True,
-    )
-    return max(
-        float((mine.float() - theirs).detach().abs().max() / theirs.detach().abs().max()) for mine, theirs in pairs
-    )
+def _log_choice(name: str, model: ModelAttention, dtype: torch.dtype, machine: Machine) -> None:
+    """Log, once per process, the choice on a GPU, and the reasons where it is not FlashAttention on a card for it."""
+    if machine.device == "cpu":
+        return
+    logger.info("attention: %s", name)
+    flash = name in PACKAGES or name in HUB_KERNELS.values()
+    if not flash and model.capped and machine.capability >= (8, 0) and dtype in SIXTEEN_BITS:
+        reasons = {package: obstacle(package, model, dtype, machine) or "failed its self-check" for package in PACKAGES}
+        listed = "; ".join(f"{package}: {reason}" for package, reason in reasons.items())
+        logger.warning("%s attention is slower than FlashAttention, which cannot run (%s)", name, listed)
 
 
 @contextmanager

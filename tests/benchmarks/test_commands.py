@@ -37,6 +37,7 @@ SMALL = {
 }
 ELSEWHERE = {
     "gpu.attention_kernels": "needs a GPU",
+    "gpu.compile_attention": "needs flash-attn-4",
     "robustness.faults": "tests/benchmarks/test_faults.py is its short version",
     "robustness.subcommand_server": "started by robustness.faults",
     "speed.other_stackers": "started by speed.stack_peers",

@@ -19,6 +19,7 @@ import peft.tuners.lora
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from peft import PeftModel
 from tokenizers import Tokenizer, models
 from torch import nn
@@ -27,16 +28,28 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     Gemma2Config,
+    Gemma2ForSequenceClassification,
     Trainer,
     TrainingArguments,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    AttentionMaskInterface,
+    eager_mask,
+    sliding_window_causal_mask_function,
+)
+from transformers.modeling_flash_attention_utils import (
+    FLASH_ATTN_KERNEL_FALLBACK,
+    FLASH_ATTN_KERNEL_VERSIONS,
+    lazy_import_flash_attention,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from oof.config import Lora
+from oof.model.attention_table import HUB_KERNELS
 from oof.model.lora import add_adapters
 from tests.fixtures.demo_run import BASES, ROOT
 
@@ -93,6 +106,12 @@ def eager_computes_a_soft_cap() -> bool:
     return capped.shape == (1, 3, 1, 4) and not torch.equal(capped, plain)
 
 
+def flash_attention_loads_by_name() -> bool:
+    with pytest.raises((ImportError, ValueError)):
+        lazy_import_flash_attention("kernels-community/not-a-kernel")
+    return parameters(lazy_import_flash_attention)[0] == "implementation"
+
+
 def flop_formula_of(name: str) -> Any:
     from torch.utils.flop_counter import flop_registry
 
@@ -110,6 +129,7 @@ def layer_runs_its_checkpoint_function() -> bool:
 
 
 TRAINER, OPTIMIZATIONS, ATTENTION = "oof/training/trainer.py", "oof/model/optimizations.py", "oof/model/attention.py"
+ATTENTION_CHECK = "oof/model/attention_check.py"
 BLOCKWISE, COST, FAKE = "oof/model/blockwise_attention.py", "oof/model/cost_model.py", "oof/model/fake_tensors.py"
 CLASSIFIER, MERGE = "oof/model/classifier.py", "ensemble/distillation/merge.py"
 GPUS = "oof/distributed/gpus.py"
@@ -133,7 +153,7 @@ RELIED_ON = [
     Private(
         "transformers.modeling_utils",
         "ALL_ATTENTION_FUNCTIONS",
-        ATTENTION,
+        ATTENTION_CHECK,
         lambda: {"sdpa", "flash_attention_2"} <= set(ALL_ATTENTION_FUNCTIONS),
     ),
     Private("sdpa_attention", "sdpa_attention_forward", COST, sdpa_refuses_a_soft_cap),
@@ -148,11 +168,49 @@ RELIED_ON = [
     Private(
         "AttentionInterface", "register", BLOCKWISE, lambda: parameters(AttentionInterface.register) == ["key", "value"]
     ),
+    *(
+        Private(
+            "transformers.utils.import_utils",
+            name,
+            ATTENTION,
+            lambda name=name: isinstance(getattr(transformers.utils.import_utils, name)(), bool),
+        )
+        for name in (
+            "is_flash_attn_2_available",
+            "is_flash_attn_3_available",
+            "is_flash_attn_4_available",
+            "is_kernels_available",
+        )
+    ),
+    Private("modeling_flash_attention_utils", "lazy_import_flash_attention", ATTENTION, flash_attention_loads_by_name),
     Private(
-        "transformers.utils.import_utils",
-        "is_flash_attn_2_available",
+        "modeling_flash_attention_utils",
+        "FLASH_ATTN_KERNEL_VERSIONS",
         ATTENTION,
-        lambda: isinstance(transformers.utils.import_utils.is_flash_attn_2_available(), bool),
+        lambda: (
+            FLASH_ATTN_KERNEL_FALLBACK == HUB_KERNELS and set(HUB_KERNELS.values()) <= {*FLASH_ATTN_KERNEL_VERSIONS}
+        ),
+    ),
+    Private(
+        "PreTrainedModel",
+        "_supports_flash_attn",
+        ATTENTION,
+        lambda: Gemma2ForSequenceClassification._supports_flash_attn and not PreTrainedModel._supports_flash_attn,
+    ),
+    Private(
+        "masking_utils",
+        "ALL_MASK_ATTENTION_FUNCTIONS",
+        ATTENTION_CHECK,
+        lambda: {"sdpa", "flash_attention_4"} <= set(ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()),
+    ),
+    Private(
+        "masking_utils",
+        "sliding_window_causal_mask_function",
+        ATTENTION_CHECK,
+        lambda: sliding_window_causal_mask_function(2)(0, 0, torch.tensor(3), torch.tensor(2)),
+    ),
+    Private(
+        "huggingface_hub.constants", "HF_HUB_OFFLINE", ATTENTION, lambda: constants.HF_HUB_OFFLINE in (True, False)
     ),
     Private(
         "transformers.utils.import_utils",
