@@ -1,7 +1,9 @@
 # Every target makes what it needs first: `make demo` and `make test` work straight after `git clone`.
 #   CONFIG=configs/demo.yaml   RUN=runs/name   DATA="train.csv more.csv"   TEST=test.csv   ARGS="stack.trials=5"
 #   LOGITS="name=file.csv other=file.parquet": stack these instead of stage one's logits (RUN defaults to runs/logits)
-CONFIG ?= configs/demo.yaml
+# A run remembers its settings: after its first command, RUN alone is enough. REDO=1 replaces finished training.
+CONFIG ?=
+DEMO   := configs/demo.yaml
 PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS ?= dev
@@ -14,16 +16,20 @@ space := $(empty) $(empty)
 as_list = [$(subst $(space),$(comma),$(strip $(1)))]
 name_of = $(firstword $(subst =, ,$(1)))
 as_pairs = $(foreach pair,$(1),"$(call name_of,$(pair))": "$(patsubst $(call name_of,$(pair))=%,%,$(pair))"$(comma))
-OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),'data.train=$(call as_list,$(DATA))') \
+OVERRIDES = $(if $(RUN),'run=$(RUN)',$(if $(CONFIG)$(LOGITS),,run=runs/demo)) $(if $(DATA),'data.train=$(call as_list,$(DATA))') \
             $(if $(TEST),'data.test=$(call as_list,$(TEST))') \
             $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
+# CONFIG counts only where it is given. A run that remembers no settings gets those of the demo, if it may begin here.
+SETTINGS = $(if $(CONFIG),'$(CONFIG)') $(OVERRIDES) $(if $(REDO),--redo)
+BEGIN    = --default $(DEMO)
+RUN_OR_DEMO = $(or $(RUN),runs/$(basename $(notdir $(or $(CONFIG),$(DEMO)))))
 
 .NOTPARALLEL:
 .PHONY: help setup oof stack ablate distill predict table report demo test test-slow test-gpu lint docs format bases plan bench-oof bench-stack bench-gpu quality faults fuzz check audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
-	@echo; echo 'variables: CONFIG (default configs/demo.yaml), RUN (default runs/<config name>), DATA, TEST, ARGS="key.sub=value …"'
+	@echo; echo 'variables: RUN (default runs/demo), CONFIG (only for a new run), DATA, TEST, ARGS="key.sub=value …", REDO=1'
 
 setup: $(READY)  ## create .venv with the pinned versions (EXTRAS=dev,gpu,cluster,track)
 
@@ -38,28 +44,28 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 oof: $(READY)  ## stage one: fold jobs -> out-of-fold logits
-	@$(PY) -m oof oof $(CONFIG) $(OVERRIDES)
+	@$(PY) -m oof oof $(SETTINGS) $(BEGIN)
 
 stack: $(READY)  ## stage two: stack and calibrate those logits, or LOGITS
-	@$(PY) -m ensemble stack $(CONFIG) $(OVERRIDES)
+	@$(PY) -m ensemble stack $(SETTINGS) $(if $(LOGITS),$(BEGIN))
 
 ablate: $(READY)  ## measure the contribution of each part of stage two
-	@$(PY) -m ensemble ablate $(CONFIG) $(OVERRIDES)
+	@$(PY) -m ensemble ablate $(SETTINGS)
 
 distill: $(READY)  ## stage three: one student, saved as a Hugging Face folder
-	@$(PY) -m ensemble distill $(CONFIG) $(OVERRIDES)
+	@$(PY) -m ensemble distill $(SETTINGS)
 
 predict: $(READY)  ## write RUN/submission.csv for TEST (ARGS="predict.model=ensemble": by the ensemble)
-	@$(PY) -m ensemble predict $(CONFIG) $(OVERRIDES)
+	@$(PY) -m ensemble predict $(SETTINGS)
 
 table: $(READY)  ## print the log loss of every stage and write RUN/metrics.json
-	@$(PY) -m ensemble table $(CONFIG) $(OVERRIDES)
+	@$(PY) -m ensemble table $(SETTINGS)
 
 report: $(READY)  ## write RUN/report/index.html; RUN="runs/a runs/b" also compares (PRICE=2.5 an hour)
-	@$(PY) -m ensemble report $(or $(RUN),runs/$(basename $(notdir $(CONFIG)))) $(if $(PRICE),--price-per-hour $(PRICE))
+	@if [ -d '$(RUN)' ]; then set -- '$(RUN)'; else set -- $(RUN_OR_DEMO); fi; $(PY) -m ensemble report "$$@" $(if $(PRICE),--price-per-hour $(PRICE))
 
 demo: $(READY)  ## all three stages on the embedded synthetic arena, on a CPU
-	@$(MAKE) --no-print-directory oof stack distill predict table report CONFIG=configs/demo.yaml
+	@$(MAKE) --no-print-directory oof stack distill predict table report CONFIG=$(DEMO)
 
 # Two processes with one thread each: small models gain nothing from a second thread.
 test: $(READY)  ## the tests without the slow ones
@@ -84,7 +90,7 @@ bases: $(READY)  ## rebuild the demo's base checkpoints (about 20 minutes)
 	@$(PY) -m oof bases configs/bases
 
 plan: $(READY)  ## estimate parameters, memory, hours and disk of CONFIG on five GPUs
-	@$(PY) -m oof plan $(CONFIG) $(OVERRIDES)
+	@$(PY) -m oof plan $(SETTINGS) $(BEGIN)
 
 bench-oof: $(READY)  ## benchmark fold jobs against transformers' Trainer (ARGS="--model FOLDER")
 	@$(PY) -m benchmarks.speed.fold_jobs $(ARGS)
@@ -108,4 +114,4 @@ check: $(READY)  ## profile the battle files in DATA and list every problem
 	@$(PY) -m oof check $(DATA)
 
 audit: $(READY)  ## prove a finished run's invariants
-	@$(PY) -m oof audit $(or $(RUN),runs/$(basename $(notdir $(CONFIG))))
+	@$(PY) -m oof audit '$(RUN_OR_DEMO)'

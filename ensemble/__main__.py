@@ -24,8 +24,10 @@ def _stack(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
     from ensemble.stacking.stage import run_stack
+    from oof.jobs.source_files import check_files
 
     with locked_run(config):
+        check_files(config, reads=bool(config.stack.logits), redo=arguments.redo)
         ran = run_stack(config)
     print(f"stack: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'stack'})")
 
@@ -34,9 +36,12 @@ def _distill(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
     from ensemble.distillation.stage import run_distill
+    from oof.jobs.source_files import check_files
 
     with locked_run(config):
-        ran = run_distill(config)
+        check_files(config, reads=False, redo=arguments.redo)
+        asked = any(word.startswith(("distill.", "stack.")) for word in (arguments.config or "", *arguments.overrides))
+        ran = run_distill(config, arguments.redo, asked)
     print(f"distill: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'distill' / 'student'})")
 
 
@@ -44,13 +49,20 @@ def _predict(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
     from ensemble.serving.submission import run_predict
+    from oof.classes import WINNER_COLUMNS
     from oof.common.process_tuning import prepare_process
+    from oof.jobs.source_files import check_files
 
     prepare_process()
     with locked_run(config):
-        ran = run_predict(config)
-    outcome = f"written by the {config.predict.model}" if ran else "up to date, nothing to do"
-    print(f"predict: {outcome} ({Path(config.run) / 'submission.csv'})")
+        check_files(config, reads=False, redo=arguments.redo)
+        prediction = run_predict(config, arguments.redo)
+    path = Path(config.run) / "submission.csv"
+    battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {config.predict.model}"
+    print(f"predict: {'written' if prediction.ran else 'up to date, nothing to do'}: {battles}")
+    print(f"predict: {path}, columns {', '.join(('id', *WINNER_COLUMNS))}")
+    if prediction.kept is not None:
+        print(f"predict: the submission of other battles is kept in {prediction.kept}")
 
 
 def _judge(arguments: argparse.Namespace) -> None:
@@ -68,8 +80,10 @@ def _table(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
     from ensemble.evaluation.run_table import compute_metrics, print_table
+    from oof.jobs.source_files import check_files
 
     with locked_run(config):
+        check_files(config, reads=False, redo=arguments.redo)
         metrics = compute_metrics(config)
         rewrite_json(Path(config.run) / "metrics.json", metrics)
     print_table(metrics)
@@ -95,8 +109,10 @@ def _ablate(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
     from ensemble.evaluation.ablations import print_ablations, run_ablations
+    from oof.jobs.source_files import check_files
 
     with locked_run(config):
+        check_files(config, reads=False, redo=arguments.redo)
         content = run_ablations(config)
     print_ablations(content)
 

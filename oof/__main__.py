@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 import traceback
@@ -20,6 +21,8 @@ from oof.common import interrupts
 from oof.common.errors import UserError, disk_problem
 from oof.common.logging_setup import quiet_libraries
 from oof.common.steps import ORPHAN_WAIT, locked
+from oof.config import stored
+from oof.config.load import OVERRIDE
 
 if TYPE_CHECKING:
     from oof.jobs.fold_job import FoldJob
@@ -44,6 +47,7 @@ def run_subcommand(parser: argparse.ArgumentParser, argv: Sequence[str] | None) 
     quiet_libraries()
     interrupts.install()
     arguments = parse(parser, argv)
+    before = Path.cwd()  # a run's remembered paths start in the folder where it was made: load_config goes there
     subcommand: Callable[[argparse.Namespace], int | None] = arguments.subcommand
     try:
         return subcommand(arguments) or 0
@@ -71,6 +75,8 @@ def run_subcommand(parser: argparse.ArgumentParser, argv: Sequence[str] | None) 
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         print(f"error: {message}; this is a bug: please report it with {file.name}", file=sys.stderr)
         return 3
+    finally:
+        os.chdir(before)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -84,13 +90,23 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file, for example configs/demo.yaml")
+    parser.add_argument(
+        "config", nargs="?", help="YAML file, for example configs/demo.yaml; without it, the settings of the run"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace those of the file")
+    parser.add_argument("--redo", action="store_true", help="replace finished training, data or a submission")
+    parser.add_argument("--default", metavar="FILE", help="configuration of a run that remembers no settings")
 
 
 def load_config(arguments: argparse.Namespace) -> configuration.Config:
-    """Return the configuration. Read it before slow imports, so that a mistake in it is reported at once."""
-    return configuration.load(arguments.config, arguments.overrides)
+    """Return the configuration. Read it before slow imports, so that a mistake in it is reported at once.
+
+    The configuration file is optional: a word of the form ``key=value`` in its place is an override.
+    """
+    path, overrides = arguments.config, list(arguments.overrides)
+    if path is not None and OVERRIDE.match(path) and not Path(path).is_file():
+        path, overrides = None, [path, *overrides]
+    return stored.load_for_run(path, overrides, arguments.default)
 
 
 @contextmanager
@@ -109,12 +125,11 @@ def _oof(arguments: argparse.Namespace) -> None:
 
     from oof.distributed import gpus
     from oof.jobs import dataset, fold_job, pretrain
+    from oof.jobs.run_preparation import prepare_run
 
     run = Path(config.run)
     with locked_run(config):
-        table = dataset.prepare(config)
-        test = dataset.read_test(config)
-        pretrain.prepare_pairs(config, table, test)
+        table, test = prepare_run(config, arguments.redo)
         jobs = fold_job.fold_jobs(config, table)
         unfinished = [job for job in jobs if not job.step.done]
         if unfinished:
@@ -144,11 +159,10 @@ def _oof(arguments: argparse.Namespace) -> None:
 def _prepare(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from oof.jobs import dataset, pretrain
+    from oof.jobs.run_preparation import prepare_run
 
     with locked_run(config):
-        table = dataset.prepare(config)
-        pretrain.prepare_pairs(config, table, dataset.read_test(config) if config.pretrain.data else table.clear())
+        table, _ = prepare_run(config, arguments.redo, test=False)
     print(f"prepare: {table.height} battles in {config.folds.k} folds ({config.run})")
 
 
@@ -156,9 +170,14 @@ def _job(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
     from oof.distributed import gpus, process_group
+    from oof.jobs.finished_training import refuse_to_replace
+    from oof.jobs.run_preparation import trainings
+    from oof.jobs.source_files import check_files
 
     interrupts.set_time_limit(config.jobs.time_limit)  # this command holds the lock of its job, not of the run
+    check_files(config, reads=False, redo=arguments.redo)
     job = _chosen_job(config, arguments.member, None if arguments.pretrain else arguments.fold)
+    refuse_to_replace(config, trainings([job]), "make oof", arguments.redo)
     process_group.start()
     if process_group.ranks() == 1:
         gpus.see_one_gpu(0)

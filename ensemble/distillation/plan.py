@@ -8,7 +8,7 @@ texts; ``distill.teacher`` chooses whether its *targets* come from models that d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,7 @@ class StudentPlan:
         jobs: the members' fold jobs, where battles besides the scored ones need targets; else empty.
         key: digest of everything that the students depend on.
         pretrain: the pretraining that every student starts from; None = a fresh head and fresh adapters.
+        depends: digest of each thing that the students depend on; the manifest keeps them to name what changed.
     """
 
     config: Config
@@ -60,6 +61,7 @@ class StudentPlan:
     jobs: list[FoldJob]
     key: str
     pretrain: PretrainJob | None = None
+    depends: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_scored(self) -> int:
@@ -115,8 +117,15 @@ def plan_student(config: Config) -> StudentPlan:
     key = digest(
         "distill", FORMAT, recipe, checkpoint, without_speed_settings(config.prompts), config.seed, data, *pretrain_key
     )
+    parts = {f"distill.{name}": value for name, value in recipe.items() if name != "student"}
+    parts |= {f"distill.student.{name}": value for name, value in recipe["student"].items()}
+    parts |= {"checkpoint": checkpoint, "prompts": without_speed_settings(config.prompts), "seed": config.seed}
+    parts |= {"battles": data[0], "verdicts, folds and weights": digest(labels, folds, weights)}
+    parts |= {"the stack's probabilities": [digest(teacher_probs.round(9)), sources[1:]], "fold jobs": sources[0]}
+    parts |= {"pretrain": pretrain_key}
+    depends = {name: digest(value)[:16] for name, value in parts.items()}
     return StudentPlan(
-        config, inputs, table, labels, folds, weights, ensemble_probs, teacher_probs, jobs, key, pretrain
+        config, inputs, table, labels, folds, weights, ensemble_probs, teacher_probs, jobs, key, pretrain, depends
     )
 
 

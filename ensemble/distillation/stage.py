@@ -6,6 +6,7 @@ Torch takes seconds to import, so this module imports it only when there is some
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,49 @@ from numpy.typing import NDArray
 
 from ensemble.distillation.model_card import student_card
 from ensemble.distillation.plan import StudentPlan, cross_fitted_temperature, plan_student
+from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
 from ensemble.stacking.calibration import fit_temperature
 from ensemble.stacking.stage import predictions_frame
 from ensemble.statistics.bootstrap import group_interval
 from ensemble.statistics.scores import scores
 from oof.common.atomic_files import write_parquet
 from oof.common.logits_format import logits_frame
-from oof.common.steps import Step
+from oof.common.steps import UNFINISHED, Step
 from oof.config import Config
 from oof.distributed.gpus import prepare_gpu
+from oof.jobs.finished_training import Training, losses, refuse_to_replace
+from oof.jobs.run_preparation import trainings
+from oof.jobs.source_files import remember
 from oof.metrics import row_log_loss
 
 logger = logging.getLogger(__name__)
 
 
-def run_distill(config: Config) -> bool:
+def run_distill(config: Config, redo: bool = False, asked: bool = False) -> bool:
     """Train and export the student and its variants unless they are up to date; return whether anything ran.
 
+    Args:
+        config: of the command.
+        redo: replace finished training of other settings.
+        asked: the command line itself names other settings of the student or its teacher: it is trained without asking,
+            and the students of other settings are kept beside it.
+
     Raises:
-        UserError: settings conflict, an earlier stage is missing or out of date, or the exported student does not
-            compute the trained one's logits.
+        UserError: settings conflict, an earlier stage is missing or out of date, finished training would be replaced,
+            or the exported student does not compute the trained one's logits.
     """
     plan = plan_student(config)
     step = Step(Path(config.run) / "distill", plan.key)
+    if not step.done:
+        restore_students(step)
     stale = not step.done
     if stale:
+        students = [] if asked else [Training("student", "all folds", step, plan.depends)]
+        refuse_to_replace(config, [*needed_trainings(plan), *students], "make distill", redo)
+    remember(config, ("distill", "jobs"))
+    if stale:
+        if asked and not redo:
+            keep_students(step)
         _distill(plan, step)
     variants = [Step(step.folder / f"student-{name}", f"{plan.key}/{name}") for name in config.distill.variants]
     missing = [variant for variant in variants if not variant.done]
@@ -47,6 +66,41 @@ def run_distill(config: Config) -> bool:
 
         export_variant(plan, step.folder / "student", variant)
     return stale or bool(missing)
+
+
+def needed_trainings(plan: StudentPlan) -> list[Training]:
+    """Return the trainings before the students: their pretraining, and members without two of the folds."""
+    nested = [job for job in teacher_jobs(plan) if isinstance(job, NestedJob)]
+    teachers = [
+        Training(f"teacher {job.name}", "without folds {} and {}".format(*job.without), job.step) for job in nested
+    ]
+    return [*trainings([] if plan.pretrain is None else [plan.pretrain]), *teachers]
+
+
+def keep_students(step: Step) -> None:
+    """Move finished students of other settings to ``RUN/earlier``, where :func:`restore_students` finds them again."""
+    if not losses([Training("student", "all folds", step)]):
+        return
+    manifest = step.earlier() or {}
+    folder = _earlier(step.folder, str(manifest.get("key") or (step.folder / UNFINISHED).read_text("utf-8")))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(exist_ok=True)
+    step.folder.rename(folder)
+    logger.info("the students of other settings are kept in %s; delete it if you do not need them", folder)
+
+
+def restore_students(step: Step) -> None:
+    """Bring students of these settings back that :func:`keep_students` moved away; those in their place are moved."""
+    kept = Step(_earlier(step.folder, step.key), step.key)
+    if kept.folder.is_dir() and kept.earlier() is None:
+        keep_students(step)
+        shutil.rmtree(step.folder, ignore_errors=True)
+        kept.folder.rename(step.folder)
+        logger.info("the students of these settings are back from %s", kept.folder)
+
+
+def _earlier(folder: Path, key: str) -> Path:
+    return folder.parent / "earlier" / f"{folder.name}-{key[:8]}"
 
 
 def _distill(plan: StudentPlan, step: Step) -> None:
@@ -72,7 +126,7 @@ def _distill(plan: StudentPlan, step: Step) -> None:
     loss = metrics["scores"]["log_loss"]
     logger.info("student: out-of-fold log loss %.4f; saved to %s", loss, step.folder / "student")
     temperatures = {"temperature": temperature, "fold_temperatures": fold_temperatures}
-    step.finish({**metrics, "log_loss": loss, **temperatures})
+    step.finish({**metrics, "log_loss": loss, **temperatures, "depends": plan.depends})
 
 
 def student_metrics(plan: StudentPlan, probs: NDArray[np.float64]) -> dict[str, Any]:

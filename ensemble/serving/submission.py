@@ -10,9 +10,10 @@ from __future__ import annotations
 import csv
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from ensemble.serving.chunks import cut_file
 from ensemble.stacking.stage import load_ensemble
 from oof.classes import WINNER_COLUMNS
-from oof.common.atomic_files import read_json, read_parquet, replacing, write_parquet
+from oof.common.atomic_files import parse_json, read_json, read_parquet, replacing, write_parquet
 from oof.common.digests import digest, file_digest
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS, logits_of
@@ -31,7 +32,8 @@ from oof.config import Config, Data
 from oof.data import readers
 from oof.data.battles import read_battles
 from oof.jobs import fold_job
-from oof.jobs.dataset import FORMAT, load_battles, resolve_data
+from oof.jobs.dataset import FORMAT, load_battles, other_arena, resolve_data
+from oof.jobs.source_files import remember
 from oof.metrics import softmax_mean
 
 SUBMISSION = "submission.csv"
@@ -39,41 +41,124 @@ SUM_TOLERANCE = 1e-6
 Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]  # table of (n) battles -> (n, 3) probabilities
 
 
-def run_predict(config: Config) -> bool:
+@dataclass(frozen=True)
+class Prediction:
+    """Outcome of ``predict``.
+
+    Attributes:
+        ran: whether battles were scored; False: the submission was up to date.
+        files: the test files.
+        n: battles in the submission.
+        kept: where the earlier submission, of other battles, is kept; None if there was none.
+    """
+
+    ran: bool
+    files: list[str]
+    n: int
+    kept: Path | None = None
+
+
+def run_predict(config: Config, redo: bool = False) -> Prediction:
     """Score the test battles with ``predict.model`` and write ``RUN/submission.csv`` unless it is up to date.
 
-    Returns:
-        Whether anything ran.
+    Args:
+        config: of the command.
+        redo: replace a submission of other battles; it is kept beside the new one.
 
     Raises:
-        UserError: there are no test battles, the model's stage is missing, or the result is not a valid submission.
+        UserError: there are no test battles, the model's stage is missing, a submission of other battles would be
+            replaced, or the result is not a valid submission. Nothing was written.
     """
-    data = resolve_data(config) if config.data.synth.battles and not config.data.train else config.data
-    if not data.test:
-        raise UserError("no battles to predict: set data.test (make predict TEST=test.csv)")
     run = Path(config.run)
     stage = {"student": "distill", "ensemble": "stack"}[config.predict.model]
     manifest = run / stage / "manifest.json"
     if not manifest.is_file():
         raise UserError(f"{manifest}: no {config.predict.model} here yet; run 'make {stage}' with this RUN first")
+    data = _test_data(config)
     model_key = read_json(manifest)["key"]
     files = [(path, file_digest(Path(path))) for path in readers.expand(data.test)]
     settings = [config.predict.model, data.columns, data.on_bad_row]
     key = digest("submission", FORMAT, settings, model_key, config.prompts, files)
     step = Step(run, key, manifest="submission.json")
     parts = Step(run / "predict", digest(key, config.predict.chunk))
-    if step.done:
+    finished = step.manifest()
+    if finished is not None:
         shutil.rmtree(parts.folder, ignore_errors=True)  # left by a kill after the manifest was written
-        return False
+        return Prediction(False, data.test, int(finished["n"]))
     if not Step(manifest.parent, model_key).done:
         raise UserError(f"{manifest.parent}: damaged (see above); run 'make {stage}' with this RUN again")
+    if not redo:
+        _refuse_other_battles(config, data, files)
     scorer = _student_scorer(config) if config.predict.model == "student" else _ensemble_scorer(config)
+    remember(config, ("predict", "data.test"))
     parts.begin()
-    paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(chunks(config, data, parts.folder))]
-    n = write_submission(run / SUBMISSION, paths)
-    step.finish({"model": config.predict.model, "n": n}, files=[SUBMISSION])
+    try:
+        paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(chunks(config, data, parts.folder))]
+        kept = keep_other_battles(run, paths)
+        n = write_submission(run / SUBMISSION, paths)
+    except UserError:
+        shutil.rmtree(parts.folder)
+        raise
+    step.finish({"model": config.predict.model, "n": n, "test": files}, files=[SUBMISSION])
     shutil.rmtree(parts.folder)
-    return True
+    return Prediction(True, data.test, n, kept)
+
+
+def _test_data(config: Config) -> Data:
+    """Return the data section with the test files to read."""
+    if other_arena(config):
+        raise UserError(
+            f"{config.run}: its synthetic battles were made with other settings data.synth; leave those out to predict "
+            "(and CONFIG), or choose another RUN"
+        )
+    data = resolve_data(config) if config.data.synth.battles and not config.data.train else config.data
+    if not data.test:
+        raise UserError("no battles to predict: set data.test (make predict TEST=test.csv)")
+    return data
+
+
+def _refuse_other_battles(config: Config, data: Data, files: Sequence[tuple[str, str]]) -> None:
+    """Refuse to replace a submission of other ids. They are read only if the test files are not those of before."""
+    run = Path(config.run)
+    before = submission_ids(run / SUBMISSION)
+    try:
+        tested = [sha for _, sha in parse_json(run / "submission.json")["test"]]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        tested = []
+    if before is None or tested == [sha for _, sha in files]:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        ids = {name for table in chunks(config, data, Path(folder)) for name in table["id"]}
+    if ids != before:
+        raise UserError(
+            f"{run / SUBMISSION}: holds predictions of {len(before):,} battles, of which {', '.join(data.test)} has "
+            f"{len(ids & before):,} (it has {len(ids):,}); nothing was written. Add REDO=1 (--redo) to replace it; it "
+            f"is then kept as {_free_name(run).name}"
+        )
+
+
+def submission_ids(path: Path) -> set[str] | None:
+    """Return the ids of a submission; None if there is none or it cannot be read."""
+    try:
+        return set(pl.read_csv(path, columns=["id"], schema_overrides={"id": pl.String})["id"])
+    except (OSError, pl.exceptions.PolarsError):
+        return None
+
+
+def keep_other_battles(run: Path, parts: Sequence[Path]) -> Path | None:
+    """Copy the submission to a free name beside it if it has other ids than the new one's parts; return the copy."""
+    before = submission_ids(run / SUBMISSION)
+    if before is None or before == {name for part in parts for name in read_parquet(part)["id"]}:
+        return None
+    kept = _free_name(run)
+    with replacing(kept) as temporary:
+        shutil.copyfile(run / SUBMISSION, temporary)
+    return kept
+
+
+def _free_name(run: Path) -> Path:
+    names = (run / f"submission-{number}.csv" for number in count(1))
+    return next(path for path in names if not path.exists())
 
 
 def chunks(config: Config, data: Data, folder: Path) -> Iterator[pl.DataFrame]:

@@ -24,6 +24,7 @@ from oof.common.errors import UserError
 from oof.common.steps import Step
 from oof.config import Config, Pretrain, to_dict, without_speed_settings
 from oof.jobs.dataset import FORMAT, load_battles
+from oof.jobs.source_files import remember
 from oof.metrics import log_loss, softmax_mean
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def run_stack(config: Config) -> bool:
     """Cross-fit, calibrate and save the stack unless it is up to date; return whether anything ran."""
     inputs = load_inputs(config)
     step = _step(config, inputs)
+    # All settings of a run with logits of its own stage one were stored by that; other logits have no stage before.
+    remember(config, () if config.stack.logits else ("stack",))
     if step.done:
         return False
     n_folds, names = len(np.unique(inputs.folds)), ", ".join(inputs.logits)

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,20 @@ class Step:
     def _damaged(self, manifest: dict[str, Any]) -> list[Path]:
         paths = {self.folder / name: sha for name, sha in manifest["files"].items()}
         return [path for path, sha in paths.items() if not (path.is_file() and file_digest(path) == sha)]
+
+    def earlier(self) -> dict[str, Any] | None:
+        """Return the manifest of work with another key in the folder, which :meth:`begin` would remove; else None.
+
+        It is empty if that work is not finished.
+        """
+        mark = self.folder / UNFINISHED
+        if mark.is_file():
+            return None if mark.read_bytes() == self.key.encode() else {}
+        try:
+            manifest: dict[str, Any] = parse_json(self.manifest_path)
+            return None if manifest["key"] == self.key else manifest
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
+            return None
 
     def stale_because(self, depends: Mapping[str, str]) -> str:
         """Return why the step is out of date, for a message; "" if it was never finished.
@@ -170,6 +184,8 @@ def locked(run: Path, name: str = LOCK_NAME, wait: float = 0.0) -> Iterator[None
         UserError: another process holds the lock, or the folder cannot be written.
     """
     holder = run / f"{name}.holder"
+    missing = [folder for folder in (run, *run.parents) if not folder.exists()]
+    new_lock = not (run / name).exists()
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock = FileLock(run / name, timeout=wait)
@@ -186,6 +202,14 @@ def locked(run: Path, name: str = LOCK_NAME, wait: float = 0.0) -> Iterator[None
         if name == LOCK_NAME:
             sweep(_leftovers(run))
         yield
+    except UserError:
+        holder.unlink(missing_ok=True)
+        if new_lock:  # a refused command leaves nothing behind; a process that waits for the lock makes a new file
+            (run / name).unlink(missing_ok=True)
+        for folder in missing:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+        raise
     finally:
         holder.unlink(missing_ok=True)
         lock.release()

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ OPENING = (
     yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken,
 )  # fmt: skip
 CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")  # key.sub=value
+OVERRIDES = "overrides"  # where these come from, in messages
 MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also a folder's name in the run
 
 
@@ -39,32 +41,55 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: the file is missing or not YAML, a key is unknown, a value has the wrong type or range.
     """
     path = Path(path)
-    tree = _read_yaml(path)
+    layers = {str(path): read_yaml(path), OVERRIDES: parse_overrides(overrides)}
+    return resolve(layers, run=str(Path("runs") / path.stem))
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return ``key.sub=value`` words as nested plain values.
+
+    Raises:
+        UserError: a word is not of this form, or its value is not YAML.
+    """
     for override in overrides:
-        if not re.match(r"[A-Za-z_][\w.-]*=", override):
+        if not OVERRIDE.match(override):
             raise UserError(f"override {override!r}: expected key.sub=value, for example stack.trials=5")
     try:
         changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"overrides {' '.join(overrides)}: {_first_line(error)}") from error
-    for origin, values in ((str(path), tree), ("overrides", changes)):
+    assert isinstance(changes, dict)
+    return {str(key): value for key, value in changes.items()}
+
+
+def resolve(layers: Mapping[str, dict[str, Any]], run: str) -> Config:
+    """Return the configuration of several layers of plain values; later ones replace values of earlier ones.
+
+    Args:
+        layers: where the values come from, for messages -> nested plain values.
+        run: the run folder where no layer names one.
+
+    Raises:
+        UserError: a key is unknown, a value has the wrong type or range.
+    """
+    place = next(iter(layers))
+    for origin, values in layers.items():
         _refuse_unknown(origin, values, Config)
-        assert isinstance(values, dict)
         _restore_switches(values, Config)
     try:
         schema = OmegaConf.structured(Config)
         OmegaConf.set_readonly(schema, None)  # a frozen dataclass becomes a read-only node, which refuses a merge
-        merged = OmegaConf.merge(schema, tree, changes)
+        merged = OmegaConf.merge(schema, *layers.values())
         assert isinstance(merged, DictConfig)
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path}: {_first_line(error)}") from error
+        raise UserError(f"{place}: {_first_line(error)}") from error
     assert isinstance(config, Config)
     for name, field, value in _values(config):
-        _check_value(f"{path}: {name}", field, value)
+        _check_value(f"{place}: {name}", field, value)
     if "\0" in config.run:
-        raise UserError(f"{path}: run={config.run!r}: a folder name cannot hold a NUL character")
-    return config if config.run else dataclasses.replace(config, run=str(Path("runs") / path.stem))
+        raise UserError(f"{place}: run={config.run!r}: a folder name cannot hold a NUL character")
+    return config if config.run else dataclasses.replace(config, run=run)
 
 
 def to_dict(config: Config | Member | Distill) -> dict[str, Any]:
@@ -72,7 +97,12 @@ def to_dict(config: Config | Member | Distill) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file; an empty file has no values.
+
+    Raises:
+        UserError: it cannot be read, is not YAML, or holds no 'key: value' lines.
+    """
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES:,} bytes; this is not a configuration")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from oof.common.atomic_files import read_json, read_parquet, rewrite_json, verified, write_parquet
-from oof.common.digests import digest, file_digest
+from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.common.steps import Step
 from oof.config import Config, Data, to_dict
 from oof.data import synth
 from oof.data.battles import content_fingerprint, read_battles, write_dropped
 from oof.data.prompt_quality import prompt_quality
-from oof.data.readers import expand
 from oof.data.text_columns import prompt_texts
 from oof.folds.assignment import assign_folds
 from oof.folds.balance import fold_report
 from oof.folds.groups import group_battles
+from oof.jobs.source_files import digested_files
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def resolve_data(config: Config) -> Data:
         if not data.train:
             raise UserError("no training battles: set data.train (make … DATA=train.csv) or data.synth.battles")
         return data
-    step = Step(Path(config.run) / "synth", digest("synth", FORMAT, data.synth, synth.VERSION))
+    step = _arena_step(config)
     if not step.done:
         step.clear()
         synth.write_arena(step.folder, data.synth.battles, data.synth.seed, data.synth.test_battles)
@@ -62,8 +63,32 @@ def resolve_data(config: Config) -> Data:
     )
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A table of battles that is not written yet.
+
+    Attributes:
+        table: the run's battles with ``group`` and ``fold``.
+        write: writes the table and its manifest; without effect if they are up to date.
+    """
+
+    table: pl.DataFrame
+    write: Callable[[], None]
+
+
 def prepare(config: Config) -> pl.DataFrame:
     """Return the battles of the run with ``group`` and ``fold``; they are read and written first if needed.
+
+    Raises:
+        UserError: as :func:`draft_battles`.
+    """
+    draft = draft_battles(config)
+    draft.write()
+    return draft.table
+
+
+def draft_battles(config: Config) -> Draft:
+    """Read, group and split the battles of the run, unless that is done; of them nothing is written yet.
 
     Rows are sorted by id within their role, so that no later result depends on the order of files or rows.
 
@@ -73,7 +98,7 @@ def prepare(config: Config) -> pl.DataFrame:
     run, data = Path(config.run), resolve_data(config)
     step = Step(run, _battles_step_key(config, data), manifest="battles.json")
     if step.done:
-        return load_battles(run)
+        return Draft(load_battles(run), lambda: None)
     battles = read_battles(data, seed=config.seed, roles=_ROLES)
     for problem in battles.problems:
         logger.warning("%s", problem)
@@ -82,18 +107,30 @@ def prepare(config: Config) -> pl.DataFrame:
     folds = assign_folds(table, groups, config.folds.k, config.seed)
     table = table.with_columns(pl.Series("group", groups), pl.Series("fold", folds.astype(np.int32)))
     table, n_left_out = leave_out_junk(table, data.min_prompt_quality)
-    write_parquet(run / "battles.parquet", table)
-    write_parquet(run / "folds.parquet", table.select("id", "role", "group", "fold"))
-    files = ["battles.parquet", "folds.parquet"]
-    if battles.dropped.height:
-        write_dropped(battles.dropped, run / "dropped.csv")
-        files.append("dropped.csv")
     balance = fold_report(table, groups, folds, config.folds.k)
     counts = battles.counts | ({"not_trained_on": n_left_out} if data.min_prompt_quality else {})
     summary = {"balance": balance, "counts": counts, "schemas": battles.schemas, "truth": data.truth}
-    step.finish({**summary, "fingerprint": content_fingerprint(table)}, files=files)
-    _log_summary(table, balance, battles.schemas)
-    return table
+
+    def write() -> None:
+        write_parquet(run / "battles.parquet", table)
+        write_parquet(run / "folds.parquet", table.select("id", "role", "group", "fold"))
+        files = ["battles.parquet", "folds.parquet"]
+        if battles.dropped.height:
+            write_dropped(battles.dropped, run / "dropped.csv")
+            files.append("dropped.csv")
+        step.finish({**summary, "fingerprint": content_fingerprint(table)}, files=files)
+        _log_summary(table, balance, battles.schemas)
+
+    return Draft(table, write)
+
+
+def other_arena(config: Config) -> bool:
+    """Return whether the run holds a synthetic arena of other settings, which :func:`resolve_data` would replace."""
+    return not config.data.train and config.data.synth.battles > 0 and _arena_step(config).earlier() is not None
+
+
+def _arena_step(config: Config) -> Step:
+    return Step(Path(config.run) / "synth", digest("synth", FORMAT, config.data.synth, synth.VERSION))
 
 
 def _battles_step_key(config: Config, data: Data) -> str:
@@ -101,16 +138,6 @@ def _battles_step_key(config: Config, data: Data) -> str:
     settings = [data.columns, data.on_bad_row, data.extra_weight, config.groups, config.folds, config.seed]
     settings += [data.min_prompt_quality] if data.min_prompt_quality else []
     return digest("battles", FORMAT, sources, *settings)
-
-
-def digested_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
-    """Return path and sha256 of the files behind paths and globs, for a content key.
-
-    Raises:
-        UserError: as :func:`oof.data.readers.expand`.
-    """
-    # A path as pathlib writes it: "./a.csv" and "a.csv" are one source, as in the keys of existing runs.
-    return [(str(Path(path)), file_digest(Path(path))) for path in expand(patterns)]
 
 
 def _log_summary(table: pl.DataFrame, balance: dict[str, Any], schemas: Mapping[str, str]) -> None:

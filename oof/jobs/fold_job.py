@@ -74,12 +74,8 @@ class FoldJob:
         return Step(self.folder, digest("job", FORMAT, self.depends, self.fold), "job.json")
 
 
-def fold_jobs(config: Config, table: pl.DataFrame) -> list[FoldJob]:
-    """Return the fold jobs of every member, finished or not, in the order of members and folds.
-
-    Args:
-        config: of the run.
-        table: the run's battles.
+def check_members(config: Config) -> None:
+    """Check the settings of the members.
 
     Raises:
         UserError: the configuration has no members, a member has no checkpoint, or ``frozen: stored`` cannot be used.
@@ -90,8 +86,22 @@ def fold_jobs(config: Config, table: pl.DataFrame) -> list[FoldJob]:
         if not member.checkpoint:
             raise UserError(f"members.{name}.checkpoint is empty; set a Hugging Face folder or hub name")
         check_frozen(f"members.{name}", member, config.jobs.nproc)
+
+
+def fold_jobs(config: Config, table: pl.DataFrame, pairs: str = "") -> list[FoldJob]:
+    """Return the fold jobs of every member, finished or not, in the order of members and folds.
+
+    Args:
+        config: of the run.
+        table: the run's battles.
+        pairs: :func:`oof.jobs.cache_keys.battles_key` of the pairs to pretrain on; "" = of those that are prepared.
+
+    Raises:
+        UserError: as :func:`check_members`.
+    """
+    check_members(config)
     key = battles_key(table)
-    pretraining = {name: pretrain_job(config, name) for name in config.members}
+    pretraining = {name: pretrain_job(config, name, pairs) for name in config.members}
     folds = range(config.folds.k)
     return [FoldJob(config, name, fold, key, pretraining[name]) for name in config.members for fold in folds]
 

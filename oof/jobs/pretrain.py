@@ -12,6 +12,7 @@ Source: the winning solution of Kaggle's LMSYS competition, 2024, whose first st
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,8 @@ from oof.config import Config, Data, Member
 from oof.data.battles import BattleSet, read_battles, write_dropped
 from oof.folds.groups import group_battles
 from oof.jobs.cache_keys import battles_key, training_key_parts
-from oof.jobs.dataset import FORMAT, digested_files
+from oof.jobs.dataset import FORMAT
+from oof.jobs.source_files import digested_files
 
 logger = logging.getLogger(__name__)
 
@@ -106,16 +108,20 @@ def start_of(job: PretrainJob | None) -> Path | None:
     return None if job is None else job.start
 
 
-def pretrain_job(config: Config, name: str | None) -> PretrainJob | None:
+def pretrain_job(config: Config, name: str | None, battles: str = "") -> PretrainJob | None:
     """Return the pretraining of a member, or of the student (``name`` None); None if the run has no pretraining.
+
+    Args:
+        config: of the run.
+        name: of the member.
+        battles: :func:`oof.jobs.cache_keys.battles_key` of the pairs; "" = of those that are prepared.
 
     Raises:
         UserError: the pairs have not been prepared in this run.
     """
     if not config.pretrain.data:
         return None
-    manifest = _manifest(Path(config.run))
-    return PretrainJob(config, name, str(manifest["battles"]))
+    return PretrainJob(config, name, battles or str(_manifest(Path(config.run))["battles"]))
 
 
 def read_pairs(config: Config) -> BattleSet:
@@ -136,11 +142,32 @@ def read_pairs(config: Config) -> BattleSet:
     return replace(battles, table=battles.table.with_columns(role=pl.lit(PAIRS)))
 
 
+@dataclass(frozen=True)
+class PairsDraft:
+    """Pairs that are not written yet.
+
+    Attributes:
+        battles: :func:`oof.jobs.cache_keys.battles_key` of the pairs; "" without ``pretrain.data``.
+        write: writes them; without effect if they are up to date.
+    """
+
+    battles: str
+    write: Callable[[], None]
+
+
 def prepare_pairs(config: Config, table: pl.DataFrame, test: pl.DataFrame) -> None:
     """Write the run's pairs, without near-duplicates of scored prompts, unless that is done.
 
+    Args and Raises: as :func:`draft_pairs`.
+    """
+    draft_pairs(config, table, test).write()
+
+
+def draft_pairs(config: Config, table: pl.DataFrame, test: pl.DataFrame) -> PairsDraft:
+    """Read the run's pairs and leave out near-duplicates of scored prompts, unless that is done; nothing is written.
+
     Args:
-        config: of the run; without ``pretrain.data``, nothing happens.
+        config: of the run; without ``pretrain.data``, there are none.
         table: the run's battles.
         test: the test battles; may be empty.
 
@@ -148,14 +175,14 @@ def prepare_pairs(config: Config, table: pl.DataFrame, test: pl.DataFrame) -> No
         UserError: a file cannot be read, or no pair is left.
     """
     if not config.pretrain.data:
-        return
+        return PairsDraft("", lambda: None)
     folder, scored = (
         Path(config.run) / PAIRS,
         [frame.select(COMPARED_COLUMNS) for frame in (table, test) if frame.height],
     )
     step = Step(folder, _pairs_step_key(config, scored), manifest="battles.json")
     if step.done:
-        return
+        return PairsDraft(str(_manifest(Path(config.run))["battles"]), lambda: None)
     battles = read_pairs(config)
     for problem in battles.problems:
         logger.warning("%s", problem)
@@ -169,23 +196,23 @@ def prepare_pairs(config: Config, table: pl.DataFrame, test: pl.DataFrame) -> No
         raise UserError(
             f"pretrain.data: each of its {pairs.height:,} pairs shares a prompt with a scored battle; none is left"
         )
-    write_parquet(folder / "battles.parquet", kept)
-    compared_test = test.select("id", "prompt") if test.height else table.select("id", "prompt").clear()
-    write_parquet(folder / "test.parquet", compared_test)  # the audit repeats the comparison with it
     reasons = pairs.select("file", "row", "id", reason="near-duplicate prompt of scored " + near)
     dropped = reasons.filter(near.is_not_null())
     dropped = pl.concat([battles.dropped.select(dropped.columns), dropped], how="vertical_relaxed")
-    write_dropped(dropped, folder / "dropped.csv")
     summary = {"counts": counts, "battles": battles_key(kept), "schemas": battles.schemas}
-    step.finish(summary, files=["battles.parquet", "test.parquet", "dropped.csv"])
-    logger.info(
-        "pretrain: %d of %d pairs kept; %d share a prompt with a scored battle (train %d, test %d)",
-        kept.height,
-        pairs.height,
-        pairs.height - kept.height,
-        counts["near_train"],
-        n_test,
-    )
+
+    def write() -> None:
+        write_parquet(folder / "battles.parquet", kept)
+        compared_test = test.select("id", "prompt") if test.height else table.select("id", "prompt").clear()
+        write_parquet(folder / "test.parquet", compared_test)  # the audit repeats the comparison with it
+        write_dropped(dropped, folder / "dropped.csv")
+        step.finish(summary, files=["battles.parquet", "test.parquet", "dropped.csv"])
+        message = "pretrain: %d of %d pairs kept; %d share a prompt with a scored battle (train %d, test %d)"
+        logger.info(
+            message, kept.height, pairs.height, pairs.height - kept.height, counts["near_train"], counts["near_test"]
+        )
+
+    return PairsDraft(str(summary["battles"]), write)
 
 
 def _pairs_step_key(config: Config, scored: list[pl.DataFrame]) -> str:

@@ -44,7 +44,13 @@ def results(run: Path) -> dict[str, bytes]:
     """Return the files that hold no times and no paths."""
     skipped = (".log", ".jsonl", ".html")
     paths = [p for p in sorted(run.rglob("*")) if p.is_file() and p.name[0] != "." and p.suffix not in skipped]
-    with_paths = (*fault_runs.MANIFESTS, "run.json", "report.json", "battles.parquet")  # the last has a column file
+    with_paths = (
+        *fault_runs.MANIFESTS,
+        "config.yaml",
+        "run.json",
+        "report.json",
+        "battles.parquet",
+    )  # the last has a column file
     return {str(p.relative_to(run)): p.read_bytes() for p in paths if p.name not in with_paths}
 
 

@@ -96,7 +96,9 @@ def test_the_makefile_builds_the_setting_from_logits() -> None:
     command = ["make", "-n", "stack", "PYTHON=python3", "DATA=labels.csv", "LOGITS=one=a.csv two=sub/x=y.parquet"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
     line = next(line for line in output.splitlines() if "ensemble stack" in line)
-    config = load("configs/demo.yaml", shlex.split(line)[5:])
+    *words, option, default = shlex.split(line)[4:]
+    assert (option, default) == ("--default", "configs/demo.yaml")  # for a run that remembers no settings
+    config = load(default, words)
     assert config.stack.logits == {"one": "a.csv", "two": "sub/x=y.parquet"}
     assert config.run == "runs/logits"
     assert config.data.train == ["labels.csv"]
