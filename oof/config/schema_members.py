@@ -88,9 +88,9 @@ class Member:
 
     checkpoint: str = setting("", "decoder model: a local Hugging Face folder or the name of a model on the hub")
     dtype: str = setting(
-        "bfloat16", "precision of the frozen base (adapters and head are float32); `auto`: bfloat16 where the hardware "
-        "has it, else float32",
-        choices=("float32", "bfloat16", "auto"),
+        "bfloat16", "precision of the frozen base (adapters and head are float32); `float16` trains with loss scaling, "
+        "for GPUs without bfloat16; `auto`: bfloat16 where the hardware has it, else float16 on GPUs, float32 on CPUs",
+        choices=("float32", "bfloat16", "float16", "auto"),
     )  # fmt: skip
     score_dtype: str = setting(
         "same",

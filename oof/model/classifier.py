@@ -29,7 +29,7 @@ from oof.config import Member
 from oof.encoding.templates import prepare_tokenizer
 from oof.model.attention import resolve_attention, sdpa_allowed
 from oof.model.lora import add_adapters, check_settings, check_weights, refuse_another_function
-from oof.model.precision import device, resolve_dtype
+from oof.model.precision import device, resolve_dtype, weights_dtype
 from oof.model.quantization import quantization_config
 from oof.model.score_head import compute_head_in_float32, fresh_head
 
@@ -171,7 +171,7 @@ def _from_pretrained(member: Member, config: Any) -> Any:
         model, loading_info = AutoModelForSequenceClassification.from_pretrained(
             member.checkpoint,
             config=config,
-            dtype=dtype,
+            dtype=weights_dtype(member),
             attn_implementation=attention,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # a reward model's head of another size is replaced by a fresh one
