@@ -205,7 +205,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     from oof.plan import format_plan, make_plan
 
-    print(format_plan(make_plan(config)))
+    print(format_plan(make_plan(config), arguments.cards, arguments.price_per_hour))
 
 
 def _synth(arguments: argparse.Namespace) -> None:
@@ -238,6 +238,14 @@ def _audit(arguments: argparse.Namespace) -> int:
     return 1 if any(finding.status == "violated" for finding in findings) else 0
 
 
+def _positive(word: str) -> int:
+    """Return the number that an option gives; argparse turns the error into a message."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not 1 or more")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m oof", description="Stage one: out-of-fold logits, and its tools.")
     subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
@@ -256,6 +264,8 @@ def _parser() -> argparse.ArgumentParser:
     job.set_defaults(subcommand=_job)
     plan = subcommands.add_parser("plan", help="estimate parameters, memory, hours and disk before you pay for them")
     add_config_arguments(plan)
+    plan.add_argument("--cards", type=_positive, help="cards of one kind (default: jobs.workers x jobs.nproc)")
+    plan.add_argument("--price-per-hour", type=float, help="price of one card for an hour, for the totals")
     plan.set_defaults(subcommand=_plan)
     settings = subcommands.add_parser("settings", help="print every setting: default, unit, allowed values, meaning")
     settings.set_defaults(subcommand=_settings)
