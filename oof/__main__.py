@@ -115,7 +115,7 @@ def _oof(arguments: argparse.Namespace) -> None:
         table = dataset.prepare(config)
         test = dataset.read_test(config)
         pretrain.prepare_pairs(config, table, test)
-        jobs = fold_job.fold_jobs(config, table)
+        jobs = fold_job.pinned_fold_jobs(config, table)
         unfinished = [job for job in jobs if not job.step.done]
         if unfinished:
             gpus.prepare_gpu(config.jobs)
@@ -180,7 +180,8 @@ def _chosen_job(config: configuration.Config, member: str, fold: int | None) -> 
     """Return a member's job of one fold, or its pretraining (``fold`` None)."""
     from oof.jobs import dataset, fold_job
 
-    jobs = [j for j in fold_job.fold_jobs(config, dataset.load_battles(Path(config.run))) if j.name == member]
+    table = dataset.load_battles(Path(config.run))
+    jobs = [j for j in fold_job.pinned_fold_jobs(config, table, member) if j.name == member]
     if fold is None:
         pretraining = [j.pretrain for j in jobs[:1] if j.pretrain is not None]
         chosen: list[FoldJob] | list[PretrainJob] = pretraining

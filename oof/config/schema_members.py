@@ -94,6 +94,12 @@ class Member:
     )  # fmt: skip
     score_dtype: str = setting(
         "same",
+    revision: str = setting(
+        "",
+        "branch, tag or commit of a hub checkpoint; empty = `main`. The run records the commit at its first job "
+        "(`RUN/checkpoints.json`), and later jobs load that one",
+        added=True,
+    )
         "precision of scoring: `same` as in training, or `float16` for cards without bfloat16, after a check of a "
         "sample of the sequences against the precision of training",
         choices=("same", "float16"),

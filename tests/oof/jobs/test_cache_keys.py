@@ -8,7 +8,8 @@ import pytest
 
 from oof import config as configuration
 from oof.common.digests import digest
-from oof.config import Config, Member, without_speed_settings
+from oof.config import Config, Member, Train, without_speed_settings
+from oof.config.setting import settings
 from oof.jobs import cache_keys
 from oof.jobs.fold_job import FoldJob
 from oof.jobs.pretrain import PretrainJob
@@ -93,4 +94,7 @@ def test_every_setting_of_a_member_is_in_its_key_unless_it_changes_speed_only() 
     plain = configuration.to_dict(Member())
     own = {name for name in plain if name not in ("lora", "train")}
     nested = {f"{section}.{name}" for section in ("lora", "train") for name in plain[section]}
-    assert set(parts) == (own | nested | {"prompts", "seed", "battles"}) - {"frozen"}
+    added = {name for name, field in settings(Member).items() if field.metadata["added"]}
+    added |= {f"train.{name}" for name, field in settings(Train).items() if field.metadata["added"]}
+    assert {"frozen", "revision"} <= added  # left out of the keys while they have their defaults
+    assert set(parts) == (own | nested | {"prompts", "seed", "battles"}) - added
