@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from oof.config import Config
 from oof.data.battles import read_battles
+from oof.data.subset import subset_size
 from oof.jobs.dataset import read_sample, text_characters
 from oof.jobs.pretrain import read_pairs
 
@@ -59,7 +60,7 @@ def battle_tokens(config: Config, sample: int = 2000) -> Lengths:
     if n == 0:
         from scipy.stats import norm
 
-        n, quantiles = ARENA_BATTLES, (np.arange(sample) + 0.5) / sample
+        n, quantiles = subset_size(ARENA_BATTLES, config.data.subset), (np.arange(sample) + 0.5) / sample
         tokens = np.exp(np.log(ARENA_MEDIAN) + ARENA_SIGMA * np.asarray(norm.ppf(quantiles)))
         return np.resize(tokens, n) + TEMPLATE_TOKENS
     return np.resize(characters / CHARACTERS_PER_TOKEN, n) + TEMPLATE_TOKENS

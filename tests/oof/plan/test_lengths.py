@@ -16,3 +16,9 @@ def test_token_counts_come_from_the_data_or_else_from_the_arena_s_lengths() -> N
     assert len(arena.train) == 57_477
     assert arena.test is None
     assert abs((arena.train > 2048).mean() - 0.045) < 0.03
+
+
+def test_a_subset_has_fewer_battles() -> None:
+    half = ["data.subset=0.5"]
+    assert len(battle_lengths(configuration.load("configs/demo.yaml", half)).train) == 1000
+    assert len(battle_lengths(configuration.load("configs/lmsys.yaml", half)).train) == round(57_477 / 2)
