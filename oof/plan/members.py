@@ -170,7 +170,7 @@ def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengt
         fitting = [option for option in options if option is not None]
         fastest[card] = with_hours(min(fitting, key=lambda option: option.train_seconds, default=None))
         configured[card] = with_hours(_as_configured(card, member, tokens, attention))
-    width = base_config(member.checkpoint).get_text_config().hidden_size
+    width = base_config(member.checkpoint, member.revision).get_text_config().hidden_size
     stored = 4.0 * width * counts.scored if member.frozen == "stored" else 0.0
     # In float32: adapters of K + 1 trainings (and of pretraining), two checkpoints of weights and two moments each.
     adapters = cost.trainable * 4.0 * (config.folds.k + 1 + 2 * 3 + (counts.pretrain > 0))
@@ -200,7 +200,7 @@ def _variants(member: Member) -> Iterator[tuple[Member, bool]]:
 
 def _attention_of(member: Member) -> str:
     """Return which of the two traced kinds of attention the member would run on a GPU ("eager" or "sdpa")."""
-    config = base_config(member.checkpoint)
+    config = base_config(member.checkpoint, member.revision)
     attention = configured_attention(config, member.attn, member.attn_softcap)
     return traced_attention(attention, config, resolve_dtype(member.dtype))
 
