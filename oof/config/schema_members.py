@@ -63,6 +63,13 @@ class Train:
         0.1, "optimizer steps in which the learning rate rises from 0", unit="share of the steps", range=(0.0, 1.0)
     )
     schedule: str = setting("cosine", "learning rate after the warm-up: the name of a scheduler of transformers")
+    optimizer: str = setting(
+        "adamw",
+        "`adamw`: moments in float32, 8 bytes per trained weight; `adamw_8bit`: in 8 bits (bitsandbytes), 2 bytes, for "
+        "full fine-tuning or very high ranks. Results differ slightly",
+        choices=("adamw", "adamw_8bit"),
+        added=True,
+    )
     weight_decay: float = setting(0.0, "decoupled weight decay of AdamW", range=(0.0, 10.0))
     max_grad_norm: float = setting(1.0, "gradient norm above which gradients are clipped; 0 = never", range=(0.0, 1e6))
     # The weights do not depend on it, but the content keys of existing runs do: so it is not marked "speed only".

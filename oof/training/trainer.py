@@ -39,6 +39,7 @@ from oof.training.callbacks import (
     tracker_callbacks,
 )
 from oof.training.finite_steps import FiniteSteps, overflow_steps, skipped_steps
+from oof.training.optimizer import build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -119,21 +120,12 @@ class ClassifierTrainer(Trainer):
         return steps[index]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with one rate for the adapters and one for the fresh head; norms and biases are not decayed."""
+        """AdamW as the recipe says; norms and biases are not decayed."""
         if self.optimizer is None:
-            recipe = self.member.train
             trained: Any = self.model
             decayed = set(self.get_decay_parameter_names(trained))
-            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-            for name, parameter in trained.named_parameters():
-                if parameter.requires_grad:
-                    lr = recipe.head_lr if "score" in name.split(".") else recipe.lr
-                    decay = recipe.weight_decay if name in decayed else 0.0
-                    groups.setdefault((lr, decay), []).append(parameter)
-            settings = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
-            # The fused kernel skips an overflow by itself, and accelerate then takes the step for done.
-            fused = torch.cuda.is_available() and self.accelerator.scaler is None
-            self.optimizer = torch.optim.AdamW(settings, fused=fused)
+            scaled = self.accelerator.scaler is not None
+            self.optimizer = build_optimizer(trained, decayed, self.member.train, scaled)
         return self.optimizer
 
     def floating_point_ops(self, inputs: Any) -> int:
