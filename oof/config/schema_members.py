@@ -94,6 +94,12 @@ class Member:
     """One base model of the ensemble and how it is trained. The student (`distill.student`) has the same settings."""
 
     checkpoint: str = setting("", "decoder model: a local Hugging Face folder or the name of a model on the hub")
+    revision: str = setting(
+        "",
+        "branch, tag or commit of a hub checkpoint; empty = `main`. The run records the commit at its first job "
+        "(`RUN/checkpoints.json`), and later jobs load that one",
+        added=True,
+    )
     dtype: str = setting(
         "bfloat16", "precision of the frozen base (adapters and head are float32); `float16` trains with loss scaling, "
         "for GPUs without bfloat16; `auto`: bfloat16 where the hardware has it, else float16 on GPUs, float32 on CPUs",
@@ -101,12 +107,6 @@ class Member:
     )  # fmt: skip
     score_dtype: str = setting(
         "same",
-    revision: str = setting(
-        "",
-        "branch, tag or commit of a hub checkpoint; empty = `main`. The run records the commit at its first job "
-        "(`RUN/checkpoints.json`), and later jobs load that one",
-        added=True,
-    )
         "precision of scoring: `same` as in training, or `float16` for cards without bfloat16, after a check of a "
         "sample of the sequences against the precision of training",
         choices=("same", "float16"),
@@ -130,6 +130,13 @@ class Member:
             "flash_attention_3",
             "flash_attention_4",
         ),
+    )
+    fused_layers: str = setting(
+        "auto",
+        "RMSNorm and gated activations as one kernel each. `auto`: on a CUDA GPU, where liger-kernel is installed and "
+        "its kernels agree with eager PyTorch on this machine. Results differ by rounding",
+        choices=("auto", "off"),
+        added=True,
     )
     attn_softcap: str = setting(
         "on",

@@ -27,6 +27,7 @@ from oof.config import Member, Train
 from oof.distributed.gpus import train_on_one_gpu
 from oof.distributed.process_group import add_up_gradients, any_of, flat_gradients, rank, ranks, same_everywhere
 from oof.encoding.batches import TrainingSteps
+from oof.model.fused_layers import FusedLayers
 from oof.model.optimizations import FusedLora, LastTokens
 from oof.model.precision import precision_context, resolve_dtype
 from oof.training.callbacks import (
@@ -157,7 +158,7 @@ def train_classifier(
 
     Returns:
         ``history`` (``{"step", "loss", "learning_rate", …}``, about twenty entries), ``tokens_per_batch`` at the end,
-        ``oom_halvings``, and ``skipped_steps`` whose loss or gradient was not finite. In float16 also
+        ``oom_halvings``, ``fused_layers``, and ``skipped_steps`` whose loss or gradient was not finite. In float16 also
         ``overflow_steps``, skipped to lower the scale of the loss, and ``loss_scale`` at the end.
 
     Raises:
@@ -166,7 +167,8 @@ def train_classifier(
         interrupts.Stopped: asked to stop, after a checkpoint was written.
     """
     steps.rank, steps.ranks = rank(), ranks()
-    stop, optimizations = StopInTime(), (LastTokens(model, steps.pad_id), FusedLora(model))
+    stop, fused = StopInTime(), FusedLayers(model, member)
+    optimizations = (LastTokens(model, steps.pad_id), FusedLora(model), fused)
     callbacks = [Progress(label), stop, CompleteCheckpoints(), MetricsFile(checkpoints.parent / "metrics.jsonl")]
     trainer = ClassifierTrainer(
         member=member,
@@ -192,6 +194,7 @@ def train_classifier(
         "tokens_per_batch": steps.budget,
         "oom_halvings": trainer.halvings,
         "skipped_steps": skipped_steps(trainer.state),
+        "fused_layers": fused.kinds,
         **_loss_scaling(trainer),
     }
 
