@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from statistics import median
 from typing import Any
 
@@ -27,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 MAX_IN_A_ROW = 3  # a single bad batch passes; a diverged model gives non-finite losses from then on
 MAX_SHARE = 0.01  # of all steps, beside MAX_IN_A_ROW
-SPIKE = 3.0  # times the median of the recent losses
-RECENT = 50  # steps
+SPIKE = 8.0  # median absolute deviations above the median of the recent losses: 5.4 standard deviations of a normal
+RECENT = 50  # steps; spikes are looked for from a fifth of them on
+RECENT_LOSSES = "recent_losses"  # name in the trainer's state
 LOWEST_SCALE = 1.0  # of the loss: an overflow at this scale is one of the unscaled gradient
 
 
@@ -45,7 +45,6 @@ class FiniteSteps:
         self, trained: list[nn.Parameter], label: str, scaler: torch.amp.grad_scaler.GradScaler | None = None
     ) -> None:
         self.trained, self.label, self.scaler = trained, label, scaler
-        self.recent: deque[float] = deque(maxlen=RECENT)
 
     def check(self, loss: torch.Tensor, state: Any) -> None:
         """Drop the gradients of a step that is not finite, and record it in the trainer's log history.
@@ -64,7 +63,7 @@ class FiniteSteps:
         both = torch.stack([loss.detach().float(), norm.to(loss.device).float() / ranks()])
         value, size = sum_over_processes(both).tolist()  # one synchronisation
         if math.isfinite(value) and math.isfinite(size):
-            self._log_spike(value, state.global_step)
+            self._record_spike(value, state)
             return
         for parameter in self.trained:
             parameter.grad = None  # the optimizer passes over it: weights and moments stay
@@ -94,11 +93,17 @@ class FiniteSteps:
             "The same command resumes from the last checkpoint, if there is one"
         )
 
-    def _log_spike(self, value: float, step: int) -> None:
-        if len(self.recent) >= RECENT // 5 and value > SPIKE * median(self.recent):
-            usual = median(self.recent)
-            logger.warning("%s: step %d: loss %.3f, the recent median is %.3f", self.label, step, value, usual)
-        self.recent.append(value)
+    def _record_spike(self, value: float, state: Any) -> None:
+        """Record a loss far above the recent ones in the trainer's log history; nothing else follows from it."""
+        recent: list[float] = state.stateful_callbacks.setdefault(RECENT_LOSSES, [])  # saved in checkpoints
+        if len(recent) >= RECENT // 5:
+            usual = median(recent)
+            if value > usual + SPIKE * median(abs(loss - usual) for loss in recent):
+                step = state.global_step
+                state.log_history.append({"loss_spike": step, "step_loss": value, "recent_median": usual})
+                logger.warning("%s: step %d: loss %.3f, the recent median is %.3f", self.label, step, value, usual)
+        recent.append(value)
+        del recent[:-RECENT]
 
 
 def skipped_steps(state: Any) -> list[int]:
@@ -109,3 +114,8 @@ def skipped_steps(state: Any) -> list[int]:
 def overflow_steps(state: Any) -> list[int]:
     """Return the numbers of the steps that were skipped because scaled gradients overflowed, from 0."""
     return [entry["overflow_step"] for entry in state.log_history if "overflow_step" in entry]
+
+
+def loss_spikes(state: Any) -> int:
+    """Return how many steps had a loss more than ``SPIKE`` deviations above the recent median."""
+    return sum("loss_spike" in entry for entry in state.log_history)

@@ -39,7 +39,7 @@ from oof.training.callbacks import (
     last_complete_checkpoint,
     tracker_callbacks,
 )
-from oof.training.finite_steps import FiniteSteps, overflow_steps, skipped_steps
+from oof.training.finite_steps import FiniteSteps, loss_spikes, overflow_steps, skipped_steps
 from oof.training.optimizer import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,8 @@ def train_classifier(
 
     Returns:
         ``history`` (``{"step", "loss", "learning_rate", …}``, about twenty entries), ``tokens_per_batch`` at the end,
-        ``oom_halvings``, ``fused_layers``, and ``skipped_steps`` whose loss or gradient was not finite. In float16 also
+        ``oom_halvings``, ``fused_layers``, ``skipped_steps`` whose loss or gradient was not finite, and the number of
+        ``loss_spikes`` (:mod:`oof.training.finite_steps`). In float16 also
         ``overflow_steps``, skipped to lower the scale of the loss, and ``loss_scale`` at the end.
 
     Raises:
@@ -194,6 +195,7 @@ def train_classifier(
         "tokens_per_batch": steps.budget,
         "oom_halvings": trainer.halvings,
         "skipped_steps": skipped_steps(trainer.state),
+        "loss_spikes": loss_spikes(trainer.state),
         "fused_layers": fused.kinds,
         **_loss_scaling(trainer),
     }
