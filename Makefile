@@ -89,8 +89,8 @@ format: $(READY)  ## format the code and apply ruff's fixes
 bases: $(READY)  ## rebuild the demo's base checkpoints (about 20 minutes)
 	@$(PY) -m oof bases configs/bases
 
-plan: $(READY)  ## estimate parameters, memory, hours and disk of CONFIG on five GPUs
-	@$(PY) -m oof plan $(SETTINGS) $(BEGIN)
+plan: $(READY)  ## memory, hours and totals of CONFIG on each GPU (CARDS=8: on eight; PRICE=2.5 a card hour)
+	@$(PY) -m oof plan $(SETTINGS) $(BEGIN) $(if $(CARDS),--cards $(CARDS)) $(if $(PRICE),--price-per-hour $(PRICE))
 
 bench-oof: $(READY)  ## benchmark fold jobs against transformers' Trainer (ARGS="--model FOLDER")
 	@$(PY) -m benchmarks.speed.fold_jobs $(ARGS)

@@ -48,8 +48,7 @@ def _distill(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from ensemble.serving.submission import run_predict
-    from oof.classes import WINNER_COLUMNS
+    from ensemble.serving.submission import COLUMNS, run_predict
     from oof.common.process_tuning import prepare_process
     from oof.jobs.source_files import check_files
 
@@ -60,7 +59,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     path = Path(config.run) / "submission.csv"
     battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {config.predict.model}"
     print(f"predict: {'written' if prediction.ran else 'up to date, nothing to do'}: {battles}")
-    print(f"predict: {path}, columns {', '.join(('id', *WINNER_COLUMNS))}")
+    print(f"predict: {path}, columns {', '.join(COLUMNS[config.predict.format])}")
     if prediction.kept is not None:
         print(f"predict: the submission of other battles is kept in {prediction.kept}")
 
@@ -161,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         "judge", help="read JSON lines with prompt, response_a, response_b from stdin, write verdicts to stdout"
     )
     judge.add_argument("folder", help="exported student, for example runs/demo/distill/student")
-    judge.add_argument("--dtype", default="auto", help="auto (as saved), float32 or bfloat16")
+    judge.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
     judge.set_defaults(subcommand=_judge)
     features = subcommands.add_parser("features", help="print the stacker's families of features and their meaning")
     features.set_defaults(subcommand=_features)

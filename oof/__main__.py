@@ -130,7 +130,7 @@ def _oof(arguments: argparse.Namespace) -> None:
     run = Path(config.run)
     with locked_run(config):
         table, test = prepare_run(config, arguments.redo)
-        jobs = fold_job.fold_jobs(config, table)
+        jobs = fold_job.pinned_fold_jobs(config, table)
         unfinished = [job for job in jobs if not job.step.done]
         if unfinished:
             gpus.prepare_gpu(config.jobs)
@@ -199,7 +199,8 @@ def _chosen_job(config: configuration.Config, member: str, fold: int | None) -> 
     """Return a member's job of one fold, or its pretraining (``fold`` None)."""
     from oof.jobs import dataset, fold_job
 
-    jobs = [j for j in fold_job.fold_jobs(config, dataset.load_battles(Path(config.run))) if j.name == member]
+    table = dataset.load_battles(Path(config.run))
+    jobs = [j for j in fold_job.pinned_fold_jobs(config, table, member) if j.name == member]
     if fold is None:
         pretraining = [j.pretrain for j in jobs[:1] if j.pretrain is not None]
         chosen: list[FoldJob] | list[PretrainJob] = pretraining
@@ -224,7 +225,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     from oof.plan import format_plan, make_plan
 
-    print(format_plan(make_plan(config)))
+    print(format_plan(make_plan(config), arguments.cards, arguments.price_per_hour))
 
 
 def _synth(arguments: argparse.Namespace) -> None:
@@ -257,6 +258,14 @@ def _audit(arguments: argparse.Namespace) -> int:
     return 1 if any(finding.status == "violated" for finding in findings) else 0
 
 
+def _positive(word: str) -> int:
+    """Return the number that an option gives; argparse turns the error into a message."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not 1 or more")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m oof", description="Stage one: out-of-fold logits, and its tools.")
     subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
@@ -275,6 +284,8 @@ def _parser() -> argparse.ArgumentParser:
     job.set_defaults(subcommand=_job)
     plan = subcommands.add_parser("plan", help="estimate parameters, memory, hours and disk before you pay for them")
     add_config_arguments(plan)
+    plan.add_argument("--cards", type=_positive, help="cards of one kind (default: jobs.workers x jobs.nproc)")
+    plan.add_argument("--price-per-hour", type=float, help="price of one card for an hour, for the totals")
     plan.set_defaults(subcommand=_plan)
     settings = subcommands.add_parser("settings", help="print every setting: default, unit, allowed values, meaning")
     settings.set_defaults(subcommand=_settings)

@@ -84,7 +84,7 @@ def predicted_seconds(member: Member, flops: float) -> float | None:
     """Return the plan's seconds for an amount of arithmetic on this machine's card; None without such a card."""
     import torch
 
-    from oof.plan import CARDS, SLOWDOWN, UTILISATION
+    from oof.plan.members import CARDS, SLOWDOWN, UTILISATION
 
     name = planned_card(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return flops / (CARDS[name][1] * UTILISATION / SLOWDOWN[member.quantise]) if name else None

@@ -22,6 +22,7 @@ from oof.common.digests import checkpoint_digest, digest
 from oof.common.errors import UserError
 from oof.config import Config, Distill, without_speed_settings
 from oof.data.schemas import TEXTS
+from oof.jobs.commits import with_recorded_commits
 from oof.jobs.dataset import FORMAT, load_battles
 from oof.jobs.fold_job import FoldJob, check_frozen, fold_jobs
 from oof.jobs.pretrain import PretrainJob, pretrain_job
@@ -97,6 +98,7 @@ def plan_student(config: Config) -> StudentPlan:
     _check_settings(config)
     inputs = load_inputs(config)
     ensemble_probs = load_teacher(config, inputs)
+    config = with_recorded_commits(config)
     battles = load_battles(Path(config.run))
     table = pl.concat([inputs.table.select(battles.columns), *_unscored(battles, config.distill)])
     unlabelled = (table["role"] == "unlabelled").to_numpy()

@@ -25,6 +25,7 @@ from oof.common.logits_format import logits_frame
 from oof.common.steps import UNFINISHED, Step
 from oof.config import Config
 from oof.distributed.gpus import prepare_gpu
+from oof.jobs.commits import needs_commit, record_commit
 from oof.jobs.finished_training import Training, losses, refuse_to_replace
 from oof.jobs.run_preparation import trainings
 from oof.jobs.source_files import remember
@@ -47,13 +48,15 @@ def run_distill(config: Config, redo: bool = False, asked: bool = False) -> bool
             or the exported student does not compute the trained one's logits.
     """
     plan = plan_student(config)
-    step = Step(Path(config.run) / "distill", plan.key)
+    step = _step(plan)
     if not step.done:
         restore_students(step)
     stale = not step.done
     if stale:
         students = [] if asked else [Training("student", "all folds", step, plan.depends)]
         refuse_to_replace(config, [*needed_trainings(plan), *students], "make distill", redo)
+        plan = _pinned_plan(plan, config)
+        step = _step(plan)
     remember(config, ("distill", "jobs"))
     if stale:
         if asked and not redo:
@@ -101,6 +104,20 @@ def restore_students(step: Step) -> None:
 
 def _earlier(folder: Path, key: str) -> Path:
     return folder.parent / "earlier" / f"{folder.name}-{key[:8]}"
+
+
+def _step(plan: StudentPlan) -> Step:
+    return Step(Path(plan.config.run) / "distill", plan.key)
+
+
+def _pinned_plan(plan: StudentPlan, config: Config) -> StudentPlan:
+    """Return the plan; the run first records the commit of the student's base if it has yet to load that."""
+    run, student = Path(config.run), config.distill.student
+    if not needs_commit(run, student):
+        return plan
+    begun = _step(plan).begun or (plan.pretrain is not None and plan.pretrain.step.begun)
+    record_commit(run, student, begun)
+    return plan_student(config)
 
 
 def _distill(plan: StudentPlan, step: Step) -> None:

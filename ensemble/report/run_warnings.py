@@ -104,7 +104,10 @@ def _submission_drift(run: RunData, shares: Floats) -> list[str]:
     if not path.is_file():
         return []
     try:
-        frame = pl.read_csv(path).select(pl.col(WINNER_COLUMNS).cast(pl.Float64))
+        frame = pl.read_csv(path)
+        if "winner" in frame.columns:  # predict.format: winner, which has no mean probability
+            return []
+        frame = frame.select(pl.col(WINNER_COLUMNS).cast(pl.Float64))
         means = np.array(frame.mean().row(0), dtype=np.float64)
     except (pl.exceptions.PolarsError, OSError, TypeError) as error:
         return [f"Drift: {path.name} cannot be read ({' '.join(str(error).split())[:100]})."]

@@ -152,6 +152,12 @@ class Predict:
     """Prediction of the test battles: `submission.csv`."""
 
     model: str = setting("student", "model that predicts", choices=("student", "ensemble"))
+    format: str = setting(
+        "probabilities",
+        "columns beside `id`. `probabilities`: the three winner columns (LMSYS); `winner`: `model_a` or `model_b`, the "
+        "more probable of the two, whatever the probability of a tie (WSDM Cup)",
+        choices=("probabilities", "winner"), added=True,
+    )  # fmt: skip
     chunk: int = setting(20_000, "battles in memory at a time", unit="battles", range=(1, 100_000_000), speed_only=True)
 
 

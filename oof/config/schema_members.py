@@ -63,6 +63,13 @@ class Train:
         0.1, "optimizer steps in which the learning rate rises from 0", unit="share of the steps", range=(0.0, 1.0)
     )
     schedule: str = setting("cosine", "learning rate after the warm-up: the name of a scheduler of transformers")
+    optimizer: str = setting(
+        "adamw",
+        "`adamw`: moments in float32, 8 bytes per trained weight; `adamw_8bit`: in 8 bits (bitsandbytes), 2 bytes, for "
+        "full fine-tuning or very high ranks. Results differ slightly",
+        choices=("adamw", "adamw_8bit"),
+        added=True,
+    )
     weight_decay: float = setting(0.0, "decoupled weight decay of AdamW", range=(0.0, 10.0))
     max_grad_norm: float = setting(1.0, "gradient norm above which gradients are clipped; 0 = never", range=(0.0, 1e6))
     # The weights do not depend on it, but the content keys of existing runs do: so it is not marked "speed only".
@@ -87,10 +94,16 @@ class Member:
     """One base model of the ensemble and how it is trained. The student (`distill.student`) has the same settings."""
 
     checkpoint: str = setting("", "decoder model: a local Hugging Face folder or the name of a model on the hub")
+    revision: str = setting(
+        "",
+        "branch, tag or commit of a hub checkpoint; empty = `main`. The run records the commit at its first job "
+        "(`RUN/checkpoints.json`), and later jobs load that one",
+        added=True,
+    )
     dtype: str = setting(
-        "bfloat16", "precision of the frozen base (adapters and head are float32); `auto`: bfloat16 where the hardware "
-        "has it, else float32",
-        choices=("float32", "bfloat16", "auto"),
+        "bfloat16", "precision of the frozen base (adapters and head are float32); `float16` trains with loss scaling, "
+        "for GPUs without bfloat16; `auto`: bfloat16 where the hardware has it, else float16 on GPUs, float32 on CPUs",
+        choices=("float32", "bfloat16", "float16", "auto"),
     )  # fmt: skip
     score_dtype: str = setting(
         "same",
@@ -117,6 +130,13 @@ class Member:
             "flash_attention_3",
             "flash_attention_4",
         ),
+    )
+    fused_layers: str = setting(
+        "auto",
+        "RMSNorm and gated activations as one kernel each. `auto`: on a CUDA GPU, where liger-kernel is installed and "
+        "its kernels agree with eager PyTorch on this machine. Results differ by rounding",
+        choices=("auto", "off"),
+        added=True,
     )
     attn_softcap: str = setting(
         "on",

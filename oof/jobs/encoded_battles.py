@@ -35,7 +35,7 @@ class EncodedBattles:
 
     @cached_property
     def tokenizer(self):  # type: ignore[no-untyped-def]  # transformers has no public type for "any fast tokenizer"
-        return load_tokenizer(self.member.checkpoint, self.config.prompts.hints)
+        return load_tokenizer(self.member.checkpoint, self.config.prompts.hints, self.member.revision)
 
     @cached_property
     def training(self) -> Encoded:

@@ -15,9 +15,11 @@ from oof.common.atomic_files import parse_json
 from oof.common.errors import UserError
 from oof.common.steps import TRAINED, Step
 from oof.config import Config, to_dict, without_speed_settings
+from oof.config.load import resolve
 from oof.config.stored import setting_differences, stored_settings
 
 TRAINING = ("seed", "data", "groups", "folds", "prompts", "members", "pretrain", "distill")  # settings it depends on
+NO_TRAINING = ("data.test", "data.truth", "distill.variants")  # settings in these sections that none depends on
 SHOWN = 8  # lines of each list: a message fits on a screen
 
 
@@ -60,7 +62,8 @@ def losses(trainings: Iterable[Training]) -> list[Loss]:
         if not finished and not (training.step.folder / "checkpoints").is_dir():
             continue  # nothing of it is kept between calls
         before = manifest.get("depends") or {}
-        changed = [name for name, now in training.depends.items() if before and before.get(name) != now]
+        now = training.depends
+        changed = sorted(name for name in {*before, *now} if before and now and before.get(name) != now.get(name))
         found.append(Loss(training, seconds, tuple(changed), finished))
     return found
 
@@ -130,13 +133,15 @@ def changed_settings(config: Config) -> list[str]:
     stored = stored_settings(Path(config.run))
     if stored is None:
         return []
-    before, now = (without_speed_settings(tree, Config) for tree in (stored, to_dict(config)))
-    test = ("data.test", "data.truth", "distill.variants")  # no training depends on them
-    return [
-        f"{name}: {old} before, {new} now"
-        for name, old, new in setting_differences(before, now)
-        if name.split(".")[0] in TRAINING and name not in test
-    ]
+    before, now = to_dict(resolve({config.run: stored}, run=config.run)), to_dict(config)
+    matter = setting_differences(*(without_speed_settings(tree, Config) for tree in (before, now)))
+    names = {name for name, _, _ in matter if name.split(".")[0] in TRAINING} - set(NO_TRAINING)
+    values = [(name, old, new) for name, old, new in setting_differences(before, now) if name in names]
+    return [f"{name}: {_word(old)} before, {_word(new)} now" for name, old, new in values]
+
+
+def _word(value: object) -> str:
+    return str(value) if value or value == 0 else "nothing"
 
 
 def duration(seconds: float) -> str:

@@ -90,6 +90,7 @@ def fit_classifier(
     with battles.stored_states(model, encoded), tracked_run(report_to, Path(battles.config.run).name):
         summary = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
     summary |= {**model_summary(model), "steps": len(steps), "seed": seed, "checkpointed_layers": checkpointed}
+    summary |= {"commit": member.revision} if member.revision else {}
     summary["seconds"] = round(time.monotonic() - started, 1)
     if rank() == 0:
         save_classifier(model, folder / "adapter", member)

@@ -16,7 +16,7 @@ from oof.common.errors import UserError
 from oof.config import Config
 from oof.jobs import dataset
 from oof.jobs.finished_training import Training, refuse_to_replace
-from oof.jobs.fold_job import FoldJob, check_members, fold_jobs
+from oof.jobs.fold_job import FoldJob, check_members, fold_jobs, pinned_fold_jobs
 from oof.jobs.pretrain import PretrainJob, draft_pairs
 from oof.jobs.source_files import check_files, remember
 
@@ -27,7 +27,7 @@ def prepare_run(config: Config, redo: bool = False, test: bool = True) -> tuple[
     Args:
         config: of the command.
         redo: replace finished training of other settings.
-        test: whether the test battles are needed without ``pretrain.data``, too.
+        test: whether fold jobs are about to run, and then the test battles; else these are read for pairs alone.
 
     Raises:
         UserError: a setting or a file is wrong, or finished training would be replaced; nothing was written.
@@ -45,6 +45,8 @@ def prepare_run(config: Config, redo: bool = False, test: bool = True) -> tuple[
         draft = dataset.draft_battles(config)
         pairs = draft_pairs(config, draft.table, test_table)
         refuse_to_replace(config, trainings(fold_jobs(config, draft.table, pairs.battles)), "make oof", redo)
+        if test:  # the jobs are about to run: a checkpoint that the hub lacks is an error before anything is written
+            pinned_fold_jobs(config, draft.table, pairs=pairs.battles)
     except UserError:
         if new:
             shutil.rmtree(made_here, ignore_errors=True)

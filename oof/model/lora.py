@@ -23,8 +23,15 @@ UNORDERED = ("target_modules", "modules_to_save", "exclude_modules")  # sets in 
 MAX_RANK = 16_384  # above any useful rank
 
 
-def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
-    """Return the model with LoRA adapters and a trainable head (``rank`` 0: every weight trainable)."""
+def add_adapters(model: Any, lora: Lora, seed: int, revision: str = "") -> Any:
+    """Return the model with LoRA adapters and a trainable head (``rank`` 0: every weight trainable).
+
+    Args:
+        model: a classifier.
+        lora: its adapters.
+        seed: of the adapters' first values.
+        revision: commit of the base on the hub, for ``adapter_config.json``; "" = none.
+    """
     if lora.rank == 0:
         return model
     manual_seed(seed)  # peft draws A from the global generator
@@ -42,6 +49,7 @@ def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
         layers_to_transform=list(range(n_layers // 2, n_layers)) if upper_half else None,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
+        revision=revision or None,
     )
     try:
         return get_peft_model(model, config)

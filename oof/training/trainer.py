@@ -4,6 +4,9 @@ One Trainer step is one optimizer step. Its batch is a list of micro-batches (:m
 that make their losses add up to the mean over the step's battles. So ``training_step`` accumulates gradients exactly,
 whatever the micro-batches' sizes, and exchanges them between processes once per step. Trainer keeps the optimizer, the
 schedule, clipping, checkpoints and resuming.
+
+In float16 the loss is scaled dynamically by torch's GradScaler (Micikevicius et al., Mixed Precision Training, ICLR
+2018). accelerate steps, saves and restores it. A step whose gradients overflow does not advance the schedule.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from oof.config import Member, Train
 from oof.distributed.gpus import train_on_one_gpu
 from oof.distributed.process_group import add_up_gradients, any_of, flat_gradients, rank, ranks, same_everywhere
 from oof.encoding.batches import TrainingSteps
+from oof.model.fused_layers import FusedLayers
 from oof.model.optimizations import FusedLora, LastTokens
-from oof.model.precision import precision_context
+from oof.model.precision import precision_context, resolve_dtype
 from oof.training.callbacks import (
     CompleteCheckpoints,
     MetricsFile,
@@ -35,7 +39,8 @@ from oof.training.callbacks import (
     last_complete_checkpoint,
     tracker_callbacks,
 )
-from oof.training.finite_steps import FiniteSteps, skipped_steps
+from oof.training.finite_steps import FiniteSteps, loss_spikes, overflow_steps, skipped_steps
+from oof.training.optimizer import build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +56,10 @@ class ClassifierTrainer(Trainer):
         super().__init__(train_dataset=steps, **arguments)
         self.member, self.row_loss, self.steps = member, row_loss, steps
         self.trained = [p for p in self.model.parameters() if p.requires_grad]  # type: ignore[union-attr]
-        self.halvings, self.finite_steps = 0, FiniteSteps(self.trained, label)
+        if resolve_dtype(member.dtype) == torch.float16:
+            # accelerate 1.15 makes one itself with mixed_precision="fp16", but never on a CPU.
+            self.accelerator.scaler = torch.amp.grad_scaler.GradScaler(self.args.device.type)
+        self.halvings, self.finite_steps = 0, FiniteSteps(self.trained, label, self.accelerator.scaler)
         # With this flag Trainer does not wrap the model in DistributedDataParallel, which would exchange gradients
         # inside the backward pass: there, a process that runs out of memory leaves the others waiting.
         self.is_distributed_loading_by_transformers = steps.ranks > 1
@@ -75,6 +83,9 @@ class ClassifierTrainer(Trainer):
             # Outside the handler, whose traceback would keep the tensors alive. All processes repeat a step together.
             if not any_of(bool(shortage), self.args.device):
                 add_up_gradients(self.trained, flat)
+                if self.accelerator.scaler is not None:
+                    wrapped: Any = self.optimizer
+                    self.accelerator.scaler.unscale_(wrapped.optimizer)
                 self.finite_steps.check(total, self.state)
                 return total * self.steps.ranks  # Trainer logs the mean over processes
             inputs = self._cut_smaller(model, shortage or "in another process of this job")
@@ -110,19 +121,12 @@ class ClassifierTrainer(Trainer):
         return steps[index]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with one rate for the adapters and one for the fresh head; norms and biases are not decayed."""
+        """AdamW as the recipe says; norms and biases are not decayed."""
         if self.optimizer is None:
-            recipe = self.member.train
             trained: Any = self.model
             decayed = set(self.get_decay_parameter_names(trained))
-            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-            for name, parameter in trained.named_parameters():
-                if parameter.requires_grad:
-                    lr = recipe.head_lr if "score" in name.split(".") else recipe.lr
-                    decay = recipe.weight_decay if name in decayed else 0.0
-                    groups.setdefault((lr, decay), []).append(parameter)
-            settings = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
-            self.optimizer = torch.optim.AdamW(settings, fused=torch.cuda.is_available())
+            scaled = self.accelerator.scaler is not None
+            self.optimizer = build_optimizer(trained, decayed, self.member.train, scaled)
         return self.optimizer
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -153,8 +157,10 @@ def train_classifier(
             ``metrics.jsonl`` beside the checkpoints' folder is written in any case.
 
     Returns:
-        ``history`` (``{"step", "loss", "learning_rate", …}``, about twenty entries), ``tokens_per_batch`` at the end
-        ``oom_halvings``, and ``skipped_steps`` whose loss or gradient was not finite.
+        ``history`` (``{"step", "loss", "learning_rate", …}``, about twenty entries), ``tokens_per_batch`` at the end,
+        ``oom_halvings``, ``fused_layers``, ``skipped_steps`` whose loss or gradient was not finite, and the number of
+        ``loss_spikes`` (:mod:`oof.training.finite_steps`). In float16 also
+        ``overflow_steps``, skipped to lower the scale of the loss, and ``loss_scale`` at the end.
 
     Raises:
         UserError: one sequence does not fit into the memory; too many steps are not finite; the tracker
@@ -162,7 +168,8 @@ def train_classifier(
         interrupts.Stopped: asked to stop, after a checkpoint was written.
     """
     steps.rank, steps.ranks = rank(), ranks()
-    stop, optimizations = StopInTime(), (LastTokens(model, steps.pad_id), FusedLora(model))
+    stop, fused = StopInTime(), FusedLayers(model, member)
+    optimizations = (LastTokens(model, steps.pad_id), FusedLora(model), fused)
     callbacks = [Progress(label), stop, CompleteCheckpoints(), MetricsFile(checkpoints.parent / "metrics.jsonl")]
     trainer = ClassifierTrainer(
         member=member,
@@ -188,7 +195,15 @@ def train_classifier(
         "tokens_per_batch": steps.budget,
         "oom_halvings": trainer.halvings,
         "skipped_steps": skipped_steps(trainer.state),
+        "loss_spikes": loss_spikes(trainer.state),
+        "fused_layers": fused.kinds,
+        **_loss_scaling(trainer),
     }
+
+
+def _loss_scaling(trainer: ClassifierTrainer) -> dict[str, object]:
+    scaler = trainer.accelerator.scaler
+    return {} if scaler is None else {"overflow_steps": overflow_steps(trainer.state), "loss_scale": scaler.get_scale()}
 
 
 def _arguments(

@@ -139,6 +139,12 @@ def test_a_submission_with_other_class_shares_is_a_drift(
     assert drift == [message] * warned
 
 
+def test_a_submission_of_winners_has_no_mean_probability_to_drift(arena: ReportArena, tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", arena))
+    (run.folder / "submission.csv").write_text("id,winner\n1,model_a\n2,model_a\n", encoding="utf-8")
+    assert run_warnings(run, {}, [], [], {}) == []
+
+
 def test_an_unreadable_submission_gives_a_warning(arena: ReportArena, tmp_path: Path) -> None:
     run = replace(load_run(write_run(tmp_path / "run", arena)))
     (run.folder / "submission.csv").write_text("id,winner_model_a\n1,0.5\n", encoding="utf-8")
