@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,6 +29,7 @@ from oof.jobs.fold_job import FoldJob, check_frozen, fold_jobs
 from oof.jobs.pretrain import PretrainJob, pretrain_job
 from oof.metrics import softmax
 
+ONLY_LOGITS = "stacks logits that were made elsewhere (stack.logits), so it holds no models and no battles to train on"
 FINAL = -1  # in place of a fold number: the student that is exported
 VARIANTS = ("int8", "nf4")
 
@@ -119,20 +121,26 @@ def plan_student(config: Config) -> StudentPlan:
     key = digest(
         "distill", FORMAT, recipe, checkpoint, without_speed_settings(config.prompts), config.seed, data, *pretrain_key
     )
-    parts = {f"distill.{name}": value for name, value in recipe.items() if name != "student"}
-    parts |= {f"distill.student.{name}": value for name, value in recipe["student"].items()}
-    parts |= {"checkpoint": checkpoint, "prompts": without_speed_settings(config.prompts), "seed": config.seed}
-    parts |= {"battles": data[0], "verdicts, folds and weights": digest(labels, folds, weights)}
-    parts |= {"the stack's probabilities": [digest(teacher_probs.round(9)), sources[1:]], "fold jobs": sources[0]}
-    parts |= {"pretrain": pretrain_key}
-    depends = {name: digest(value)[:16] for name, value in parts.items()}
+    parts = {"checkpoint": checkpoint, "seed": config.seed, "battles": data[0], "fold jobs": sources[0]}
+    parts |= {"verdicts, folds and weights": digest(labels, folds, weights), "pretrain": pretrain_key}
+    parts |= {"the stack's probabilities": [digest(teacher_probs.round(9)), *sources[1:]]}
+    depends = {name: digest(value)[:16] for name, value in (_settings(config, recipe) | parts).items()}
     return StudentPlan(
         config, inputs, table, labels, folds, weights, ensemble_probs, teacher_probs, jobs, key, pretrain, depends
     )
 
 
+def _settings(config: Config, recipe: dict[str, Any]) -> dict[str, object]:
+    """Return the settings that the students depend on, by their names in messages."""
+    settings = {f"distill.{name}": value for name, value in recipe.items() if name != "student"}
+    settings |= {f"distill.student.{name}": value for name, value in recipe["student"].items()}
+    return settings | {"prompts": without_speed_settings(config.prompts)}
+
+
 def _check_settings(config: Config) -> None:
     distill = config.distill
+    if config.stack.logits:
+        raise UserError(f"{config.run}: {ONLY_LOGITS}; distil in a RUN of your own fold jobs, which 'make oof' begins")
     if not distill.student.checkpoint:
         raise UserError("distill.student.checkpoint is empty; set a Hugging Face folder or hub name")
     check_frozen("distill.student", distill.student, nproc=1)  # each student trains in one process

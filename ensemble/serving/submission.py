@@ -23,6 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble.distillation.plan import ONLY_LOGITS
 from ensemble.serving.chunks import cut_file
 from ensemble.stacking.stage import load_ensemble
 from oof.classes import WINNER_COLUMNS, A, B
@@ -75,6 +76,8 @@ def run_predict(config: Config, redo: bool = False) -> Prediction:
             replaced, or the result is not a valid submission. Nothing was written.
     """
     run = Path(config.run)
+    if config.stack.logits:
+        raise UserError(f"{run}: {ONLY_LOGITS}; predict in a RUN of your own fold jobs, which 'make oof' begins")
     stage = {"student": "distill", "ensemble": "stack"}[config.predict.model]
     manifest = run / stage / "manifest.json"
     if not manifest.is_file():

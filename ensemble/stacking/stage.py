@@ -74,7 +74,8 @@ def _refuse_other_settings(run: Path, config: Config) -> None:
     made, now = (without_speed_settings(values, Config) for values in (made, now))
     for section in STAGE_ONE:
         for name, (before, after) in _differences(section, made.get(section), now[section]).items():
-            raise UserError(f"{run}: stage one was made with {name}={before}, now it is {after}; run 'make oof' again")
+            made_with = f"{run}: stage one was made with {name}={before}, now it is {after}"
+            raise UserError(f"{made_with}; leave that out, or run 'make oof' again")
 
 
 def _differences(name: str, before: object, after: object) -> dict[str, tuple[object, object]]:

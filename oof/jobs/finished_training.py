@@ -134,7 +134,7 @@ def changed_settings(config: Config) -> list[str]:
     if stored is None:
         return []
     before, now = to_dict(resolve({config.run: stored}, run=config.run)), to_dict(config)
-    matter = setting_differences(*(without_speed_settings(tree, Config) for tree in (before, now)))
+    matter = setting_differences(without_speed_settings(before, Config), without_speed_settings(now, Config))
     names = {name for name, _, _ in matter if name.split(".")[0] in TRAINING} - set(NO_TRAINING)
     values = [(name, old, new) for name, old, new in setting_differences(before, now) if name in names]
     return [f"{name}: {_word(old)} before, {_word(new)} now" for name, old, new in values]
