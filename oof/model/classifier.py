@@ -147,7 +147,8 @@ def _brings_our_head(checkpoint: str, config: Any) -> bool:
         return False
     labels = tuple(config.id2label.get(i, "") for i in range(config.num_labels))
     if labels != WINNER_COLUMNS:
-        logger.info("%s: its head has %d outputs; a fresh one for ours is trained", checkpoint, config.num_labels)
+        sizes = (config.num_labels, len(WINNER_COLUMNS))
+        logger.info("%s: its head of size %d is replaced by a fresh one of size %d", checkpoint, *sizes)
     return labels == WINNER_COLUMNS
 
 
