@@ -81,7 +81,8 @@ def fit_classifier(
     encoded, pad_id = battles.training.take(rows), tokenizer.pad_token_id
     both_orders = targets_in_both_orders(targets)
     steps = TrainingSteps(encoded, both_orders, weights, member.train, pad_id, seed, whole_battles)
-    checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps) else 0
+    if needs_checkpointing(model, member, steps):
+        checkpoint_trainable_layers(model)
     if rank() == 0:
         sizes, where = model_summary(model), f"{device()}, {resolve_dtype(member.dtype)}"
         trained = f"{sizes['trainable']:,} of {sizes['parameters']:,} parameters trained"
@@ -89,7 +90,7 @@ def fit_classifier(
     report_to = battles.config.jobs.report_to
     with battles.stored_states(model, encoded), tracked_run(report_to, Path(battles.config.run).name):
         summary = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
-    summary |= {**model_summary(model), "steps": len(steps), "seed": seed, "checkpointed_layers": checkpointed}
+    summary |= {**model_summary(model), "steps": len(steps), "seed": seed}
     summary |= {"commit": member.revision} if member.revision else {}
     summary["seconds"] = round(time.monotonic() - started, 1)
     if rank() == 0:

@@ -123,6 +123,11 @@ def checkpoint_trainable_layers(model: nn.Module) -> int:
     return len(chosen)
 
 
+def checkpointed_layers(model: nn.Module) -> int:
+    """Return how many layers recompute their activations in the backward pass."""
+    return sum(bool(getattr(layer, "gradient_checkpointing", False)) for layer in decoder_layers(model))
+
+
 def _checkpointed(function: Any, *args: Any) -> Any:
     # Non-reentrant, because the input of the lowest trainable layer does not require a gradient.
     return checkpoint(function, *args, use_reentrant=False)
