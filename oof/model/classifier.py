@@ -92,7 +92,7 @@ def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> 
     if not (folder / "adapter_config.json").is_file():
         trained = load_trained(replace(member, checkpoint=str(folder), revision="", quantise="none"), tokenizer)
     else:
-        trained = _with_adapter(load_base(member, tokenizer, seed), folder)
+        trained = with_adapter(load_base(member, tokenizer, seed), folder)
     return trained.to(device()).eval()
 
 
@@ -108,7 +108,7 @@ def load_trainable(member: Member, start: Path | None, tokenizer: Any, seed: int
     refuse_another_function(member, start)
     if not (start / "adapter_config.json").is_file():  # a whole classifier is a checkpoint with our head
         return load_base(replace(member, checkpoint=str(start), revision=""), tokenizer, seed).to(device())
-    return _with_adapter(load_base(member, tokenizer, seed), start, trainable=True).to(device())
+    return with_adapter(load_base(member, tokenizer, seed), start, trainable=True).to(device())
 
 
 def load_trained(member: Member, tokenizer: Any) -> Any:
@@ -223,7 +223,8 @@ def _placement(place: torch.device) -> dict[str, Any]:
     return {"device_map": {"": torch.device("cuda", torch.cuda.current_device())}}
 
 
-def _with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:
+def with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:
+    """Return the base with the saved adapter and head in ``folder``, to score with or (``trainable``) to train on."""
     with readable_errors(str(folder)):
         check_settings(folder)
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
