@@ -304,6 +304,9 @@ def test_float16_scoring_checks_float16_too(monkeypatch: pytest.MonkeyPatch, tmp
     member = member_of("llama", tmp_path, score_dtype="float16")
     FusedLayers(load_base(member, load_tokenizer(member.checkpoint), 0), member)
     assert set(checked) == {torch.float32, torch.float16}
+    checked.clear()
+    FusedLayers(load_base(member, load_tokenizer(member.checkpoint), 0).bfloat16(), replace(member, score_dtype="same"))
+    assert set(checked) == {torch.float32, torch.bfloat16}
 
 
 @pytest.mark.gpu
