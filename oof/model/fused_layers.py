@@ -104,10 +104,10 @@ class FusedLayers:
         if not kind or "forward" in vars(layer):  # another library has replaced it
             return
         layer_class: type = type(layer)
-        # A quantised weight has another shape.
-        width, weight = layer.intermediate_size, layer.gate_proj.weight
         if kind == "rms_norm":
             width, weight = len(layer.weight), layer.weight
+        else:  # a quantised weight has another shape
+            width, weight = layer.intermediate_size, layer.gate_proj.weight
         dtypes = computed_in(weight, member)
         checked = frozenset(t for t in dtypes if _agrees(kernels, layer_class, kind, width, t, device))
         if not checked:
