@@ -30,7 +30,7 @@ from oof.encoding.templates import prepare_tokenizer
 from oof.model.attention import resolve_attention, sdpa_allowed
 from oof.model.lora import add_adapters, check_settings, check_weights, refuse_another_function
 from oof.model.precision import device, resolve_dtype, weights_dtype
-from oof.model.quantization import quantization_config
+from oof.model.quantization import compute_in, quantization_config
 from oof.model.score_head import compute_head_in_float32, fresh_head
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,7 @@ def load_trained(member: Member, tokenizer: Any) -> Any:
             raise UserError(f"{member.checkpoint}: a classifier of {config.num_labels} classes; expected 3")
         if getattr(config.get_text_config(), "attn_logit_softcapping", 0) is None:
             member = replace(member, attn_softcap="off")  # as it was trained
+        compute_in(config, resolve_dtype(member.dtype))
         model = _from_pretrained(member, config)
     compute_head_in_float32(model)
     model.config.pad_token_id = tokenizer.pad_token_id
