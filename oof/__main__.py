@@ -159,6 +159,8 @@ def _job(arguments: argparse.Namespace) -> None:
 
     interrupts.set_time_limit(config.jobs.time_limit)  # this command holds the lock of its job, not of the run
     job = _chosen_job(config, arguments.member, None if arguments.pretrain else arguments.fold)
+    if config.jobs.device == "cpu":
+        gpus.hide_gpus()
     process_group.start()
     if process_group.ranks() == 1:
         gpus.see_one_gpu(0)

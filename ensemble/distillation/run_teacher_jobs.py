@@ -17,6 +17,7 @@ from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.pretrain import start_of
 from oof.jobs.process_pool import run_all, run_alone
 from oof.jobs.run_fold_job import fit_classifier, job_seed
+from oof.model.cpu_limit import refuse_too_large_for_cpu
 from oof.model.shared_base import release_base, saved_classifier
 from oof.training.losses import cross_entropy
 
@@ -47,6 +48,7 @@ def run_teacher_job(job: ScoringJob | NestedJob) -> None:
 
 def _score(job: ScoringJob) -> None:
     plan, fold_job, step = job.plan, job.fold_job, job.step
+    refuse_too_large_for_cpu(fold_job.member, plan.config.jobs, job.label)
     step.begin()
     table = plan.table[job.rows]
     texts = EncodedBattles(fold_job.member, table, plan.config)

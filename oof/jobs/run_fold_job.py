@@ -25,6 +25,7 @@ from oof.jobs.pretrain import PretrainJob, load_pairs, start_of
 from oof.metrics import log_loss, softmax
 from oof.model.classifier import load_classifier, load_trainable, model_summary
 from oof.model.cost_model import needs_checkpointing
+from oof.model.cpu_limit import refuse_too_large_for_cpu
 from oof.model.lora import save_classifier
 from oof.model.optimizations import checkpoint_trainable_layers
 from oof.model.precision import device, resolve_dtype
@@ -70,7 +71,11 @@ def fit_classifier(
 
     Returns:
         The trained model and a summary of the training for the job's manifest.
+
+    Raises:
+        UserError: the base is too large for a CPU (:mod:`oof.model.cpu_limit`), cannot be opened, or does not train.
     """
+    refuse_too_large_for_cpu(battles.member, battles.config.jobs, label)
     member, tokenizer, started = battles.member, battles.tokenizer, time.monotonic()
     done = folder / TRAINED
     if done.is_file():  # killed between training and the end of the job
