@@ -74,8 +74,8 @@ test: $(READY)  ## the tests without the slow ones
 test-slow: $(READY)  ## all tests, slow ones included
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow or not slow'
 
-test-gpu: $(READY)  ## the tests that need a CUDA GPU
-	@ARENA_TEST_GPU=1 $(PY) -m pytest tests/oof/test_cuda.py
+test-gpu: $(READY)  ## the tests of the GPU path on a CUDA GPU
+	@ARENA_TEST_GPU=1 $(PY) -m pytest -m gpu
 
 lint: $(READY)  ## ruff, mypy --strict, import contracts
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

@@ -178,6 +178,8 @@ def _job(arguments: argparse.Namespace) -> None:
     check_files(config, reads=False, redo=arguments.redo)
     job = _chosen_job(config, arguments.member, None if arguments.pretrain else arguments.fold)
     refuse_to_replace(config, trainings([job]), "make oof", arguments.redo)
+    if config.jobs.device == "cpu":
+        gpus.hide_gpus()
     process_group.start()
     if process_group.ranks() == 1:
         gpus.see_one_gpu(0)

@@ -25,6 +25,12 @@ WEIGHTS = (0.0, 1000.0)
 class Jobs:
     """Where and how fold jobs run. No content key contains these settings: finished work stays valid after a change."""
 
+    device: str = setting(
+        "auto",
+        "`auto`: a GPU where torch finds one; without it, a base of over 1.3 billion parameters is not trained. "
+        "`cpu`: the CPU, whatever the size; GPUs are not used",
+        choices=("auto", "cpu"), speed_only=True, added=True,
+    )  # fmt: skip
     workers: int = setting(
         1, "fold jobs at a time on this machine, each in a process (and on a GPU) of its own",
         unit="processes", range=(1, 256), speed_only=True,

@@ -83,7 +83,7 @@ class Train:
     activation_checkpointing: str = setting(
         "auto",
         "recompute activations in the backward pass instead of keeping them: less memory, more time. `auto`: where the "
-        "planned memory of a step exceeds the GPU's",
+        "planned memory of a step exceeds the GPU's, and where one sequence alone runs out of memory",
         choices=("auto", "on", "off"),
         speed_only=True,
     )

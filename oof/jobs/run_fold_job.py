@@ -25,6 +25,7 @@ from oof.jobs.pretrain import PretrainJob, load_pairs, start_of
 from oof.metrics import log_loss, softmax
 from oof.model.classifier import load_classifier, load_trainable, model_summary
 from oof.model.cost_model import needs_checkpointing
+from oof.model.cpu_limit import refuse_too_large_for_cpu
 from oof.model.lora import save_classifier
 from oof.model.optimizations import checkpoint_trainable_layers
 from oof.model.precision import device, resolve_dtype
@@ -70,7 +71,11 @@ def fit_classifier(
 
     Returns:
         The trained model and a summary of the training for the job's manifest.
+
+    Raises:
+        UserError: the base is too large for a CPU (:mod:`oof.model.cpu_limit`), cannot be opened, or does not train.
     """
+    refuse_too_large_for_cpu(battles.member, battles.config.jobs, label)
     member, tokenizer, started = battles.member, battles.tokenizer, time.monotonic()
     done = folder / TRAINED
     if done.is_file():  # killed between training and the end of the job
@@ -81,7 +86,8 @@ def fit_classifier(
     encoded, pad_id = battles.training.take(rows), tokenizer.pad_token_id
     both_orders = targets_in_both_orders(targets)
     steps = TrainingSteps(encoded, both_orders, weights, member.train, pad_id, seed, whole_battles)
-    checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps) else 0
+    if needs_checkpointing(model, member, steps):
+        checkpoint_trainable_layers(model)
     if rank() == 0:
         sizes, where = model_summary(model), f"{device()}, {resolve_dtype(member.dtype)}"
         trained = f"{sizes['trainable']:,} of {sizes['parameters']:,} parameters trained"
@@ -89,7 +95,7 @@ def fit_classifier(
     report_to = battles.config.jobs.report_to
     with battles.stored_states(model, encoded), tracked_run(report_to, Path(battles.config.run).name):
         summary = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
-    summary |= {**model_summary(model), "steps": len(steps), "seed": seed, "checkpointed_layers": checkpointed}
+    summary |= {**model_summary(model), "steps": len(steps), "seed": seed}
     summary |= {"commit": member.revision} if member.revision else {}
     summary["seconds"] = round(time.monotonic() - started, 1)
     if rank() == 0:

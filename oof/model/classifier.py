@@ -30,7 +30,7 @@ from oof.encoding.templates import prepare_tokenizer
 from oof.model.attention import resolve_attention, sdpa_allowed
 from oof.model.lora import add_adapters, check_settings, check_weights, refuse_another_function
 from oof.model.precision import device, resolve_dtype, weights_dtype
-from oof.model.quantization import quantization_config
+from oof.model.quantization import compute_in, quantization_config
 from oof.model.score_head import compute_head_in_float32, fresh_head
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> 
     if not (folder / "adapter_config.json").is_file():
         trained = load_trained(replace(member, checkpoint=str(folder), revision="", quantise="none"), tokenizer)
     else:
-        trained = _with_adapter(load_base(member, tokenizer, seed), folder)
+        trained = with_adapter(load_base(member, tokenizer, seed), folder)
     return trained.to(device()).eval()
 
 
@@ -108,7 +108,7 @@ def load_trainable(member: Member, start: Path | None, tokenizer: Any, seed: int
     refuse_another_function(member, start)
     if not (start / "adapter_config.json").is_file():  # a whole classifier is a checkpoint with our head
         return load_base(replace(member, checkpoint=str(start), revision=""), tokenizer, seed).to(device())
-    return _with_adapter(load_base(member, tokenizer, seed), start, trainable=True).to(device())
+    return with_adapter(load_base(member, tokenizer, seed), start, trainable=True).to(device())
 
 
 def load_trained(member: Member, tokenizer: Any) -> Any:
@@ -119,6 +119,7 @@ def load_trained(member: Member, tokenizer: Any) -> Any:
             raise UserError(f"{member.checkpoint}: a classifier of {config.num_labels} classes; expected 3")
         if getattr(config.get_text_config(), "attn_logit_softcapping", 0) is None:
             member = replace(member, attn_softcap="off")  # as it was trained
+        compute_in(config, resolve_dtype(member.dtype))
         model = _from_pretrained(member, config)
     compute_head_in_float32(model)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -147,7 +148,8 @@ def _brings_our_head(checkpoint: str, config: Any) -> bool:
         return False
     labels = tuple(config.id2label.get(i, "") for i in range(config.num_labels))
     if labels != WINNER_COLUMNS:
-        logger.info("%s: its head has %d outputs; a fresh one for ours is trained", checkpoint, config.num_labels)
+        sizes = (config.num_labels, len(WINNER_COLUMNS))
+        logger.info("%s: its head of size %d is replaced by a fresh one of size %d", checkpoint, *sizes)
     return labels == WINNER_COLUMNS
 
 
@@ -222,7 +224,8 @@ def _placement(place: torch.device) -> dict[str, Any]:
     return {"device_map": {"": torch.device("cuda", torch.cuda.current_device())}}
 
 
-def _with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:
+def with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:
+    """Return the base with the saved adapter and head in ``folder``, to score with or (``trainable``) to train on."""
     with readable_errors(str(folder)):
         check_settings(folder)
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)

@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceClassification, Gemma2Config, LlamaConfig
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    LlamaConfig,
+    Qwen2Config,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -56,6 +63,21 @@ KNOWN_SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "meta-llama/Llama-3.1-8B-Instruct": (
         LlamaConfig,
         _LLAMA3 | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    ),
+    "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": (
+        LlamaConfig,
+        _LLAMA3 | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    ),
+    "Qwen/Qwen2.5-14B-Instruct": (
+        Qwen2Config,
+        {"vocab_size": 152064, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48}
+        | {"num_attention_heads": 40, "num_key_value_heads": 8},
+    ),
+    "meta-llama/Llama-3.2-1B-Instruct": (
+        LlamaConfig,
+        _LLAMA3
+        | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+        | {"num_attention_heads": 32, "head_dim": 64},
     ),
     "meta-llama/Llama-3.2-3B-Instruct": (
         LlamaConfig,

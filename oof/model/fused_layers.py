@@ -92,19 +92,23 @@ class FusedLayers:
         if kernels is None:
             return
         for layer in model.modules():
-            self._replace(layer, kernels, computed_in(layer, member), device)
+            self._replace(layer, kernels, member, device)
         _log_kinds(type(getattr(model, "base_model", model)).__name__, tuple(self.kinds))
 
     def remove(self) -> None:
         for layer in self.layers:
             del layer.forward  # the class's own forward is used again
 
-    def _replace(self, layer: Any, kernels: Kernels, dtypes: frozenset[torch.dtype], device: str) -> None:
+    def _replace(self, layer: Any, kernels: Kernels, member: Member, device: str) -> None:
         kind = _kind(layer)
         if not kind or "forward" in vars(layer):  # another library has replaced it
             return
         layer_class: type = type(layer)
-        width = len(layer.weight) if kind == "rms_norm" else layer.intermediate_size
+        if kind == "rms_norm":
+            width, weight = len(layer.weight), layer.weight
+        else:  # a quantised weight has another shape
+            width, weight = layer.intermediate_size, layer.gate_proj.weight
+        dtypes = computed_in(weight, member)
         checked = frozenset(t for t in dtypes if _agrees(kernels, layer_class, kind, width, t, device))
         if not checked:
             return
@@ -126,11 +130,10 @@ def load_kernels() -> Kernels | None:
     return Kernels(LigerRMSNormFunction.apply, LigerGELUMulFunction.apply, LigerSiLUMulFunction.apply)
 
 
-def computed_in(layer: nn.Module, member: Member) -> frozenset[torch.dtype]:
-    """Return the precisions in which a layer may compute: its weights', autocast's, and that of float16 scoring."""
-    weights = {p.dtype for p in layer.parameters(recurse=False)}
+def computed_in(weight: torch.Tensor, member: Member) -> frozenset[torch.dtype]:
+    """Return the precisions in which a layer may compute: its weight's, autocast's, and that of float16 scoring."""
     scoring = {torch.float16} if member.score_dtype == "float16" else set()
-    return frozenset(weights | {resolve_dtype(member.dtype)} | scoring) & TOLERANCE.keys()
+    return frozenset({weight.dtype, resolve_dtype(member.dtype)} | scoring) & TOLERANCE.keys()
 
 
 def _kind(layer: Any) -> str:

@@ -28,3 +28,13 @@ def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
         options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
         options["bnb_4bit_compute_dtype"] = dtype
     return BitsAndBytesConfig(**options, llm_int8_skip_modules=UNQUANTISED)  # type: ignore[no-untyped-call]
+
+
+def compute_in(config: Any, dtype: torch.dtype) -> None:
+    """Make a saved nf4 model multiply in ``dtype``, in place, instead of in the precision of the GPU that quantised it.
+
+    A T4 only emulates the bfloat16 that a newer GPU has written into the model's configuration.
+    """
+    saved = getattr(config, "quantization_config", None)
+    if saved and "bnb_4bit_compute_dtype" in saved:
+        saved["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")

@@ -28,7 +28,7 @@ from oof.distributed.gpus import train_on_one_gpu
 from oof.distributed.process_group import add_up_gradients, any_of, flat_gradients, rank, ranks, same_everywhere
 from oof.encoding.batches import TrainingSteps
 from oof.model.fused_layers import FusedLayers
-from oof.model.optimizations import FusedLora, LastTokens
+from oof.model.optimizations import FusedLora, LastTokens, checkpoint_trainable_layers, checkpointed_layers
 from oof.model.precision import precision_context, resolve_dtype
 from oof.training.callbacks import (
     CompleteCheckpoints,
@@ -60,6 +60,7 @@ class ClassifierTrainer(Trainer):
             # accelerate 1.15 makes one itself with mixed_precision="fp16", but never on a CPU.
             self.accelerator.scaler = torch.amp.grad_scaler.GradScaler(self.args.device.type)
         self.halvings, self.finite_steps = 0, FiniteSteps(self.trained, label, self.accelerator.scaler)
+        self.recomputes_from: int | None = None
         # With this flag Trainer does not wrap the model in DistributedDataParallel, which would exchange gradients
         # inside the backward pass: there, a process that runs out of memory leaves the others waiting.
         self.is_distributed_loading_by_transformers = steps.ranks > 1
@@ -71,7 +72,7 @@ class ClassifierTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Return the step's loss and leave its gradients; out of memory, repeat the step in smaller micro-batches."""
+        """Return the step's loss and leave its gradients; out of memory, repeat the step with less memory."""
         model.train()
         while True:
             shortage, total, flat = "", torch.zeros((), device=self.args.device), torch.empty(0)
@@ -88,7 +89,7 @@ class ClassifierTrainer(Trainer):
                     self.accelerator.scaler.unscale_(wrapped.optimizer)
                 self.finite_steps.check(total, self.state)
                 return total * self.steps.ranks  # Trainer logs the mean over processes
-            inputs = self._cut_smaller(model, shortage or "in another process of this job")
+            inputs = self._save_memory(model, shortage or "in another process of this job")
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Start every process from the same weights. The stock method also averages gradients in every backward."""
@@ -106,18 +107,32 @@ class ClassifierTrainer(Trainer):
             total += loss.detach()
         return total
 
-    def _cut_smaller(self, model: nn.Module, shortage: str) -> MicroBatches:
-        """Return the same optimizer step in micro-batches of half the tokens."""
-        index, steps = self.state.global_step, self.steps
-        if steps.budget <= steps.longest(index):
-            raise UserError(
-                f"out of memory at {steps.budget} tokens per batch ({shortage}); lower prompts.max_tokens or "
-                "train.tokens_per_batch, or set train.activation_checkpointing=on"
-            )
+    def _save_memory(self, model: nn.Module, shortage: str) -> MicroBatches:
+        """Return the same optimizer step in micro-batches of half the tokens, or recompute activations from now on.
+
+        With recomputation the micro-batches start at the recipe's size again, because they need far less memory.
+
+        Raises:
+            UserError: one sequence does not fit, and recomputation is on already or forbidden.
+        """
+        index, steps, recipe = self.state.global_step, self.steps, self.member.train
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        steps.budget, self.halvings = max(steps.budget // 2, 1), self.halvings + 1
-        logger.warning("out of memory in step %d; going on with %d tokens per batch", index, steps.budget)
+        if steps.budget > steps.longest(index):
+            steps.budget, self.halvings = max(steps.budget // 2, 1), self.halvings + 1
+            logger.warning("out of memory in step %d; going on with %d tokens per batch", index, steps.budget)
+            return steps[index]
+        smallest, forbidden = steps.budget, recipe.activation_checkpointing == "off"
+        if forbidden or checkpointed_layers(model) or not checkpoint_trainable_layers(model):
+            remedy = "set train.activation_checkpointing=auto, or lower" if forbidden else "set quantise=nf4, or lower"
+            raise UserError(
+                f"out of memory at {smallest} tokens per batch ({shortage}), the longest sequence of step {index}; "
+                f"{remedy} prompts.max_tokens"
+            )
+        steps.budget, self.recomputes_from = recipe.tokens_per_batch, index
+        logger.warning(
+            "out of memory in step %d at %d tokens per batch; going on with activation checkpointing", index, smallest
+        )
         return steps[index]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -158,9 +173,10 @@ def train_classifier(
 
     Returns:
         ``history`` (``{"step", "loss", "learning_rate", …}``, about twenty entries), ``tokens_per_batch`` at the end,
-        ``oom_halvings``, ``fused_layers``, ``skipped_steps`` whose loss or gradient was not finite, and the number of
-        ``loss_spikes`` (:mod:`oof.training.finite_steps`). In float16 also
-        ``overflow_steps``, skipped to lower the scale of the loss, and ``loss_scale`` at the end.
+        ``oom_halvings``, ``checkpointed_layers``, ``oom_checkpointing_step`` at which a lack of memory switched
+        checkpointing on (or None), ``fused_layers``, ``skipped_steps`` whose loss or gradient was not finite, and the
+        number of ``loss_spikes`` (:mod:`oof.training.finite_steps`). In float16 also ``overflow_steps``, skipped to
+        lower the scale of the loss, and ``loss_scale`` at the end.
 
     Raises:
         UserError: one sequence does not fit into the memory; too many steps are not finite; the tracker
@@ -194,6 +210,8 @@ def train_classifier(
         "history": history,
         "tokens_per_batch": steps.budget,
         "oom_halvings": trainer.halvings,
+        "checkpointed_layers": checkpointed_layers(model),
+        "oom_checkpointing_step": trainer.recomputes_from,
         "skipped_steps": skipped_steps(trainer.state),
         "loss_spikes": loss_spikes(trainer.state),
         "fused_layers": fused.kinds,

@@ -104,6 +104,15 @@ def test_too_many_bad_steps_of_one_process_end_both_in_the_same_sentence(folder:
     assert "loss nan and gradient norm nan in step 3 of 4; 4 steps were not finite" in first
 
 
+def test_when_one_process_runs_out_of_memory_at_the_smallest_batch_both_recompute(folder: Path) -> None:
+    expected, recomputed = (np.load(folder / f"{name}.npz") for name in ("ddp", "ddp-recompute"))
+    np.testing.assert_array_equal(recomputed["trained"], expected["trained"])
+    for rank in (0, 1):
+        switched = summary(folder, "ddp-recompute", rank)
+        assert (switched["oom_checkpointing_step"], switched["checkpointed_layers"]) == (0, 4)
+        assert switched["weights"] == summary(folder, "ddp", rank)["weights"]
+
+
 def test_partial_logits_are_reused_only_by_the_process_that_owns_their_rows(folder: Path) -> None:
     arrays = np.load(folder / "ddp.npz")
     np.testing.assert_allclose(arrays["again"], arrays["logits"], atol=1e-6)

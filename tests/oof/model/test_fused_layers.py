@@ -24,6 +24,7 @@ from oof.model import fused_layers
 from oof.model.classifier import load_base, load_tokenizer
 from oof.model.fused_layers import NORMS, FusedLayers, Kernels, load_kernels
 from oof.model.optimizations import FusedLora, LastTokens, checkpoint_trainable_layers
+from oof.model.precision import device, precision_context
 from oof.training.inference import predict_logits
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
@@ -60,13 +61,14 @@ def member_of(family: str, folder: Path, **changes: Any) -> Member:
 
 
 def adapted(member: Member) -> tuple[nn.Module, int]:
-    return with_random_adapter(member, 0.1), load_tokenizer(member.checkpoint).pad_token_id
+    return with_random_adapter(member, 0.1).to(device()), load_tokenizer(member.checkpoint).pad_token_id
 
 
 def n_layers(model: nn.Module, name: str) -> int:
     return sum(type(layer).__name__.endswith(name) for layer in model.modules())
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_fused_layers_give_the_same_logits_and_gradients(family: str, fused: Kernels, tmp_path: Path) -> None:
     member = member_of(family, tmp_path)
@@ -76,6 +78,7 @@ def test_fused_layers_give_the_same_logits_and_gradients(family: str, fused: Ker
     assert len(optimization.layers) == n_layers(model, "RMSNorm") + n_layers(model, "MLP")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("lora", [Lora(rank=0), Lora(rank=4, alpha=8, dora=True), Lora(rank=4, alpha=8, dropout=0.3)])
 def test_full_fine_tuning_dora_and_dropout_keep_their_gradients(lora: Lora, fused: Kernels, tmp_path: Path) -> None:
     """The backward pass overwrites gate and up: peft's variants must not read them."""
@@ -84,6 +87,7 @@ def test_full_fine_tuning_dora_and_dropout_keep_their_gradients(lora: Lora, fuse
     assert_exact(model.eval(), pad, lambda: FusedLayers(model, member))
 
 
+@pytest.mark.gpu
 def test_fused_layers_go_with_the_other_optimizations_and_recomputation(fused: Kernels, tmp_path: Path) -> None:
     member = member_of("llama", tmp_path, lora=Lora(rank=4, alpha=8, layers="upper_half"))
     model, pad = adapted(member)
@@ -99,6 +103,7 @@ def test_fused_layers_go_with_the_other_optimizations_and_recomputation(fused: K
     assert not any("forward" in vars(layer) for layer in model.modules())
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
 def test_fused_layers_go_with_a_quantised_base(quantise: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with_kernels(monkeypatch, STAND_IN)
@@ -106,7 +111,7 @@ def test_fused_layers_go_with_a_quantised_base(quantise: str, monkeypatch: pytes
     checkpoint = save_tiny("gemma2", tmp_path, **wide)
     member = Member(checkpoint=checkpoint, dtype="bfloat16", quantise=quantise, lora=LORA)
     model, pad = adapted(member)
-    with torch.autocast("cpu", torch.bfloat16):
+    with precision_context(member):
         logits, grads = gradients(model, batch(pad))
         optimization = FusedLayers(model, member)
         fused, fused_grads = gradients(model, batch(pad))
@@ -213,30 +218,30 @@ def test_a_kernel_that_fails_its_self_check_is_not_used(
     assert reason in caplog.text
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("norm", list(NORMS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_norms_pass_the_self_check_in_every_precision(norm: type, dtype: torch.dtype, kernels: Kernels) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     for width in (24, 256, 300):
-        assert fused_layers._agrees(kernels, norm, "rms_norm", width, dtype, device)
+        assert fused_layers._agrees(kernels, norm, "rms_norm", width, dtype, device().type)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["geglu", "swiglu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_gated_activations_pass_the_self_check_in_every_precision(
     kind: str, dtype: torch.dtype, kernels: Kernels
 ) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if kernels is not STAND_IN and device == "cpu" and dtype == torch.bfloat16:
+    if kernels is not STAND_IN and device().type == "cpu" and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter computes products of bfloat16 wrong")
-    assert fused_layers._agrees(kernels, LlamaMLP, kind, 200, dtype, device)
+    assert fused_layers._agrees(kernels, LlamaMLP, kind, 200, dtype, device().type)
 
 
+@pytest.mark.gpu
 def test_the_kernel_for_many_rows_of_narrow_norms_passes_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = liger(monkeypatch)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = (fused_layers.CHECK_ROWS_OF_NARROW, 8)
-    difference = fused_layers._difference(kernels, Gemma2RMSNorm, "rms_norm", shape, torch.float32, device)
+    difference = fused_layers._difference(kernels, Gemma2RMSNorm, "rms_norm", shape, torch.float32, device().type)
     assert difference <= fused_layers.TOLERANCE[torch.float32]
 
 
@@ -299,8 +304,12 @@ def test_float16_scoring_checks_float16_too(monkeypatch: pytest.MonkeyPatch, tmp
     member = member_of("llama", tmp_path, score_dtype="float16")
     FusedLayers(load_base(member, load_tokenizer(member.checkpoint), 0), member)
     assert set(checked) == {torch.float32, torch.float16}
+    checked.clear()
+    FusedLayers(load_base(member, load_tokenizer(member.checkpoint), 0).bfloat16(), replace(member, score_dtype="same"))
+    assert set(checked) == {torch.float32, torch.bfloat16}
 
 
+@pytest.mark.gpu
 def test_the_kernels_are_found_where_liger_kernel_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert liger(monkeypatch)._fields == ("rms_norm", "geglu", "swiglu")
 
