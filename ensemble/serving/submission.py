@@ -99,7 +99,6 @@ def run_predict(config: Config, redo: bool = False) -> Prediction:
     if not redo:
         _refuse_other_battles(config, data, files)
     scorer = _student_scorer(config) if config.predict.model == "student" else _ensemble_scorer(config)
-    remember(config, ("predict", "data.test"))
     parts.begin()
     try:
         paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(chunks(config, data, parts.folder))]
@@ -108,6 +107,7 @@ def run_predict(config: Config, redo: bool = False) -> Prediction:
     except UserError:
         shutil.rmtree(parts.folder)
         raise
+    remember(config, ("predict", "data.test"))
     step.finish({"model": config.predict.model, "n": n, "test": files}, files=[SUBMISSION])
     shutil.rmtree(parts.folder)
     return Prediction(True, data.test, n, kept)

@@ -105,6 +105,8 @@ def check_files(config: Config, reads: bool, redo: bool = False) -> None:
     Raises:
         UserError: names the run, the file, the difference and what to do.
     """
+    if reads:
+        expand(config.data.test)
     run = Path(config.run)
     recorded = _read(run).get("files") or _patterns_before(run)
     if recorded is None:

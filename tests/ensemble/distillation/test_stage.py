@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 from huggingface_hub import constants
 
 from ensemble.__main__ import main as ensemble_main
@@ -17,6 +18,7 @@ from oof.audit.run import audit_run
 from oof.data.synth import write_arena
 from oof.encoding.batches import TrainingSteps
 from oof.jobs.dataset import load_battles
+from tests.fixtures.command_line import digests
 from tests.fixtures.demo_run import small_arguments
 from tests.fixtures.hub_cache import MODEL, NEW, OLD, move_branch, write_hub_cache
 
@@ -64,6 +66,45 @@ def test_a_killed_stage_three_resumes_and_makes_identical_files(
     files = without_times(run / "distill")
     assert files == without_times(small_run / "distill")
     assert "student/model.safetensors" in files
+
+
+def test_students_of_other_settings_are_kept_and_come_back_with_them(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    before = digests(run / "distill")
+    assert (
+        ensemble_main(["distill", f"run={run}", "distill.losses.consistency=0.5", "distill.student.train.epochs=0.1"])
+        == 0
+    )
+    [kept] = (run / "earlier").iterdir()
+    assert digests(kept) == before
+    assert digests(run / "distill")["student/model.safetensors"] != before["student/model.safetensors"]
+    monkeypatch.setattr(train, "train_students", lambda *_, **__: pytest.fail("trained again"))
+    assert ensemble_main(["distill", f"run={run}"]) == 0  # these settings were stored
+    assert "up to date" in capsys.readouterr().out
+    assert ensemble_main(["distill", *small_arguments(run)]) == 0
+    assert digests(run / "distill") == before
+    assert kept.name not in [path.name for path in (run / "earlier").iterdir()]
+    assert ensemble_main(["predict", f"run={run}"]) == 0
+
+
+def test_students_are_not_replaced_because_of_a_configuration(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = tmp_path / "run", tmp_path / "other.yaml"
+    shutil.copytree(small_run, run)
+    tree = yaml.safe_load((small_run / "config.yaml").read_text("utf-8"))
+    tree["distill"]["temperature"] = 3.0
+    config.write_text(yaml.safe_dump(tree), "utf-8")
+    before = digests(run)
+    assert ensemble_main(["distill", str(config), f"run={run}"]) == 2
+    message = capsys.readouterr().err
+    assert "student, all folds" in message
+    assert "changed: distill.temperature" in message
+    assert "distill.temperature: 1.0 before, 3.0 now" in message
+    assert digests(run) == before
 
 
 def test_the_model_card_has_the_numbers_of_the_manifest(small_run: Path) -> None:

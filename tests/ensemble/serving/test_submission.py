@@ -21,6 +21,7 @@ from ensemble.serving.submission import check_submission, write_submission
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.data.battles import read_file
+from tests.fixtures.command_line import digests
 from tests.fixtures.demo_run import small_arguments
 
 TRICKY = ["plain", "two\nlines", 'say "x"', "a,b", "", "ünï", "\r\n", "é" * 50]
@@ -225,3 +226,51 @@ def test_the_chunk_size_changes_nothing_and_a_killed_prediction_resumes(
     assert after["id"].equals(before["id"])
     np.testing.assert_allclose(after.drop("id").to_numpy(), before.drop("id").to_numpy(), atol=1e-6)
     assert not (run / "predict").exists()
+
+
+def test_predict_prints_files_rows_model_and_columns(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, test = tmp_path / "run ü", tmp_path / "two words.csv"
+    shutil.copytree(small_run, run)
+    shutil.copy(run / "synth" / "test.csv", test)
+    assert ensemble_main(["predict", f"run={run}", f"data.test=[{test}]", "predict.model=ensemble"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"predict: written: 12 battles of {test} by the ensemble" in lines
+    assert f"predict: {run}/submission.csv, columns id, winner_model_a, winner_model_b, winner_tie" in lines
+    assert not (run / "submission-1.csv").exists()  # the ids are the same
+    capsys.readouterr()
+    assert ensemble_main(["predict", f"run={run}"]) == 0
+    assert f"predict: up to date, nothing to do: 12 battles of {test} by the ensemble" in capsys.readouterr().out
+
+
+def test_a_submission_of_other_ids_is_replaced_only_on_request_and_kept(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, test = tmp_path / "run", tmp_path / "fewer.csv"
+    shutil.copytree(small_run, run)
+    pl.read_csv(run / "synth" / "test.csv").head(5).write_csv(test)
+    old, before = (run / "submission.csv").read_bytes(), digests(run)
+    assert ensemble_main(["predict", f"run={run}", f"data.test=[{test}]"]) == 2
+    assert "holds predictions of 12 battles, of which" in capsys.readouterr().err
+    assert digests(run) == before
+    assert ensemble_main(["predict", f"run={run}", f"data.test=[{test}]", "--redo"]) == 0
+    assert f"kept in {run / 'submission-1.csv'}" in capsys.readouterr().out
+    assert (run / "submission-1.csv").read_bytes() == old
+    assert pl.read_csv(run / "submission.csv").height == 5
+
+
+def test_a_test_file_that_cannot_be_read_leaves_nothing_behind(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, test = tmp_path / "run", tmp_path / "test.csv"
+    shutil.copytree(small_run, run)
+    (run / "submission.csv").unlink()
+    (run / "submission.json").unlink()
+    write_csv(test, TRICKY[:3])
+    with test.open("a", encoding="utf-8") as file:
+        file.write("7,only,three\n")
+    before = digests(run)
+    assert ensemble_main(["predict", f"run={run}", f"data.test=[{test}]"]) == 2
+    assert "row 4" in capsys.readouterr().err
+    assert digests(run) == before

@@ -168,3 +168,29 @@ def test_a_file_is_verified_by_the_manifest_beside_it(tmp_path: Path) -> None:
     step.manifest_path.write_text("{")
     with pytest.raises(UserError, match="run 'make it' again"):
         verified(path, "manifest.json", "make it")
+
+
+def test_a_refused_command_leaves_no_lock_and_no_new_folder(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "new"
+    with pytest.raises(UserError), locked(run):
+        raise UserError("refused")
+    assert list(tmp_path.iterdir()) == []
+    with locked(run):
+        (run / "kept").write_text("x")
+    before = sorted(path.name for path in run.iterdir())
+    with pytest.raises(UserError), locked(run):
+        raise UserError("refused")
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_earlier_work_has_another_key(tmp_path: Path) -> None:
+    step = Step(tmp_path / "s", "one")
+    assert step.earlier() is None
+    step.begin()
+    assert step.earlier() is None
+    assert Step(step.folder, "two").earlier() == {}
+    step.finish({"fact": 1})
+    assert step.earlier() is None
+    earlier = Step(step.folder, "two").earlier()
+    assert earlier is not None
+    assert earlier["fact"] == 1

@@ -1,0 +1,67 @@
+"""Make targets of a run that remembers its settings: RUN alone is enough, CONFIG counts only where it is given."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.command_line import digests
+from tests.fixtures.demo_run import ROOT
+
+
+def make(*words: str, dry: bool = False) -> subprocess.CompletedProcess[str]:
+    """Call make in the repository, with this interpreter and without an installation."""
+    command = ["make", "-o", ".venv/.ready-dev", f"PY={sys.executable}", *(["-n"] if dry else []), *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+
+
+def words_of(*target: str) -> list[str]:
+    """Return the words of the command that a target calls, after the subcommand."""
+    line = make(*target, dry=True).stdout.splitlines()[-1]
+    return shlex.split(line.split(f"{sys.executable} -m ")[1])[2:]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (["stack"], ["run=runs/demo"]),
+        (["stack", "RUN=runs/a b"], ["run=runs/a b"]),
+        (["oof", "RUN=runs/a"], ["run=runs/a", "--default", "configs/demo.yaml"]),
+        (["predict", "RUN=runs/a", "TEST=t.csv", "REDO=1"], ["run=runs/a", "data.test=[t.csv]", "--redo"]),
+        (["distill", "CONFIG=configs/lmsys.yaml"], ["configs/lmsys.yaml"]),
+        (["ablate", "ARGS=stack.trials=5"], ["run=runs/demo", "stack.trials=5"]),
+        (["audit", "RUN=runs/a b"], ["runs/a b"]),
+    ],
+)
+def test_a_target_names_the_run_and_only_a_configuration_that_is_given(target: list[str], words: list[str]) -> None:
+    assert words_of(*target) == words
+
+
+def test_the_demo_names_its_configuration_to_every_stage() -> None:
+    lines = [line for line in make("demo", dry=True).stdout.splitlines() if line.startswith(f"{sys.executable} -m ")]
+    assert [shlex.split(line)[4] for line in lines] == ["configs/demo.yaml"] * 5
+
+
+def test_run_alone_is_enough_after_the_first_command(small_run: Path, tmp_path: Path) -> None:
+    """On a run that was made elsewhere and copied to a path with a space and a letter that is not ASCII."""
+    run = tmp_path / "Läufe 1" / "mein Lauf"
+    shutil.copytree(small_run, run)
+    for target, says in (
+        (["stack", "ARGS=stack.rounds=21"], "stack: done"),
+        (["stack"], "stack: up to date"),
+        (["audit"], "0 violated"),
+        (["report"], f"report: {run}/report/index.html"),
+    ):
+        done = make(*target, f"RUN={run}")
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
+    before = digests(run)
+    refused = make("oof", f"RUN={run}", "CONFIG=configs/demo.yaml")  # the settings of the small run were forgotten
+    assert refused.returncode == 2
+    assert "data.synth.battles: 120 before, 2000 now" in refused.stderr
+    assert digests(run) == before
