@@ -80,6 +80,15 @@ class Train:
         unit="optimizer steps",
         range=(0, 10_000_000),
     )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "training time after which a checkpoint is written, beside those of `checkpoint_steps`; 0 = none. One takes "
+        "12 bytes of disk per trained weight, and the last two are kept",
+        unit="minutes",
+        range=(0.0, 100_000.0),
+        speed_only=True,
+        added=True,
+    )
     activation_checkpointing: str = setting(
         "auto",
         "recompute activations in the backward pass instead of keeping them: less memory, more time. `auto`: where the "

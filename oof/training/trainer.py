@@ -35,6 +35,7 @@ from oof.training.callbacks import (
     MetricsFile,
     Progress,
     StopInTime,
+    TimedCheckpoints,
     all_finite,
     last_complete_checkpoint,
     tracker_callbacks,
@@ -186,7 +187,8 @@ def train_classifier(
     steps.rank, steps.ranks = rank(), ranks()
     stop, fused = StopInTime(), FusedLayers(model, member)
     optimizations = (LastTokens(model, steps.pad_id), FusedLora(model), fused)
-    callbacks = [Progress(label), stop, CompleteCheckpoints(), MetricsFile(checkpoints.parent / "metrics.jsonl")]
+    timed = TimedCheckpoints(member.train.checkpoint_minutes)
+    callbacks = [Progress(label), stop, timed, CompleteCheckpoints(), MetricsFile(checkpoints.parent / "metrics.jsonl")]
     trainer = ClassifierTrainer(
         member=member,
         row_loss=row_loss,
