@@ -125,6 +125,14 @@ class Member:
         "per weight",
         choices=("none", "nf4", "int8"),
     )  # fmt: skip
+    score_quantise: str = setting(
+        "same",
+        "quantisation of the base in scoring alone: `same` as in training; `int8` or `nf4` after training with "
+        "`quantise: none`, for scoring on smaller GPUs. Each job then scores a sample both ways and records the "
+        "difference (`score_drift` in `job.json`). Members only",
+        choices=("same", "int8", "nf4"),
+        added=True,
+    )
     attn: str = setting(
         "auto",
         "attention implementation. `auto`: the first of FlashAttention 4, 3, 2 (if installed; 16 bits on a GPU of "
