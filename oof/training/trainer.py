@@ -60,6 +60,8 @@ class ClassifierTrainer(Trainer):
         if resolve_dtype(member.dtype) == torch.float16:
             # accelerate 1.15 makes one itself with mixed_precision="fp16", but never on a CPU.
             self.accelerator.scaler = torch.amp.grad_scaler.GradScaler(self.args.device.type)
+            if self.args.device.type == "cpu":
+                logger.warning("%s: dtype=float16 is slow on a CPU; dtype=auto takes what the hardware computes", label)
         self.halvings, self.finite_steps = 0, FiniteSteps(self.trained, label, self.accelerator.scaler)
         self.recomputes_from: int | None = None
         # With this flag Trainer does not wrap the model in DistributedDataParallel, which would exchange gradients

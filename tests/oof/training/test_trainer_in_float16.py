@@ -52,7 +52,9 @@ def large_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("base", ["tiny-gemma2", "tiny-llama"])
 @pytest.mark.parametrize("rank", [4, 0])
-def test_float16_trains_as_float32_within_a_tolerance(base: str, rank: int, tmp_path: Path) -> None:
+def test_float16_trains_as_float32_within_a_tolerance(
+    base: str, rank: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     member = replace(MEMBER, checkpoint=str(BASES / base), lora=Lora(rank=rank, alpha=8))
     exact, exact_summary = train(member, tmp_path / "float32")
     rounded, summary = train(replace(member, dtype="float16"), tmp_path / "float16")
@@ -64,6 +66,9 @@ def test_float16_trains_as_float32_within_a_tolerance(base: str, rank: int, tmp_
     assert summary["overflow_steps"] == summary["skipped_steps"] == []
     assert summary["loss_scale"] == 2.0**16
     assert "loss_scale" not in exact_summary
+    assert [record.message for record in caplog.records if "float16" in record.message] == [
+        "test: dtype=float16 is slow on a CPU; dtype=auto takes what the hardware computes"
+    ]
 
 
 @pytest.mark.usefixtures("large_scale")
