@@ -98,6 +98,17 @@ def test_an_overflow_lowers_the_scale_and_costs_its_step_alone(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("large_scale")
+def test_the_schedule_waits_while_steps_overflow(tmp_path: Path) -> None:
+    recipe = replace(MEMBER.train, batch_battles=2, schedule="linear")  # 16 steps
+    _, summary = train(replace(HALF, train=recipe), tmp_path)
+    rates = [entry["learning_rate"] for entry in summary["history"]]
+    skipped = len(summary["overflow_steps"])
+    taken = [recipe.lr * (1 - step / 16) for step in range(16 - skipped)]
+    assert skipped > 0
+    assert rates == pytest.approx([recipe.lr] * skipped + taken)
+
+
+@pytest.mark.usefixtures("large_scale")
 @pytest.mark.parametrize("stop", [2, 12])
 def test_a_killed_job_resumes_to_identical_weights_and_scale(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
