@@ -144,6 +144,11 @@ def _check_settings(config: Config) -> None:
     if not distill.student.checkpoint:
         raise UserError("distill.student.checkpoint is empty; set a Hugging Face folder or hub name")
     check_frozen("distill.student", distill.student, nproc=1)  # each student trains in one process
+    if distill.student.score_quantise != "same":
+        raise UserError(
+            f"distill.student.score_quantise={distill.student.score_quantise}: a student is scored as it is exported; "
+            f"set distill.variants=[{distill.student.score_quantise}] for a quantised copy with its measured drift"
+        )
     losses = distill.losses
     if not losses.ce + losses.kl + losses.cosine + losses.mse:
         raise UserError(

@@ -66,7 +66,7 @@ def _train_and_score(job: NestedJob) -> None:
     step.begin()
     texts = EncodedBattles(job.member, plan.table, plan.config)
     outside = np.isin(plan.folds, job.without)
-    rows = np.flatnonzero(~outside & (plan.labels >= 0))
+    rows = np.flatnonzero(~outside & (plan.labels >= 0) & (plan.weights > 0))
     held_out = np.flatnonzero(outside[: plan.n_scored])
     one_hot = np.eye(3, dtype=np.float32)[plan.labels[rows]]
     seed = job_seed(plan.config.seed, job.name, *job.without)
@@ -74,9 +74,10 @@ def _train_and_score(job: NestedJob) -> None:
     model, summary = fit_classifier(
         texts, rows, one_hot, plan.weights[rows], cross_entropy, step.folder, seed, job.label, start
     )
+    model, drift = texts.scorer(model, held_out, step.folder / "adapter", job.label)
     logits = texts.logits(model, held_out, f"{job.label}: predict", step.folder / "partial")
     frame = logits_frame(plan.table["id"][held_out], logits, plan.folds[held_out])
     write_parquet(step.folder / "logits.parquet", frame)
     shutil.rmtree(step.folder / "adapter")  # its scores are all that is needed
-    step.finish({**summary, "member": job.name, "without": list(job.without)})
+    step.finish({**summary, **drift, "member": job.name, "without": list(job.without)})
     logger.info("%s: trained on %d battles, %.0f s", job.label, len(rows), summary["seconds"])

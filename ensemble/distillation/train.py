@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.distillation.merge import fold_average
+from ensemble.distillation.merge import fold_average, load_to_merge
 from ensemble.distillation.plan import FINAL, StudentPlan
 from ensemble.distillation.targets import student_targets
 from oof.common.atomic_files import read_parquet, write_parquet
@@ -24,7 +24,6 @@ from oof.jobs.pretrain import start_of
 from oof.jobs.process_pool import run_all, run_alone
 from oof.jobs.run_fold_job import fit_classifier, job_seed, run_pretrain
 from oof.metrics import log_loss, softmax
-from oof.model.classifier import load_classifier
 from oof.training.losses import distill_loss
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ def load_final(plan: StudentPlan, folder: Path, texts: EncodedBattles) -> Any:
         adapters = [job.folder / "adapter" for job in fold_student_jobs(plan, folder)]
         return fold_average(texts.member, adapters, texts.tokenizer)
     final = StudentJob(plan, folder, FINAL)
-    return load_classifier(texts.member, final.folder / "adapter", texts.tokenizer, seed=0)
+    return load_to_merge(texts.member, final.folder / "adapter", texts.tokenizer)
 
 
 def run_student_job(job: StudentJob) -> None:

@@ -80,6 +80,15 @@ class Train:
         unit="optimizer steps",
         range=(0, 10_000_000),
     )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "training time after which a checkpoint is written, beside those of `checkpoint_steps`; 0 = none. One takes "
+        "12 bytes of disk per trained weight, and the last two are kept",
+        unit="minutes",
+        range=(0.0, 100_000.0),
+        speed_only=True,
+        added=True,
+    )
     activation_checkpointing: str = setting(
         "auto",
         "recompute activations in the backward pass instead of keeping them: less memory, more time. `auto`: where the "
@@ -116,6 +125,14 @@ class Member:
         "per weight",
         choices=("none", "nf4", "int8"),
     )  # fmt: skip
+    score_quantise: str = setting(
+        "same",
+        "quantisation of the base in scoring alone: `same` as in training; `int8` or `nf4` after training with "
+        "`quantise: none`, for scoring on smaller GPUs. Each job then scores a sample both ways and records the "
+        "difference (`score_drift` in `job.json`). Members only",
+        choices=("same", "int8", "nf4"),
+        added=True,
+    )
     attn: str = setting(
         "auto",
         "attention implementation. `auto`: the first of FlashAttention 4, 3, 2 (if installed; 16 bits on a GPU of "

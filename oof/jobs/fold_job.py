@@ -87,6 +87,11 @@ def check_members(config: Config) -> None:
         if not member.checkpoint:
             raise UserError(f"members.{name}.checkpoint is empty; set a Hugging Face folder or hub name")
         check_frozen(f"members.{name}", member, config.jobs.nproc)
+        if member.score_quantise != "same" and member.quantise != "none":
+            raise UserError(
+                f"members.{name}.score_quantise={member.score_quantise} needs quantise=none, not {member.quantise}: an "
+                "adapter is scored on the quantised base that it was trained on; leave score_quantise out"
+            )
 
 
 def fold_jobs(config: Config, table: pl.DataFrame, pairs: str = "") -> list[FoldJob]:
@@ -144,6 +149,7 @@ def check_frozen(path: str, member: Member, nproc: int) -> None:
         f"{path}.lora.rank=0": member.lora.rank == 0,
         f"{path}.lora.layers={member.lora.layers}": member.lora.layers == "all",
         f"{path}.score_dtype={member.score_dtype}": member.score_dtype != "same",
+        f"{path}.score_quantise={member.score_quantise}": member.score_quantise != "same",
         f"jobs.nproc={nproc}": nproc > 1,
     }
     for setting in (setting for setting, applies in conflicts.items() if applies and member.frozen == "stored"):

@@ -14,6 +14,7 @@ from torch import nn
 
 from oof.common.atomic_files import read_json, write_json, write_parquet
 from oof.common.digests import digest
+from oof.common.errors import UserError
 from oof.common.logits_format import logits_frame
 from oof.common.steps import TRAINED
 from oof.distributed.process_group import rank, wait
@@ -60,7 +61,7 @@ def fit_classifier(
         rows: (m,) positions in the table.
         targets: (m, 3) probabilities per row in canonical order (one-hot for hard labels), or several such
             blocks side by side, as ``row_loss`` expects.
-        weights: (m,) loss weights.
+        weights: (m,) loss weights, above 0: a battle of weight 0 is left out before.
         row_loss: see :mod:`oof.training.losses`.
         folder: the job's folder; its checkpoints live in ``folder/checkpoints`` until the job is done.
         seed: of head, adapters, plan and dropout.
@@ -73,8 +74,14 @@ def fit_classifier(
         The trained model and a summary of the training for the job's manifest.
 
     Raises:
-        UserError: the base is too large for a CPU (:mod:`oof.model.cpu_limit`), cannot be opened, or does not train.
+        UserError: there is no row; the base is too large for a CPU (:mod:`oof.model.cpu_limit`), cannot be opened, or
+            does not train.
     """
+    if not len(rows):
+        raise UserError(
+            f"{label}: no battle to train on: all that may be trained on have weight 0; raise data.extra_weight or "
+            "lower data.min_prompt_quality"
+        )
     refuse_too_large_for_cpu(battles.member, battles.config.jobs, label)
     member, tokenizer, started = battles.member, battles.tokenizer, time.monotonic()
     done = folder / TRAINED
@@ -123,22 +130,23 @@ def run_job(job: FoldJob, battles: EncodedBattles) -> float:
     if rank() == 0:
         job.step.begin()
     wait()
-    roles, folds, labels = (table[name].to_numpy() for name in ("role", "fold", "label"))
-    trained = np.flatnonzero((folds != job.fold) & (roles != "unlabelled"))
+    roles, folds, labels, weights = (table[name].to_numpy() for name in ("role", "fold", "label", "weight"))
+    trained = np.flatnonzero((folds != job.fold) & (roles != "unlabelled") & (weights > 0))
     held_out = np.flatnonzero((folds == job.fold) & (roles == "train"))
     one_hot = np.eye(3, dtype=np.float32)[labels[trained].astype(int)]
-    training_set = trained, one_hot, table["weight"].to_numpy()[trained]
+    training_set = trained, one_hot, weights[trained]
     seed = job_seed(job.config.seed, job.name, job.fold)
     model, summary = fit_classifier(
         battles, *training_set, cross_entropy, job.folder, seed, job.label, start_of(job.pretrain)
     )
+    model, drift = battles.scorer(model, held_out, job.folder / "adapter", job.label)
     logits = predict_and_store(model, battles, held_out, job.folder, job.fold, job.label)
     loss = log_loss(softmax(logits.mean(axis=1)), labels[held_out].astype(int))
     if rank() == 0:
         write_parquet(job.folder / "trained.parquet", table[trained].select("id"))
         named: dict[str, object] = {"member": job.name, "fold": job.fold, "held_out": job.fold, "depends": job.depends}
         named |= {} if job.pretrain is None else {"pretrain": job.pretrain.step.key}
-        job.step.finish({**summary, **named, "log_loss": loss, "n_trained": len(trained)})
+        job.step.finish({**summary, **named, **drift, "log_loss": loss, "n_trained": len(trained)})
         seconds = summary["seconds"]
         logger.info("%s: log loss %.4f on %d held-out battles, %.0f s", job.label, loss, len(held_out), seconds)
     wait()

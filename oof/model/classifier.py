@@ -90,7 +90,9 @@ def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> 
     """
     refuse_another_function(member, folder)
     if not (folder / "adapter_config.json").is_file():
-        trained = load_trained(replace(member, checkpoint=str(folder), revision="", quantise="none"), tokenizer)
+        quantise = member.quantise if member.quantise == member.score_quantise else "none"
+        whole = replace(member, checkpoint=str(folder), revision="", quantise=quantise)
+        trained = load_trained(whole, tokenizer)
     else:
         trained = with_adapter(load_base(member, tokenizer, seed), folder)
     return trained.to(device()).eval()

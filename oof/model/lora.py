@@ -6,6 +6,7 @@ last two, and loading under other settings is refused, because mixing them gives
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,15 @@ def save_classifier(model: nn.Module, folder: Path, member: Member) -> None:
     write_json(folder / RECORD, {name: getattr(member, name) for name in RECORDED})
 
 
+def scored_member(member: Member) -> Member:
+    """Return the member with the base's quantisation in scoring (``score_quantise``) in place of that in training."""
+    return member if member.score_quantise == "same" else replace(member, quantise=member.score_quantise)
+
+
 def refuse_another_function(member: Member, folder: Path) -> None:
     """Refuse to load an adapter into a base that computes another function than it was trained with.
+
+    The one exception is a base that ``score_quantise`` quantises for scoring.
 
     Raises:
         UserError: soft-capping or quantisation differ from the adapter's record.
@@ -88,7 +96,8 @@ def refuse_another_function(member: Member, folder: Path) -> None:
         raise UserError(f"{path}: not a JSON object; take the adapter's folder from where it was made")
     for name in RECORDED:
         was, now = record.get(name), getattr(member, name)
-        if was != now:
+        quantised_for_scoring = name == "quantise" and was == "none" and now == member.score_quantise
+        if was != now and not quantised_for_scoring:
             raise UserError(f"{folder}: trained with {name}={was}, now it is {now}; score it as it was trained")
 
 

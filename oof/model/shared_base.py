@@ -22,7 +22,7 @@ from torch import nn
 
 from oof.config import Member
 from oof.model.classifier import load_base, load_classifier, with_adapter
-from oof.model.lora import refuse_another_function
+from oof.model.lora import refuse_another_function, scored_member
 from oof.model.optimizations import merges_exactly
 from oof.model.precision import device
 
@@ -35,11 +35,13 @@ def saved_classifier(member: Member, folder: Path, tokenizer: Any) -> Iterator[A
     """Inside, the classifier that :func:`oof.model.lora.save_classifier` wrote, on this device, in eval mode.
 
     The base stays in memory for the member's next adapter, until another member's is read or :func:`release_base`.
+    It is quantised as ``score_quantise`` says.
     A member whose weights are all trained has no common base; each of its classifiers is read as a whole.
 
     Raises:
         UserError: as :func:`oof.model.classifier.load_classifier`.
     """
+    member = scored_member(member)
     if not (folder / "adapter_config.json").is_file():
         release_base()
         yield load_classifier(member, folder, tokenizer, seed=0)

@@ -25,6 +25,7 @@ from oof.distributed.process_group import any_of, rank, wait
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT_BYTES = 12  # per trained weight: the weight and AdamW's two moments, each in float32
 COMPLETE = "whole"  # name of the empty file that marks a checkpoint to resume from
 
 
@@ -70,6 +71,41 @@ class StopInTime(TrainerCallback):
         if state.global_step < state.max_steps and any_of(bool(reason), args.device):
             self.reason = reason or "another process of this job"
             control.should_save = control.should_training_stop = True
+
+
+class TimedCheckpoints(TrainerCallback):
+    """Asks for a checkpoint when ``minutes`` of training have passed since the start or the last checkpoint; 0 = never.
+
+    Only the clock and the disk of the job's first process count, so that all processes of a job decide alike. A
+    checkpoint that the disk has no room for is left out: training goes on, and only a resume would lose its work.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds, self.last, self.warned = 60 * minutes, 0.0, False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if not self.seconds or state.global_step == state.max_steps:
+            return
+        due = rank() == 0 and time.monotonic() - self.last >= self.seconds and self._has_room(args.output_dir, model)
+        if any_of(due, args.device):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def _has_room(self, folder: str, model: Any) -> bool:
+        needed = CHECKPOINT_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        existing = next(path for path in (Path(folder), *Path(folder).parents) if path.is_dir())
+        free = shutil.disk_usage(existing).free
+        if free < needed and not self.warned:
+            self.warned = True
+            logger.warning(
+                "%s: no checkpoint: it needs %.1f GB, and %.1f GB are free", folder, needed / 1e9, free / 1e9
+            )
+        return free >= needed
 
 
 class MetricsFile(TrainerCallback):

@@ -5,8 +5,8 @@ checked before the optimizer reads the gradients, and before any checkpoint is w
 weights and optimizer state as they were; only the learning-rate schedule goes on.
 
 In float16 the loss is multiplied by a scale, so that small gradients do not vanish. A scale that is too large makes
-gradients infinite; the scaler then lowers it and skips the step. Such an overflow is part of the method: it is
-recorded, but it counts as a bad step only if the loss itself is not finite, or the scale is at most 1.
+gradients infinite; the scaler then lowers it and skips the step, and the schedule waits. Such an overflow is part of
+the method: it is recorded, but it is a bad step only if the loss itself is not finite, or the scale is at most 1.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from oof.training.callbacks import (
     MetricsFile,
     Progress,
     StopInTime,
+    TimedCheckpoints,
     all_finite,
     last_complete_checkpoint,
     tracker_callbacks,
@@ -59,6 +60,8 @@ class ClassifierTrainer(Trainer):
         if resolve_dtype(member.dtype) == torch.float16:
             # accelerate 1.15 makes one itself with mixed_precision="fp16", but never on a CPU.
             self.accelerator.scaler = torch.amp.grad_scaler.GradScaler(self.args.device.type)
+            if self.args.device.type == "cpu":
+                logger.warning("%s: dtype=float16 is slow on a CPU; dtype=auto takes what the hardware computes", label)
         self.halvings, self.finite_steps = 0, FiniteSteps(self.trained, label, self.accelerator.scaler)
         self.recomputes_from: int | None = None
         # With this flag Trainer does not wrap the model in DistributedDataParallel, which would exchange gradients
@@ -186,7 +189,8 @@ def train_classifier(
     steps.rank, steps.ranks = rank(), ranks()
     stop, fused = StopInTime(), FusedLayers(model, member)
     optimizations = (LastTokens(model, steps.pad_id), FusedLora(model), fused)
-    callbacks = [Progress(label), stop, CompleteCheckpoints(), MetricsFile(checkpoints.parent / "metrics.jsonl")]
+    timed = TimedCheckpoints(member.train.checkpoint_minutes)
+    callbacks = [Progress(label), stop, timed, CompleteCheckpoints(), MetricsFile(checkpoints.parent / "metrics.jsonl")]
     trainer = ClassifierTrainer(
         member=member,
         row_loss=row_loss,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,38 @@ def test_a_killed_job_resumes_to_identical_weights(tmp_path: Path) -> None:
     train(member, tmp_path / "killed", stop_at=2)
     assert (tmp_path / "killed" / "checkpoint-2").is_dir()
     assert torch.equal(train(member, tmp_path / "killed"), whole)
+
+
+@pytest.mark.parametrize("checkpoint_steps", [0, 2])
+def test_checkpoints_by_time_change_no_weight_and_a_killed_job_resumes_from_the_last(
+    checkpoint_steps: int, tmp_path: Path
+) -> None:
+    never = replace(MEMBER.train, checkpoint_steps=checkpoint_steps, checkpoint_minutes=0.0)
+    dropout = replace(MEMBER, lora=replace(MEMBER.lora, dropout=0.1))
+    whole = train(replace(dropout, train=never), tmp_path / "never")
+    always = replace(dropout, train=replace(never, checkpoint_minutes=1e-9))
+    assert torch.equal(train(always, tmp_path / "always"), whole)
+    expected = {"checkpoint-2", "checkpoint-3"} if not checkpoint_steps else {"checkpoint-3", "checkpoint-4"}
+    assert {path.parent.name for path in (tmp_path / "always").glob("checkpoint-*/whole")} == expected
+    train(always, tmp_path / "killed", stop_at=3)
+    assert (tmp_path / "killed" / "checkpoint-3" / "whole").is_file()
+    assert torch.equal(train(always, tmp_path / "killed"), whole)
+
+
+def test_a_short_training_writes_no_checkpoint_by_default(tmp_path: Path) -> None:
+    assert MEMBER.train.checkpoint_steps == 0 < MEMBER.train.checkpoint_minutes
+    train(MEMBER, tmp_path / "short")
+    assert not list((tmp_path / "short").glob("checkpoint-*"))
+
+
+def test_a_timed_checkpoint_without_room_on_the_disk_is_left_out_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    member = replace(MEMBER, train=replace(MEMBER.train, checkpoint_minutes=1e-9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    train(member, tmp_path / "full")
+    assert not list((tmp_path / "full").glob("checkpoint-*"))
+    assert sum("no checkpoint" in record.message for record in caplog.records) == 1
 
 
 def test_swapping_every_battle_and_its_label_gives_the_same_training_set() -> None:

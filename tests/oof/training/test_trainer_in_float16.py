@@ -52,7 +52,9 @@ def large_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("base", ["tiny-gemma2", "tiny-llama"])
 @pytest.mark.parametrize("rank", [4, 0])
-def test_float16_trains_as_float32_within_a_tolerance(base: str, rank: int, tmp_path: Path) -> None:
+def test_float16_trains_as_float32_within_a_tolerance(
+    base: str, rank: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     member = replace(MEMBER, checkpoint=str(BASES / base), lora=Lora(rank=rank, alpha=8))
     exact, exact_summary = train(member, tmp_path / "float32")
     rounded, summary = train(replace(member, dtype="float16"), tmp_path / "float16")
@@ -64,6 +66,9 @@ def test_float16_trains_as_float32_within_a_tolerance(base: str, rank: int, tmp_
     assert summary["overflow_steps"] == summary["skipped_steps"] == []
     assert summary["loss_scale"] == 2.0**16
     assert "loss_scale" not in exact_summary
+    assert [record.message for record in caplog.records if "float16" in record.message] == [
+        "test: dtype=float16 is slow on a CPU; dtype=auto takes what the hardware computes"
+    ]
 
 
 @pytest.mark.usefixtures("large_scale")
@@ -90,6 +95,17 @@ def test_an_overflow_lowers_the_scale_and_costs_its_step_alone(tmp_path: Path) -
     difference = (weights - expected).abs()
     assert difference.mean() < 1e-4
     assert difference.max() < 1e-2
+
+
+@pytest.mark.usefixtures("large_scale")
+def test_the_schedule_waits_while_steps_overflow(tmp_path: Path) -> None:
+    recipe = replace(MEMBER.train, batch_battles=2, schedule="linear")  # 16 steps
+    _, summary = train(replace(HALF, train=recipe), tmp_path)
+    rates = [entry["learning_rate"] for entry in summary["history"]]
+    skipped = len(summary["overflow_steps"])
+    taken = [recipe.lr * (1 - step / 16) for step in range(16 - skipped)]
+    assert skipped > 0
+    assert rates == pytest.approx([recipe.lr] * skipped + taken)
 
 
 @pytest.mark.usefixtures("large_scale")
