@@ -406,3 +406,23 @@ def test_a_command_in_another_process_s_run_changes_nothing(folder: Path, capfd:
     assert (answer.status, answer.text.count("\n")) == (2, 1)
     assert "choose another RUN" in answer.text
     assert call(command, capfd).status == 0
+
+
+def test_a_run_is_continued_from_any_working_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Paths that the run remembers start where it was made, those of the call where it is made."""
+    assert call(f"oof prepare mine.yaml run=runs/mine {FILES}", capfd).status == 0
+    files = digests(folder)
+    elsewhere = tmp_path / "Büro 2"
+    elsewhere.mkdir()
+    shutil.copy(folder / "other.csv", elsewhere / "only-here.csv")
+    monkeypatch.chdir(elsewhere)
+    run = folder / "runs/mine"
+    assert "60 battles" in call(f"oof prepare 'run={run}'", capfd).text
+    assert digests(folder) == files
+    refused = call(f"oof prepare 'run={run}' data.train=[only-here.csv]", capfd)
+    assert refused.status == 2
+    assert f"not from {elsewhere / 'only-here.csv'}" in refused.text
+    assert digests(folder) == files
+    assert Path.cwd() == elsewhere
