@@ -44,7 +44,7 @@ def measure(case: Case, context: Context) -> Row:
     """
     shape, kind = case
     size = context.size
-    member = member_of(shape, context, quantise=kind if kind in ("int8", "nf4") else "none")
+    member = member_of(shape, context, option=kind if kind in ("int8", "nf4") else "none")
     attention = resolved(member)
     lengths = sequence_lengths(ARENA, size.score_battles, size)
     battles = random_battles(lengths, vocabulary_of(member), orders=2)
