@@ -55,15 +55,15 @@ def measure(case: Case, context: Context) -> Row:
     member = member_of(shape, context, attention, *options)
     name = resolved(member)
     automatic = attention == "auto" or name == resolved(replace(member, attn="auto"))
-    with prepared(member, name, kind, context) as (model, steps, settings):
+    with prepared(member, name, kind, context) as (model, steps, halvings):
         with timed_trainer() as calls:
             summary = train(model, member, steps)
-        seconds = sum(calls)
+        seconds, recomputes = sum(calls), summary["checkpointed_layers"] > 0
         tokens = int(steps.encoded.lengths.sum())
         longest = context.size.max_tokens
         flops = model_flops(member, steps.encoded.lengths[:, 0], True)
-        planned_cost = planned(member, name, longest, steps.budget, True, settings["checkpointing"])
-        return settings | {
+        planned_cost = planned(member, name, longest, steps.budget, True, recomputes)
+        return {
             "attention": name,
             "auto": automatic and EAGER_LAYERS not in options,
             "fused_layers": summary["fused_layers"],
@@ -73,7 +73,8 @@ def measure(case: Case, context: Context) -> Row:
             "flops_per_second": flops / seconds,
             "predicted_seconds": predicted_seconds(member, flops),
             "tokens_per_batch": steps.budget,
-            "halvings": summary["oom_halvings"],
+            "checkpointing": recomputes,
+            "halvings": halvings + summary["oom_halvings"],
             "peak_gb": peak_memory_gb(),
             "planned_gb": planned_cost.peak_bytes / 1e9,
         }
@@ -96,8 +97,8 @@ def timed_trainer() -> Iterator[list[float]]:
 
 
 @contextmanager
-def prepared(member: Member, attention: str, kind: str, context: Context) -> Iterator[tuple[Any, TrainingSteps, Row]]:
-    """Yield a warm classifier, the steps to measure, and the settings that the plan chose."""
+def prepared(member: Member, attention: str, kind: str, context: Context) -> Iterator[tuple[Any, TrainingSteps, int]]:
+    """Yield a warm classifier, the steps to measure, and how often the warm-up halved the planned batch."""
     size = context.size
     free_memory()
     budget, checkpointing = largest_budget(member, attention, size.max_tokens, size)
@@ -107,9 +108,9 @@ def prepared(member: Member, attention: str, kind: str, context: Context) -> Ite
     lengths = sequence_lengths(kind, size.step_sequences * size.lengths[kind], size)
     warm = plan_of(member, lengths, budget)
     warm.steps = sorted(warm.steps, key=lambda step: -int(warm.encoded.lengths[step.battles].max()))[:WARM_UP_STEPS]
-    train(model, member, warm)
+    halvings = train(model, member, warm)["oom_halvings"]
     begin_peak()
-    yield model, plan_of(member, lengths, warm.budget), {"checkpointing": checkpointing}
+    yield model, plan_of(member, lengths, warm.budget), halvings
 
 
 def plan_of(member: Member, lengths: np.ndarray, budget: int) -> TrainingSteps:
