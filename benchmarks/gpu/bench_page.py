@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks.gpu.parts import ARENA, PARTS, PROBLEM, Case, Context, Row
+from benchmarks.gpu.parts import ARENA, EAGER_LAYERS, PARTS, PROBLEM, Case, Context, Row
 
 TITLE = "GPU benchmark"
 TRAINING_GOAL, SCORING_GOAL, TRAINER_GOAL = 0.45, 0.55, 1.5
@@ -224,11 +224,13 @@ def trainer_lines(rows: Mapping[str, Rows], rate: float | None) -> list[str]:
 
 def scoring_lines(rows: Rows, rate: float | None) -> list[str]:
     cells = []
-    for case, row in measured(rows):
+    for (shape, kind), row in measured(rows):
         cells.append(
             [
-                *case,
+                shape,
+                "bfloat16" if kind == EAGER_LAYERS else kind,
                 row["attention"],
+                ", ".join(row["fused_layers"]) or "no",
                 figure(row, "tokens_per_second"),
                 share(row, rate),
                 figure(row, "peak_gb", ".1f"),
@@ -239,10 +241,13 @@ def scoring_lines(rows: Rows, rate: float | None) -> list[str]:
             ]
         )
     header = (
-        "shape | base in | attention | tokens/s | share of rate | peak GB | planned GB | KL from bfloat16 | largest "
-        "difference of a logit | largest logit"
+        "shape | base in | attention | fused layers | tokens/s | share of rate | peak GB | planned GB | KL from the "
+        "first row | largest difference of a logit | largest logit"
     )
-    text = "Drift is that of the same random weights, rounded or quantised; a trained model's is another."
+    text = (
+        "KL and difference of logits are those from the shape's first row, for the same random weights, rounded or "
+        "quantised; a trained model's are others."
+    )
     return [text, "", *table(header, cells), *problem_lines(rows)]
 
 

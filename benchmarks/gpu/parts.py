@@ -19,7 +19,7 @@ OUT_OF_MEMORY = "out of memory"
 ARENA = "arena lengths"
 MODELS = ("smollm2-135m", "gemma3-270m")
 SCORED = ("bfloat16", "float16", "int8", "nf4")
-EAGER_LAYERS = "eager layers"  # option of a training case: without fused layers
+EAGER_LAYERS = "eager layers"  # option of a training or scoring case: without fused layers
 TRAINED, SCORING = "training", "scoring"  # passes whose operations are profiled
 
 
@@ -186,7 +186,7 @@ def _trainer(context: Context) -> list[Case]:
 
 
 def _scoring(context: Context) -> list[Case]:
-    return [(shape, kind) for shape in context.size.shapes for kind in SCORED]
+    return [(shape, kind) for kind in (*SCORED, EAGER_LAYERS) for shape in context.size.shapes]
 
 
 def _qlora(context: Context) -> list[Case]:

@@ -115,6 +115,17 @@ def test_a_row_has_the_planned_beside_the_measured_memory_and_seconds(tmp_path: 
     assert row in page(MEASURED, tmp_path)
 
 
+def test_scoring_names_its_fused_layers_and_is_measured_without_them_too(tmp_path: Path) -> None:
+    cases = PARTS["scoring"].cases(Context(Path()))
+    assert cases[:2] == [("Gemma2-9B", "bfloat16"), ("Llama-3.1-8B", "bfloat16")]  # the goals need them
+    assert cases[-2:] == [("Gemma2-9B", EAGER_LAYERS), ("Llama-3.1-8B", EAGER_LAYERS)]
+    eager = SCORED | {"fused_layers": []}
+    rows = MEASURED | {"scoring": {("Gemma2-9B", "bfloat16"): SCORED, ("Gemma2-9B", EAGER_LAYERS): eager}}
+    text = page(rows, tmp_path)
+    assert "| Gemma2-9B | bfloat16 | flash_attention_4 | geglu, rms_norm |" in text
+    assert "| Gemma2-9B | bfloat16 | flash_attention_4 | no |" in text
+
+
 def test_a_case_that_does_not_fit_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
     assert "- Gemma2-9B arena lengths eager: out of memory" in page(MEASURED, tmp_path)
 
