@@ -3,6 +3,7 @@
     python -m benchmarks.gpu.bench                              # make bench-gpu: at most 20 minutes on an 80 GB card
     python -m benchmarks.gpu.bench --only rates training        # some parts
     python -m benchmarks.gpu.bench --models DIR --data DIR      # with small pre-trained models on real judgements
+    python -m benchmarks.gpu.bench --attn blockwise             # where the attention that "auto" takes crashes
     python -m benchmarks.gpu.bench --check                      # what is missing on this machine; measures nothing
     python -m benchmarks.gpu.bench --quick                      # tiny shapes; a CPU suffices
 
@@ -100,7 +101,7 @@ def run_part(part: str, context: Context, key: dict[str, Any], seconds: float) -
 def run_process(part: str, context: Context, seconds: float) -> int | None:
     """Run one process of a part; return its status, or None if it was stopped at the end of the time box."""
     command = [sys.executable, "-m", "benchmarks.gpu.bench", "--part", part, "--folder", str(context.folder)]
-    command += ["--quick"] if context.quick else []
+    command += ["--attn", context.attention, *(["--quick"] if context.quick else [])]
     for option, path in (("--models", context.models), ("--data", context.data)):
         command += [option, str(path)] if path else []
     with log_file(part, context).open("w", encoding="utf-8") as log:
@@ -154,6 +155,7 @@ def page_path(arguments: argparse.Namespace, card: dict[str, Any], context: Cont
 def make_command(arguments: argparse.Namespace) -> str:
     """Return the make command without the folders of this machine."""
     options = [f"--only {','.join(arguments.only)}"] if arguments.only else []
+    options += [f"--attn {arguments.attn}"] if arguments.attn != "auto" else []
     options += ["--models DIR --data DIR"] if arguments.models and arguments.data else []
     variables = ["QUICK=1"] if arguments.quick else []
     variables += [f'ARGS="{" ".join(options)}"'] if options else []
@@ -178,6 +180,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help=f"parts: {', '.join(PARTS)}")
     parser.add_argument("--models", type=Path, help="folder of smollm2-135m and gemma3-270m")
     parser.add_argument("--data", type=Path, help="folder of the real judgements")
+    parser.add_argument("--attn", default="auto", help="attention where a case names none; default: auto")
     parser.add_argument("--out", type=Path, help=f"the page; default: {PAGE} on a GPU, else in --folder")
     parser.add_argument("--folder", type=Path, help="of results; default: runs/bench-gpu, quick: runs/bench-gpu-quick")
     parser.add_argument("--redo", action="store_true", help="measure the chosen parts again")
@@ -188,7 +191,7 @@ def main() -> None:
     arguments.only = chosen_parts(arguments.only) if arguments.only else []
     folder = arguments.folder or Path("runs/bench-gpu-quick" if arguments.quick else "runs/bench-gpu")
     models, data = (path.resolve() if path else None for path in (arguments.models, arguments.data))
-    context = Context(folder.resolve(), arguments.quick, models, data)
+    context = Context(folder.resolve(), arguments.quick, models, data, arguments.attn)
     see_one_gpu(0)
     if arguments.part:
         quiet_libraries()

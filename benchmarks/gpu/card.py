@@ -69,7 +69,8 @@ def driver() -> str:
 def result_key(facts: dict[str, Any], context: Context) -> dict[str, Any]:
     """Return what all figures depend on: card, libraries and the amounts of work."""
     libraries = {name: facts["versions"].get(name) for name in ("torch", "transformers", "peft", "liger-kernel")}
-    return {"gpu": facts["gpu"], "libraries": libraries, "size": asdict(context.size)}
+    key = {"gpu": facts["gpu"], "libraries": libraries, "size": asdict(context.size)}
+    return key if context.attention == "auto" else key | {"attention": context.attention}
 
 
 def planned_card(gpu: str | None) -> str | None:

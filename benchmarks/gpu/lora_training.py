@@ -54,7 +54,7 @@ def measure(case: Case, context: Context) -> Row:
     shape, kind, attention, *options = case
     member = member_of(shape, context, attention, *options)
     name = resolved(member)
-    automatic = attention == "auto" or name == resolved(replace(member, attn="auto"))
+    automatic = attention == "auto" or name == resolved(member_of(shape, context))
     with prepared(member, name, kind, context) as (model, steps, halvings):
         with timed_trainer() as calls:
             summary = train(model, member, steps)

@@ -132,12 +132,14 @@ class Context:
         folder: of results and working files.
         quick: sizes for a CPU.
         models, data: folders for the runs on real judgements, or None.
+        attention: taken where a case names none.
     """
 
     folder: Path
     quick: bool = False
     models: Path | None = None
     data: Path | None = None
+    attention: str = "auto"
 
     @property
     def size(self) -> Size:

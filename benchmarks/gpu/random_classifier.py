@@ -45,7 +45,7 @@ def member_of(shape: str, context: Context, attention: str = "auto", option: str
     Args:
         shape: of ``Size.shapes``.
         context: options of the call.
-        attention: implementation, or "auto".
+        attention: implementation, or "auto" for that of the call.
         option: quantisation of the base, or ``EAGER_LAYERS``.
     """
     size = context.size
@@ -54,7 +54,7 @@ def member_of(shape: str, context: Context, attention: str = "auto", option: str
         checkpoint_of(shape, size),
         dtype="bfloat16",
         quantise="none" if option == EAGER_LAYERS else option,
-        attn=attention,
+        attn=context.attention if attention == "auto" else attention,
         fused_layers="off" if option == EAGER_LAYERS else "auto",
         score_tokens_per_batch=size.score_budget,
         lora=Lora(rank=size.rank, alpha=16),

@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -464,6 +465,14 @@ def test_cards_are_found_in_the_plan_by_the_name_that_the_driver_gives() -> None
     assert {name: planned_card(name) for name in names} == names
     assert planned_card("NVIDIA GeForce RTX 4090") is None
     assert planned_card(None) is None
+
+
+def test_another_attention_than_auto_is_taken_by_every_case_that_names_none(context: Context) -> None:
+    eager = replace(context, attention="eager")
+    assert (member_of(SHAPE, eager).attn, member_of(SHAPE, eager, "blockwise").attn) == ("eager", "blockwise")
+    assert result_key(describe(), eager) != result_key(describe(), context)
+    row, _ = bench.measured_row("training", (SHAPE, ARENA, "eager"), eager)
+    assert row["auto"]
 
 
 def test_results_belong_to_a_card_and_library_versions(context: Context) -> None:
