@@ -37,22 +37,31 @@ from oof.distributed.gpus import see_one_gpu
 
 PAGE = Path("docs/evidence/gpu.md")
 SECONDS_TO_STOP = 20.0  # for an orderly stop at the end of a time box
+OUR_PACKAGES = ("oof", "ensemble", "benchmarks")
 SLOW_CPU = 5  # times the time boxes, for tiny shapes on a CPU that does other work, too
 BROKEN = 3  # status of a process whose case failed in an unknown way, which may have broken its CUDA context
 
 
 def measured_row(part: str, case: Case, context: Context) -> tuple[Row, bool]:
     """Return a case's row, or one that names its problem; and whether this process is fit for more cases."""
-    from torch import OutOfMemoryError
-
     try:
         row: Row = importlib.import_module(f"benchmarks.gpu.{PARTS[part].module}").measure(case, context)
         return row, True
-    except (UserError, OutOfMemoryError, ImportError) as error:
-        reason = OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else first_line(error)
-        return {PROBLEM: f"not installed: {reason}" if isinstance(error, ImportError) else reason}, True
     except Exception as error:
-        return {PROBLEM: f"{type(error).__name__}: {first_line(error)}"}, False
+        return failed_row(error)
+
+
+def failed_row(error: Exception) -> tuple[Row, bool]:
+    """Return the row that names a case's problem; and whether its process is fit for more cases."""
+    from torch import OutOfMemoryError
+
+    if isinstance(error, OutOfMemoryError):
+        return {PROBLEM: OUT_OF_MEMORY}, True
+    if isinstance(error, UserError):
+        return {PROBLEM: first_line(error)}, True
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] not in OUR_PACKAGES:
+        return {PROBLEM: f"not installed: {first_line(error)}"}, True
+    return {PROBLEM: f"{type(error).__name__}: {first_line(error)}"}, False
 
 
 def first_line(error: BaseException) -> str:

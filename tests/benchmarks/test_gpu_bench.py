@@ -158,6 +158,7 @@ def test_parts_are_named_with_commas_or_spaces() -> None:
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), OUT_OF_MEMORY, True),
         (ImportError("no module flash_attn"), "not installed: no module flash_attn", True),
+        (ImportError("no name", name="oof.plan"), "ImportError: no name", False),
         (UserError("attn=sdpa drops"), "attn=sdpa drops", True),
         (RuntimeError("an illegal memory access\nmore"), "RuntimeError: an illegal memory access", False),
     ],
