@@ -97,7 +97,7 @@ def run_student_job(job: StudentJob) -> None:
     plan, distill = job.plan, job.plan.config.distill
     texts = EncodedBattles(distill.student, plan.table, plan.config)
     # FINAL is also the fold number of battles that no fold holds out, and those belong to every training set.
-    rows = np.flatnonzero((plan.folds != job.fold) | (job.fold == FINAL))
+    rows = np.flatnonzero(((plan.folds != job.fold) | (job.fold == FINAL)) & (plan.weights > 0))
     held_out = np.flatnonzero(plan.inputs.folds == job.fold)
     row_loss = partial(distill_loss, weights=distill.losses, temperature=distill.temperature)
     seed = job_seed(plan.config.seed, job.label)
@@ -121,6 +121,6 @@ def run_student_job(job: StudentJob) -> None:
         summary |= {"log_loss": loss}
         message = f"log loss {loss:.4f} on {len(held_out)} held-out battles"
     else:
-        message = f"trained on all {len(rows)} battles"
+        message = f"trained on {len(rows)} battles of all folds"
     job.step.finish({**summary, "fold": job.fold, "n_trained": len(rows)})
     logger.info("%s: %s, %.0f s", job.label, message, summary["seconds"])

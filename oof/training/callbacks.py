@@ -105,7 +105,7 @@ class TimedCheckpoints(TrainerCallback):
             logger.warning(
                 "%s: no checkpoint: it needs %.1f GB, and %.1f GB are free", folder, needed / 1e9, free / 1e9
             )
-        return free >= needed
+        return bool(free >= needed)
 
 
 class MetricsFile(TrainerCallback):

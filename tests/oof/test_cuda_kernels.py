@@ -1,6 +1,6 @@
 """GPU tests: each attention, fused layer and quantisation that this machine can run, in whole classifiers.
 
-The reference is eager attention in float32. In 16 bits an implementation may be half as far again from it as eager
+The reference is eager attention in float32. In 16 bits an implementation may be twice as far from it as eager
 attention in the same precision is. ``make test-gpu`` runs these tests on a CUDA GPU with whatever FlashAttention and
 liger-kernel are installed; on a CPU they run with narrower models, and with a stand-in for the fused kernels.
 """
@@ -87,7 +87,7 @@ def error(tested: Result, expected: Result) -> float:
 
 
 def assert_as_good_as_eager(member: Member, dtype: str, tested: Result, expected: Result) -> None:
-    allowed = EXACT if dtype == "float32" else 1.5 * error(result(replace(member, dtype=dtype)), expected)
+    allowed = EXACT if dtype == "float32" else 2.0 * error(result(replace(member, dtype=dtype)), expected)
     assert error(tested, expected) <= allowed
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -13,6 +15,8 @@ from huggingface_hub import constants
 
 from ensemble.__main__ import main as ensemble_main
 from ensemble.distillation import export, train
+from ensemble.distillation.plan import plan_student
+from oof import config as configuration
 from oof.__main__ import main as oof_main
 from oof.audit.run import audit_run
 from oof.data.synth import write_arena
@@ -163,6 +167,19 @@ def test_every_teacher_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Pat
             n = json.loads((run / "distill" / f"fold-{fold}" / "job.json").read_text())["n_trained"]
             assert n == int((folds["fold"] != fold).sum())  # also for extra and unlabelled battles of the fold
     assert [finding.check for finding in audit_run(run) if finding.status == "violated"] == []
+
+
+def test_a_student_is_not_trained_on_battles_of_weight_0(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    path, *overrides = small_arguments(run)
+    plan = plan_student(configuration.load(path, overrides))
+    weights = np.where(np.arange(len(plan.weights)) % 2, plan.weights, 0.0)
+    for fold, of_fold in ((0, plan.folds == 0), (train.FINAL, np.zeros(len(weights), dtype=bool))):
+        job = train.StudentJob(replace(plan, weights=weights), tmp_path, fold)
+        train.run_student_job(job)
+        manifest = json.loads((job.folder / "job.json").read_text())
+        assert manifest["n_trained"] == int((~of_fold & (weights > 0)).sum()) < int((~of_fold).sum())
 
 
 def test_a_student_of_a_hub_checkpoint_names_its_commit_and_keeps_it_when_the_branch_moves(
