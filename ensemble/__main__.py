@@ -36,12 +36,13 @@ def _distill(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
     from ensemble.distillation.stage import run_distill
+    from oof.jobs.finished_training import NO_TRAINING
     from oof.jobs.source_files import check_files
 
     with locked_run(config):
         check_files(config, reads=False, redo=arguments.redo)
-        asked = any(word.startswith(("distill.", "stack.")) for word in (arguments.config or "", *arguments.overrides))
-        ran = run_distill(config, arguments.redo, asked)
+        words = [word for word in (arguments.config or "", *arguments.overrides) if not word.startswith(NO_TRAINING)]
+        ran = run_distill(config, arguments.redo, asked=any(word.startswith(("distill.", "stack.")) for word in words))
     print(f"distill: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'distill' / 'student'})")
 
 

@@ -145,6 +145,7 @@ first: ensemble stack run=runs/mine stack.final=lightgbm
 wrong: ensemble distill run=runs/mine
 says: student, all folds
 says: the stack's probabilities
+says: make stack with its earlier settings
 says: REDO=1
 remedy: ensemble stack run=runs/mine stack.final=mean
 then: done

@@ -108,10 +108,10 @@ def refuse_to_replace(config: Config, trainings: Iterable[Training], command: st
     differences = changed_settings(config)
     if differences:
         lines += ["because these settings differ from those that the run remembers:", *_shortened(differences)]
-    lines.append(
-        f"Nothing was written. Go on without the change ({command} RUN={config.run}, without CONFIG and ARGS), choose "
-        "another RUN, or train again: REDO=1 (--redo)"
-    )
+    back = f"Go on without the change ({command} RUN={config.run}, without CONFIG and ARGS)"
+    if not differences:  # the call itself changes nothing: an earlier stage or a file has changed
+        back = "Bring back what changed (the stack: make stack with its earlier settings)"
+    lines.append(f"Nothing was written. {back}, choose another RUN, or train again: REDO=1 (--redo)")
     raise UserError("\n".join(lines))
 
 
@@ -130,7 +130,10 @@ def _shortened(lines: list[str]) -> list[str]:
 
 def changed_settings(config: Config) -> list[str]:
     """Return a line for each setting of training that differs from the one that the run remembers."""
-    stored = stored_settings(Path(config.run))
+    try:
+        stored = stored_settings(Path(config.run))
+    except UserError:  # damaged; the command has a configuration of its own
+        stored = None
     if stored is None:
         return []
     before, now = to_dict(resolve({config.run: stored}, run=config.run)), to_dict(config)

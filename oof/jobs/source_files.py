@@ -125,10 +125,14 @@ def check_files(config: Config, reads: bool, redo: bool = False) -> None:
 
 
 def _patterns_before(run: Path) -> dict[str, Files] | None:
-    """Return the files that the settings of a run without a record name; None if it has no finished stage."""
+    """Return the files that the settings of a run without a record name; None if it has no battles or no settings."""
     if not (run / "battles.json").is_file():
         return None
-    stored = stored_settings(run) or {}
+    stored = None
+    with suppress(UserError):  # damaged settings; the command has a configuration of its own
+        stored = stored_settings(run)
+    if stored is None:
+        return None
     return {
         name: [{"path": path} for path in (stored.get(name.split(".")[0]) or {}).get(name.split(".")[1]) or []]
         for name in SOURCES

@@ -9,7 +9,7 @@ import pytest
 
 from oof.common.errors import UserError
 from oof.config import Config, load
-from oof.config.stored import FILES
+from oof.config.stored import FILES, STORED
 from oof.jobs.source_files import check_files, digested_files, record_files, remember
 from tests.fixtures.demo_run import ROOT
 
@@ -98,3 +98,13 @@ def test_a_file_that_changes_is_digested_anew(tmp_path: Path) -> None:
     before = digested_files([str(path)])
     path.write_text("22")
     assert digested_files([str(path)]) != before
+
+
+def test_damaged_settings_do_not_refuse_a_configuration_that_is_named(run: Path) -> None:
+    (run / "battles.json").write_text("{}")
+    (run / FILES).unlink()
+    check_files(config_of(run, "data.train=[a.csv]"), reads=True)  # begun by an older version: nothing to compare
+    (run / STORED).write_text("a: [")
+    check_files(config_of(run, "data.train=[a.csv]"), reads=True)
+    remember(config_of(run, "data.train=[a.csv]"))
+    check_files(config_of(run, "data.train=[a.csv]"), reads=True)
