@@ -211,6 +211,11 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         """Return the padded tokens of a step's longest sequence (battle), the smallest useful budget."""
         return int(_padded(self._lengths(self.steps[index])).max()) * self.unit
 
+    def tokens(self) -> NDArray[np.int64]:
+        """Return the (n,) tokens of each step's sequences, of all ranks, padding not counted."""
+        lengths = self.encoded.lengths
+        return np.array([lengths[step.battles, step.orders].sum() for step in self.steps], dtype=np.int64)
+
     def _lengths(self, step: OptimizerStep) -> NDArray[np.integer]:
         """Return the tokens of each sequence, or of the longer sequence of each battle."""
         lengths: NDArray[np.integer] = self.encoded.lengths[step.battles, step.orders]

@@ -1,13 +1,11 @@
-"""Trainer callbacks: progress bar, timely stop, metrics file, marks of complete checkpoints, trackers."""
+"""Trainer callbacks: timely stop, checkpoints by time, marks of complete checkpoints, trackers."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
@@ -27,29 +24,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_BYTES = 12  # per trained weight: the weight and AdamW's two moments, each in float32
 COMPLETE = "whole"  # name of the empty file that marks a checkpoint to resume from
-
-
-class Progress(TrainerCallback):
-    """A progress bar with the time left and the running loss, shown where standard error is a terminal."""
-
-    def __init__(self, label: str) -> None:
-        self.label, self.bar = label, None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        quiet = not sys.stderr.isatty()
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, disable=quiet, leave=False)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 class StopInTime(TrainerCallback):
@@ -106,19 +80,6 @@ class TimedCheckpoints(TrainerCallback):
                 "%s: no checkpoint: it needs %.1f GB, and %.1f GB are free", folder, needed / 1e9, free / 1e9
             )
         return bool(free >= needed)
-
-
-class MetricsFile(TrainerCallback):
-    """Writes every logged line so far to ``metrics.jsonl`` beside the job, to follow a training while it runs."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            lines = [json.dumps(entry, sort_keys=True) for entry in state.log_history if "loss" in entry]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 class CompleteCheckpoints(TrainerCallback):

@@ -25,15 +25,21 @@ from oof.common import interrupts
 from oof.common.errors import UserError
 from oof.config import Member, Train
 from oof.distributed.gpus import train_on_one_gpu
-from oof.distributed.process_group import add_up_gradients, any_of, flat_gradients, rank, ranks, same_everywhere
+from oof.distributed.process_group import (
+    add_up_gradients,
+    any_of,
+    flat_gradients,
+    rank,
+    ranks,
+    same_everywhere,
+    sum_over_processes,
+)
 from oof.encoding.batches import TrainingSteps
 from oof.model.fused_layers import FusedLayers
 from oof.model.optimizations import FusedLora, LastTokens, checkpoint_trainable_layers, checkpointed_layers
 from oof.model.precision import precision_context, resolve_dtype
 from oof.training.callbacks import (
     CompleteCheckpoints,
-    MetricsFile,
-    Progress,
     StopInTime,
     TimedCheckpoints,
     all_finite,
@@ -42,12 +48,14 @@ from oof.training.callbacks import (
 )
 from oof.training.finite_steps import FiniteSteps, loss_spikes, overflow_steps, skipped_steps
 from oof.training.optimizer import build_optimizer
+from oof.training.progress import MetricsFile, ProgressBar, ProgressLines
 
 logger = logging.getLogger(__name__)
 
 # (logits (b, 3), targets (b, 3m)) -> (b,) losses
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 MicroBatches = list[dict[str, torch.Tensor]]
+UNLOGGED_LOSS = "unlogged_loss"  # name in the trainer's state
 
 
 class ClassifierTrainer(Trainer):
@@ -64,6 +72,7 @@ class ClassifierTrainer(Trainer):
                 logger.warning("%s: dtype=float16 is slow on a CPU; dtype=auto takes what the hardware computes", label)
         self.halvings, self.finite_steps = 0, FiniteSteps(self.trained, label, self.accelerator.scaler)
         self.recomputes_from: int | None = None
+        self.continues_log = False
         # With this flag Trainer does not wrap the model in DistributedDataParallel, which would exchange gradients
         # inside the backward pass: there, a process that runs out of memory leaves the others waiting.
         self.is_distributed_loading_by_transformers = steps.ranks > 1
@@ -76,6 +85,7 @@ class ClassifierTrainer(Trainer):
         self, model: nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Return the step's loss and leave its gradients; out of memory, repeat the step with less memory."""
+        self._continue_log()
         model.train()
         while True:
             shortage, total, flat = "", torch.zeros((), device=self.args.device), torch.empty(0)
@@ -93,6 +103,21 @@ class ClassifierTrainer(Trainer):
                 self.finite_steps.check(total, self.state)
                 return total * self.steps.ranks  # Trainer logs the mean over processes
             inputs = self._save_memory(model, shortage or "in another process of this job")
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Write a checkpoint that also holds the loss since the last log entry, so that a resume logs the same."""
+        loss = sum_over_processes(self._tr_loss.clone()) / self.steps.ranks
+        kept: Any = self.state.stateful_callbacks  # declared as a list, but a dict
+        kept[UNLOGGED_LOSS] = [self._globalstep_last_logged, loss.item()]
+        super()._save_checkpoint(model, trial)
+
+    def _continue_log(self) -> None:
+        """Restore, in the first step after a resume, what ``_save_checkpoint`` has kept."""
+        kept: Any = self.state.stateful_callbacks
+        if not self.continues_log and UNLOGGED_LOSS in kept:
+            self._globalstep_last_logged, loss = kept[UNLOGGED_LOSS]
+            self._tr_loss.fill_(loss)
+        self.continues_log = True
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Start every process from the same weights. The stock method also averages gradients in every backward."""
@@ -189,8 +214,15 @@ def train_classifier(
     steps.rank, steps.ranks = rank(), ranks()
     stop, fused = StopInTime(), FusedLayers(model, member)
     optimizations = (LastTokens(model, steps.pad_id), FusedLora(model), fused)
-    timed = TimedCheckpoints(member.train.checkpoint_minutes)
-    callbacks = [Progress(label), stop, timed, CompleteCheckpoints(), MetricsFile(checkpoints.parent / "metrics.jsonl")]
+    tokens = steps.tokens()
+    callbacks = [
+        ProgressBar(label),
+        ProgressLines(label, tokens),
+        stop,
+        TimedCheckpoints(member.train.checkpoint_minutes),
+        CompleteCheckpoints(),
+        MetricsFile(checkpoints.parent / "metrics.jsonl", tokens),
+    ]
     trainer = ClassifierTrainer(
         member=member,
         row_loss=row_loss,
