@@ -31,6 +31,7 @@ from oof.model.cpu_limit import refuse_too_large_for_cpu
 from oof.model.lora import save_classifier
 from oof.model.optimizations import checkpoint_trainable_layers
 from oof.model.precision import device, resolve_dtype
+from oof.model.predicted_time import predicted_on_this_gpu
 from oof.training.held_out_loss import HeldOut, sample
 from oof.training.losses import cross_entropy
 from oof.training.trackers import tracked_run
@@ -110,8 +111,13 @@ def fit_classifier(
             model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to, monitored
         )
     summary |= {**model_summary(model), "steps": len(steps), "seed": seed}
+    longest, recomputed = encoded.lengths.max(axis=1), bool(summary["checkpointed_layers"])
+    predicted = predicted_on_this_gpu(member, longest, steps.budget, recomputed, str(summary["attention"]))
+    summary |= predicted
     summary |= {"commit": member.revision} if member.revision else {}
     summary["seconds"] = round(time.monotonic() - started, 1)
+    if predicted and rank() == 0:
+        logger.info("%s: trained in %s s, planned %s s", label, summary["seconds"], predicted["predicted_seconds"])
     if rank() == 0:
         save_classifier(model, folder / "adapter", member)
         write_json(done, summary)

@@ -20,9 +20,9 @@ from oof.encoding.batches import MULTIPLE, SCORE_TOKENS, SPARE, cut, plan_steps
 from oof.model.attention import model_attention
 from oof.model.attention_cost import attention_operations
 from oof.model.attention_table import Machine, candidates
-from oof.model.cards import CARDS, Card
+from oof.model.cards import CARDS, Card, card_named
 from oof.model.checkpoint_shapes import base_config
-from oof.model.cost_model import PassOperations, attention_windows, pass_operations
+from oof.model.cost_model import PassOperations, as_installed, attention_windows, pass_operations
 from oof.model.operations import ATTENTION, OPTIMIZER
 
 LENGTHS = 6  # representative lengths of a set of batches
@@ -207,6 +207,17 @@ def predicted_training_seconds(
     """
     batches = training_batches(lengths, member.train, budget)
     return seconds(Prediction(member, CARDS[gpu], attention).training(batches, checkpointing)) * member.train.epochs
+
+
+def predicted_on_this_gpu(
+    member: Member, lengths: NDArray[np.integer], budget: int, checkpointing: bool, attention: str
+) -> dict[str, float]:
+    """Return ``predicted_seconds`` of a training for its manifest; nothing without a GPU that the plan lists."""
+    card = card_named(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    if card is None:
+        return {}
+    arguments = as_installed(member), lengths, budget, checkpointing, attention
+    return {"predicted_seconds": round(predicted_training_seconds(card, *arguments) or 0.0, 1)}
 
 
 def predicted_scoring_seconds(gpu: str, member: Member, lengths: NDArray[np.integer], attention: str) -> float:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from transformers import Gemma2Config
 
 from benchmarks.speed.token_sequences import arena_lengths
@@ -18,6 +19,7 @@ from oof.model.predicted_time import (
     Batches,
     Prediction,
     attentions_on,
+    predicted_on_this_gpu,
     predicted_scoring_seconds,
     predicted_training_seconds,
     representative,
@@ -151,6 +153,18 @@ def test_training_and_scoring_seconds_follow_the_recipe() -> None:
     assert two == pytest.approx(2 * one)
     scored = predicted_scoring_seconds("H100", LLAMA, LENGTHS, "sdpa")
     assert scored < one / 2  # there is no backward pass
+
+
+def test_a_job_s_prediction_is_that_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = LLAMA, LENGTHS, 4096, False, "sdpa"
+    assert predicted_on_this_gpu(*arguments) == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    unfused = replace(LLAMA, fused_layers="off")  # liger-kernel is not installed here
+    expected = predicted_training_seconds("H100", unfused, *arguments[1:])
+    assert predicted_on_this_gpu(*arguments) == {"predicted_seconds": pytest.approx(expected, abs=0.051)}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another GPU")
+    assert predicted_on_this_gpu(*arguments) == {}
 
 
 @pytest.mark.parametrize(
