@@ -30,9 +30,13 @@ BATCHES: dict[str, Callable[[str], bool]] = {
 
 
 def kinds(run: Path) -> dict[str, list[Path]]:
-    """Return a run's files by kind: the path with placeholders for members, folds and digests."""
+    """Return a run's files by kind: the path with placeholders for members, folds and digests.
+
+    Logs of a training are no results: nothing checks or repairs them.
+    """
     by_kind: dict[str, list[Path]] = {}
-    for path in sorted(path for path in run.rglob("*") if path.is_file() and not path.name.endswith(".lock")):
+    unchecked = (".lock", ".jsonl")
+    for path in sorted(path for path in run.rglob("*") if path.is_file() and not path.name.endswith(unchecked)):
         name = re.sub(r"fold-\d+", "fold-K", str(path.relative_to(run)))
         name = re.sub(r"\b[0-9a-f]{12,32}\b", "DIGEST", name)
         name = re.sub(f"^oof/({'|'.join(runs.MEMBERS)})", "oof/MEMBER", name)

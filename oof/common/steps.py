@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 LOCK_NAME = ".lock"
 ORPHAN_WAIT = 60.0  # seconds to wait for a lock that a worker of a killed command still holds: it is about to end
 UNFINISHED = ".unfinished"  # file with the key of a step that was begun
+RECORDS = ("metrics.jsonl", "tensorboard")  # logs of a training beside its results; damage to them repeats no training
 TRAINED = ".trained.json"  # file with the facts of a finished training, until the step is finished
 
 
@@ -153,13 +154,13 @@ class Step:
 
         Args:
             facts: further entries of the manifest.
-            files: names of the step's files in the folder; by default all files but hidden ones.
+            files: names of the step's files in the folder; by default all but hidden ones and logs of a training.
         """
         for mark in (UNFINISHED, TRAINED):
             (self.folder / mark).unlink(missing_ok=True)
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path != self.manifest_path]
-        visible = sorted(str(path.relative_to(self.folder)) for path in paths if not path.name.startswith("."))
-        names = visible if files is None else files
+        inside = [path.relative_to(self.folder) for path in paths if not path.name.startswith(".")]
+        names = sorted(str(path) for path in inside if not {*path.parts} & {*RECORDS}) if files is None else files
         sums = {name: file_digest(self.folder / name) for name in names}
         write_json(self.manifest_path, sealed({**(facts or {}), "key": self.key, "files": sums}))
 

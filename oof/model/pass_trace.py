@@ -7,7 +7,9 @@ layers, activation checkpointing and the last tokens cost here what they cost in
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+import gc
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -70,6 +72,7 @@ def trace_pass(
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     meter, log = TensorMeter(), OperationLog()
     with fake_weights(model), ExitStack() as stack:
+        stack.enter_context(_without_garbage_collection())
         if checkpointing:
             checkpoint_trainable_layers(model)
         model.train(training)
@@ -106,6 +109,18 @@ def trace_pass(
         peak_bytes=meter.peak,
         operations=tuple(log.operations),
     )
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause the collector: it would look at every module a hundred times, and fake tensors end without it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _trace_optimizer(trained: list[Any], log: OperationLog) -> None:

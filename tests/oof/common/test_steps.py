@@ -33,6 +33,20 @@ def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_damaged_log_of_a_training_does_not_repeat_the_training(tmp_path: Path) -> None:
+    step = Step(tmp_path / "s", "key")
+    step.begin()
+    for name in ("fold-0/metrics.jsonl", "tensorboard/events.1", "adapter/weights"):
+        (step.folder / name).parent.mkdir(exist_ok=True)
+        (step.folder / name).write_bytes(b"1234")
+    step.finish()
+    for name in ("fold-0/metrics.jsonl", "tensorboard/events.1"):
+        (step.folder / name).write_bytes(b"1235")
+    assert step.done
+    (step.folder / "adapter" / "weights").write_bytes(b"1235")
+    assert not step.done
+
+
 def test_a_step_is_done_only_with_its_key_and_intact_files(tmp_path: Path) -> None:
     step = Step(tmp_path / "s", "key")
     assert not step.done
