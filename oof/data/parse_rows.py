@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from oof.classes import WINNER_COLUMNS
-from oof.data import conversations, parse_cells
+from oof.config import Data
+from oof.data import conversations, parse_cells, verdicts
 from oof.data.conversations import Message
 from oof.data.parse_cells import CellError, Turns
 from oof.data.raw_table import RawTable, RowFault
-from oof.data.schemas import NAME_COLUMNS, ONE_HOT_COLUMNS, TEXTS, Schema
+from oof.data.schemas import NAME_COLUMNS, TEXTS, Schema
+from oof.data.verdicts import Shares, Verdicts
 
 EQUAL_TURNS = "give prompt, response_a and response_b equally many turns (null for a missing one)"
 SAME_PROMPT = "both conversations must contain the same user messages"
@@ -31,6 +32,10 @@ class ParsedRows:
     Attributes:
         prompt, response_a, response_b: (n,) equally many turns per row, None = a null turn.
         labels: (n,) classes 0, 1, 2 or None.
+        soft: (n,) soft labels in class order, or None.
+        both_bad: (n,) whether both responses were judged bad.
+        verdict_cells: (n,) verdicts as the file has them; empty if none are read.
+        coding: the coding of the verdicts in words; "" if none are read.
         ids: (n,) ids; made from the content unless ``ids_given``.
         names: of models, languages and groups: model_a, model_b, language, group_key; (n,) each.
         folds: (n,) whole numbers or None.
@@ -43,6 +48,10 @@ class ParsedRows:
     response_a: list[list[str | None]] = field(default_factory=list)
     response_b: list[list[str | None]] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
+    soft: list[Shares | None] = field(default_factory=list)
+    both_bad: list[bool] = field(default_factory=list)
+    verdict_cells: list[str] = field(default_factory=list)
+    coding: str = ""
     ids: list[str] = field(default_factory=list)
     ids_given: bool = False
     names: dict[str, list[str | None]] = field(default_factory=dict)
@@ -57,11 +66,11 @@ class ParsedRows:
         for name in TEXTS:
             getattr(self, name).clear()
 
-    def fault(self, i: int, column: str | None, reason: object, remedy: str = "") -> None:
-        self.faults.append(RowFault(self.raw.rows[i], column, str(reason), remedy))
+    def fault(self, i: int, column: str | None, reason: object, remedy: str = "", chosen: bool = False) -> None:
+        self.faults.append(RowFault(self.raw.rows[i], column, str(reason), remedy, chosen))
 
 
-def parse_rows(raw: RawTable, schema: Schema, labelled: bool, seed: int) -> ParsedRows:
+def parse_rows(raw: RawTable, schema: Schema, labelled: bool, seed: int, data: Data) -> ParsedRows:
     """Return the values of a file's rows.
 
     Args:
@@ -69,13 +78,17 @@ def parse_rows(raw: RawTable, schema: Schema, labelled: bool, seed: int) -> Pars
         schema: of the file.
         labelled: whether to read verdicts; if not, all labels are None.
         seed: draws the side of the chosen response of each chosen/rejected pair.
+        data: how verdicts, both-bad battles and content other than text are read.
+
+    Raises:
+        UserError: the coding of the verdicts can be read in two ways.
     """
     rows = ParsedRows(raw, schema)
     rows.faults += raw.faults
     parse = {"turns": _turns, "conversations": _conversations, "pairs": _pairs, "labels": _no_texts}[schema.kind]
     texts = parse(rows)
     pairs = schema.kind == "pairs"
-    rows.labels = _labels(rows) if labelled and not pairs else [None] * rows.n
+    _read_verdicts(rows, data, labelled and not pairs)
     _equalise_turns(rows, texts)
     _parse_ids_folds_and_names(rows)
     if pairs:
@@ -169,18 +182,17 @@ def _no_texts(rows: ParsedRows) -> TurnColumns:
 # --- labels, ids, folds, names -------------------------------------------------------------------------------
 
 
-def _labels(rows: ParsedRows) -> list[int | None]:
-    if rows.schema.verdict != "one-hot":
-        column = rows.schema.verdict or ""
-        return _parse_column(rows, column, parse_cells.verdict if column == "winner" else parse_cells.label)
-    labels: list[int | None] = []
-    for i, flags in enumerate(zip(*(rows.raw.columns[name] for name in WINNER_COLUMNS), strict=True)):
-        try:
-            labels.append(parse_cells.one_hot(*flags))
-        except CellError as error:
-            rows.fault(i, ONE_HOT_COLUMNS, error)
-            labels.append(None)
-    return labels
+def _read_verdicts(rows: ParsedRows, data: Data, labelled: bool) -> None:
+    read = Verdicts([None] * rows.n, [None] * rows.n, [False] * rows.n, [])
+    if labelled and rows.schema.verdict:
+        read = verdicts.read_verdicts(rows.raw, rows.schema.verdict, data, rows.schema.positive)
+    rows.labels, rows.soft, rows.both_bad = read.labels, read.soft, read.both_bad
+    rows.verdict_cells, rows.coding = read.cells, read.coding
+    for fault in read.faults:
+        rows.fault(*fault)
+    if data.both_bad == "drop":
+        for i in (i for i, bad in enumerate(read.both_bad) if bad):
+            rows.fault(i, rows.schema.verdict, "both responses were judged bad", "data.both_bad=drop", chosen=True)
 
 
 def _parse_ids_folds_and_names(rows: ParsedRows) -> None:
@@ -227,3 +239,6 @@ def _draw_sides(rows: ParsedRows, labelled: bool, seed: int) -> None:
             a, b = rows.names["model_a"], rows.names["model_b"]
             a[i], b[i] = b[i], a[i]
         rows.labels[i] = side if labelled else None
+        rows.verdict_cells.append(f"chosen is response {'AB'[side]}")
+    if labelled:
+        rows.coding = "chosen → the winner; its side, A or B, is drawn from the seed and the texts"

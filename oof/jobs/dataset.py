@@ -23,6 +23,7 @@ from oof.common.digests import digest, file_digest
 from oof.common.errors import UserError
 from oof.common.steps import Step
 from oof.config import Config, Data, to_dict
+from oof.config.schema_data import READING
 from oof.data import synth
 from oof.data.battles import content_fingerprint, read_battles, write_dropped
 from oof.data.prompt_quality import prompt_quality
@@ -100,6 +101,8 @@ def _battles_step_key(config: Config, data: Data) -> str:
     sources = {role: digested_files(getattr(data, role)) for role in _ROLES}
     settings = [data.columns, data.on_bad_row, data.extra_weight, config.groups, config.folds, config.seed]
     settings += [data.min_prompt_quality] if data.min_prompt_quality else []
+    changed = {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(Data(), name)}
+    settings += [changed] if changed else []
     return digest("battles", FORMAT, sources, *settings)
 
 
