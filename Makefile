@@ -68,8 +68,8 @@ test: $(READY)  ## the tests without the slow ones
 test-slow: $(READY)  ## all tests, slow ones included
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow or not slow'
 
-test-gpu: $(READY)  ## the tests that need a CUDA GPU
-	@ARENA_TEST_GPU=1 $(PY) -m pytest tests/oof/test_cuda.py
+test-gpu: $(READY)  ## the tests of the GPU path on a CUDA GPU
+	@ARENA_TEST_GPU=1 $(PY) -m pytest -m gpu
 
 lint: $(READY)  ## ruff, mypy --strict, import contracts
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
@@ -83,8 +83,8 @@ format: $(READY)  ## format the code and apply ruff's fixes
 bases: $(READY)  ## rebuild the demo's base checkpoints (about 20 minutes)
 	@$(PY) -m oof bases configs/bases
 
-plan: $(READY)  ## estimate parameters, memory, hours and disk of CONFIG on five GPUs
-	@$(PY) -m oof plan $(CONFIG) $(OVERRIDES)
+plan: $(READY)  ## memory, hours and totals of CONFIG on each GPU (CARDS=8: on eight; PRICE=2.5 a card hour)
+	@$(PY) -m oof plan $(CONFIG) $(OVERRIDES) $(if $(CARDS),--cards $(CARDS)) $(if $(PRICE),--price-per-hour $(PRICE))
 
 bench-oof: $(READY)  ## benchmark fold jobs against transformers' Trainer (ARGS="--model FOLDER")
 	@$(PY) -m benchmarks.speed.fold_jobs $(ARGS)

@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         "judge", help="read JSON lines with prompt, response_a, response_b from stdin, write verdicts to stdout"
     )
     judge.add_argument("folder", help="exported student, for example runs/demo/distill/student")
-    judge.add_argument("--dtype", default="auto", help="auto (as saved), float32 or bfloat16")
+    judge.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
     judge.set_defaults(subcommand=_judge)
     features = subcommands.add_parser("features", help="print the stacker's families of features and their meaning")
     features.set_defaults(subcommand=_features)

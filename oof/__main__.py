@@ -137,7 +137,7 @@ def _oof(arguments: argparse.Namespace) -> None:
         table = dataset.prepare(config)
         test = dataset.read_test(config)
         pretrain.prepare_pairs(config, table, test)
-        jobs = fold_job.fold_jobs(config, table)
+        jobs = fold_job.pinned_fold_jobs(config, table)
         unfinished = [job for job in jobs if not job.step.done]
         if unfinished:
             gpus.prepare_gpu(config.jobs)
@@ -181,6 +181,8 @@ def _job(arguments: argparse.Namespace) -> None:
 
     interrupts.set_time_limit(config.jobs.time_limit)  # this command holds the lock of its job, not of the run
     job = _chosen_job(config, arguments.member, None if arguments.pretrain else arguments.fold)
+    if config.jobs.device == "cpu":
+        gpus.hide_gpus()
     process_group.start()
     if process_group.ranks() == 1:
         gpus.see_one_gpu(0)
@@ -202,7 +204,8 @@ def _chosen_job(config: configuration.Config, member: str, fold: int | None) -> 
     """Return a member's job of one fold, or its pretraining (``fold`` None)."""
     from oof.jobs import dataset, fold_job
 
-    jobs = [j for j in fold_job.fold_jobs(config, dataset.load_battles(Path(config.run))) if j.name == member]
+    table = dataset.load_battles(Path(config.run))
+    jobs = [j for j in fold_job.pinned_fold_jobs(config, table, member) if j.name == member]
     if fold is None:
         pretraining = [j.pretrain for j in jobs[:1] if j.pretrain is not None]
         chosen: list[FoldJob] | list[PretrainJob] = pretraining
@@ -227,7 +230,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     from oof.plan import format_plan, make_plan
 
-    print(format_plan(make_plan(config)))
+    print(format_plan(make_plan(config), arguments.cards, arguments.price_per_hour))
 
 
 def _synth(arguments: argparse.Namespace) -> None:
@@ -264,6 +267,14 @@ def _audit(arguments: argparse.Namespace) -> int:
     return 1 if any(finding.status == "violated" for finding in findings) else 0
 
 
+def _positive(word: str) -> int:
+    """Return the number that an option gives; argparse turns the error into a message."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not 1 or more")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m oof", description="Stage one: out-of-fold logits, and its tools.")
     subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
@@ -282,6 +293,8 @@ def _parser() -> argparse.ArgumentParser:
     job.set_defaults(subcommand=_job)
     plan = subcommands.add_parser("plan", help="estimate parameters, memory, hours and disk before you pay for them")
     add_config_arguments(plan)
+    plan.add_argument("--cards", type=_positive, help="cards of one kind (default: jobs.workers x jobs.nproc)")
+    plan.add_argument("--price-per-hour", type=float, help="price of one card for an hour, for the totals")
     plan.set_defaults(subcommand=_plan)
     settings = subcommands.add_parser("settings", help="print every setting: default, unit, allowed values, meaning")
     settings.set_defaults(subcommand=_settings)

@@ -44,7 +44,7 @@ from oof.data import synth
 from oof.encoding.batches import collate, cut
 from oof.encoding.encode import encode_battles
 from oof.encoding.templates import prepare_tokenizer
-from oof.training.callbacks import Progress
+from oof.training.progress import ProgressBar
 
 VOCABULARY = 1024
 RATINGS = "123456789"
@@ -265,7 +265,7 @@ def build_bases(out: Path, seed: int, battles: int = 40_000, epochs: int = 2, na
             report_to="none",
             use_cpu=not torch.cuda.is_available(),
         )
-        trainer = _LanguageModelTrainer(model=model, args=arguments, train_dataset=data, callbacks=[Progress(name)])
+        trainer = _LanguageModelTrainer(model=model, args=arguments, train_dataset=data, callbacks=[ProgressBar(name)])
         trainer.auxiliary = nn.Linear(model.config.hidden_size, 2)
         trainer.remove_callback(PrinterCallback)
         trainer.train()

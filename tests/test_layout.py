@@ -27,7 +27,9 @@ SUITES = {
     "oof/model/test_hostile_weights.py": "broken and malicious checkpoints and adapters",
     "oof/model/test_no_code.py": "checkpoints that hold code",
     "oof/model/test_private_attributes.py": "undocumented attributes of libraries",
-    "oof/test_cuda.py": "all that needs a GPU",
+    "oof/test_cuda.py": "logits, training and memory on a GPU",
+    "oof/test_cuda_training.py": "training in float16, with 8-bit moments, bad steps and interruptions on a GPU",
+    "oof/test_cuda_kernels.py": "attentions, fused layers and quantisation on a GPU",
 }
 
 

@@ -1,4 +1,4 @@
-"""Speed and memory of soft-capped attention: eager, blockwise and (where installed) FlashAttention 2.
+"""Speed and memory of soft-capped attention: eager, blockwise and the FlashAttention packages that are installed.
 
     python -m benchmarks.gpu.attention_kernels                                               # on a GPU
     python -m benchmarks.gpu.attention_kernels --layers 2 --sequences 24 --dtype float32     # on a CPU
@@ -11,39 +11,39 @@ second pass is timed, so that compilation does not count. Then it scores them on
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, Gemma2Config
-from transformers.utils.import_utils import is_flash_attn_2_available
+from transformers import AutoModelForSequenceClassification
 
+from benchmarks.gpu.parts import FULL
+from benchmarks.gpu.random_classifier import base_config
 from benchmarks.speed.token_sequences import arena_lengths
+from oof.classes import CLASSES
 from oof.common.logging_setup import quiet_libraries
 from oof.config import Lora
 from oof.encoding.batches import cut
-from oof.model.blockwise_attention import NAME as BLOCKWISE
+from oof.model.attention import model_attention, this_machine
+from oof.model.attention_table import HUB_KERNELS, candidates
 from oof.model.lora import add_adapters
 from oof.model.precision import DTYPES, device
 
-ATTENTION = ("eager", BLOCKWISE)
+
+def runnable(dtype: torch.dtype) -> list[str]:
+    """Return the attentions that this machine can run, eager first."""
+    model = model_attention(base_config(FULL.shapes["Gemma2-9B"]), "on")
+    names = candidates(model, dtype, this_machine())
+    return ["eager", *(name for name in names if name not in ("eager", *HUB_KERNELS.values()))]
 
 
 def build(name: str, arguments: argparse.Namespace) -> Any:
-    config = Gemma2Config(
-        vocab_size=1000,
-        hidden_size=3584,
-        intermediate_size=1024,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=256,
-        query_pre_attn_scalar=224,
-        pad_token_id=0,
-        num_labels=3,
-        use_cache=False,
-    )
+    config = copy.deepcopy(base_config(FULL.shapes["Gemma2-9B"]))
+    config.vocab_size, config.intermediate_size, config.num_hidden_layers = 1000, 1024, arguments.layers
+    config.layer_types = config.layer_types[: arguments.layers]
+    config.pad_token_id, config.num_labels, config.use_cache = 0, len(CLASSES), False
     torch.manual_seed(0)
     model: Any = AutoModelForSequenceClassification.from_config(config, attn_implementation=name)
     return add_adapters(model.to(DTYPES[arguments.dtype]), Lora(rank=16), 0).to(device())
@@ -90,9 +90,7 @@ def main() -> None:
         "| attention | first pass, s | training, tokens/s | x eager | scoring, tokens/s | x eager | peak memory, GB |"
     )
     print("|---|---|---|---|---|---|---|")
-    names = arguments.only or ATTENTION
-    if not arguments.only and torch.cuda.is_available() and is_flash_attn_2_available():
-        names = (*names, "flash_attention_2")
+    names = arguments.only or runnable(dtype)
     base: list[float] = []
     for name in names:
         model = build(name, arguments)

@@ -3,6 +3,7 @@
     python -m benchmarks.gpu.bench                              # make bench-gpu: at most 20 minutes on an 80 GB card
     python -m benchmarks.gpu.bench --only rates training        # some parts
     python -m benchmarks.gpu.bench --models DIR --data DIR      # with small pre-trained models on real judgements
+    python -m benchmarks.gpu.bench --attn blockwise             # where the attention that "auto" takes crashes
     python -m benchmarks.gpu.bench --check                      # what is missing on this machine; measures nothing
     python -m benchmarks.gpu.bench --quick                      # tiny shapes; a CPU suffices
 
@@ -36,21 +37,31 @@ from oof.distributed.gpus import see_one_gpu
 
 PAGE = Path("docs/evidence/gpu.md")
 SECONDS_TO_STOP = 20.0  # for an orderly stop at the end of a time box
+OUR_PACKAGES = ("oof", "ensemble", "benchmarks")
+SLOW_CPU = 5  # times the time boxes, for tiny shapes on a CPU that does other work, too
 BROKEN = 3  # status of a process whose case failed in an unknown way, which may have broken its CUDA context
 
 
 def measured_row(part: str, case: Case, context: Context) -> tuple[Row, bool]:
     """Return a case's row, or one that names its problem; and whether this process is fit for more cases."""
-    from torch import OutOfMemoryError
-
     try:
         row: Row = importlib.import_module(f"benchmarks.gpu.{PARTS[part].module}").measure(case, context)
         return row, True
-    except (UserError, OutOfMemoryError, ImportError) as error:
-        reason = OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else first_line(error)
-        return {PROBLEM: f"not installed: {reason}" if isinstance(error, ImportError) else reason}, True
     except Exception as error:
-        return {PROBLEM: f"{type(error).__name__}: {first_line(error)}"}, False
+        return failed_row(error)
+
+
+def failed_row(error: Exception) -> tuple[Row, bool]:
+    """Return the row that names a case's problem; and whether its process is fit for more cases."""
+    from torch import OutOfMemoryError
+
+    if isinstance(error, OutOfMemoryError):
+        return {PROBLEM: OUT_OF_MEMORY}, True
+    if isinstance(error, UserError):
+        return {PROBLEM: first_line(error)}, True
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] not in OUR_PACKAGES:
+        return {PROBLEM: f"not installed: {first_line(error)}"}, True
+    return {PROBLEM: f"{type(error).__name__}: {first_line(error)}"}, False
 
 
 def first_line(error: BaseException) -> str:
@@ -99,7 +110,7 @@ def run_part(part: str, context: Context, key: dict[str, Any], seconds: float) -
 def run_process(part: str, context: Context, seconds: float) -> int | None:
     """Run one process of a part; return its status, or None if it was stopped at the end of the time box."""
     command = [sys.executable, "-m", "benchmarks.gpu.bench", "--part", part, "--folder", str(context.folder)]
-    command += ["--quick"] if context.quick else []
+    command += ["--attn", context.attention, *(["--quick"] if context.quick else [])]
     for option, path in (("--models", context.models), ("--data", context.data)):
         command += [option, str(path)] if path else []
     with log_file(part, context).open("w", encoding="utf-8") as log:
@@ -153,6 +164,7 @@ def page_path(arguments: argparse.Namespace, card: dict[str, Any], context: Cont
 def make_command(arguments: argparse.Namespace) -> str:
     """Return the make command without the folders of this machine."""
     options = [f"--only {','.join(arguments.only)}"] if arguments.only else []
+    options += [f"--attn {arguments.attn}"] if arguments.attn != "auto" else []
     options += ["--models DIR --data DIR"] if arguments.models and arguments.data else []
     variables = ["QUICK=1"] if arguments.quick else []
     variables += [f'ARGS="{" ".join(options)}"'] if options else []
@@ -177,6 +189,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help=f"parts: {', '.join(PARTS)}")
     parser.add_argument("--models", type=Path, help="folder of smollm2-135m and gemma3-270m")
     parser.add_argument("--data", type=Path, help="folder of the real judgements")
+    parser.add_argument("--attn", default="auto", help="attention where a case names none; default: auto")
     parser.add_argument("--out", type=Path, help=f"the page; default: {PAGE} on a GPU, else in --folder")
     parser.add_argument("--folder", type=Path, help="of results; default: runs/bench-gpu, quick: runs/bench-gpu-quick")
     parser.add_argument("--redo", action="store_true", help="measure the chosen parts again")
@@ -187,7 +200,7 @@ def main() -> None:
     arguments.only = chosen_parts(arguments.only) if arguments.only else []
     folder = arguments.folder or Path("runs/bench-gpu-quick" if arguments.quick else "runs/bench-gpu")
     models, data = (path.resolve() if path else None for path in (arguments.models, arguments.data))
-    context = Context(folder.resolve(), arguments.quick, models, data)
+    context = Context(folder.resolve(), arguments.quick, models, data, arguments.attn)
     see_one_gpu(0)
     if arguments.part:
         quiet_libraries()
@@ -219,8 +232,9 @@ def run_all(arguments: argparse.Namespace, context: Context, card: dict[str, Any
         path = context.folder / f"{part}.json"
         if arguments.redo:
             path.unlink(missing_ok=True)
-        print(f"{part}: up to {PARTS[part].seconds:.0f} s", file=sys.stderr, flush=True)
-        run_part(part, context, key, PARTS[part].seconds)
+        seconds = PARTS[part].seconds * (SLOW_CPU if context.quick else 1)
+        print(f"{part}: up to {seconds:.0f} s", file=sys.stderr, flush=True)
+        run_part(part, context, key, seconds)
         rows = {name: ordered_rows(name, context, key) for name in PARTS}
         text = write_page(target, TITLE, body(card, rows, context), make_command(arguments) or command_line())
     print(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks.gpu.parts import ARENA, PARTS, PROBLEM, Case, Context, Row
+from benchmarks.gpu.parts import ARENA, EAGER_LAYERS, PARTS, PROBLEM, Case, Context, Row
 
 TITLE = "GPU benchmark"
 TRAINING_GOAL, SCORING_GOAL, TRAINER_GOAL = 0.45, 0.55, 1.5
@@ -35,7 +35,7 @@ def body(card: Mapping[str, Any], rows: Mapping[str, Rows], context: Context) ->
         "Plain Trainer with peft": ("trainer", trainer_lines(rows, rate)),
         "Scoring in both orders": ("scoring", scoring_lines(rows["scoring"], rate)),
         "QLoRA": ("qlora", training_table(rows["qlora"], rate)),
-        "Operations of LoRA training": ("operations", operation_lines(rows["operations"])),
+        "Operations": ("operations", operation_lines(rows["operations"])),
         "The demo": ("demo", stage_lines(rows["demo"])),
         "Real judgements": ("real", [*real_introduction(context), "", *stage_lines(rows["real"])]),
     }
@@ -121,10 +121,13 @@ def goal_lines(rows: Mapping[str, Rows], rate: float | None, context: Context) -
         (f"scoring of {shape}: share of that rate", SCORING_GOAL, scored, ".0%"),
         ("tokens/s of the plain Trainer, times", TRAINER_GOAL, faster, ".2f"),
     ]
-    return table(
+    lines = table(
         "goal | at least | measured | ",
         [[name, format(goal, form), *verdict(value, goal, form)] for name, goal, value, form in goals],
     )
+    if any(value is not None and value < goal for _, goal, value, _ in goals):
+        lines += ["", "Below a goal, the section [Operations](#operations) has the time of each kind of operation."]
+    return lines
 
 
 def verdict(value: float | None, goal: float, form: str) -> list[str]:
@@ -170,8 +173,8 @@ def training_lines(rows: Rows, rate: float | None, context: Context) -> list[str
 
 def training_table(rows: Rows, rate: float | None) -> list[str]:
     header = (
-        "shape | lengths | attention | tokens/s | share of rate | peak GB | planned GB | seconds | predicted | batch, "
-        "tokens | recomputes"
+        "shape | lengths | attention | fused layers | tokens/s | share of rate | peak GB | planned GB | seconds | "
+        "predicted | batch, tokens | recomputes"
     )
     cells = []
     for case, row in measured(rows):
@@ -181,6 +184,7 @@ def training_table(rows: Rows, rate: float | None) -> list[str]:
             [
                 *case[:2],
                 f"**{name}**" if row["auto"] else name,
+                ", ".join(row["fused_layers"]) or "no",
                 figure(row, "tokens_per_second"),
                 share(row, rate),
                 figure(row, "peak_gb", ".1f"),
@@ -201,7 +205,7 @@ def trainer_lines(rows: Mapping[str, Rows], rate: float | None) -> list[str]:
         cells.append(
             [
                 *case,
-                row["attention"],
+                "; ".join([row["attention"], *row.get("failures", [])]),
                 figure(row, "tokens_per_second"),
                 f"{ours / row['tokens_per_second']:.2f}" if ours else "",
                 share(row, rate),
@@ -220,11 +224,13 @@ def trainer_lines(rows: Mapping[str, Rows], rate: float | None) -> list[str]:
 
 def scoring_lines(rows: Rows, rate: float | None) -> list[str]:
     cells = []
-    for case, row in measured(rows):
+    for (shape, kind), row in measured(rows):
         cells.append(
             [
-                *case,
+                shape,
+                "bfloat16" if kind == EAGER_LAYERS else kind,
                 row["attention"],
+                ", ".join(row["fused_layers"]) or "no",
                 figure(row, "tokens_per_second"),
                 share(row, rate),
                 figure(row, "peak_gb", ".1f"),
@@ -235,26 +241,33 @@ def scoring_lines(rows: Rows, rate: float | None) -> list[str]:
             ]
         )
     header = (
-        "shape | base in | attention | tokens/s | share of rate | peak GB | planned GB | KL from bfloat16 | largest "
-        "difference of a logit | largest logit"
+        "shape | base in | attention | fused layers | tokens/s | share of rate | peak GB | planned GB | KL from the "
+        "first row | largest difference of a logit | largest logit"
     )
-    text = "Drift is that of the same random weights, rounded or quantised; a trained model's is another."
+    text = (
+        "KL and difference of logits are those from the shape's first row, for the same random weights, rounded or "
+        "quantised; a trained model's are others."
+    )
     return [text, "", *table(header, cells), *problem_lines(rows)]
 
 
 def operation_lines(rows: Rows) -> list[str]:
     lines = [
-        "Shares of the time of the kernels (on a CPU: of PyTorch's operations) in two steps at the arena's lengths."
+        "Shares of the time of the kernels (on a CPU: of PyTorch's operations) at the arena's lengths, in two "
+        "optimizer steps and in the scoring of both orders."
     ]
     kinds = list(dict.fromkeys(kind for _, row in measured(rows) for kind in by_share(row["shares"])))
     cells = []
     for case, row in measured(rows):
         values = [f"{row['shares'][kind]:.0%}" if kind in row["shares"] else "" for kind in kinds]
         cells.append([*case, row["attention"], *values])
-    lines += ["", *table(" | ".join(["shape", "attention", *kinds]), cells), *problem_lines(rows)]
-    for (shape, *_), row in measured(rows):
-        names = [f"`{name.replace('|', '/')}` {part:.0%}" for name, part in by_share(row["longest"]).items()]
-        lines += ["", f"Longest of {shape}: {', '.join(names)}."]
+    lines += ["", *table(" | ".join(["shape", "pass", "attention", *kinds]), cells), *problem_lines(rows)]
+    for (shape, what), row in measured(rows):
+        names = [
+            [f"`{name.replace('|', '/')}`", f"{part:.1%}", f"{part * row['kernel_seconds'] * 1000:,.0f}"]
+            for name, part in by_share(row["longest"]).items()
+        ]
+        lines += ["", f"Longest in {what} of {shape}:", "", *table("operation | share | ms", names)]
     return lines
 
 
@@ -275,12 +288,15 @@ def stage_lines(rows: Rows) -> list[str]:
     cells = [
         [
             ", ".join(case),
-            f"{sum(row['seconds'].values()):,.0f}",
+            f"{'over ' if row['continued'] else ''}{sum(row['seconds'].values()):,.0f}",
             *(loss_cell(row["log_loss"].get(name)) for name in names),
         ]
         for case, row in measured(rows)
     ]
-    text = "Log loss out of fold, with 95 % intervals; seconds are those of the last call."
+    text = (
+        "Log loss out of fold, with 95 % intervals. The seconds of a run that took several calls lack those of stages "
+        "that were stopped: it took over the seconds that are given."
+    )
     return [text, "", *table(" | ".join(["run", "seconds", *names]), cells), *problem_lines(rows)]
 
 

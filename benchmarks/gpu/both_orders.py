@@ -1,4 +1,4 @@
-"""Scoring of both orders by precision of the base: tokens per second, memory, and drift from bfloat16.
+"""Scoring of both orders by precision of the base, and without fused layers: speed, memory, and drift from bfloat16.
 
 The weights are random and the same for every precision, so a drift is that of rounding alone; it is not that of a
 trained model. float16 is not checked beforehand, as a fold job checks it: the drift is in the table.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import timed
 from benchmarks.gpu.card import predicted_seconds
-from benchmarks.gpu.parts import ARENA, Case, Context, Row
+from benchmarks.gpu.parts import ARENA, EAGER_LAYERS, Case, Context, Row
 from benchmarks.gpu.random_classifier import (
     PAD,
     begin_peak,
@@ -30,6 +30,7 @@ from benchmarks.gpu.random_classifier import (
     sequence_lengths,
     vocabulary_of,
 )
+from oof.model.fused_layers import FusedLayers
 from oof.training.inference import predict_logits
 
 REFERENCE = "bfloat16"
@@ -44,7 +45,7 @@ def measure(case: Case, context: Context) -> Row:
     """
     shape, kind = case
     size = context.size
-    member = member_of(shape, context, quantise=kind if kind in ("int8", "nf4") else "none")
+    member = member_of(shape, context, option=kind if kind in ("int8", "nf4", EAGER_LAYERS) else "none")
     attention = resolved(member)
     lengths = sequence_lengths(ARENA, size.score_battles, size)
     battles = random_battles(lengths, vocabulary_of(member), orders=2)
@@ -56,6 +57,8 @@ def measure(case: Case, context: Context) -> Row:
     longest = np.argsort(lengths)[-WARM_UP_BATTLES:]
     predict_logits(model, member, battles.take(longest), PAD, "warm-up")
     begin_peak()
+    fused = FusedLayers(model, member)  # those that scoring will make itself
+    fused.remove()
     logits, seconds = timed(lambda: predict_logits(model, member, battles, PAD, "scoring"))
     saved = context.folder / f"logits-{shape.replace(' ', '-')}.npy"
     if kind == REFERENCE:
@@ -65,6 +68,7 @@ def measure(case: Case, context: Context) -> Row:
     plan = planned(sixteen_bit, attention, size.max_tokens, size.score_budget, False, False)
     return {
         "attention": attention,
+        "fused_layers": fused.kinds,
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,

@@ -28,7 +28,7 @@ PACKAGES = {
     "flash-attn-3": "row flash_attention_3",
     "flash-attn": "row flash_attention_2",
     "kernels": "compiled FlashAttention of the hub",
-    "liger-kernel": "",
+    "liger-kernel": "fused layers",
 }
 GPU_BYTES = 80e9 * 0.95  # "80 GB" cards report a little less
 
@@ -67,9 +67,10 @@ def driver() -> str:
 
 
 def result_key(facts: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Return what figures depend on: card, torch and transformers, and the amounts of work."""
-    libraries = {name: facts["versions"].get(name) for name in ("torch", "transformers", "peft")}
-    return {"gpu": facts["gpu"], "libraries": libraries, "size": asdict(context.size)}
+    """Return what all figures depend on: card, libraries and the amounts of work."""
+    libraries = {name: facts["versions"].get(name) for name in ("torch", "transformers", "peft", "liger-kernel")}
+    key = {"gpu": facts["gpu"], "libraries": libraries, "size": asdict(context.size)}
+    return key if context.attention == "auto" else key | {"attention": context.attention}
 
 
 def planned_card(gpu: str | None) -> str | None:
@@ -84,7 +85,7 @@ def predicted_seconds(member: Member, flops: float) -> float | None:
     """Return the plan's seconds for an amount of arithmetic on this machine's card; None without such a card."""
     import torch
 
-    from oof.plan import CARDS, SLOWDOWN, UTILISATION
+    from oof.plan.members import CARDS, SLOWDOWN, UTILISATION
 
     name = planned_card(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return flops / (CARDS[name][1] * UTILISATION / SLOWDOWN[member.quantise]) if name else None

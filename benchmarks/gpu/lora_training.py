@@ -1,23 +1,25 @@
 """LoRA training speed and memory of our trainer, per shape, lengths and attention; with nf4 weights it is QLoRA.
 
-The functions are those of a fold job. Two optimizer steps with the longest sequences run first, so that compilation and
-the first allocations do not count.
+The functions are those of a fold job. An optimizer step with the longest sequences runs first, so that compilation and
+the first allocations do not count. Seconds are those inside ``Trainer.train``, as for the plain Trainer.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+from transformers import Trainer
 
-from benchmarks.common import timed
 from benchmarks.gpu.card import predicted_seconds
-from benchmarks.gpu.parts import Case, Context, Row
+from benchmarks.gpu.parts import EAGER_LAYERS, Case, Context, Row
 from benchmarks.gpu.random_classifier import (
     PAD,
     SEED,
@@ -40,7 +42,7 @@ from oof.model.optimizations import checkpoint_trainable_layers
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
 
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 1
 
 
 def measure(case: Case, context: Context) -> Row:
@@ -49,34 +51,54 @@ def measure(case: Case, context: Context) -> Row:
     Raises:
         UserError: the attention cannot run here, or one sequence does not fit.
     """
-    shape, kind, attention, *quantise = case
-    member = member_of(shape, context, attention, *quantise)
+    shape, kind, attention, *options = case
+    member = member_of(shape, context, attention, *options)
     name = resolved(member)
-    automatic = attention == "auto" or name == resolved(replace(member, attn="auto"))
-    with prepared(member, name, kind, context) as (model, steps, settings):
-        summary, seconds = timed(lambda: train(model, member, steps))
+    automatic = attention == "auto" or name == resolved(member_of(shape, context))
+    with prepared(member, name, kind, context) as (model, steps, halvings):
+        with timed_trainer() as calls:
+            summary = train(model, member, steps)
+        seconds, recomputes = sum(calls), summary["checkpointed_layers"] > 0
         tokens = int(steps.encoded.lengths.sum())
         longest = context.size.max_tokens
         flops = model_flops(member, steps.encoded.lengths[:, 0], True)
-        planned_cost = planned(member, name, longest, steps.budget, True, settings["checkpointing"])
-        return settings | {
+        planned_cost = planned(member, name, longest, steps.budget, True, recomputes)
+        return {
             "attention": name,
-            "auto": automatic,
+            "auto": automatic and EAGER_LAYERS not in options,
+            "fused_layers": summary["fused_layers"],
             "tokens": tokens,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "flops_per_second": flops / seconds,
             "predicted_seconds": predicted_seconds(member, flops),
             "tokens_per_batch": steps.budget,
-            "halvings": summary["oom_halvings"],
+            "checkpointing": recomputes,
+            "halvings": halvings + summary["oom_halvings"],
             "peak_gb": peak_memory_gb(),
             "planned_gb": planned_cost.peak_bytes / 1e9,
         }
 
 
 @contextmanager
-def prepared(member: Member, attention: str, kind: str, context: Context) -> Iterator[tuple[Any, TrainingSteps, Row]]:
-    """Yield a warm classifier, the steps to measure, and the settings that the plan chose."""
+def timed_trainer() -> Iterator[list[float]]:
+    """Yield a list that gets the seconds of each ``Trainer.train`` inside, which ends when the device has finished."""
+    calls: list[float] = []
+    stock = Trainer.train
+
+    def train_and_record(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        begun = time.perf_counter()
+        output = stock(trainer, *arguments, **options)
+        calls.append(time.perf_counter() - begun)
+        return output
+
+    with patch.object(Trainer, "train", train_and_record):
+        yield calls
+
+
+@contextmanager
+def prepared(member: Member, attention: str, kind: str, context: Context) -> Iterator[tuple[Any, TrainingSteps, int]]:
+    """Yield a warm classifier, the steps to measure, and how often the warm-up halved the planned batch."""
     size = context.size
     free_memory()
     budget, checkpointing = largest_budget(member, attention, size.max_tokens, size)
@@ -86,9 +108,9 @@ def prepared(member: Member, attention: str, kind: str, context: Context) -> Ite
     lengths = sequence_lengths(kind, size.step_sequences * size.lengths[kind], size)
     warm = plan_of(member, lengths, budget)
     warm.steps = sorted(warm.steps, key=lambda step: -int(warm.encoded.lengths[step.battles].max()))[:WARM_UP_STEPS]
-    train(model, member, warm)
+    halvings = train(model, member, warm)["oom_halvings"]
     begin_peak()
-    yield model, plan_of(member, lengths, warm.budget), {"checkpointing": checkpointing}
+    yield model, plan_of(member, lengths, warm.budget), halvings
 
 
 def plan_of(member: Member, lengths: np.ndarray, budget: int) -> TrainingSteps:

@@ -1,9 +1,10 @@
 """LoRA training speed of transformers' own Trainer with peft, on the same shapes, lengths and card.
 
-bfloat16, ``train_sampling_strategy="group_by_length"``, and the attention that our own ``auto`` takes, or eager where
-that is not part of transformers. The batch is the largest one that trains without running out of memory; gradients
-accumulate to the same sequences per optimizer step. Where one sequence does not fit, Trainer's activation checkpointing
-is switched on, with the largest batch again.
+bfloat16, ``train_sampling_strategy="group_by_length"``, and the attention that our own ``auto`` takes. Where that is
+not part of transformers, or fails on padded batches, it is eager for Gemma2 and sdpa for others. The batch is the
+largest one that trains without running out of memory; gradients accumulate to the same sequences per optimizer step.
+Where one sequence does not fit, Trainer's activation checkpointing is switched on, with the largest batch again.
+Seconds are those inside ``Trainer.train``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from benchmarks.common import timed
-from benchmarks.gpu.parts import OUT_OF_MEMORY, PROBLEM, Case, Context, Row
+from benchmarks.gpu.parts import OUT_OF_MEMORY, PROBLEM, Case, Context, Row, Size
 from benchmarks.gpu.random_classifier import (
     PAD,
     SEED,
@@ -35,21 +36,47 @@ from benchmarks.gpu.random_classifier import (
     vocabulary_of,
 )
 from benchmarks.speed.fold_jobs import Rows
+from oof.config import Member
 from oof.distributed.gpus import train_on_one_gpu
 from oof.model import blockwise_attention
+from oof.model.attention import model_attention
 from oof.model.classifier import load_tokenizer
+from oof.model.cost_model import base_config
 
 
 def measure(case: Case, context: Context) -> Row:
-    """Return tokens per second, memory and batch of one case."""
+    """Return tokens per second, memory and batch of one case.
+
+    Raises:
+        UserError: no attention can run here.
+    """
     shape, kind = case
-    size, member = context.size, member_of(shape, context)
-    attention = stock_attention(resolved(member))
+    member = member_of(shape, context)
+    *faster, last = stock_attentions(member)
+    failures: list[str] = []
+    for attention in faster:
+        try:
+            return measure_attention(member, attention, kind, context.size)
+        except Exception as error:
+            failures.append(f"{attention}: {type(error).__name__}")
+    return measure_attention(member, last, kind, context.size) | {"failures": failures}
+
+
+def stock_attentions(member: Member) -> list[str]:
+    """Return the attentions of transformers to try, the fastest first."""
+    best = resolved(member)
+    slower = "eager" if model_attention(base_config(member.checkpoint), member.attn_softcap).capped else "sdpa"
+    return list(dict.fromkeys([slower if best == blockwise_attention.NAME else best, slower]))
+
+
+def measure_attention(member: Member, attention: str, kind: str, size: Size) -> Row:
+    """Return the row of the largest batch that fits; or, if none does, one that says so."""
     lengths = sequence_lengths(kind, size.step_sequences * size.lengths[kind], size)
     labels = np.random.default_rng(SEED).integers(3, size=len(lengths))
     data = Rows(random_battles(lengths, vocabulary_of(member)), labels)
     n = size.step_sequences
     longest = Rows(random_battles(np.sort(lengths)[-n:], vocabulary_of(member)), labels[:n])
+    free_memory()
     base = build(member, attention, adapters=False)
     adapters = LoraConfig(task_type=TaskType.SEQ_CLS, r=size.rank, lora_alpha=16, target_modules="all-linear")
     model = get_peft_model(base, adapters)
@@ -73,11 +100,6 @@ def measure(case: Case, context: Context) -> Row:
                 }
             at_once //= 2
     return {PROBLEM: OUT_OF_MEMORY}
-
-
-def stock_attention(name: str) -> str:
-    """Return an attention that transformers has itself."""
-    return "eager" if name == blockwise_attention.NAME else name
 
 
 def arguments(at_once: int, step_sequences: int, checkpointing: bool) -> dict[str, Any]:
@@ -113,7 +135,7 @@ def train(model: Any, data: Rows, settings: dict[str, Any]) -> float:
         try:
             seconds = timed(trainer.train)[1]
         except RuntimeError as error:
-            if "memory" not in str(error):
+            if "out of memory" not in str(error):
                 raise
     model.zero_grad(set_to_none=True)
     del trainer

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.common import ROOT, peak_gb
-from benchmarks.gpu.parts import ARENA, Context, Size
+from benchmarks.gpu.parts import ARENA, EAGER_LAYERS, Context, Size
 from benchmarks.speed.token_sequences import arena_lengths
 from oof.classes import CLASSES
 from oof.config import Lora, Member, Train
@@ -39,15 +39,23 @@ def checkpoint_of(shape: str, size: Size) -> str:
     return str(ROOT / name) if (ROOT / name).is_dir() else name
 
 
-def member_of(shape: str, context: Context, attention: str = "auto", quantise: str = "none") -> Member:
-    """Return the member of a shape: LoRA on all linear layers, bfloat16, one order of each battle in a step."""
+def member_of(shape: str, context: Context, attention: str = "auto", option: str = "none") -> Member:
+    """Return the member of a shape: LoRA on all linear layers, bfloat16, one order of each battle in a step.
+
+    Args:
+        shape: of ``Size.shapes``.
+        context: options of the call.
+        attention: implementation, or "auto" for that of the call.
+        option: quantisation of the base, or ``EAGER_LAYERS``.
+    """
     size = context.size
     train = Train(batch_battles=size.step_sequences, swap="none", warmup_share=0.0, tokens_per_batch=size.budgets[0])
     return Member(
         checkpoint_of(shape, size),
         dtype="bfloat16",
-        quantise=quantise,
-        attn=attention,
+        quantise="none" if option == EAGER_LAYERS else option,
+        attn=context.attention if attention == "auto" else attention,
+        fused_layers="off" if option == EAGER_LAYERS else "auto",
         score_tokens_per_batch=size.score_budget,
         lora=Lora(rank=size.rank, alpha=16),
         train=train,

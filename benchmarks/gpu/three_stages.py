@@ -1,7 +1,7 @@
 """All three stages on the card: the demo, and small pre-trained models on real judgements at sizes for a GPU.
 
 Members are SmolLM2-135M and Gemma3-270M with adapters in every layer, the student is a Gemma3-270M. A run that its time
-box ends is continued by the next call.
+box ends is continued by the next call; its seconds then lack those of the stage that was stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from oof.common.atomic_files import read_json, write_json
 from oof.common.errors import UserError
 
 STAGES = {"oof": "oof", "stack": "ensemble", "distill": "ensemble", "table": "ensemble"}  # subcommand: its package
+PROGRESS = "progress.json"
 ROWS = ("prior", "length_only", "mean", "stack", "calibrated", "student")
 
 
@@ -30,13 +31,16 @@ def measure(case: Case, context: Context) -> Row:
         UserError: a stage failed.
     """
     folder = context.folder / "-".join(case).replace(" ", "-")
+    progress = folder / PROGRESS
+    if not progress.is_file() or "log_loss" in read_json(progress):
+        shutil.rmtree(folder, ignore_errors=True)  # stages of a finished run would be skipped and take no time
     if case == ("demo",):
-        shutil.rmtree(folder, ignore_errors=True)  # finished stages would be skipped and take no time
-        return run_stages(folder, [str(ROOT / "configs" / "demo.yaml"), f"run={folder}", *context.size.demo])
-    name, seed = case[0], int(case[1].removeprefix("seed "))
-    path = folder / "config.yaml"
-    write_json(path, real_settings(name, seed, folder, context))  # JSON is YAML
-    return run_stages(folder / "run", [str(path)])
+        arguments = [str(ROOT / "configs" / "demo.yaml"), f"run={folder / 'run'}", *context.size.demo]
+    else:
+        arguments = [str(folder / "config.yaml")]
+        settings = real_settings(case[0], int(case[1].removeprefix("seed ")), folder, context)
+        write_json(folder / "config.yaml", settings)  # JSON is YAML
+    return run_stages(folder / "run", arguments, progress)
 
 
 def real_settings(name: str, seed: int, folder: Path, context: Context) -> dict[str, Any]:
@@ -74,16 +78,27 @@ def real_settings(name: str, seed: int, folder: Path, context: Context) -> dict[
     }
 
 
-def run_stages(run: Path, arguments: list[str]) -> Row:
-    """Run the stages with these arguments; return the seconds of each and the losses of ``metrics.json``."""
-    row: Row = {"seconds": {}}
+def run_stages(run: Path, arguments: list[str], progress: Path) -> Row:
+    """Run the stages with these arguments; return the seconds of each and the losses of ``metrics.json``.
+
+    Args:
+        run: the run's folder.
+        arguments: configuration and overrides.
+        progress: file of the row so far, written after each stage.
+    """
+    earlier = read_json(progress) if progress.is_file() else {"seconds": {}}
+    row: Row = {"seconds": earlier["seconds"], "continued": progress.is_file()}
+    write_json(progress, row)
     for stage, package in STAGES.items():
         begun = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", package, stage, *arguments], cwd=ROOT, check=False)
         if done.returncode:
             raise UserError(f"python -m {package} {stage} ended with status {done.returncode}; see the part's log")
-        row["seconds"][stage] = time.perf_counter() - begun
+        row["seconds"][stage] = row["seconds"].get(stage, 0.0) + time.perf_counter() - begun
+        write_json(progress, row)
     losses = read_json(run / "metrics.json")["log_loss"]
     kept = {name: losses[name] for name in ROWS if name in losses}
     kept |= {f"member {name}": value for name, value in losses.get("members", {}).items()}
-    return row | {"log_loss": kept}
+    row |= {"log_loss": kept}
+    write_json(progress, row)
+    return row

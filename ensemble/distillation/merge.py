@@ -2,6 +2,8 @@
 
 The average of K models has the average of the adapters' *products* B A. Averaging the factors A and B separately, as is
 often done, adds cross terms: mean(B) mean(A) differs from mean(B A) unless the adapters share a factor.
+
+A quantised base is dequantised first: merged into 4-bit weights, an adapter's small updates would be rounded away.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch import nn
 
 from oof.classes import CLASSES
 from oof.config import Member
-from oof.model.classifier import load_base, load_classifier
+from oof.model.classifier import load_base, load_classifier, with_adapter
+from oof.model.precision import resolve_dtype
+from oof.model.quantization import dequantise
 
 
 def merge(model: Any, temperature: float) -> Any:
@@ -38,6 +42,17 @@ def merge(model: Any, temperature: float) -> Any:
     return plain
 
 
+def load_to_merge(member: Member, folder: Path, tokenizer: Any) -> Any:
+    """Return the trained classifier in ``folder`` with plain weights, into which its adapter can be merged."""
+    if member.quantise == "none":
+        return load_classifier(member, folder, tokenizer, seed=0)
+    return with_adapter(_plain_base(member, tokenizer), folder)
+
+
+def _plain_base(member: Member, tokenizer: Any) -> Any:
+    return dequantise(load_base(member, tokenizer, seed=0), resolve_dtype(member.dtype))
+
+
 def fold_average(member: Member, folders: Sequence[Path], tokenizer: Any) -> Any:
     """Return one classifier whose weights are the average of the trained ones in ``folders``.
 
@@ -49,7 +64,7 @@ def fold_average(member: Member, folders: Sequence[Path], tokenizer: Any) -> Any
     if not (folders[0] / "adapter_config.json").is_file():
         return _average_whole(member, folders, tokenizer)
     names = [f"fold_{i}" for i in range(len(folders))]
-    model: Any = PeftModel.from_pretrained(load_base(member, tokenizer, seed=0), str(folders[0]), adapter_name=names[0])
+    model: Any = PeftModel.from_pretrained(_plain_base(member, tokenizer), str(folders[0]), adapter_name=names[0])
     for name, folder in zip(names[1:], folders[1:], strict=True):
         model.load_adapter(str(folder), adapter_name=name)
     wrapper: Any = model.base_model.model.score

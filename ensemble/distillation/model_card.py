@@ -115,6 +115,7 @@ def _recipe(plan: StudentPlan) -> str:
     tuning = (
         f"LoRA of rank {student.lora.rank}, alpha {student.lora.alpha:g}" if student.lora.rank else "full fine-tuning"
     )
+    commit = f" at commit {student.revision}" if student.revision else ""
     pretraining = ""
     if plan.pretrain is not None:
         files = ", ".join(f"`{Path(path).name}`" for path in plan.config.pretrain.data)
@@ -127,7 +128,7 @@ def _recipe(plan: StudentPlan) -> str:
 
 * Teacher: {teacher} {names}; {TEACHERS[distill.teacher]}.
 * Loss: weighted mean of {terms}; temperature {distill.temperature:g}.
-* Student: `{student.checkpoint}`, {tuning}, {train.epochs:g} epochs of {train.batch_battles} battles a step, \
+* Student: `{student.checkpoint}`{commit}, {tuning}, {train.epochs:g} epochs of {train.batch_battles} battles a step, \
 learning rate {train.lr:g} (head {train.head_lr:g}), orders: {train.swap}.
 {pretraining}* These weights: {final}. Seed {plan.config.seed}."""
 

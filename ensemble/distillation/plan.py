@@ -22,6 +22,7 @@ from oof.common.digests import checkpoint_digest, digest
 from oof.common.errors import UserError
 from oof.config import Config, Distill, without_speed_settings
 from oof.data.schemas import SOFT_COLUMNS, TEXTS
+from oof.jobs.commits import with_recorded_commits
 from oof.jobs.dataset import FORMAT, load_battles
 from oof.jobs.fold_job import FoldJob, check_frozen, fold_jobs
 from oof.jobs.pretrain import PretrainJob, pretrain_job
@@ -95,6 +96,7 @@ def plan_student(config: Config) -> StudentPlan:
     _check_settings(config)
     inputs = load_inputs(config)
     ensemble_probs = load_teacher(config, inputs)
+    config = with_recorded_commits(config)
     battles = load_battles(Path(config.run))
     table = pl.concat([inputs.table.select(battles.columns), *_unscored(battles, config.distill)])
     unlabelled = (table["role"] == "unlabelled").to_numpy()
@@ -126,6 +128,11 @@ def _check_settings(config: Config) -> None:
     if not distill.student.checkpoint:
         raise UserError("distill.student.checkpoint is empty; set a Hugging Face folder or hub name")
     check_frozen("distill.student", distill.student, nproc=1)  # each student trains in one process
+    if distill.student.score_quantise != "same":
+        raise UserError(
+            f"distill.student.score_quantise={distill.student.score_quantise}: a student is scored as it is exported; "
+            f"set distill.variants=[{distill.student.score_quantise}] for a quantised copy with its measured drift"
+        )
     losses = distill.losses
     if not losses.ce + losses.kl + losses.cosine + losses.mse:
         raise UserError(

@@ -17,7 +17,8 @@ from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.pretrain import start_of
 from oof.jobs.process_pool import run_all, run_alone
 from oof.jobs.run_fold_job import fit_classifier, job_seed
-from oof.model.classifier import load_classifier
+from oof.model.cpu_limit import refuse_too_large_for_cpu
+from oof.model.shared_base import release_base, saved_classifier
 from oof.training.losses import cross_entropy
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,12 @@ logger = logging.getLogger(__name__)
 def run_teacher_jobs(plan: StudentPlan) -> None:
     """Run every unfinished teacher job of the plan, then fit the nested stacks that read their scores."""
     todo = [job for job in teacher_jobs(plan) if not job.done]
-    run_all(partial(run_alone, run_teacher_job), todo, [job.label for job in todo], plan.config.jobs.workers)
+    for kind in (ScoringJob, NestedJob):  # the latter train, and need the memory of the former's base
+        jobs = [job for job in todo if isinstance(job, kind)]
+        try:
+            run_all(partial(run_alone, run_teacher_job), jobs, [job.label for job in jobs], plan.config.jobs.workers)
+        finally:
+            release_base()
     if plan.config.distill.teacher == "nested" and plan.teachers == ["stack"]:
         for fold in range(plan.config.folds.k):
             nested_stack(plan, fold)
@@ -42,11 +48,13 @@ def run_teacher_job(job: ScoringJob | NestedJob) -> None:
 
 def _score(job: ScoringJob) -> None:
     plan, fold_job, step = job.plan, job.fold_job, job.step
+    refuse_too_large_for_cpu(fold_job.member, plan.config.jobs, job.label)
     step.begin()
     table = plan.table[job.rows]
     texts = EncodedBattles(fold_job.member, table, plan.config)
-    model = load_classifier(fold_job.member, fold_job.folder / "adapter", texts.tokenizer, seed=0)
-    logits = texts.logits(model, np.arange(table.height), job.label, step.folder / "partial")
+    rows, partial_logits = np.arange(table.height), step.folder / "partial"
+    with saved_classifier(fold_job.member, fold_job.folder / "adapter", texts.tokenizer) as model:
+        logits = texts.logits(model, rows, job.label, partial_logits)
     frame = logits_frame(table["id"], logits, fold_job.fold, texts.scoring.counts)
     write_parquet(step.folder / "logits.parquet", frame)
     step.finish({"member": fold_job.name, "fold": fold_job.fold, "n": table.height})
@@ -58,7 +66,7 @@ def _train_and_score(job: NestedJob) -> None:
     step.begin()
     texts = EncodedBattles(job.member, plan.table, plan.config)
     outside = np.isin(plan.folds, job.without)
-    rows = np.flatnonzero(~outside & (plan.labels >= 0))
+    rows = np.flatnonzero(~outside & (plan.labels >= 0) & (plan.weights > 0))
     held_out = np.flatnonzero(outside[: plan.n_scored])
     one_hot = np.eye(3, dtype=np.float32)[plan.labels[rows]]
     seed = job_seed(plan.config.seed, job.name, *job.without)
@@ -66,9 +74,10 @@ def _train_and_score(job: NestedJob) -> None:
     model, summary = fit_classifier(
         texts, rows, one_hot, plan.weights[rows], cross_entropy, step.folder, seed, job.label, start
     )
+    model, drift = texts.scorer(model, held_out, step.folder / "adapter", job.label)
     logits = texts.logits(model, held_out, f"{job.label}: predict", step.folder / "partial")
     frame = logits_frame(plan.table["id"][held_out], logits, plan.folds[held_out])
     write_parquet(step.folder / "logits.parquet", frame)
     shutil.rmtree(step.folder / "adapter")  # its scores are all that is needed
-    step.finish({**summary, "member": job.name, "without": list(job.without)})
+    step.finish({**summary, **drift, "member": job.name, "without": list(job.without)})
     logger.info("%s: trained on %d battles, %.0f s", job.label, len(rows), summary["seconds"])

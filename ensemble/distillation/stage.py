@@ -23,6 +23,7 @@ from oof.common.logits_format import logits_frame
 from oof.common.steps import Step
 from oof.config import Config
 from oof.distributed.gpus import prepare_gpu
+from oof.jobs.commits import needs_commit, record_commit
 from oof.metrics import row_log_loss
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ def run_distill(config: Config) -> bool:
         UserError: settings conflict, an earlier stage is missing or out of date, or the exported student does not
             compute the trained one's logits.
     """
-    plan = plan_student(config)
-    step = Step(Path(config.run) / "distill", plan.key)
+    plan = _pinned_plan(config)
+    step = _step(plan)
     stale = not step.done
     if stale:
         _distill(plan, step)
@@ -47,6 +48,20 @@ def run_distill(config: Config) -> bool:
 
         export_variant(plan, step.folder / "student", variant)
     return stale or bool(missing)
+
+
+def _step(plan: StudentPlan) -> Step:
+    return Step(Path(plan.config.run) / "distill", plan.key)
+
+
+def _pinned_plan(config: Config) -> StudentPlan:
+    """Return the plan; the run first records the commit of the student's base if it has yet to load that."""
+    plan, run, student = plan_student(config), Path(config.run), config.distill.student
+    if not needs_commit(run, student):
+        return plan
+    begun = _step(plan).begun or (plan.pretrain is not None and plan.pretrain.step.begun)
+    record_commit(run, student, begun)
+    return plan_student(config)
 
 
 def _distill(plan: StudentPlan, step: Step) -> None:

@@ -40,7 +40,7 @@ class Student:
 
         Args:
             folder: holds the weights, the tokenizer and ``prompts.json``.
-            dtype: auto (as saved), float32 or bfloat16.
+            dtype: auto (as saved), float32, bfloat16 or float16.
             tokens_per_batch: padded tokens of one forward pass; None = a default for the device.
             attn: attention implementation, as in a member's recipe.
 

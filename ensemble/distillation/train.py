@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.distillation.merge import fold_average
+from ensemble.distillation.merge import fold_average, load_to_merge
 from ensemble.distillation.plan import FINAL, StudentPlan
 from ensemble.distillation.targets import student_targets
 from oof.common.atomic_files import read_parquet, write_parquet
@@ -24,7 +24,6 @@ from oof.jobs.pretrain import start_of
 from oof.jobs.process_pool import run_all, run_alone
 from oof.jobs.run_fold_job import fit_classifier, job_seed, run_pretrain
 from oof.metrics import log_loss, softmax
-from oof.model.classifier import load_classifier
 from oof.training.losses import distill_loss
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ def load_final(plan: StudentPlan, folder: Path, texts: EncodedBattles) -> Any:
         adapters = [job.folder / "adapter" for job in fold_student_jobs(plan, folder)]
         return fold_average(texts.member, adapters, texts.tokenizer)
     final = StudentJob(plan, folder, FINAL)
-    return load_classifier(texts.member, final.folder / "adapter", texts.tokenizer, seed=0)
+    return load_to_merge(texts.member, final.folder / "adapter", texts.tokenizer)
 
 
 def run_student_job(job: StudentJob) -> None:
@@ -98,7 +97,7 @@ def run_student_job(job: StudentJob) -> None:
     plan, distill = job.plan, job.plan.config.distill
     texts = EncodedBattles(distill.student, plan.table, plan.config)
     # FINAL is also the fold number of battles that no fold holds out, and those belong to every training set.
-    rows = np.flatnonzero((plan.folds != job.fold) | (job.fold == FINAL))
+    rows = np.flatnonzero(((plan.folds != job.fold) | (job.fold == FINAL)) & (plan.weights > 0))
     held_out = np.flatnonzero(plan.inputs.folds == job.fold)
     row_loss = partial(distill_loss, weights=distill.losses, temperature=distill.temperature)
     seed = job_seed(plan.config.seed, job.label)
@@ -122,6 +121,6 @@ def run_student_job(job: StudentJob) -> None:
         summary |= {"log_loss": loss}
         message = f"log loss {loss:.4f} on {len(held_out)} held-out battles"
     else:
-        message = f"trained on all {len(rows)} battles"
+        message = f"trained on {len(rows)} battles of all folds"
     job.step.finish({**summary, "fold": job.fold, "n_trained": len(rows)})
     logger.info("%s: %s, %.0f s", job.label, message, summary["seconds"])

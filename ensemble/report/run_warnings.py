@@ -58,7 +58,7 @@ def run_warnings(
         if report["verdict"] in ("blind to ties", "weak on ties")
     ]
     checks = [f"Audit: {f['check']}: {f['message']}" for f in audit if f["status"] == "warning"]
-    drift = _fold_drift(run, losses) + _submission_drift(run, shares)
+    drift = _fold_drift(run, losses) + _submission_drift(run, shares) + _quantisation_drift(run)
     return _leaks(run, losses, audit) + checks + rare + truncated + tie_warnings + drift
 
 
@@ -98,13 +98,30 @@ def _fold_drift(run: RunData, losses: Mapping[str, Floats]) -> list[str]:
     return drifts
 
 
+def _quantisation_drift(run: RunData) -> list[str]:
+    """Name the jobs whose probabilities a quantised base changed by more than their tolerance."""
+    measured = [
+        (name, job, job["score_drift"]) for name, jobs in run.jobs.items() for job in jobs if "score_drift" in job
+    ]
+    return [
+        f"Drift: {name} {job['folder']}: scoring in {drift['quantise']} changes a probability by "
+        f"{drift['mean_probability']:.3f} on average; set score_quantise=same, or quantise={drift['quantise']} in "
+        "training, too."
+        for name, job, drift in measured
+        if drift["mean_probability"] > drift["tolerance"]
+    ]
+
+
 def _submission_drift(run: RunData, shares: Floats) -> list[str]:
     """Compare the submission's mean probabilities with the class shares of the scored battles."""
     path = run.folder / "submission.csv"
     if not path.is_file():
         return []
     try:
-        frame = pl.read_csv(path).select(pl.col(WINNER_COLUMNS).cast(pl.Float64))
+        frame = pl.read_csv(path)
+        if "winner" in frame.columns:  # predict.format: winner, which has no mean probability
+            return []
+        frame = frame.select(pl.col(WINNER_COLUMNS).cast(pl.Float64))
         means = np.array(frame.mean().row(0), dtype=np.float64)
     except (pl.exceptions.PolarsError, OSError, TypeError) as error:
         return [f"Drift: {path.name} cannot be read ({' '.join(str(error).split())[:100]})."]

@@ -1,8 +1,11 @@
-"""Submission: probabilities for new battles, from the student or the ensemble, in the competition's format.
+"""Submission: predictions for new battles, from the student or the ensemble, in a competition's format.
 
-Test files of any size are read and scored in chunks. The scores of each chunk are stored in
+``predict.format`` is the format: three probabilities (scored by log loss), or the winner (scored by accuracy). Test
+files of any size are read and scored in chunks. The probabilities of each chunk are stored in
 ``RUN/predict/part-*.parquet``, so memory is bounded and a killed run resumes. The submission is written from these
 parts, read back and checked, and only then replaces an older one.
+
+Sources: Kaggle "LMSYS - Chatbot Arena Human Preference Predictions" (probabilities) and "WSDM Cup 2025" (winner).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 
 from ensemble.serving.chunks import cut_file
 from ensemble.stacking.stage import load_ensemble
-from oof.classes import WINNER_COLUMNS
+from oof.classes import WINNER_COLUMNS, A, B
 from oof.common.atomic_files import read_json, read_parquet, replacing, write_parquet
 from oof.common.digests import digest, file_digest
 from oof.common.errors import UserError
@@ -36,6 +39,8 @@ from oof.metrics import softmax_mean
 
 SUBMISSION = "submission.csv"
 SUM_TOLERANCE = 1e-6
+COLUMNS = {"probabilities": ["id", *WINNER_COLUMNS], "winner": ["id", "winner"]}  # by predict.format
+WINNERS = ("model_a", "model_b")  # the values of column "winner"
 Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]  # table of (n) battles -> (n, 3) probabilities
 
 
@@ -59,6 +64,7 @@ def run_predict(config: Config) -> bool:
     model_key = read_json(manifest)["key"]
     files = [(path, file_digest(Path(path))) for path in readers.expand(data.test)]
     settings = [config.predict.model, data.columns, data.on_bad_row]
+    settings += [config.predict.format] if config.predict.format != "probabilities" else []
     key = digest("submission", FORMAT, settings, model_key, config.prompts, files)
     step = Step(run, key, manifest="submission.json")
     parts = Step(run / "predict", digest(key, config.predict.chunk))
@@ -70,7 +76,7 @@ def run_predict(config: Config) -> bool:
     scorer = _student_scorer(config) if config.predict.model == "student" else _ensemble_scorer(config)
     parts.begin()
     paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(chunks(config, data, parts.folder))]
-    n = write_submission(run / SUBMISSION, paths)
+    n = write_submission(run / SUBMISSION, paths, config.predict.format)
     step.finish({"model": config.predict.model, "n": n}, files=[SUBMISSION])
     shutil.rmtree(parts.folder)
     return True
@@ -134,33 +140,52 @@ def _ensemble_scorer(config: Config) -> Scorer:
     return score
 
 
-def write_submission(path: Path, parts: Sequence[Path]) -> int:
+def write_submission(path: Path, parts: Sequence[Path], form: str = "probabilities") -> int:
     """Write a submission from its parts and check it; an older one is replaced only by a complete, valid one.
 
     Args:
         path: the CSV file.
         parts: Parquet files with id and the three probabilities, in the test files' order.
+        form: ``predict.format``.
 
     Returns:
         The number of battles.
 
     Raises:
-        UserError: an id occurs twice, or the written file is not valid.
+        UserError: an id occurs twice, a probability is not valid, or the written file is not.
     """
     ids = pl.concat([read_parquet(part)["id"] for part in parts])
     if ids.n_unique() != len(ids):
         repeated = ids.filter(ids.is_duplicated())[0]
         raise UserError(f"the test files have id {repeated!r} more than once; a submission needs unique ids")
     with replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            for i, part in enumerate(parts):
-                read_parquet(part).write_csv(file, include_header=i == 0)
+        _write_csv(temporary, parts)
         check_submission(temporary, ids)
+        if form == "winner":
+            _write_csv(temporary, parts, winners)
+            check_submission(temporary, ids, form)
     return len(ids)
 
 
-def check_submission(path: Path, ids: pl.Series) -> None:
-    """Check that a file has the submission's columns, these ids in this order, and a probability distribution each.
+def _write_csv(path: Path, parts: Sequence[Path], change: Callable[[pl.DataFrame], pl.DataFrame] | None = None) -> None:
+    with path.open("wb") as file:
+        for i, part in enumerate(parts):
+            frame = read_parquet(part)
+            (change(frame) if change else frame).write_csv(file, include_header=i == 0)
+
+
+def winners(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return id and winner of (n) battles: the more probable of A and B, whatever the probability of a tie.
+
+    Args:
+        frame: id and the three probabilities.
+    """
+    b_wins = pl.col(WINNER_COLUMNS[B]) > pl.col(WINNER_COLUMNS[A])
+    return frame.select("id", pl.when(b_wins).then(pl.lit(WINNERS[B])).otherwise(pl.lit(WINNERS[A])).alias("winner"))
+
+
+def check_submission(path: Path, ids: pl.Series, form: str = "probabilities") -> None:
+    """Check that a file has the format's columns, these ids in this order, and a valid prediction for each.
 
     Raises:
         UserError: it has not; the first line that is wrong is named.
@@ -168,7 +193,7 @@ def check_submission(path: Path, ids: pl.Series) -> None:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
-        if header != ["id", *WINNER_COLUMNS]:
+        if header != COLUMNS[form]:
             raise UserError(f"the submission's columns are {header}; nothing was replaced")
         ends = chain(iter(ids), [None])
         for line, (row, expected) in enumerate(zip(chain(reader, [None]), ends, strict=True), 2):
@@ -176,12 +201,16 @@ def check_submission(path: Path, ids: pl.Series) -> None:
                 if row is not None or expected is not None:
                     raise UserError(f"the submission does not have {len(ids)} rows; nothing was replaced")
                 break
-            if row[:1] != [expected]:
-                raise UserError(
-                    f"the submission's line {line} has id {row[:1]}, not {expected!r}; nothing was replaced"
-                )
-            probs = [float(cell or "nan") for cell in row[1:]]
-            if len(probs) != len(WINNER_COLUMNS) or not all(math.isfinite(p) and 0 <= p <= 1 for p in probs):
-                raise UserError(f"the submission's line {line} has no finite probabilities; nothing was replaced")
-            if abs(sum(probs) - 1) > SUM_TOLERANCE:
-                raise UserError(f"the submission's line {line} sums to {sum(probs):.7f}; nothing was replaced")
+            fault = f"has id {row[:1]}, not {expected!r}" if row[:1] != [expected] else _fault(row[1:], form)
+            if fault:
+                raise UserError(f"the submission's line {line} {fault}; nothing was replaced")
+
+
+def _fault(cells: Sequence[str], form: str) -> str:
+    """Return what is wrong with the cells after a line's id; "" if nothing is."""
+    if form == "winner":
+        return "" if len(cells) == 1 and cells[0] in WINNERS else f"has {cells}, not model_a or model_b"
+    probs = [float(cell or "nan") for cell in cells]
+    if len(probs) != len(WINNER_COLUMNS) or not all(math.isfinite(p) and 0 <= p <= 1 for p in probs):
+        return "has no finite probabilities"
+    return f"sums to {sum(probs):.7f}" if abs(sum(probs) - 1) > SUM_TOLERANCE else ""

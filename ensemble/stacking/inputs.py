@@ -33,6 +33,7 @@ from oof.config import Config
 from oof.config.load import MEMBER_NAME
 from oof.data import parse_cells, readers
 from oof.data.battles import content_fingerprint, read_battles
+from oof.data.subset import draw_subset
 from oof.folds.assignment import assign_folds
 from oof.folds.groups import group_battles
 
@@ -92,16 +93,17 @@ def external_inputs(config: Config) -> Inputs:
         if not MEMBER_NAME.fullmatch(name):
             raise UserError(f"stack.logits: member name {name!r}: use letters, digits, '_', '-' and '.'")
     battles = read_battles(config.data, seed=config.seed, roles=("train",))
-    table = battles.table.sort("id")
+    table = draw_subset(battles.table.sort("id"), config.data.subset, config.seed)
+    left_out = pl.concat([battles.dropped.select("id"), battles.table.join(table, on="id", how="anti").select("id")])
     files = {name: read_logits(path) for name, path in config.stack.logits.items()}
     logits = {}
     for name, file in files.items():
         path = config.stack.logits[name]
-        # The file may hold logits of battles that data.on_bad_row=drop left out.
-        kept = file.frame.join(battles.dropped.select("id"), on="id", how="anti", maintain_order="left")
+        # The file may hold logits of battles that data.on_bad_row=drop or data.subset left out.
+        kept = file.frame.join(left_out, on="id", how="anti", maintain_order="left")
         logits[name] = join_logits(table["id"].to_list(), kept, path)
         n_dropped = file.frame.height - kept.height
-        suffix = f", {n_dropped} of battles that were dropped" if n_dropped else ""
+        suffix = f", {n_dropped} of battles that were left out" if n_dropped else ""
         logger.info("%s: %s: %s%s", name, path, file.description, suffix)
     table, folds_from = _with_folds(table, {config.stack.logits[name]: file.frame for name, file in files.items()})
     text = has_text(table)

@@ -95,13 +95,19 @@ class Step:
             before = parse_json(self.manifest_path)["depends"]
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
             return ""
-        changed = [name for name, now in depends.items() if before.get(name) != now]
+        changed = sorted(name for name in {*depends, *before} if before.get(name) != depends.get(name))
         return f"changed: {', '.join(changed)}" if changed else "its files are damaged"
 
     @property
     def done(self) -> bool:
         """Whether the step is finished with this key and its files are intact."""
         return self.manifest() is not None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the step is finished with this key, or was interrupted with it."""
+        mark = self.folder / UNFINISHED
+        return self.done or (mark.is_file() and mark.read_bytes() == self.key.encode())
 
     def begin(self) -> None:
         """Start the step: keep the files of an interrupted attempt with the same key, remove all others.

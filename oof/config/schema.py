@@ -25,6 +25,12 @@ WEIGHTS = (0.0, 1000.0)
 class Jobs:
     """Where and how fold jobs run. No content key contains these settings: finished work stays valid after a change."""
 
+    device: str = setting(
+        "auto",
+        "`auto`: a GPU where torch finds one; without it, a base of over 1.3 billion parameters is not trained. "
+        "`cpu`: the CPU, whatever the size; GPUs are not used",
+        choices=("auto", "cpu"), speed_only=True, added=True,
+    )  # fmt: skip
     workers: int = setting(
         1, "fold jobs at a time on this machine, each in a process (and on a GPU) of its own",
         unit="processes", range=(1, 256), speed_only=True,
@@ -152,6 +158,12 @@ class Predict:
     """Prediction of the test battles: `submission.csv`."""
 
     model: str = setting("student", "model that predicts", choices=("student", "ensemble"))
+    format: str = setting(
+        "probabilities",
+        "columns beside `id`. `probabilities`: the three winner columns (LMSYS); `winner`: `model_a` or `model_b`, the "
+        "more probable of the two, whatever the probability of a tie (WSDM Cup)",
+        choices=("probabilities", "winner"), added=True,
+    )  # fmt: skip
     chunk: int = setting(20_000, "battles in memory at a time", unit="battles", range=(1, 100_000_000), speed_only=True)
 
 

@@ -72,6 +72,12 @@ class Data:
         "trained on; 0 = train on all",
         range=(0.0, 1.0),
     )
+    subset: float = setting(
+        1.0,
+        "train battles that the run uses, drawn by `seed`; the others are neither trained on nor scored. For cards "
+        "that cannot afford all of them",
+        unit="share", range=(0.001, 1.0), added=True,
+    )  # fmt: skip
     synth: Synth = field(default_factory=Synth)
 
 

@@ -63,6 +63,13 @@ class Train:
         0.1, "optimizer steps in which the learning rate rises from 0", unit="share of the steps", range=(0.0, 1.0)
     )
     schedule: str = setting("cosine", "learning rate after the warm-up: the name of a scheduler of transformers")
+    optimizer: str = setting(
+        "adamw",
+        "`adamw`: moments in float32, 8 bytes per trained weight; `adamw_8bit`: in 8 bits (bitsandbytes), 2 bytes, for "
+        "full fine-tuning or very high ranks. Results differ slightly",
+        choices=("adamw", "adamw_8bit"),
+        added=True,
+    )
     weight_decay: float = setting(0.0, "decoupled weight decay of AdamW", range=(0.0, 10.0))
     max_grad_norm: float = setting(1.0, "gradient norm above which gradients are clipped; 0 = never", range=(0.0, 1e6))
     # The weights do not depend on it, but the content keys of existing runs do: so it is not marked "speed only".
@@ -73,10 +80,19 @@ class Train:
         unit="optimizer steps",
         range=(0, 10_000_000),
     )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "training time after which a checkpoint is written, beside those of `checkpoint_steps`; 0 = none. One takes "
+        "12 bytes of disk per trained weight, and the last two are kept",
+        unit="minutes",
+        range=(0.0, 100_000.0),
+        speed_only=True,
+        added=True,
+    )
     activation_checkpointing: str = setting(
         "auto",
         "recompute activations in the backward pass instead of keeping them: less memory, more time. `auto`: where the "
-        "planned memory of a step exceeds the GPU's",
+        "planned memory of a step exceeds the GPU's, and where one sequence alone runs out of memory",
         choices=("auto", "on", "off"),
         speed_only=True,
     )
@@ -87,10 +103,16 @@ class Member:
     """One base model of the ensemble and how it is trained. The student (`distill.student`) has the same settings."""
 
     checkpoint: str = setting("", "decoder model: a local Hugging Face folder or the name of a model on the hub")
+    revision: str = setting(
+        "",
+        "branch, tag or commit of a hub checkpoint; empty = `main`. The run records the commit at its first job "
+        "(`RUN/checkpoints.json`), and later jobs load that one",
+        added=True,
+    )
     dtype: str = setting(
-        "bfloat16", "precision of the frozen base (adapters and head are float32); `auto`: bfloat16 where the hardware "
-        "has it, else float32",
-        choices=("float32", "bfloat16", "auto"),
+        "bfloat16", "precision of the frozen base (adapters and head are float32); `float16` trains with loss scaling, "
+        "for GPUs without bfloat16; `auto`: bfloat16 where the hardware has it, else float16 on GPUs, float32 on CPUs",
+        choices=("float32", "bfloat16", "float16", "auto"),
     )  # fmt: skip
     score_dtype: str = setting(
         "same",
@@ -103,6 +125,14 @@ class Member:
         "per weight",
         choices=("none", "nf4", "int8"),
     )  # fmt: skip
+    score_quantise: str = setting(
+        "same",
+        "quantisation of the base in scoring alone: `same` as in training; `int8` or `nf4` after training with "
+        "`quantise: none`, for scoring on smaller GPUs. Each job then scores a sample both ways and records the "
+        "difference (`score_drift` in `job.json`). Members only",
+        choices=("same", "int8", "nf4"),
+        added=True,
+    )
     attn: str = setting(
         "auto",
         "attention implementation. `auto`: the first of FlashAttention 4, 3, 2 (if installed; 16 bits on a GPU of "
@@ -117,6 +147,13 @@ class Member:
             "flash_attention_3",
             "flash_attention_4",
         ),
+    )
+    fused_layers: str = setting(
+        "auto",
+        "RMSNorm and gated activations as one kernel each. `auto`: on a CUDA GPU, where liger-kernel is installed and "
+        "its kernels agree with eager PyTorch on this machine. Results differ by rounding",
+        choices=("auto", "off"),
+        added=True,
     )
     attn_softcap: str = setting(
         "on",

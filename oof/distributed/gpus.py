@@ -16,9 +16,19 @@ ALLOCATOR_NAMES = (ALLOCATOR, "PYTORCH_ALLOC_CONF")  # torch reads either
 
 
 def prepare_gpu(jobs: Jobs) -> None:
-    """Prepare a process that runs jobs itself; one that only starts others keeps every card visible to them."""
-    if jobs.workers == jobs.nproc == 1 and jobs.backend == "local":
+    """Prepare a process that runs jobs itself; one that only starts others keeps every card visible to them.
+
+    With ``jobs.device: cpu`` no card is visible, to this process and to those that it starts.
+    """
+    if jobs.device == "cpu":
+        hide_gpus()
+    elif jobs.workers == jobs.nproc == 1 and jobs.backend == "local":
         see_one_gpu(0)
+
+
+def hide_gpus() -> None:
+    """Hide all GPUs from this process and from those that it starts."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def see_one_gpu(index: int) -> None:

@@ -102,9 +102,14 @@ def add_up(values: NDArray[np.float32], device: torch.device) -> NDArray[np.floa
     """Return the sum of every process's array of this shape."""
     if not distributed.is_initialized():
         return values
-    tensor = torch.from_numpy(values).to(device)
-    distributed.all_reduce(tensor)
-    return np.asarray(tensor.cpu().numpy())
+    return np.asarray(sum_over_processes(torch.from_numpy(values).to(device)).cpu().numpy())
+
+
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum of every process's tensor of this shape, in place."""
+    if distributed.is_initialized():
+        distributed.all_reduce(tensor)
+    return tensor
 
 
 def add_up_gradients(parameters: list[nn.Parameter], flat: torch.Tensor) -> None:

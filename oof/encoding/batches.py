@@ -170,13 +170,17 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         seed: int,
         whole_battles: bool = False,
     ) -> None:
-        """``targets`` (n, 2, 3m): probabilities per battle and order, as presented. ``weights`` (n,).
+        """``targets`` (n, 2, 3m): probabilities per battle and order, as presented. ``weights`` (n,), above 0.
 
         Raises:
-            ValueError: ``whole_battles`` without ``recipe.swap="paired"``, which alone has both orders in a step.
+            ValueError: a weight is not above 0: its battle would cost time, and an optimizer step of such battles alone
+                would still apply Adam's momentum. Or ``whole_battles`` without ``recipe.swap="paired"``, which alone
+                has both orders of a battle in a step.
         """
         if whole_battles and recipe.swap != "paired":
             raise ValueError(f"whole_battles needs both orders of a battle in a step: swap=paired, not {recipe.swap}")
+        if not np.all(np.asarray(weights) > 0):
+            raise ValueError("a battle of weight 0 cannot be trained on: leave it out")
         self.unit = 2 if whole_battles else 1
         self.encoded, self.pad_id, self.budget = encoded, pad_id, recipe.tokens_per_batch
         self.rank, self.ranks = 0, 1
@@ -191,7 +195,7 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         step = self.steps[index]
         lengths = self._lengths(step)
         weights = self.weights[step.battles]
-        weights = weights / max(weights.sum(), 1e-12)
+        weights = weights / weights.sum()
         order = np.argsort(-lengths, kind="stable")
         # The longest of every ``ranks`` sequences decides where to cut, so each rank's share of a stretch fits, too.
         stretches = cut(lengths[order[:: self.ranks]], self.budget // self.unit)
@@ -206,6 +210,11 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
     def longest(self, index: int) -> int:
         """Return the padded tokens of a step's longest sequence (battle), the smallest useful budget."""
         return int(_padded(self._lengths(self.steps[index])).max()) * self.unit
+
+    def tokens(self) -> NDArray[np.int64]:
+        """Return the (n,) tokens of each step's sequences, of all ranks, padding not counted."""
+        lengths = self.encoded.lengths
+        return np.array([lengths[step.battles, step.orders].sum() for step in self.steps], dtype=np.int64)
 
     def _lengths(self, step: OptimizerStep) -> NDArray[np.integer]:
         """Return the tokens of each sequence, or of the longer sequence of each battle."""

@@ -28,6 +28,7 @@ from oof.data import synth
 from oof.data.battles import content_fingerprint, read_battles, write_dropped
 from oof.data.prompt_quality import prompt_quality
 from oof.data.readers import expand
+from oof.data.subset import draw_subset, subset_size
 from oof.data.text_columns import prompt_texts
 from oof.folds.assignment import assign_folds
 from oof.folds.balance import fold_report
@@ -78,7 +79,7 @@ def prepare(config: Config) -> pl.DataFrame:
     battles = read_battles(data, seed=config.seed, roles=_ROLES)
     for problem in battles.problems:
         logger.warning("%s", problem)
-    table = battles.table.sort("role", "id")
+    table = draw_subset(battles.table.sort("role", "id"), data.subset, config.seed)
     groups = group_battles(table, config.groups)
     folds = assign_folds(table, groups, config.folds.k, config.seed)
     table = table.with_columns(pl.Series("group", groups), pl.Series("fold", folds.astype(np.int32)))
@@ -91,6 +92,7 @@ def prepare(config: Config) -> pl.DataFrame:
         files.append("dropped.csv")
     balance = fold_report(table, groups, folds, config.folds.k)
     counts = battles.counts | ({"not_trained_on": n_left_out} if data.min_prompt_quality else {})
+    counts |= {"not_in_subset": battles.table.height - table.height} if data.subset < 1 else {}
     summary = {"balance": balance, "counts": counts, "schemas": battles.schemas, "truth": data.truth}
     step.finish({**summary, "fingerprint": content_fingerprint(table)}, files=files)
     _log_summary(table, balance, battles.schemas)
@@ -103,6 +105,7 @@ def _battles_step_key(config: Config, data: Data) -> str:
     settings += [data.min_prompt_quality] if data.min_prompt_quality else []
     changed = {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(Data(), name)}
     settings += [changed] if changed else []
+    settings += [("subset", data.subset)] if data.subset < 1 else []
     return digest("battles", FORMAT, sources, *settings)
 
 
@@ -179,6 +182,7 @@ def read_test(config: Config) -> pl.DataFrame:
 
 def read_sample(config: Config, n: int) -> tuple[int, NDArray[np.float64]]:
     """Return the number of training battles (0 without data), and the lengths of ``n`` of them in characters."""
+    share = config.data.subset
     if not config.data.train and not config.data.synth.battles:
         return 0, np.empty(0)
     if not config.data.train:
@@ -186,8 +190,8 @@ def read_sample(config: Config, n: int) -> tuple[int, NDArray[np.float64]]:
         characters = [
             sum(len(turn or "") for text in battle for turn in text.turns) for battle in zip(*texts, strict=True)
         ]
-        return config.data.synth.battles, np.array(characters, dtype=np.float64)
-    table = read_battles(config.data, seed=config.seed, roles=("train",)).table
+        return subset_size(config.data.synth.battles, share), np.array(characters, dtype=np.float64)
+    table = draw_subset(read_battles(config.data, seed=config.seed, roles=("train",)).table, share, config.seed)
     return table.height, text_characters(table.sample(min(n, table.height), seed=config.seed))
 
 

@@ -17,6 +17,7 @@ from oof.encoding.encode import Encoded, encode_battles
 from oof.model.classifier import load_tokenizer
 from oof.model.hidden_state_cache import stored_states
 from oof.training.inference import predict_logits
+from oof.training.quantised_scoring import quantised_for_scoring
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class EncodedBattles:
 
     @cached_property
     def tokenizer(self):  # type: ignore[no-untyped-def]  # transformers has no public type for "any fast tokenizer"
-        return load_tokenizer(self.member.checkpoint, self.config.prompts.hints)
+        return load_tokenizer(self.member.checkpoint, self.config.prompts.hints, self.member.revision)
 
     @cached_property
     def training(self) -> Encoded:
@@ -49,6 +50,15 @@ class EncodedBattles:
         if prompts.score_max_tokens in (None, prompts.max_tokens):
             return self.training
         return self._encode(prompts.score_max_tokens or prompts.max_tokens)
+
+    def scorer(
+        self, model: nn.Module, rows: NDArray[np.integer], adapter: Path, label: str
+    ) -> tuple[nn.Module, dict[str, object]]:
+        """Return the model that scores the battles at ``rows`` after training, and facts for the job's manifest.
+
+        See :func:`oof.training.quantised_scoring.quantised_for_scoring`.
+        """
+        return quantised_for_scoring(model, self.member, adapter, self.tokenizer, self.scoring.take(rows), label)
 
     def logits(self, model: nn.Module, rows: NDArray[np.integer], label: str, partial: Path) -> NDArray[np.float32]:
         """Return (m, 2, 3) logits of the battles at ``rows``; see :func:`oof.training.inference.predict_logits`."""

@@ -22,6 +22,7 @@ from oof.common.logits_format import logits_of
 from oof.common.steps import Step
 from oof.config import Config, Member
 from oof.jobs.cache_keys import battles_key, training_key_parts
+from oof.jobs.commits import needs_commit, record_commit, with_recorded_commits
 from oof.jobs.dataset import FORMAT
 from oof.jobs.pretrain import PretrainJob, pretrain_job
 
@@ -78,7 +79,7 @@ def fold_jobs(config: Config, table: pl.DataFrame) -> list[FoldJob]:
     """Return the fold jobs of every member, finished or not, in the order of members and folds.
 
     Args:
-        config: of the run.
+        config: of the run. Each hub checkpoint is taken at the commit that the run has recorded.
         table: the run's battles.
 
     Raises:
@@ -90,10 +91,36 @@ def fold_jobs(config: Config, table: pl.DataFrame) -> list[FoldJob]:
         if not member.checkpoint:
             raise UserError(f"members.{name}.checkpoint is empty; set a Hugging Face folder or hub name")
         check_frozen(f"members.{name}", member, config.jobs.nproc)
+        if member.score_quantise != "same" and member.quantise != "none":
+            raise UserError(
+                f"members.{name}.score_quantise={member.score_quantise} needs quantise=none, not {member.quantise}: an "
+                "adapter is scored on the quantised base that it was trained on; leave score_quantise out"
+            )
+    config = with_recorded_commits(config)
     key = battles_key(table)
     pretraining = {name: pretrain_job(config, name) for name in config.members}
     folds = range(config.folds.k)
     return [FoldJob(config, name, fold, key, pretraining[name]) for name in config.members for fold in folds]
+
+
+def pinned_fold_jobs(config: Config, table: pl.DataFrame, name: str | None = None) -> list[FoldJob]:
+    """Return :func:`fold_jobs`; the run first records the commits of hub checkpoints that it has yet to load.
+
+    Args:
+        config: of the run.
+        table: the run's battles.
+        name: of the one member whose jobs are to run; None = all.
+
+    Raises:
+        UserError: as :func:`fold_jobs`, :func:`oof.jobs.commits.needs_commit`, :func:`oof.jobs.commits.record_commit`.
+    """
+    jobs, run = fold_jobs(config, table), Path(config.run)
+    members = {n: member for n, member in config.members.items() if name in (n, None) and needs_commit(run, member)}
+    for job_name, member in members.items():
+        of_member = by_member(jobs)[job_name]
+        steps = [job.step for job in of_member] + [job.pretrain.step for job in of_member[:1] if job.pretrain]
+        record_commit(run, member, any(step.begun for step in steps))
+    return fold_jobs(config, table) if members else jobs
 
 
 def check_frozen(path: str, member: Member, nproc: int) -> None:
@@ -111,6 +138,7 @@ def check_frozen(path: str, member: Member, nproc: int) -> None:
         f"{path}.lora.rank=0": member.lora.rank == 0,
         f"{path}.lora.layers={member.lora.layers}": member.lora.layers == "all",
         f"{path}.score_dtype={member.score_dtype}": member.score_dtype != "same",
+        f"{path}.score_quantise={member.score_quantise}": member.score_quantise != "same",
         f"jobs.nproc={nproc}": nproc > 1,
     }
     for setting in (setting for setting, applies in conflicts.items() if applies and member.frozen == "stored"):

@@ -78,7 +78,7 @@ class PretrainJob:
 
         Settings of scoring have no influence, because pretraining scores nothing.
         """
-        member = replace(self.member, score_dtype="same")
+        member = replace(self.member, score_dtype="same", score_quantise="same")
         config = replace(self.config, prompts=replace(self.config.prompts, score_max_tokens=None))
         parts = training_key_parts(config, member, self.battles)
         return {name: digest(value)[:16] for name, value in parts.items()}

@@ -11,7 +11,7 @@ from typing import Any
 from oof.common import interrupts
 from oof.common.errors import UserError
 from oof.config import Jobs
-from oof.distributed.gpus import see_one_gpu
+from oof.distributed.gpus import hide_gpus, see_one_gpu
 from oof.distributed.process_group import ignore_stray_environment
 from oof.jobs.process_pool import failure
 
@@ -36,13 +36,15 @@ def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], names: S
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"jobs.address={jobs.address!r}: no Ray cluster there ({error})") from error
     working_folder = str(Path.cwd())
-    gpus = gpus_of_a_job(jobs.gpus_per_job, float(ray.cluster_resources().get("GPU", 0)))  # type: ignore[no-untyped-call]
+    cards = 0.0 if jobs.device == "cpu" else float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    gpus = gpus_of_a_job(jobs.gpus_per_job, cards)
     options = {"num_cpus": jobs.cpus_per_job, "num_gpus": gpus, "max_retries": jobs.retries}
     task = ray.remote(_in_worker).options(retry_exceptions=False, **options)
     threads = max(1, int(jobs.cpus_per_job))
     try:
         pending = {
-            task.remote(function, item, working_folder, threads): name for item, name in zip(tasks, names, strict=True)
+            task.remote(function, item, working_folder, threads, jobs.device): name
+            for item, name in zip(tasks, names, strict=True)
         }
         while pending:
             interrupts.check()
@@ -83,7 +85,7 @@ def _collect(ray: Any, reference: Any, name: str) -> None:
         raise failure(name, error) from error
 
 
-def _in_worker(function: Callable[[Any], object], item: Any, working_folder: str, threads: int) -> None:
+def _in_worker(function: Callable[[Any], object], item: Any, working_folder: str, threads: int, device: str) -> None:
     import torch
 
     from oof.common.logging_setup import quiet_libraries
@@ -91,6 +93,9 @@ def _in_worker(function: Callable[[Any], object], item: Any, working_folder: str
     os.chdir(working_folder)  # relative paths in the configuration start there
     quiet_libraries()
     ignore_stray_environment()
-    see_one_gpu(0)
+    if device == "cpu":
+        hide_gpus()
+    else:
+        see_one_gpu(0)
     torch.set_num_threads(threads)
     function(item)

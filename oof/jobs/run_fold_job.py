@@ -14,6 +14,7 @@ from torch import nn
 
 from oof.common.atomic_files import read_json, write_json, write_parquet
 from oof.common.digests import digest
+from oof.common.errors import UserError
 from oof.common.logits_format import logits_frame
 from oof.common.steps import TRAINED
 from oof.data.targets import training_targets
@@ -26,6 +27,7 @@ from oof.jobs.pretrain import PretrainJob, load_pairs, start_of
 from oof.metrics import log_loss, softmax
 from oof.model.classifier import load_classifier, load_trainable, model_summary
 from oof.model.cost_model import needs_checkpointing
+from oof.model.cpu_limit import refuse_too_large_for_cpu
 from oof.model.lora import save_classifier
 from oof.model.optimizations import checkpoint_trainable_layers
 from oof.model.precision import device, resolve_dtype
@@ -60,7 +62,7 @@ def fit_classifier(
         rows: (m,) positions in the table.
         targets: (m, 3) probabilities per row in canonical order (one-hot for hard labels), or several such
             blocks side by side, as ``row_loss`` expects.
-        weights: (m,) loss weights.
+        weights: (m,) loss weights, above 0: a battle of weight 0 is left out before.
         row_loss: see :mod:`oof.training.losses`.
         folder: the job's folder; its checkpoints live in ``folder/checkpoints`` until the job is done.
         seed: of head, adapters, plan and dropout.
@@ -71,7 +73,17 @@ def fit_classifier(
 
     Returns:
         The trained model and a summary of the training for the job's manifest.
+
+    Raises:
+        UserError: there is no row; the base is too large for a CPU (:mod:`oof.model.cpu_limit`), cannot be opened, or
+            does not train.
     """
+    if not len(rows):
+        raise UserError(
+            f"{label}: no battle to train on: all that may be trained on have weight 0; raise data.extra_weight or "
+            "lower data.min_prompt_quality"
+        )
+    refuse_too_large_for_cpu(battles.member, battles.config.jobs, label)
     member, tokenizer, started = battles.member, battles.tokenizer, time.monotonic()
     done = folder / TRAINED
     if done.is_file():  # killed between training and the end of the job
@@ -82,7 +94,8 @@ def fit_classifier(
     encoded, pad_id = battles.training.take(rows), tokenizer.pad_token_id
     both_orders = targets_in_both_orders(targets)
     steps = TrainingSteps(encoded, both_orders, weights, member.train, pad_id, seed, whole_battles)
-    checkpointed = checkpoint_trainable_layers(model) if needs_checkpointing(model, member, steps) else 0
+    if needs_checkpointing(model, member, steps):
+        checkpoint_trainable_layers(model)
     if rank() == 0:
         sizes, where = model_summary(model), f"{device()}, {resolve_dtype(member.dtype)}"
         trained = f"{sizes['trainable']:,} of {sizes['parameters']:,} parameters trained"
@@ -90,7 +103,8 @@ def fit_classifier(
     report_to = battles.config.jobs.report_to
     with battles.stored_states(model, encoded), tracked_run(report_to, Path(battles.config.run).name):
         summary = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
-    summary |= {**model_summary(model), "steps": len(steps), "seed": seed, "checkpointed_layers": checkpointed}
+    summary |= {**model_summary(model), "steps": len(steps), "seed": seed}
+    summary |= {"commit": member.revision} if member.revision else {}
     summary["seconds"] = round(time.monotonic() - started, 1)
     if rank() == 0:
         save_classifier(model, folder / "adapter", member)
@@ -117,22 +131,23 @@ def run_job(job: FoldJob, battles: EncodedBattles) -> float:
     if rank() == 0:
         job.step.begin()
     wait()
-    roles, folds, labels = (table[name].to_numpy() for name in ("role", "fold", "label"))
-    trained = np.flatnonzero((folds != job.fold) & (roles != "unlabelled"))
+    roles, folds, labels, weights = (table[name].to_numpy() for name in ("role", "fold", "label", "weight"))
+    trained = np.flatnonzero((folds != job.fold) & (roles != "unlabelled") & (weights > 0))
     held_out = np.flatnonzero((folds == job.fold) & (roles == "train"))
     targets = training_targets(table[trained]).astype(np.float32)
-    training_set = trained, targets, table["weight"].to_numpy()[trained]
+    training_set = trained, targets, weights[trained]
     seed = job_seed(job.config.seed, job.name, job.fold)
     model, summary = fit_classifier(
         battles, *training_set, cross_entropy, job.folder, seed, job.label, start_of(job.pretrain)
     )
+    model, drift = battles.scorer(model, held_out, job.folder / "adapter", job.label)
     logits = predict_and_store(model, battles, held_out, job.folder, job.fold, job.label)
     loss = log_loss(softmax(logits.mean(axis=1)), labels[held_out].astype(int))
     if rank() == 0:
         write_parquet(job.folder / "trained.parquet", table[trained].select("id"))
         named: dict[str, object] = {"member": job.name, "fold": job.fold, "held_out": job.fold, "depends": job.depends}
         named |= {} if job.pretrain is None else {"pretrain": job.pretrain.step.key}
-        job.step.finish({**summary, **named, "log_loss": loss, "n_trained": len(trained)})
+        job.step.finish({**summary, **named, **drift, "log_loss": loss, "n_trained": len(trained)})
         seconds = summary["seconds"]
         logger.info("%s: log loss %.4f on %d held-out battles, %.0f s", job.label, loss, len(held_out), seconds)
     wait()

@@ -1,4 +1,7 @@
-"""Scores of new (test) battles: each fold job of a member scores them, and the run keeps the average per member."""
+"""Scores of new (test) battles: each fold job of a member scores them, and the run keeps the average per member.
+
+A process reads a member's base once and exchanges the fold jobs' adapters.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from oof.jobs.cache_keys import battles_key
 from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import FoldJob, by_member, test_step
 from oof.jobs.process_pool import run_all
-from oof.model.classifier import load_classifier
+from oof.model.shared_base import release_base, saved_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -52,25 +55,28 @@ def score_test_battles(config: Config, jobs: list[FoldJob], test: pl.DataFrame) 
     prepare_process()
     test_key = battles_key(test)
     by_step: list[tuple[Step, list[TestScoring]]] = []
-    for name, fold_jobs in by_member(jobs).items():
+    for fold_jobs in by_member(jobs).values():
         step = test_step(fold_jobs, test_key)
         if not step.done:
             step.begin()
             # Hidden states are not stored: those of a stream of new battles would fill the disk.
-            battles = EncodedBattles(replace(config.members[name], frozen="recompute"), test, config)
+            battles = EncodedBattles(replace(fold_jobs[0].member, frozen="recompute"), test, config)
             by_step.append((step, [TestScoring(job, battles, step.folder) for job in fold_jobs]))
     todo = [scoring for _, scorings in by_step for scoring in scorings if not scoring.result.is_file()]
     workers = config.jobs.workers if test.height >= MIN_BATTLES_FOR_WORKERS else 1
-    run_all(_score, todo, [scoring.label for scoring in todo], workers)
+    try:
+        run_all(_score, todo, [scoring.label for scoring in todo], workers)
+    finally:
+        release_base()
     for step, scorings in by_step:
         _store_average(step, scorings)
 
 
 def _score(scoring: TestScoring) -> None:
     job, battles = scoring.job, scoring.battles
-    model = load_classifier(battles.member, job.folder / "adapter", battles.tokenizer, seed=0)
     rows, partial = np.arange(battles.table.height), scoring.folder / f"partial-{job.fold}"
-    logits = battles.logits(model, rows, scoring.label, partial)
+    with saved_classifier(battles.member, job.folder / "adapter", battles.tokenizer) as model:
+        logits = battles.logits(model, rows, scoring.label, partial)
     write_parquet(scoring.result, logits_frame(battles.table["id"], logits, job.fold))
 
 

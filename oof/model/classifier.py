@@ -29,27 +29,29 @@ from oof.config import Member
 from oof.encoding.templates import prepare_tokenizer
 from oof.model.attention import resolve_attention, sdpa_allowed
 from oof.model.lora import add_adapters, check_settings, check_weights, refuse_another_function
-from oof.model.precision import device, resolve_dtype
-from oof.model.quantization import quantization_config
+from oof.model.precision import device, resolve_dtype, weights_dtype
+from oof.model.quantization import compute_in, quantization_config
 from oof.model.score_head import compute_head_in_float32, fresh_head
 
 logger = logging.getLogger(__name__)
 
 HEAD = "score.weight"
+MAIN = "main"  # the hub's default branch
 
 
-def load_tokenizer(checkpoint: str, hints: str = "none") -> Any:
+def load_tokenizer(checkpoint: str, hints: str = "none", revision: str = "") -> Any:
     """Return the checkpoint's fast tokenizer with our chat template and a safe pad token.
 
     Args:
         checkpoint: folder or hub name.
         hints: ``prompts.hints``, which is part of the template.
+        revision: branch, tag or commit on the hub; "" = main.
 
     Raises:
         UserError: the folder or hub model cannot be opened.
     """
-    with readable_errors(checkpoint):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    with readable_errors(checkpoint, revision):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision or MAIN, trust_remote_code=False)
     prepare_tokenizer(tokenizer, hints)
     return tokenizer
 
@@ -63,8 +65,8 @@ def load_base(member: Member, tokenizer: Any, seed: int) -> Any:
     Raises:
         UserError: the checkpoint cannot be opened, or its architecture has no sequence classifier.
     """
-    with readable_errors(member.checkpoint):
-        config = AutoConfig.from_pretrained(member.checkpoint, trust_remote_code=False)
+    with readable_errors(member.checkpoint, member.revision):
+        config = _read_config(member)
         own_head = _brings_our_head(member.checkpoint, config)
         _configure_classifier(config, tokenizer, member)
         model = _from_pretrained(member, config)
@@ -88,9 +90,11 @@ def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> 
     """
     refuse_another_function(member, folder)
     if not (folder / "adapter_config.json").is_file():
-        trained = load_trained(replace(member, checkpoint=str(folder), quantise="none"), tokenizer)
+        quantise = member.quantise if member.quantise == member.score_quantise else "none"
+        whole = replace(member, checkpoint=str(folder), revision="", quantise=quantise)
+        trained = load_trained(whole, tokenizer)
     else:
-        trained = _with_adapter(load_base(member, tokenizer, seed), folder)
+        trained = with_adapter(load_base(member, tokenizer, seed), folder)
     return trained.to(device()).eval()
 
 
@@ -101,21 +105,23 @@ def load_trainable(member: Member, start: Path | None, tokenizer: Any, seed: int
         UserError: as :func:`load_classifier`.
     """
     if start is None:
-        return add_adapters(load_base(member, tokenizer, seed), member.lora, seed).to(device())
+        base = load_base(member, tokenizer, seed)
+        return add_adapters(base, member.lora, seed, member.revision).to(device())
     refuse_another_function(member, start)
     if not (start / "adapter_config.json").is_file():  # a whole classifier is a checkpoint with our head
-        return load_base(replace(member, checkpoint=str(start)), tokenizer, seed).to(device())
-    return _with_adapter(load_base(member, tokenizer, seed), start, trainable=True).to(device())
+        return load_base(replace(member, checkpoint=str(start), revision=""), tokenizer, seed).to(device())
+    return with_adapter(load_base(member, tokenizer, seed), start, trainable=True).to(device())
 
 
 def load_trained(member: Member, tokenizer: Any) -> Any:
     """Return a saved three-class classifier with its own head, computed in float32."""
-    with readable_errors(member.checkpoint):
-        config = AutoConfig.from_pretrained(member.checkpoint, trust_remote_code=False)
+    with readable_errors(member.checkpoint, member.revision):
+        config = _read_config(member)
         if config.num_labels != len(WINNER_COLUMNS):
             raise UserError(f"{member.checkpoint}: a classifier of {config.num_labels} classes; expected 3")
         if getattr(config.get_text_config(), "attn_logit_softcapping", 0) is None:
             member = replace(member, attn_softcap="off")  # as it was trained
+        compute_in(config, resolve_dtype(member.dtype))
         model = _from_pretrained(member, config)
     compute_head_in_float32(model)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -134,13 +140,18 @@ def model_summary(model: nn.Module) -> dict[str, object]:
     }
 
 
+def _read_config(member: Member) -> Any:
+    return AutoConfig.from_pretrained(member.checkpoint, revision=member.revision or MAIN, trust_remote_code=False)
+
+
 def _brings_our_head(checkpoint: str, config: Any) -> bool:
     """Return whether the checkpoint is a classifier of our three classes; log it if it has another head."""
     if not _claims_a_head(config):
         return False
     labels = tuple(config.id2label.get(i, "") for i in range(config.num_labels))
     if labels != WINNER_COLUMNS:
-        logger.info("%s: its head has %d outputs; a fresh one for ours is trained", checkpoint, config.num_labels)
+        sizes = (config.num_labels, len(WINNER_COLUMNS))
+        logger.info("%s: its head of size %d is replaced by a fresh one of size %d", checkpoint, *sizes)
     return labels == WINNER_COLUMNS
 
 
@@ -170,8 +181,9 @@ def _from_pretrained(member: Member, config: Any) -> Any:
     with _quiet_loading(), sdpa_allowed(config, attention):
         model, loading_info = AutoModelForSequenceClassification.from_pretrained(
             member.checkpoint,
+            revision=member.revision or MAIN,
             config=config,
-            dtype=dtype,
+            dtype=weights_dtype(member),
             attn_implementation=attention,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # a reward model's head of another size is replaced by a fresh one
@@ -214,7 +226,8 @@ def _placement(place: torch.device) -> dict[str, Any]:
     return {"device_map": {"": torch.device("cuda", torch.cuda.current_device())}}
 
 
-def _with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:
+def with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:
+    """Return the base with the saved adapter and head in ``folder``, to score with or (``trainable``) to train on."""
     with readable_errors(str(folder)):
         check_settings(folder)
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
@@ -223,8 +236,8 @@ def _with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:
 
 
 @contextmanager
-def readable_errors(checkpoint: str) -> Iterator[None]:
-    """Turn any error while a checkpoint is opened into one sentence that names it.
+def readable_errors(checkpoint: str, revision: str = "") -> Iterator[None]:
+    """Turn any error while a checkpoint is opened into one sentence that names it, and its revision on the hub.
 
     Raises:
         UserError: instead of any other exception.
@@ -241,7 +254,8 @@ def readable_errors(checkpoint: str) -> Iterator[None]:
         if not checkpoint:
             raise UserError("a member or the student has no checkpoint; set members.NAME.checkpoint") from error
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"checkpoint {checkpoint!r} cannot be opened: {first[:300]}") from error
+        at_revision = f" at revision {revision}" if revision else ""
+        raise UserError(f"checkpoint {checkpoint!r}{at_revision} cannot be opened: {first[:300]}") from error
 
 
 @contextmanager

@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceClassification, Gemma2Config, LlamaConfig
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    LlamaConfig,
+    Qwen2Config,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -23,7 +30,7 @@ from oof.classes import CLASSES
 from oof.config import Lora, Member
 from oof.encoding.batches import TrainingSteps
 from oof.model.attention import sdpa_allowed
-from oof.model.classifier import readable_errors
+from oof.model.classifier import MAIN, readable_errors
 from oof.model.fake_tensors import TensorMeter, fake_weights
 from oof.model.lora import add_adapters
 from oof.model.optimizations import FusedLora, LastTokens, checkpoint_trainable_layers
@@ -57,6 +64,21 @@ KNOWN_SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
         LlamaConfig,
         _LLAMA3 | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
     ),
+    "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": (
+        LlamaConfig,
+        _LLAMA3 | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    ),
+    "Qwen/Qwen2.5-14B-Instruct": (
+        Qwen2Config,
+        {"vocab_size": 152064, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48}
+        | {"num_attention_heads": 40, "num_key_value_heads": 8},
+    ),
+    "meta-llama/Llama-3.2-1B-Instruct": (
+        LlamaConfig,
+        _LLAMA3
+        | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+        | {"num_attention_heads": 32, "head_dim": 64},
+    ),
     "meta-llama/Llama-3.2-3B-Instruct": (
         LlamaConfig,
         _LLAMA3
@@ -89,7 +111,7 @@ class Cost:
     flops: float
 
 
-def base_config(checkpoint: str) -> Any:
+def base_config(checkpoint: str, revision: str = "") -> Any:
     """Return a checkpoint's configuration without downloading weights; known shapes need no network at all.
 
     Raises:
@@ -98,8 +120,8 @@ def base_config(checkpoint: str) -> Any:
     if checkpoint in KNOWN_SHAPES:
         config_class, shape = KNOWN_SHAPES[checkpoint]
         return config_class(**shape)
-    with readable_errors(checkpoint):
-        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    with readable_errors(checkpoint, revision):
+        return AutoConfig.from_pretrained(checkpoint, revision=revision or MAIN, trust_remote_code=False)
 
 
 def traced_attention(attention: str, config: Any, dtype: torch.dtype) -> str:
@@ -145,9 +167,10 @@ def trace(member: Member, batch: int, tokens: int, training: bool, checkpointing
         checkpointing: activation checkpointing of the layers with trainable weights.
         attention: "eager" or "sdpa"; FlashAttention and blockwise attention use as much memory as sdpa.
     """
-    depth = int(base_config(member.checkpoint).get_text_config().num_hidden_layers)
+    depth = int(base_config(member.checkpoint, member.revision).get_text_config().num_hidden_layers)
     # Only what changes a pass, so that members which differ in other settings share the cached traces.
-    traced = Member(member.checkpoint, dtype=member.dtype, lora=member.lora, attn_softcap=member.attn_softcap)
+    base = Member(member.checkpoint, member.revision)
+    traced = replace(base, dtype=member.dtype, lora=member.lora, attn_softcap=member.attn_softcap)
 
     def at(layers: int, sequences: int) -> Cost:
         return _trace(traced, layers, sequences, tokens, training, checkpointing, attention)
@@ -167,9 +190,9 @@ def trace(member: Member, batch: int, tokens: int, training: bool, checkpointing
 
 def frozen_bytes(member: Member) -> float:
     """Return the bytes of a member's frozen layers, which no batch size or recomputation reduces."""
-    depth = int(base_config(member.checkpoint).get_text_config().num_hidden_layers)
+    depth = int(base_config(member.checkpoint, member.revision).get_text_config().num_hidden_layers)
     width = BYTES_PER_WEIGHT.get(member.quantise, float(resolve_dtype(member.dtype).itemsize))
-    return _frozen_weights(Member(member.checkpoint, lora=member.lora), depth) * width
+    return _frozen_weights(Member(member.checkpoint, member.revision, lora=member.lora), depth) * width
 
 
 def _extrapolated(first: Cost, second: Cost, at: float) -> Cost:
@@ -226,7 +249,7 @@ def _frozen_weights(member: Member, depth: int) -> int:
 
 
 def _build(member: Member, depth: int, dtype: torch.dtype, attention: str) -> Any:
-    config = copy.deepcopy(base_config(member.checkpoint))
+    config = copy.deepcopy(base_config(member.checkpoint, member.revision))
     text_config = config.get_text_config()
     text_config.num_hidden_layers = depth
     if getattr(text_config, "layer_types", None):

@@ -113,7 +113,8 @@ def _pass_on(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 def _function(member: Member, model: nn.Module, depth: int) -> str:
     """Return the digest of everything that decides the frozen layers' output."""
     config: Any = model.config
-    settings = member.attn_softcap, member.quantise, str(resolve_dtype(member.dtype))
+    settings = [member.attn_softcap, member.quantise, str(resolve_dtype(member.dtype))]
+    settings += [member.revision] if member.revision else []
     return digest(checkpoint_digest(member.checkpoint), *settings, config._attn_implementation, depth)[:16]
 
 

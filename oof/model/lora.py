@@ -6,6 +6,7 @@ last two, and loading under other settings is refused, because mixing them gives
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,15 @@ UNORDERED = ("target_modules", "modules_to_save", "exclude_modules")  # sets in 
 MAX_RANK = 16_384  # above any useful rank
 
 
-def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
-    """Return the model with LoRA adapters and a trainable head (``rank`` 0: every weight trainable)."""
+def add_adapters(model: Any, lora: Lora, seed: int, revision: str = "") -> Any:
+    """Return the model with LoRA adapters and a trainable head (``rank`` 0: every weight trainable).
+
+    Args:
+        model: a classifier.
+        lora: its adapters.
+        seed: of the adapters' first values.
+        revision: commit of the base on the hub, for ``adapter_config.json``; "" = none.
+    """
     if lora.rank == 0:
         return model
     manual_seed(seed)  # peft draws A from the global generator
@@ -42,6 +50,7 @@ def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
         layers_to_transform=list(range(n_layers // 2, n_layers)) if upper_half else None,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
+        revision=revision or None,
     )
     try:
         return get_peft_model(model, config)
@@ -66,8 +75,15 @@ def save_classifier(model: nn.Module, folder: Path, member: Member) -> None:
     write_json(folder / RECORD, {name: getattr(member, name) for name in RECORDED})
 
 
+def scored_member(member: Member) -> Member:
+    """Return the member with the base's quantisation in scoring (``score_quantise``) in place of that in training."""
+    return member if member.score_quantise == "same" else replace(member, quantise=member.score_quantise)
+
+
 def refuse_another_function(member: Member, folder: Path) -> None:
     """Refuse to load an adapter into a base that computes another function than it was trained with.
+
+    The one exception is a base that ``score_quantise`` quantises for scoring.
 
     Raises:
         UserError: soft-capping or quantisation differ from the adapter's record.
@@ -80,7 +96,8 @@ def refuse_another_function(member: Member, folder: Path) -> None:
         raise UserError(f"{path}: not a JSON object; take the adapter's folder from where it was made")
     for name in RECORDED:
         was, now = record.get(name), getattr(member, name)
-        if was != now:
+        quantised_for_scoring = name == "quantise" and was == "none" and now == member.score_quantise
+        if was != now and not quantised_for_scoring:
             raise UserError(f"{folder}: trained with {name}={was}, now it is {now}; score it as it was trained")
 
 

@@ -123,6 +123,11 @@ def checkpoint_trainable_layers(model: nn.Module) -> int:
     return len(chosen)
 
 
+def checkpointed_layers(model: nn.Module) -> int:
+    """Return how many layers recompute their activations in the backward pass."""
+    return sum(bool(getattr(layer, "gradient_checkpointing", False)) for layer in decoder_layers(model))
+
+
 def _checkpointed(function: Any, *args: Any) -> Any:
     # Non-reentrant, because the input of the lowest trainable layer does not require a gradient.
     return checkpoint(function, *args, use_reentrant=False)
@@ -130,9 +135,12 @@ def _checkpointed(function: Any, *args: Any) -> Any:
 
 def merged_where_exact(model: Any) -> Any:
     """Return the model for scoring, with its float32 adapter merged into its float32 base, else as it is."""
+    return model.merge_and_unload() if merges_exactly(model) else model
+
+
+def merges_exactly(model: Any) -> bool:
+    """Return whether the model has an adapter and a float32 base that is not quantised."""
     quantised = getattr(model, "quantization_method", None) is not None
     base = [p for n, p in model.named_parameters() if "lora_" not in n and "score" not in n]
     inexact = quantised or any(p.dtype != torch.float32 for p in base)
-    if inexact or not hasattr(model, "merge_and_unload"):
-        return model
-    return model.merge_and_unload()
+    return hasattr(model, "merge_and_unload") and not inexact

@@ -1,6 +1,7 @@
 """Device and floating-point types of training and scoring.
 
-Weights keep the member's ``dtype``; autocast runs the matrix products in it. Adapters, head and losses are float32.
+Frozen weights have the member's ``dtype``; autocast runs the matrix products in it. Adapters, head and losses are
+float32. float16 ends at 65,504 and at 6e-8, so its training needs loss scaling (:mod:`oof.training.trainer`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from oof.config import Member
 logger = logging.getLogger(__name__)
 
 DRIVER = Path("/proc/driver/nvidia/version")  # exists where NVIDIA's kernel module is loaded
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def device() -> torch.device:
@@ -45,14 +46,26 @@ def _warn_of_unusable_gpu() -> None:
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """Return the dtype of a member's setting; "auto" is bfloat16 where the hardware computes in it, else float32."""
+    """Return the dtype of a member's setting.
+
+    "auto" is bfloat16 where the hardware computes in it, else float16 on a GPU and float32 on a CPU.
+    """
     if name != "auto":
         return DTYPES[name]
     if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def weights_dtype(member: Member) -> torch.dtype:
+    """Return the dtype in which a member's base is loaded.
+
+    That of its products; but weights that are all trained (``lora.rank`` 0) in float16 are held in float32, because
+    updates would be rounded away and the gradients could not be scaled.
+    """
+    dtype = resolve_dtype(member.dtype)
+    return torch.float32 if dtype == torch.float16 and member.lora.rank == 0 else dtype
 
 
 def precision_context(member: Member) -> AbstractContextManager[object]:

@@ -1,13 +1,11 @@
-"""Trainer callbacks: progress bar, timely stop, metrics file, marks of complete checkpoints, trackers."""
+"""Trainer callbacks: timely stop, checkpoints by time, marks of complete checkpoints, trackers."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
@@ -25,30 +22,8 @@ from oof.distributed.process_group import any_of, rank, wait
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT_BYTES = 12  # per trained weight: the weight and AdamW's two moments, each in float32
 COMPLETE = "whole"  # name of the empty file that marks a checkpoint to resume from
-
-
-class Progress(TrainerCallback):
-    """A progress bar with the time left and the running loss, shown where standard error is a terminal."""
-
-    def __init__(self, label: str) -> None:
-        self.label, self.bar = label, None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        quiet = not sys.stderr.isatty()
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, disable=quiet, leave=False)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 class StopInTime(TrainerCallback):
@@ -72,17 +47,39 @@ class StopInTime(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-class MetricsFile(TrainerCallback):
-    """Writes every logged line so far to ``metrics.jsonl`` beside the job, to follow a training while it runs."""
+class TimedCheckpoints(TrainerCallback):
+    """Asks for a checkpoint when ``minutes`` of training have passed since the start or the last checkpoint; 0 = never.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Only the clock and the disk of the job's first process count, so that all processes of a job decide alike. A
+    checkpoint that the disk has no room for is left out: training goes on, and only a resume would lose its work.
+    """
 
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            lines = [json.dumps(entry, sort_keys=True) for entry in state.log_history if "loss" in entry]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    def __init__(self, minutes: float) -> None:
+        self.seconds, self.last, self.warned = 60 * minutes, 0.0, False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if not self.seconds or state.global_step == state.max_steps:
+            return
+        due = rank() == 0 and time.monotonic() - self.last >= self.seconds and self._has_room(args.output_dir, model)
+        if any_of(due, args.device):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def _has_room(self, folder: str, model: Any) -> bool:
+        needed = CHECKPOINT_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        existing = next(path for path in (Path(folder), *Path(folder).parents) if path.is_dir())
+        free = shutil.disk_usage(existing).free
+        if free < needed and not self.warned:
+            self.warned = True
+            logger.warning(
+                "%s: no checkpoint: it needs %.1f GB, and %.1f GB are free", folder, needed / 1e9, free / 1e9
+            )
+        return bool(free >= needed)
 
 
 class CompleteCheckpoints(TrainerCallback):

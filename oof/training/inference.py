@@ -30,6 +30,7 @@ from oof.config import Member
 from oof.distributed import process_group
 from oof.encoding.batches import collate, cut, score_tokens
 from oof.encoding.encode import Encoded
+from oof.model.fused_layers import FusedLayers
 from oof.model.optimizations import FusedLora, LastTokens, merged_where_exact
 from oof.model.precision import device, precision_context
 
@@ -61,7 +62,7 @@ def predict_logits(
     logits_so_far = _open(partial, n * n_orders)
     own_batches = _own_batches(encoded, member)
     with torch.inference_mode(), ExitStack() as stack:
-        for optimization in (LastTokens(model, pad_id), FusedLora(model)):
+        for optimization in (LastTokens(model, pad_id), FusedLora(model), FusedLayers(model, member)):
             stack.callback(optimization.remove)
         if member.score_dtype == "float16":
             stack.enter_context(float16(model, member, encoded, pad_id, label))

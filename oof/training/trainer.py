@@ -4,6 +4,9 @@ One Trainer step is one optimizer step. Its batch is a list of micro-batches (:m
 that make their losses add up to the mean over the step's battles. So ``training_step`` accumulates gradients exactly,
 whatever the micro-batches' sizes, and exchanges them between processes once per step. Trainer keeps the optimizer, the
 schedule, clipping, checkpoints and resuming.
+
+In float16 the loss is scaled dynamically by torch's GradScaler (Micikevicius et al., Mixed Precision Training, ICLR
+2018). accelerate steps, saves and restores it. A step whose gradients overflow does not advance the schedule.
 """
 
 from __future__ import annotations
@@ -22,26 +25,37 @@ from oof.common import interrupts
 from oof.common.errors import UserError
 from oof.config import Member, Train
 from oof.distributed.gpus import train_on_one_gpu
-from oof.distributed.process_group import add_up_gradients, any_of, flat_gradients, rank, ranks, same_everywhere
+from oof.distributed.process_group import (
+    add_up_gradients,
+    any_of,
+    flat_gradients,
+    rank,
+    ranks,
+    same_everywhere,
+    sum_over_processes,
+)
 from oof.encoding.batches import TrainingSteps
-from oof.model.optimizations import FusedLora, LastTokens
-from oof.model.precision import precision_context
+from oof.model.fused_layers import FusedLayers
+from oof.model.optimizations import FusedLora, LastTokens, checkpoint_trainable_layers, checkpointed_layers
+from oof.model.precision import precision_context, resolve_dtype
 from oof.training.callbacks import (
     CompleteCheckpoints,
-    MetricsFile,
-    Progress,
     StopInTime,
+    TimedCheckpoints,
     all_finite,
     last_complete_checkpoint,
     tracker_callbacks,
 )
-from oof.training.finite_steps import FiniteSteps, skipped_steps
+from oof.training.finite_steps import FiniteSteps, loss_spikes, overflow_steps, skipped_steps
+from oof.training.optimizer import build_optimizer
+from oof.training.progress import MetricsFile, ProgressBar, ProgressLines
 
 logger = logging.getLogger(__name__)
 
 # (logits (b, 3), targets (b, 3m)) -> (b,) losses
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 MicroBatches = list[dict[str, torch.Tensor]]
+UNLOGGED_LOSS = "unlogged_loss"  # name in the trainer's state
 
 
 class ClassifierTrainer(Trainer):
@@ -51,7 +65,14 @@ class ClassifierTrainer(Trainer):
         super().__init__(train_dataset=steps, **arguments)
         self.member, self.row_loss, self.steps = member, row_loss, steps
         self.trained = [p for p in self.model.parameters() if p.requires_grad]  # type: ignore[union-attr]
-        self.halvings, self.finite_steps = 0, FiniteSteps(self.trained, label)
+        if resolve_dtype(member.dtype) == torch.float16:
+            # accelerate 1.15 makes one itself with mixed_precision="fp16", but never on a CPU.
+            self.accelerator.scaler = torch.amp.grad_scaler.GradScaler(self.args.device.type)
+            if self.args.device.type == "cpu":
+                logger.warning("%s: dtype=float16 is slow on a CPU; dtype=auto takes what the hardware computes", label)
+        self.halvings, self.finite_steps = 0, FiniteSteps(self.trained, label, self.accelerator.scaler)
+        self.recomputes_from: int | None = None
+        self.continues_log = False
         # With this flag Trainer does not wrap the model in DistributedDataParallel, which would exchange gradients
         # inside the backward pass: there, a process that runs out of memory leaves the others waiting.
         self.is_distributed_loading_by_transformers = steps.ranks > 1
@@ -63,7 +84,8 @@ class ClassifierTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Return the step's loss and leave its gradients; out of memory, repeat the step in smaller micro-batches."""
+        """Return the step's loss and leave its gradients; out of memory, repeat the step with less memory."""
+        self._continue_log()
         model.train()
         while True:
             shortage, total, flat = "", torch.zeros((), device=self.args.device), torch.empty(0)
@@ -75,9 +97,27 @@ class ClassifierTrainer(Trainer):
             # Outside the handler, whose traceback would keep the tensors alive. All processes repeat a step together.
             if not any_of(bool(shortage), self.args.device):
                 add_up_gradients(self.trained, flat)
+                if self.accelerator.scaler is not None:
+                    wrapped: Any = self.optimizer
+                    self.accelerator.scaler.unscale_(wrapped.optimizer)
                 self.finite_steps.check(total, self.state)
                 return total * self.steps.ranks  # Trainer logs the mean over processes
-            inputs = self._cut_smaller(model, shortage or "in another process of this job")
+            inputs = self._save_memory(model, shortage or "in another process of this job")
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Write a checkpoint that also holds the loss since the last log entry, so that a resume logs the same."""
+        loss = sum_over_processes(self._tr_loss.clone()) / self.steps.ranks
+        kept: Any = self.state.stateful_callbacks  # declared as a list, but a dict
+        kept[UNLOGGED_LOSS] = [self._globalstep_last_logged, loss.item()]
+        super()._save_checkpoint(model, trial)
+
+    def _continue_log(self) -> None:
+        """Restore, in the first step after a resume, what ``_save_checkpoint`` has kept."""
+        kept: Any = self.state.stateful_callbacks
+        if not self.continues_log and UNLOGGED_LOSS in kept:
+            self._globalstep_last_logged, loss = kept[UNLOGGED_LOSS]
+            self._tr_loss.fill_(loss)
+        self.continues_log = True
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Start every process from the same weights. The stock method also averages gradients in every backward."""
@@ -95,34 +135,41 @@ class ClassifierTrainer(Trainer):
             total += loss.detach()
         return total
 
-    def _cut_smaller(self, model: nn.Module, shortage: str) -> MicroBatches:
-        """Return the same optimizer step in micro-batches of half the tokens."""
-        index, steps = self.state.global_step, self.steps
-        if steps.budget <= steps.longest(index):
-            raise UserError(
-                f"out of memory at {steps.budget} tokens per batch ({shortage}); lower prompts.max_tokens or "
-                "train.tokens_per_batch, or set train.activation_checkpointing=on"
-            )
+    def _save_memory(self, model: nn.Module, shortage: str) -> MicroBatches:
+        """Return the same optimizer step in micro-batches of half the tokens, or recompute activations from now on.
+
+        With recomputation the micro-batches start at the recipe's size again, because they need far less memory.
+
+        Raises:
+            UserError: one sequence does not fit, and recomputation is on already or forbidden.
+        """
+        index, steps, recipe = self.state.global_step, self.steps, self.member.train
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        steps.budget, self.halvings = max(steps.budget // 2, 1), self.halvings + 1
-        logger.warning("out of memory in step %d; going on with %d tokens per batch", index, steps.budget)
+        if steps.budget > steps.longest(index):
+            steps.budget, self.halvings = max(steps.budget // 2, 1), self.halvings + 1
+            logger.warning("out of memory in step %d; going on with %d tokens per batch", index, steps.budget)
+            return steps[index]
+        smallest, forbidden = steps.budget, recipe.activation_checkpointing == "off"
+        if forbidden or checkpointed_layers(model) or not checkpoint_trainable_layers(model):
+            remedy = "set train.activation_checkpointing=auto, or lower" if forbidden else "set quantise=nf4, or lower"
+            raise UserError(
+                f"out of memory at {smallest} tokens per batch ({shortage}), the longest sequence of step {index}; "
+                f"{remedy} prompts.max_tokens"
+            )
+        steps.budget, self.recomputes_from = recipe.tokens_per_batch, index
+        logger.warning(
+            "out of memory in step %d at %d tokens per batch; going on with activation checkpointing", index, smallest
+        )
         return steps[index]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with one rate for the adapters and one for the fresh head; norms and biases are not decayed."""
+        """AdamW as the recipe says; norms and biases are not decayed."""
         if self.optimizer is None:
-            recipe = self.member.train
             trained: Any = self.model
             decayed = set(self.get_decay_parameter_names(trained))
-            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-            for name, parameter in trained.named_parameters():
-                if parameter.requires_grad:
-                    lr = recipe.head_lr if "score" in name.split(".") else recipe.lr
-                    decay = recipe.weight_decay if name in decayed else 0.0
-                    groups.setdefault((lr, decay), []).append(parameter)
-            settings = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
-            self.optimizer = torch.optim.AdamW(settings, fused=torch.cuda.is_available())
+            scaled = self.accelerator.scaler is not None
+            self.optimizer = build_optimizer(trained, decayed, self.member.train, scaled)
         return self.optimizer
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -153,8 +200,11 @@ def train_classifier(
             ``metrics.jsonl`` beside the checkpoints' folder is written in any case.
 
     Returns:
-        ``history`` (``{"step", "loss", "learning_rate", …}``, about twenty entries), ``tokens_per_batch`` at the end
-        ``oom_halvings``, and ``skipped_steps`` whose loss or gradient was not finite.
+        ``history`` (``{"step", "loss", "learning_rate", …}``, about twenty entries), ``tokens_per_batch`` at the end,
+        ``oom_halvings``, ``checkpointed_layers``, ``oom_checkpointing_step`` at which a lack of memory switched
+        checkpointing on (or None), ``fused_layers``, ``skipped_steps`` whose loss or gradient was not finite, and the
+        number of ``loss_spikes`` (:mod:`oof.training.finite_steps`). In float16 also ``overflow_steps``, skipped to
+        lower the scale of the loss, and ``loss_scale`` at the end.
 
     Raises:
         UserError: one sequence does not fit into the memory; too many steps are not finite; the tracker
@@ -162,8 +212,17 @@ def train_classifier(
         interrupts.Stopped: asked to stop, after a checkpoint was written.
     """
     steps.rank, steps.ranks = rank(), ranks()
-    stop, optimizations = StopInTime(), (LastTokens(model, steps.pad_id), FusedLora(model))
-    callbacks = [Progress(label), stop, CompleteCheckpoints(), MetricsFile(checkpoints.parent / "metrics.jsonl")]
+    stop, fused = StopInTime(), FusedLayers(model, member)
+    optimizations = (LastTokens(model, steps.pad_id), FusedLora(model), fused)
+    tokens = steps.tokens()
+    callbacks = [
+        ProgressBar(label),
+        ProgressLines(label, tokens),
+        stop,
+        TimedCheckpoints(member.train.checkpoint_minutes),
+        CompleteCheckpoints(),
+        MetricsFile(checkpoints.parent / "metrics.jsonl", tokens),
+    ]
     trainer = ClassifierTrainer(
         member=member,
         row_loss=row_loss,
@@ -187,8 +246,18 @@ def train_classifier(
         "history": history,
         "tokens_per_batch": steps.budget,
         "oom_halvings": trainer.halvings,
+        "checkpointed_layers": checkpointed_layers(model),
+        "oom_checkpointing_step": trainer.recomputes_from,
         "skipped_steps": skipped_steps(trainer.state),
+        "loss_spikes": loss_spikes(trainer.state),
+        "fused_layers": fused.kinds,
+        **_loss_scaling(trainer),
     }
+
+
+def _loss_scaling(trainer: ClassifierTrainer) -> dict[str, object]:
+    scaler = trainer.accelerator.scaler
+    return {} if scaler is None else {"overflow_steps": overflow_steps(trainer.state), "loss_scale": scaler.get_scale()}
 
 
 def _arguments(

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from ensemble.distillation.merge import fold_average, merge
-from oof.config import Lora, Member
+from ensemble.distillation.merge import fold_average, load_to_merge, merge
+from oof.config import Lora, Member, Prompts
+from oof.encoding.encode import encode_battles
 from oof.model.classifier import load_base, load_classifier, load_tokenizer
 from oof.model.lora import add_adapters, save_classifier
+from oof.training.inference import predict_logits
 from tests.fixtures.demo_run import ROOT
+from tests.fixtures.small_tables import table_of
+from tests.fixtures.tiny_models import save_tiny
 
 MEMBER = Member(checkpoint=str(ROOT / "configs" / "bases" / "tiny-gemma2"), dtype="float32", lora=Lora(rank=4, alpha=8))
+
+TOLERANCE = 0.02  # of a logit: bitsandbytes multiplies in another order, and int8 rounds the inputs
 
 
 def trained(member: Member, folder: Path, seed: int) -> Path:
@@ -45,6 +53,34 @@ def test_the_fold_average_is_the_mean_of_the_merged_weights(tmp_path: Path, lora
         )
     largest_difference = max((merged[0][name] - merged[1][name]).abs().max().item() for name in ours)
     assert largest_difference > 1e-3
+
+
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+def test_adapters_of_a_quantised_base_are_merged_into_plain_weights(tmp_path: Path, quantise: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    checkpoint = save_tiny("gemma2", tmp_path / "base", scale=1.0, hidden_size=64, head_dim=16)  # whole nf4 blocks
+    member = replace(MEMBER, checkpoint=checkpoint, quantise=quantise)
+    tokenizer = load_tokenizer(checkpoint)
+    folders = [trained(member, tmp_path / str(seed), seed) for seed in (1, 2)]
+    encoded = encode_battles(
+        table_of(["why is the sky blue", "a castle of orange butter"]), tokenizer, Prompts(max_tokens=64), 64
+    )
+
+    def logits(model: Any) -> Any:
+        return predict_logits(model, member, encoded, tokenizer.pad_token_id, "")
+
+    adapted = logits(load_classifier(member, folders[0], tokenizer, seed=0))
+    merged = merge(load_to_merge(member, folders[0], tokenizer), 1.0)
+    assert not getattr(merged, "is_quantized", False)
+    assert not hasattr(merged.config, "quantization_config")
+    np.testing.assert_allclose(logits(merged), adapted, atol=TOLERANCE)
+    without = load_base(member, tokenizer, seed=0)
+    assert np.abs(logits(without) - adapted).max() > 4 * TOLERANCE
+
+    average = merge(fold_average(member, folders, tokenizer), 1.0).state_dict()
+    each = [merge(load_to_merge(member, folder, tokenizer), 1.0).state_dict() for folder in folders]
+    for name, value in average.items():
+        torch.testing.assert_close(value, sum(state[name] for state in each) / 2, atol=1e-6, rtol=1e-5)
 
 
 def test_the_fold_average_is_not_the_product_of_averaged_factors(tmp_path: Path) -> None:

@@ -61,6 +61,25 @@ def test_a_variant_is_smaller_and_nearly_the_same(
     assert sum(Judge.from_pretrained(variant).compare("p", "a", "b")) == pytest.approx(1)
 
 
+def test_a_student_and_its_nf4_variant_score_in_float16_as_a_t4_needs(student: Path, tmp_path: Path) -> None:
+    """The precision of the machine that quantised is in the variant's configuration; a T4 only emulates bfloat16."""
+    variant = tmp_path / "student-nf4"
+    load_quantised(student, "nf4").save_pretrained(variant)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "prompts.json"):
+        shutil.copy2(student / file, variant / file)
+    assert AutoConfig.from_pretrained(variant).quantization_config["bnb_4bit_compute_dtype"] == "float32"
+    for folder in (student, variant):
+        probs = {}
+        for dtype in ("float32", "float16"):
+            judge = Judge.from_pretrained(folder, dtype=dtype)
+            layers = [m for name, m in judge.model.named_modules() if "_proj" in name]
+            computing = {m.compute_dtype if folder == variant else m.weight.dtype for m in layers}
+            assert computing == {getattr(torch, dtype)}
+            probs[dtype] = judge.compare("How do I choose an oven?", "A good oven helps every cake.", "Keep the rope.")
+        np.testing.assert_allclose(probs["float16"], probs["float32"], atol=5e-3)
+        assert probs["float16"] != probs["float32"]
+
+
 def test_nf4_on_a_cpu_refuses_widths_that_are_not_whole_blocks(small_run: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("only the CPU kernel needs whole blocks")

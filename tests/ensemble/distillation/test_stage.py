@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from huggingface_hub import constants
 
 from ensemble.__main__ import main as ensemble_main
 from ensemble.distillation import export, train
+from ensemble.distillation.plan import plan_student
+from oof import config as configuration
 from oof.__main__ import main as oof_main
 from oof.audit.run import audit_run
 from oof.data.synth import write_arena
 from oof.encoding.batches import TrainingSteps
 from oof.jobs.dataset import load_battles
 from tests.fixtures.demo_run import small_arguments
+from tests.fixtures.hub_cache import MODEL, NEW, OLD, move_branch, write_hub_cache
 
 
 def without_times(folder: Path) -> dict[str, object]:
-    """Return every file's content; without seconds and checksums in the manifests."""
+    """Return every file's content, but of metrics.jsonl; without seconds and checksums in the manifests."""
     contents: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != "metrics.jsonl":
             content: object = path.read_bytes()
             if path.name in ("job.json", "manifest.json"):
                 content = {
@@ -120,3 +126,35 @@ def test_every_teacher_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Pat
             n = json.loads((run / "distill" / f"fold-{fold}" / "job.json").read_text())["n_trained"]
             assert n == int((folds["fold"] != fold).sum())  # also for extra and unlabelled battles of the fold
     assert [finding.check for finding in audit_run(run) if finding.status == "violated"] == []
+
+
+def test_a_student_is_not_trained_on_battles_of_weight_0(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    path, *overrides = small_arguments(run)
+    plan = plan_student(configuration.load(path, overrides))
+    weights = np.where(np.arange(len(plan.weights)) % 2, plan.weights, 0.0)
+    for fold, of_fold in ((0, plan.folds == 0), (train.FINAL, np.zeros(len(weights), dtype=bool))):
+        job = train.StudentJob(replace(plan, weights=weights), tmp_path, fold)
+        train.run_student_job(job)
+        manifest = json.loads((job.folder / "job.json").read_text())
+        assert manifest["n_trained"] == int((~of_fold & (weights > 0)).sum()) < int((~of_fold).sum())
+
+
+def test_a_student_of_a_hub_checkpoint_names_its_commit_and_keeps_it_when_the_branch_moves(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, home = tmp_path / "run", tmp_path / "home"
+    shutil.copytree(small_run, run)
+    write_hub_cache(home)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    arguments = small_arguments(run, f"distill.student.checkpoint={MODEL}")
+    assert ensemble_main(["distill", *arguments]) == 0
+    before = without_times(run / "distill")
+    for name in ("fold-0", "final"):
+        assert json.loads((run / "distill" / name / "job.json").read_text())["commit"] == OLD
+    assert f"`{MODEL}` at commit {OLD}" in (run / "distill" / "student" / "README.md").read_text()
+    move_branch(home, "main", NEW)
+    assert ensemble_main(["distill", *arguments]) == 0
+    assert without_times(run / "distill") == before

@@ -139,8 +139,26 @@ def test_a_submission_with_other_class_shares_is_a_drift(
     assert drift == [message] * warned
 
 
+def test_a_submission_of_winners_has_no_mean_probability_to_drift(arena: ReportArena, tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", arena))
+    (run.folder / "submission.csv").write_text("id,winner\n1,model_a\n2,model_a\n", encoding="utf-8")
+    assert run_warnings(run, {}, [], [], {}) == []
+
+
 def test_an_unreadable_submission_gives_a_warning(arena: ReportArena, tmp_path: Path) -> None:
     run = replace(load_run(write_run(tmp_path / "run", arena)))
     (run.folder / "submission.csv").write_text("id,winner_model_a\n1,0.5\n", encoding="utf-8")
     [warning] = run_warnings(run, {}, [], [], {})
     assert "submission.csv cannot be read" in warning
+
+
+def test_a_quantised_base_that_changes_probabilities_too_much_is_named(arena: ReportArena, tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", arena))
+    small = {"quantise": "int8", "mean_probability": 0.004, "tolerance": 0.02}
+    jobs = [
+        {"folder": "fold-0", "score_drift": small},
+        {"folder": "fold-1", "score_drift": small | {"mean_probability": 0.03}},
+    ]
+    before, after = (run_warnings(replace(run, jobs={"one": these}), {}, [], [], {}) for these in (jobs[:1], jobs))
+    (new,) = [warning for warning in after if warning not in before]
+    assert new.startswith("Drift: one fold-1: scoring in int8 changes a probability by 0.030")

@@ -142,6 +142,41 @@ def test_an_invalid_result_does_not_replace_an_older_submission(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["parts", "submission.csv"]
 
 
+def test_the_winner_is_the_more_probable_of_a_and_b_whatever_the_tie(tmp_path: Path) -> None:
+    probs = np.array([[0.2, 0.1, 0.7], [0.1, 0.2, 0.7], [0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.5, 0.5, 0.0]])
+    (tmp_path / "parts").mkdir()
+    parts = [part(tmp_path / "parts", ["7", "a,b"], probs[:2]), part(tmp_path / "parts", ["3", "1", "0"], probs[2:])]
+    assert write_submission(tmp_path / "submission.csv", parts, "winner") == 5
+    with (tmp_path / "submission.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    names = ["model_a", "model_b", "model_a", "model_b", "model_a"]
+    assert rows == [["id", "winner"], *([i, name] for i, name in zip(["7", "a,b", "3", "1", "0"], names, strict=True))]
+
+
+def test_winners_of_invalid_probabilities_do_not_replace_an_older_submission(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    path = part(tmp_path / "parts", ["a"], np.array([[float("nan"), 0.5, 0.5]]))
+    (tmp_path / "submission.csv").write_text("old")
+    with pytest.raises(UserError, match="line 2 has no finite probabilities"):
+        write_submission(tmp_path / "submission.csv", [path], "winner")
+    assert (tmp_path / "submission.csv").read_text() == "old"
+
+
+def test_a_file_of_winners_with_another_value_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("id,winner\na,model_a\nb,tie\n")
+    with pytest.raises(UserError, match="line 3 has \\['tie'\\], not model_a or model_b"):
+        check_submission(tmp_path / "s.csv", pl.Series(["a", "b"]), "winner")
+
+
+def test_another_format_rewrites_the_submission(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    assert ensemble_main(["predict", *small_arguments(run, "predict.format=winner")]) == 0
+    before, after = pl.read_csv(small_run / "submission.csv"), pl.read_csv(run / "submission.csv")
+    names = np.where(before["winner_model_b"] > before["winner_model_a"], "model_b", "model_a")
+    assert after.to_dict(as_series=False) == {"id": before["id"].to_list(), "winner": names.tolist()}
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -182,7 +182,16 @@ def test_logits_of_dropped_battles_are_ignored(arena: Arena, tmp_path: Path, cap
         inputs = inputs_of(tmp_path / "run", labels, "data.on_bad_row=drop", one=one)
     assert inputs.table.height == 239
     assert "b7" not in inputs.table["id"]
-    assert "1 of battles that were dropped" in caplog.text
+    assert "1 of battles that were left out" in caplog.text
+
+
+def test_logits_of_battles_outside_the_subset_are_ignored(arena: Arena, tmp_path: Path) -> None:
+    labels, one = labels_file(tmp_path, arena), tmp_path / "one.csv"
+    both_orders(arena, "one").write_csv(one)
+    whole, half = (inputs_of(tmp_path / "run", labels, f"data.subset={share}", one=one) for share in (1.0, 0.5))
+    assert (whole.table.height, half.table.height) == (240, 120)
+    at = whole.table["id"].is_in(half.table["id"].implode()).to_numpy()
+    np.testing.assert_array_equal(half.logits["one"], whole.logits["one"][at])
 
 
 def test_folds_of_the_files_are_used_and_must_agree(arena: Arena, tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ def test_a_process_that_starts_others_keeps_every_card_visible(jobs: Jobs) -> No
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
+def test_on_a_cpu_by_choice_no_card_is_visible_to_this_process_or_to_its_workers() -> None:
+    gpus.prepare_gpu(Jobs(device="cpu", workers=2))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
 def test_trainer_counts_one_gpu_where_it_sees_several(tmp_path: Path) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     assert gpus.train_on_one_gpu(arguments).n_gpu == 0  # a CPU stays one

@@ -79,6 +79,40 @@ def test_when_one_process_runs_out_of_memory_both_halve_the_batch(folder: Path) 
     assert "out of memory in step 0; going on with 512 tokens per batch" in (folder / "log.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("ddp-nan", "skipped_steps"), ("ddp-nan-loss", "skipped_steps"), ("ddp-float16", "overflow_steps")],
+)
+def test_when_one_process_has_a_bad_step_both_skip_it_and_keep_equal_weights(
+    folder: Path, name: str, field: str
+) -> None:
+    first, second = (summary(folder, name, rank) for rank in (0, 1))
+    assert first[field] == second[field] == [1]
+    assert first["weights"] == second["weights"]
+    gradients = np.load(folder / f"{name}.npz")["gradients"]
+    assert [bool(step.any()) for step in gradients] == [True, False, True, True]
+    assert np.isfinite(np.load(folder / f"{name}.npz")["trained"]).all()
+
+
+def test_an_overflow_in_one_process_lowers_the_scale_in_both(folder: Path) -> None:
+    assert [summary(folder, "ddp-float16", rank)["loss_scale"] for rank in (0, 1)] == [2.0**15] * 2
+
+
+def test_too_many_bad_steps_of_one_process_end_both_in_the_same_sentence(folder: Path) -> None:
+    first, second = (summary(folder, "ddp-limit", rank)["error"] for rank in (0, 1))
+    assert first == second
+    assert "loss nan and gradient norm nan in step 3 of 4; 4 steps were not finite" in first
+
+
+def test_when_one_process_runs_out_of_memory_at_the_smallest_batch_both_recompute(folder: Path) -> None:
+    expected, recomputed = (np.load(folder / f"{name}.npz") for name in ("ddp", "ddp-recompute"))
+    np.testing.assert_array_equal(recomputed["trained"], expected["trained"])
+    for rank in (0, 1):
+        switched = summary(folder, "ddp-recompute", rank)
+        assert (switched["oom_checkpointing_step"], switched["checkpointed_layers"]) == (0, 4)
+        assert switched["weights"] == summary(folder, "ddp", rank)["weights"]
+
+
 def test_partial_logits_are_reused_only_by_the_process_that_owns_their_rows(folder: Path) -> None:
     arrays = np.load(folder / "ddp.npz")
     np.testing.assert_allclose(arrays["again"], arrays["logits"], atol=1e-6)

@@ -107,6 +107,13 @@ def test_whole_battles_need_both_orders() -> None:
         TrainingSteps(encoded(np.array([9])), np.ones((1, 2, 3)), np.ones(1), Train(swap="random"), 0, 0, True)
 
 
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_a_battle_without_weight_is_refused_because_its_steps_would_still_move_the_weights(weight: float) -> None:
+    targets = np.full((2, 2, 3), 1 / 3)
+    with pytest.raises(ValueError, match="weight 0 cannot be trained on"):
+        TrainingSteps(encoded(np.array([9, 9])), targets, np.array([1.0, weight]), Train(), 0, 0)
+
+
 def test_length_bucketing_saves_padding_and_passes_on_arena_lengths() -> None:
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(6.3, 0.8, 2000), 60, 3000).astype(int)

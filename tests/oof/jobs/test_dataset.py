@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 
 from oof.__main__ import main
+from oof.common.atomic_files import read_json
 from oof.data.synth import write_arena
+from oof.jobs.cache_keys import battles_key
 from oof.jobs.dataset import digested_files, load_battles
 from tests.fixtures.demo_run import ROOT
 
@@ -24,8 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepare(run: Path, train: str) -> pl.DataFrame:
-    assert main(["prepare", str(ROOT / "configs" / "demo.yaml"), f"run={run}", f"data.train=[{train}]"]) == 0
+def prepare(run: Path, train: str, *overrides: str) -> pl.DataFrame:
+    arguments = [str(ROOT / "configs" / "demo.yaml"), f"run={run}", f"data.train=[{train}]", *overrides]
+    assert main(["prepare", *arguments]) == 0
     return load_battles(run)
 
 
@@ -46,6 +49,15 @@ def test_absolute_globs_of_pretraining_pairs_are_read(folder: Path, tmp_path: Pa
     arguments = [str(ROOT / "configs" / "demo.yaml"), f"run={tmp_path / 'run'}", f"data.train=[{folder}/whole.csv]"]
     assert main(["prepare", *arguments, f"pretrain.data=[{folder}/pairs-*.jsonl]"]) == 0
     assert pl.read_parquet(tmp_path / "run" / "pretrain" / "battles.parquet").height == 1
+
+
+def test_a_subset_is_read_anew_and_has_other_content_keys(folder: Path, tmp_path: Path) -> None:
+    whole = prepare(tmp_path, f"{folder}/whole.csv")
+    half = prepare(tmp_path, f"{folder}/whole.csv", "data.subset=0.5")
+    assert (whole.height, half.height) == (60, 30)
+    assert set(half["id"]) < set(whole["id"])
+    assert battles_key(half) != battles_key(whole)
+    assert read_json(tmp_path / "battles.json")["counts"]["not_in_subset"] == 30
 
 
 @pytest.mark.parametrize("pattern", ["{}/nothing-*.csv", "nothing-*.csv", "{}/nothing.csv"])

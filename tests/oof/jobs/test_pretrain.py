@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from oof import config as configuration
-from oof import plan
 from oof.__main__ import main as oof_main
 from oof.audit.run import audit_run
 from oof.encoding.batches import TrainingSteps
 from oof.jobs import fold_job
 from oof.jobs.dataset import load_battles, read_test
 from oof.jobs.pretrain import prepare_pairs, pretrain_job
+from oof.plan import format_plan, make_plan
+from oof.plan.lengths import pair_tokens
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.pretrain_runs import FRESH, LLAMA, finished, overrides_in, starts, weights
 from tests.fixtures.run_files import bytes_of_jobs
@@ -158,10 +159,10 @@ def test_another_test_file_repeats_only_the_comparison_of_prompts(base: list[str
     assert pl.read_parquet(run / "pretrain" / "battles.parquet").height == FRESH - 1
 
 
-def test_the_plan_includes_pretraining(base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "CARDS", {"T4": plan.CARDS["T4"]})
+def test_the_plan_includes_pretraining(base: list[str], tmp_path: Path) -> None:
     config = config_of(base, tmp_path / "run", "pretrain.epochs=2", "distill.student.checkpoint=''")
-    with_it = plan.make_plan(config)[0]
+    plan = make_plan(config, ["T4"])
+    with_it = plan.members[0]
     rows = [json.loads(line) for line in Path(base_value(base, "pretrain.data")).read_text().splitlines()]
     tokens = [sum(len(row[name]) for name in ("prompt", "chosen", "rejected")) / 4 + 30 for row in rows]
     assert with_it.pretrain_tokens == pytest.approx(2 * 2 * sum(tokens))  # two epochs, both orders
@@ -169,11 +170,11 @@ def test_the_plan_includes_pretraining(base: list[str], tmp_path: Path, monkeypa
     assert with_it.pretrain_flops == pytest.approx(with_it.pretrain_tokens * per_token)
     adapters = (with_it.disk_bytes - 2.0 * with_it.cost.parameters) / (4 * with_it.cost.trainable)
     assert adapters == pytest.approx(2 + 1 + 6 + 1)  # folds, student, two checkpoints with their optimizer; its own
-    assert len(plan.pair_tokens(config_of(base, tmp_path / "run", "pretrain.data=[]"))) == 0
-    card = with_it.settings["T4"]
+    assert len(pair_tokens(config_of(base, tmp_path / "run", "pretrain.data=[]"))) == 0
+    card = with_it.fastest["T4"]
     assert card is not None
     assert card.pretrain_hours > 0
-    assert f"{with_it.pretrain_tokens / 1e6:.2f} M tokens" in plan.format_plan([with_it])
+    assert f"{with_it.pretrain_tokens / 1e6:.2f} M tokens" in format_plan(plan)
 
 
 def base_value(base: list[str], key: str) -> str:

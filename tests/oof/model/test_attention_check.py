@@ -14,6 +14,7 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from oof.model import blockwise_attention
 from oof.model.attention_check import agrees_with_eager
+from oof.model.precision import device
 
 SHAPE = (4, 2, 8)
 Attention = Callable[..., Any]
@@ -93,13 +94,14 @@ def test_an_attention_that_raises_or_gives_nan_or_wrong_gradients_is_rejected(mo
         assert not accepted(monkeypatch, function), function.__name__
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(4, 2, 24), (8, 1, 16), (3, 3, 8)])
 def test_blockwise_attention_and_sdpa_are_accepted_at_every_shape(
     shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
-    assert agrees_with_eager(blockwise_attention.NAME, shape, dtype, "cpu")
-    assert agrees_with_eager("sdpa", shape, dtype, "cpu", capped=False)
+    assert agrees_with_eager(blockwise_attention.NAME, shape, dtype, device().type)
+    assert agrees_with_eager("sdpa", shape, dtype, device().type, capped=False)
 
 
 def test_sdpa_with_a_wrong_scale_or_for_soft_capped_scores_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:

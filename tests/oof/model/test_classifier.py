@@ -217,7 +217,11 @@ def test_a_reward_model_s_head_is_replaced_and_our_own_head_is_kept(
     tokenizer = load_tokenizer(str(tmp_path / "reward"))
     with caplog.at_level("INFO"):
         fresh = load_base(Member(checkpoint=str(tmp_path / "reward"), dtype="float32"), tokenizer, 0)
-    assert "1 outputs" in caplog.text
+    assert [r.getMessage().split(": ")[1] for r in caplog.records] == [
+        "its head of size 1 is replaced by a fresh one of size 3"
+    ]
+    trunk = {name: weight for name, weight in reward.state_dict().items() if name != "score.weight"}
+    assert all(torch.equal(fresh.state_dict()[name], weight) for name, weight in trunk.items())
     assert fresh.score.weight.shape == (3, 32)
     fresh.score.weight.data.fill_(0.25)
     fresh.save_pretrained(tmp_path / "ours")

@@ -1,4 +1,4 @@
-"""The traced cost equals the cost of the real model: weights, FLOPs, memory. Every shipped configuration is planned."""
+"""The traced cost equals the cost of the real model: weights, FLOPs, memory."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from oof import config as configuration
 from oof.common.errors import UserError
 from oof.config import Lora, Member
 from oof.model.classifier import load_base, load_tokenizer
 from oof.model.cost_model import base_config, trace
 from oof.model.lora import add_adapters
 from oof.model.optimizations import LastTokens
-from oof.plan import battle_tokens, format_plan, make_plan
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.tiny_models import save_tiny
 
@@ -116,24 +113,6 @@ def test_costs_of_deep_models_and_large_batches_are_extrapolated(member: Member)
     assert trace(member, 6, TOKENS, False, False, attention).flops < wide.flops / 1.9
 
 
-def _shipped() -> list[object]:
-    """Return every shipped configuration; planning a variant of lmsys.yaml takes half a minute."""
-    slow = {True: pytest.mark.slow, False: ()}
-    paths = sorted((ROOT / "configs").glob("*.yaml"))
-    return [pytest.param(p, marks=slow[p.name.startswith("lmsys-")], id=p.name) for p in paths]
-
-
-@pytest.mark.parametrize("path", _shipped())
-def test_every_shipped_configuration_is_loaded_and_planned(path: Path) -> None:
-    plans = make_plan(configuration.load(path))
-    text = format_plan(plans)
-    assert [plan.name for plan in plans] == [*configuration.load(path).members, "student"]
-    for plan in plans:
-        assert 0 < plan.cost.trainable < 0.3 * plan.cost.parameters
-        assert any(plan.settings.values())
-        assert plan.name in text
-
-
 def test_known_shapes_have_the_published_number_of_weights() -> None:
     """Source: the hub's model cards. 8.03 G of Llama 3.1 count the language model's output layer."""
     published = {"google/gemma-2-9b-it": 9.24, "google/gemma-2-2b-it": 2.61}
@@ -142,15 +121,6 @@ def test_known_shapes_have_the_published_number_of_weights() -> None:
         member = Member(checkpoint=checkpoint, lora=Lora(rank=0))
         cost = trace(member, 1, 8, False, False, "sdpa")
         assert cost.parameters / 1e9 == pytest.approx(billions, abs=0.006), checkpoint
-
-
-def test_token_counts_come_from_the_data_or_else_from_the_arena_s_lengths() -> None:
-    demo = battle_tokens(configuration.load("configs/demo.yaml"))
-    assert len(demo) == 2000
-    assert 20 < demo.mean() < 150
-    arena = battle_tokens(configuration.load("configs/lmsys.yaml"))
-    assert len(arena) == 57_477
-    assert abs((arena > 2048).mean() - 0.045) < 0.03
 
 
 def test_an_unknown_checkpoint_is_an_error_of_one_sentence() -> None:

@@ -155,7 +155,7 @@ def test_the_plan_counts_the_cache_s_disk_space(tmp_path: Path) -> None:
     path.write_text(f"members: {{a: {settings}}}\ndata: {{synth: {{battles: 60}}}}")
     run = tmp_path / "run"
     configs = [configuration.load(str(path), [f"run={run}", f"members.a.frozen={mode}"]) for mode in MODES]
-    less, more = (make_plan(config)[0].disk_bytes for config in configs)
+    less, more = (make_plan(config).members[0].disk_bytes for config in configs)
     table = prepare(configs[1])
     encoded = EncodedBattles(configs[1].members["a"], table, configs[1])
     training_set = np.arange(60), np.eye(3, dtype=np.float32)[table["label"].to_numpy()], np.ones(60)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from oof.config import Lora, Member
-from oof.encoding.batches import collate
 from oof.model.classifier import load_base, load_tokenizer
 from oof.model.lora import add_adapters
 from oof.model.optimizations import (
@@ -21,41 +17,16 @@ from oof.model.optimizations import (
     decoder_layers,
     merged_where_exact,
 )
+from tests.fixtures.exactness import assert_exact, batch, gradients
 from tests.fixtures.tiny_classifiers import with_random_adapter
 from tests.fixtures.tiny_models import FAMILIES, save_tiny
 
 LORA = Lora(rank=4, alpha=8)
 
 
-def batch(pad_id: int) -> dict[str, torch.Tensor]:
-    rng = np.random.default_rng(0)
-    return collate([rng.integers(10, 200, n).astype(np.int32) for n in (5, 40, 23, 33)], pad_id)
-
-
 def model_of(family: str, folder: Path, lora: Lora = LORA) -> tuple[torch.nn.Module, int]:
     member = Member(checkpoint=save_tiny(family, folder), dtype="float32", lora=lora)
     return with_random_adapter(member, 0.1), load_tokenizer(member.checkpoint).pad_token_id
-
-
-def gradients(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    logits = model(**inputs).logits
-    (logits * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
-    return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_exact(model: torch.nn.Module, pad: int, optimize: Callable[[], Any]) -> Any:
-    """Fail unless an optimization keeps logits and gradients and can be removed without a trace; return it."""
-    logits, grads = gradients(model, batch(pad))
-    optimization = optimize()
-    optimized, optimized_grads = gradients(model, batch(pad))
-    optimization.remove()
-    torch.testing.assert_close(optimized, logits, atol=1e-5, rtol=1e-4)
-    assert grads.keys() == optimized_grads.keys()
-    for name, grad in grads.items():
-        torch.testing.assert_close(optimized_grads[name], grad, atol=1e-4, rtol=1e-3, msg=name)
-    assert torch.equal(gradients(model, batch(pad))[0], logits)
-    return optimization
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

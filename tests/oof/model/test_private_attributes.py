@@ -270,6 +270,25 @@ RELIED_ON = [
     ),
     Private(
         "Trainer",
+        "_save_checkpoint",
+        TRAINER,
+        lambda: (
+            "self._save_checkpoint(model, trial)" in source(Trainer._maybe_log_save_evaluate)
+            and parameters(Trainer._save_checkpoint) == ["self", "model", "trial"]
+        ),
+    ),
+    Private("Trainer", "_tr_loss", TRAINER, lambda: "self._tr_loss += tr_loss_step" in source(Trainer._run_epoch)),
+    Private(
+        "Trainer",
+        "_globalstep_last_logged",
+        TRAINER,
+        lambda: (
+            "tr_loss_scalar / (self.state.global_step - self._globalstep_last_logged)"
+            in source(Trainer._maybe_log_save_evaluate)
+        ),
+    ),
+    Private(
+        "Trainer",
         "_clip_grad_norm",
         "tests/fixtures/several_processes.py",
         lambda: parameters(Trainer._clip_grad_norm) == ["self", "model"],

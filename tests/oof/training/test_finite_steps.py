@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import TrainerState
 
 from oof.common.errors import UserError
 from oof.config import Member
 from oof.model.classifier import load_base
 from oof.model.lora import add_adapters
+from oof.training.finite_steps import FiniteSteps, loss_spikes
 from oof.training.losses import cross_entropy
 from oof.training.trainer import ClassifierTrainer, train_classifier
 from tests.fixtures.tiny_classifiers import training_steps
@@ -139,8 +141,44 @@ def test_weights_that_are_not_finite_at_the_end_are_not_returned(
         train(tmp_path, monkeypatch, ruin_weights_at(15))
 
 
-def test_a_loss_spike_is_logged(
+def test_a_loss_spike_is_logged_and_counted_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train(tmp_path, monkeypatch, lambda trainer, loss: loss * 9 if trainer.state.global_step == 12 else loss)
-    assert [record.message for record in caplog.records if "the recent median is" in record.message]
+    expected, clean = train(tmp_path / "clean", monkeypatch)
+
+    def spike(trainer: ClassifierTrainer, loss: torch.Tensor) -> torch.Tensor:
+        return loss * 9 if trainer.state.global_step == 12 else loss
+
+    weights, summary = train(tmp_path / "spike", monkeypatch, spike)
+    assert (clean["loss_spikes"], summary["loss_spikes"]) == (0, 1)
+    messages = [record.message for record in caplog.records if "the recent median is" in record.message]
+    assert [message.split(": loss")[0] for message in messages] == ["test: step 12"]
+    assert torch.equal(weights, expected)
+
+
+@pytest.mark.parametrize("stop", [11, 14])
+def test_loss_spikes_are_found_as_before_after_a_resume(
+    stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spike(trainer: ClassifierTrainer, loss: torch.Tensor) -> torch.Tensor:
+        return loss * 9 if trainer.state.global_step == 12 else loss
+
+    def stopped(trainer: ClassifierTrainer, loss: torch.Tensor) -> torch.Tensor:
+        if trainer.state.global_step == stop:
+            raise KeyboardInterrupt
+        return spike(trainer, loss)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, monkeypatch, stopped)
+    assert train(tmp_path, monkeypatch, spike)[1]["loss_spikes"] == 1
+
+
+def test_a_spike_is_8_deviations_above_the_median_of_the_last_50_losses() -> None:
+    guard = FiniteSteps([], "test")
+    state = TrainerState()
+    deviations = [0.1, -0.1] * 30  # median 0, median absolute deviation 0.1
+    for loss in [5.0, *(1 + d for d in deviations), 1.79, 1.81]:
+        guard.check(torch.tensor(loss), state)
+        state.global_step += 1
+    assert [entry["loss_spike"] for entry in state.log_history] == [62]
+    assert loss_spikes(state) == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from oof.config import Member
 from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.model.classifier import load_base, load_classifier, load_tokenizer
 from oof.model.lora import add_adapters, save_classifier
+from oof.model.optimizations import checkpoint_trainable_layers
 from oof.training.inference import predict_logits
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
@@ -23,10 +26,18 @@ from tests.fixtures.tiny_classifiers import encoded_transcripts, training_steps
 from tests.fixtures.tiny_models import MEMBER, save_tiny
 
 
-def train(member: Member, folder: Path, stop_at: int | None = None, summary: dict | None = None) -> torch.Tensor:
+def train(
+    member: Member,
+    folder: Path,
+    stop_at: int | None = None,
+    summary: dict | None = None,
+    checkpointing: bool = False,
+) -> torch.Tensor:
     """Train on 32 battles (4 steps); return all trainable weights, and fill ``summary``."""
     steps, tokenizer = training_steps(member)
     model = add_adapters(load_base(member, tokenizer, 1), member.lora, 1)
+    if checkpointing:
+        checkpoint_trainable_layers(model)
     if stop_at is not None:
         whole = type(steps).__getitem__
 
@@ -60,6 +71,38 @@ def test_a_killed_job_resumes_to_identical_weights(tmp_path: Path) -> None:
     train(member, tmp_path / "killed", stop_at=2)
     assert (tmp_path / "killed" / "checkpoint-2").is_dir()
     assert torch.equal(train(member, tmp_path / "killed"), whole)
+
+
+@pytest.mark.parametrize("checkpoint_steps", [0, 2])
+def test_checkpoints_by_time_change_no_weight_and_a_killed_job_resumes_from_the_last(
+    checkpoint_steps: int, tmp_path: Path
+) -> None:
+    never = replace(MEMBER.train, checkpoint_steps=checkpoint_steps, checkpoint_minutes=0.0)
+    dropout = replace(MEMBER, lora=replace(MEMBER.lora, dropout=0.1))
+    whole = train(replace(dropout, train=never), tmp_path / "never")
+    always = replace(dropout, train=replace(never, checkpoint_minutes=1e-9))
+    assert torch.equal(train(always, tmp_path / "always"), whole)
+    expected = {"checkpoint-2", "checkpoint-3"} if not checkpoint_steps else {"checkpoint-3", "checkpoint-4"}
+    assert {path.parent.name for path in (tmp_path / "always").glob("checkpoint-*/whole")} == expected
+    train(always, tmp_path / "killed", stop_at=3)
+    assert (tmp_path / "killed" / "checkpoint-3" / "whole").is_file()
+    assert torch.equal(train(always, tmp_path / "killed"), whole)
+
+
+def test_a_short_training_writes_no_checkpoint_by_default(tmp_path: Path) -> None:
+    assert MEMBER.train.checkpoint_steps == 0 < MEMBER.train.checkpoint_minutes
+    train(MEMBER, tmp_path / "short")
+    assert not list((tmp_path / "short").glob("checkpoint-*"))
+
+
+def test_a_timed_checkpoint_without_room_on_the_disk_is_left_out_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    member = replace(MEMBER, train=replace(MEMBER.train, checkpoint_minutes=1e-9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    train(member, tmp_path / "full")
+    assert not list((tmp_path / "full").glob("checkpoint-*"))
+    assert sum("no checkpoint" in record.message for record in caplog.records) == 1
 
 
 def test_swapping_every_battle_and_its_label_gives_the_same_training_set() -> None:
@@ -99,8 +142,46 @@ def test_a_sequence_that_does_not_fit_is_an_error_of_one_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
     monkeypatch.setattr(LlamaModel, "forward", no_memory)
-    with pytest.raises(UserError, match="max_tokens"):
+    with pytest.raises(UserError, match=r"longest sequence of step 0; set quantise=nf4, or lower prompts\.max_tokens"):
         train(MEMBER, tmp_path)
+
+
+@pytest.fixture
+def too_little_memory_without_recomputation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let passes of a Llama run out of memory from the third (the second step's first), unless its layers recompute."""
+    forward, passes = LlamaModel.forward, []
+
+    def limited(self: LlamaModel, input_ids: torch.Tensor, **more: object) -> object:
+        passes.append(1)
+        if len(passes) > 2 and not self.layers[-1].gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return forward(self, input_ids, **more)
+
+    monkeypatch.setattr(LlamaModel, "forward", limited)
+
+
+@pytest.mark.parametrize("lora", [{}, {"layers": "upper_half"}])
+def test_a_lack_of_memory_at_the_smallest_batch_switches_recomputation_on(
+    lora: dict, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    member = replace(MEMBER, lora=replace(MEMBER.lora, **lora))
+    expected_summary, summary = {}, {}
+    expected = train(member, tmp_path / "from-the-start", summary=expected_summary, checkpointing=True)
+    request.getfixturevalue("too_little_memory_without_recomputation")
+    weights = train(member, tmp_path / "switched", summary=summary)
+    assert torch.equal(weights, expected)
+    assert summary["oom_halvings"] > 0
+    assert (summary["oom_checkpointing_step"], expected_summary["oom_checkpointing_step"]) == (1, None)
+    assert summary["checkpointed_layers"] == expected_summary["checkpointed_layers"] == (2 if lora else 4)
+    assert summary["tokens_per_batch"] == member.train.tokens_per_batch  # large batches fit again
+    assert any("going on with activation checkpointing" in record.message for record in caplog.records)
+
+
+@pytest.mark.usefixtures("too_little_memory_without_recomputation")
+def test_recomputation_that_is_off_stays_off_and_the_error_names_the_setting(tmp_path: Path) -> None:
+    member = replace(MEMBER, train=replace(MEMBER.train, activation_checkpointing="off"))
+    with pytest.raises(UserError, match=r"longest sequence of step 1; set train\.activation_checkpointing=auto"):
+        train(member, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

@@ -1,0 +1,152 @@
+"""Progress of a training: a bar on a terminal, a line a minute in a log file, and the file metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from oof.common.atomic_files import replacing
+from oof.training.finite_steps import RECENT_LOSSES
+
+logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 60.0  # between two lines in a log file
+
+
+class ProgressBar(TrainerCallback):
+    """A progress bar with the time left and the running loss, shown where standard error is a terminal."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.bar = label, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        quiet = not sys.stderr.isatty()
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, disable=quiet, leave=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class ProgressLines(TrainerCallback):
+    """A log line when a minute has passed since the last, where standard error is no terminal that shows the bar.
+
+    Args:
+        label: name of the training.
+        tokens: (n,) tokens of each optimizer step, of all processes of the job.
+    """
+
+    def __init__(self, label: str, tokens: NDArray[np.int64]) -> None:
+        self.label, self.until = label, np.concatenate([[0], np.cumsum(tokens)])
+        self.first, self.last = (0, 0.0), (0, 0.0)  # step and time at the start of this process, and of the last line
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.first = self.last = state.global_step, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        late = time.monotonic() - self.last[1] >= LINE_SECONDS
+        if late and state.is_world_process_zero and not sys.stderr.isatty():
+            self._log_line(state)
+
+    def _log_line(self, state: Any) -> None:
+        """Log step, mean loss since the last line (of at most 50 steps), tokens per second and the time left."""
+        step, now = state.global_step, time.monotonic()
+        recent = state.stateful_callbacks.get(RECENT_LOSSES, [])[-(step - self.last[0]) :]
+        loss = f"{sum(recent) / len(recent):.4f}" if recent else "not finite"
+        speed = (self.until[step] - self.until[self.last[0]]) / (now - self.last[1])
+        done = self.until[step] - self.until[self.first[0]]
+        left = timedelta(seconds=round((self.until[-1] - self.until[step]) * (now - self.first[1]) / done))
+        logger.info(
+            "%s: step %d of %d, loss %s, %.0f tokens/s, %s left", self.label, step, state.max_steps, loss, speed, left
+        )
+        self.last = step, now
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every logged line to ``metrics.jsonl`` beside the job, to follow a training while it runs.
+
+    A resumed training first removes the lines of later steps than its checkpoint's, which it repeats, and a last line
+    that a kill cut. So the steps in the file always rise.
+
+    Args:
+        path: of the file.
+        tokens: (n,) tokens of each optimizer step, of all processes of the job.
+    """
+
+    def __init__(self, path: Path, tokens: NDArray[np.int64]) -> None:
+        self.path, self.until = path, np.concatenate([[0], np.cumsum(tokens)])
+        self.last, self.earlier, self.began = (0, 0.0), 0.0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+        self.last = state.global_step, self.began
+        if state.is_world_process_zero:
+            kept = self._lines(state.global_step)
+            self.earlier = kept[-1]["seconds"] if kept else 0.0
+            with replacing(self.path) as temporary:
+                temporary.write_text(
+                    "".join(f"{json.dumps(line, sort_keys=True)}\n" for line in kept), encoding="utf-8"
+                )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            line = {**state.log_history[-1], **self._speed(state.global_step), **gpu_use()}
+            with self.path.open("a", encoding="utf-8") as file:  # closed at once, so that every line is written out
+                file.write(f"{json.dumps(line, sort_keys=True)}\n")
+
+    def _speed(self, step: int) -> dict[str, float]:
+        (before, then), now = self.last, time.monotonic()
+        self.last = step, now
+        tokens = float(self.until[step] - self.until[before])
+        seconds = round(self.earlier + now - self.began, 3)
+        return {"seconds": seconds, "tokens_per_second": round(tokens / max(now - then, 1e-9), 1)}
+
+    def _lines(self, last_step: int) -> list[dict[str, Any]]:
+        """Return the lines of an earlier attempt up to a step; a line that cannot be read ends them."""
+        lines: list[dict[str, Any]] = []
+        if not self.path.is_file():
+            return lines
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+                usable = line["step"] <= last_step and line["seconds"] >= 0
+            except (ValueError, KeyError, TypeError):
+                break
+            if not usable:
+                break
+            lines.append(line)
+        return lines
+
+
+def gpu_use() -> dict[str, float]:
+    """Return the first process's peak memory in GB and its GPU's busy share; {} on a CPU.
+
+    The busy share is NVML's: the share of the last moments in which a kernel ran. It is left out where the package
+    nvidia-ml-py is not installed, or the driver does not tell.
+    """
+    if not torch.cuda.is_available():
+        return {}
+    use = {"gpu_memory_peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3)}
+    try:
+        return {**use, "gpu_busy": torch.cuda.utilization() / 100}
+    except Exception:  # pynvml's errors, of a package that may be missing; a log must not end a training
+        return use

@@ -1,0 +1,76 @@
+"""Training set of a fold job: battles of weight 0 are not trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from oof import config as configuration
+from oof.__main__ import main as oof_main
+from oof.audit.run import audit_run
+from oof.common.errors import UserError
+from oof.data.synth import write_arena
+from oof.jobs.dataset import load_battles, prepare
+from oof.jobs.encoded_battles import EncodedBattles
+from oof.jobs.fold_job import fold_jobs
+from oof.jobs.run_fold_job import run_job
+from tests.fixtures.demo_run import ROOT, only_llama, small_arguments
+
+N_EXTRA = 20
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the configuration of two small fold jobs and the file of their battles."""
+    folder = tmp_path_factory.mktemp("battles")
+    shared = [a for a in small_arguments(Path("unused"))[2:] if "gemma2" not in a and "synth" not in a]
+    train = write_arena(folder, 60, 0, 2)["train"]
+    return [str(only_llama(folder)), *shared, f"data.train=[{train}]", "folds.k=2"]
+
+
+@pytest.fixture(scope="module")
+def extra(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_arena(tmp_path_factory.mktemp("extra"), N_EXTRA, 10, 2)["train"]
+    pl.read_csv(path).with_columns(pl.col("id") + 10_000).write_csv(path)
+    return Path(path)
+
+
+def run_oof(base: list[str], run: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
+    monkeypatch.chdir(ROOT)
+    return oof_main(["oof", *base, f"run={run}", *more])
+
+
+def test_battles_of_weight_0_are_scored_as_before_but_not_trained_on(
+    base: list[str], extra: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without, run = tmp_path / "without", tmp_path / "with"
+    assert run_oof(base, without, monkeypatch) == 0
+    assert run_oof(base, run, monkeypatch, f"data.extra=[{extra}]", "data.extra_weight=0") == 0
+    table = load_battles(run)
+    assert (table["weight"] == 0).sum() == N_EXTRA
+    folds = load_battles(without).select("id", "fold")
+    assert folds.join(table.select("id", "fold"), on=["id", "fold"]).height == folds.height
+    for fold in range(2):
+        job, expected = (path / "oof" / "llama3_1" / f"fold-{fold}" for path in (run, without))
+        for name in ("adapter/adapter_model.safetensors", "logits.parquet", "trained.parquet"):
+            assert (job / name).read_bytes() == (expected / name).read_bytes(), name
+        manifest = json.loads((job / "job.json").read_text())
+        assert manifest["n_trained"] == int((folds["fold"] != fold).sum())
+    assert [finding for finding in audit_run(run) if finding.status == "violated"] == []
+
+
+def test_a_training_set_whose_battles_all_have_weight_0_is_refused_in_one_sentence(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = configuration.load(base[0], [*base[1:], f"run={tmp_path}"])
+    prepare(config)
+    table = load_battles(tmp_path)
+    only_fold_0 = table.with_columns(weight=(pl.col("fold") == 0).cast(pl.Float64))
+    jobs = fold_jobs(config, table)
+    with pytest.raises(UserError, match=r"fold 0: no battle to train on.*weight 0; raise data\.extra_weight or lower"):
+        run_job(jobs[0], EncodedBattles(jobs[0].member, only_fold_0, config))
+    assert not list(tmp_path.rglob("adapter"))

@@ -1,0 +1,23 @@
+"""Every shipped configuration is planned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from oof import config as configuration
+from oof.plan import format_plan, make_plan
+from tests.fixtures.demo_run import ROOT
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_is_loaded_and_planned(path: Path) -> None:
+    config = configuration.load(path)
+    plan = make_plan(config)
+    text = format_plan(plan)
+    assert [member.name for member in plan.members] == [*config.members, "student"]
+    for member in plan.members:
+        assert 0 < member.cost.trainable < 0.3 * member.cost.parameters
+        assert any(member.fastest.values())
+        assert member.name in text

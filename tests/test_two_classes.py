@@ -1,0 +1,91 @@
+"""Data without ties, as the WSDM Cup's: every stage runs, a tie gets next to no probability, winners are submitted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ensemble.__main__ import main as ensemble_main
+from oof.__main__ import main as oof_main
+from oof.audit.run import audit_run
+from oof.data.battles import read_file
+from tests.fixtures.demo_run import BASES, ROOT
+from tests.fixtures.wsdm_files import N_TEST, write_wsdm
+
+N = 180  # 60 battles for each of three folds
+MODELS = {
+    "members.gemma2": BASES / "tiny-gemma2",
+    "members.qwen2_5": BASES / "tiny-llama",
+    "distill.student": BASES / "tiny-gemma2",
+}
+FAST = ["folds.k=3", "prompts.max_tokens=320", "prompts.score_max_tokens=320", "stack.trials=2", "stack.rounds=20"]
+
+
+def arguments(run: Path, files: dict[str, Path]) -> list[str]:
+    """Return the arguments of configs/wsdm.yaml with tiny bases in place of the large ones."""
+    models = [
+        f"{owner}.{setting}"
+        for owner, base in MODELS.items()
+        for setting in (f"checkpoint={base}", "dtype=float32", "train.lr=2e-3", "train.head_lr=5e-3", "train.epochs=1")
+    ]
+    data = [f"data.{role}=[{path}]" for role, path in files.items()]
+    return [str(ROOT / "configs" / "wsdm.yaml"), f"run={run}", *data, *models, *FAST]
+
+
+def test_files_of_the_wsdm_cup_are_read_as_they_are(tmp_path: Path) -> None:
+    files = write_wsdm(tmp_path, 30)
+    train, test = read_file(files["train"], "train"), read_file(files["test"], "test")
+    assert list(train.schemas.values()) == ["WSDM Cup 2025 (plain texts)"]
+    assert set(train.table["label"]) == {0, 1}
+    assert any("no battle has the verdict tie" in str(problem) for problem in train.problems)
+    assert test.table["id"].to_list() == pl.read_parquet(files["test"])["id"].to_list()
+    assert test.table["label"].null_count() == N_TEST
+
+
+@pytest.mark.parametrize("calibrator", ["temperature", "vector"])
+def test_the_stack_of_logits_without_ties_gives_a_tie_next_to_no_probability(tmp_path: Path, calibrator: str) -> None:
+    rng = np.random.default_rng(0)
+    signal, ids = rng.normal(size=240), [f"b{i}" for i in range(240)]
+    label = (rng.random(240) > 1 / (1 + np.exp(-2 * signal))).astype(int)
+    pl.DataFrame({"id": ids, "label": label}).write_csv(tmp_path / "labels.csv")
+    for name in ("one", "two"):
+        margin = signal + rng.normal(size=240) / 2
+        pl.DataFrame({"id": ids, "ab_a": margin, "ab_b": -margin, "ab_tie": np.full(240, -4.0)}).write_csv(
+            tmp_path / f"{name}.csv"
+        )
+    logits = [f"stack.logits.{name}={tmp_path / name}.csv" for name in ("one", "two")]
+    demo = [str(ROOT / "configs" / "demo.yaml"), f"run={tmp_path / 'run'}", f"data.train=[{tmp_path / 'labels.csv'}]"]
+    assert ensemble_main(["stack", *demo, *logits, f"stack.calibrator={calibrator}", *FAST[3:]]) == 0
+    predicted = pl.read_parquet(tmp_path / "run" / "stack" / "predictions.parquet")
+    probs = predicted.select(pl.col("^.*[|](a|b|tie)$")).to_numpy()
+    assert np.isfinite(probs).all()
+    assert predicted["calibrated|tie"].max() < 0.05
+
+
+@pytest.mark.slow
+def test_every_stage_runs_on_data_without_ties_and_the_submission_names_the_winner(tmp_path: Path) -> None:
+    run, files = tmp_path / "run", write_wsdm(tmp_path, N, seed=3)
+    given = arguments(run, files)
+    assert oof_main(["oof", *given]) == 0
+    for subcommand in ("stack", "distill", "predict", "table"):
+        assert ensemble_main([subcommand, *given]) == 0
+    assert ensemble_main(["report", str(run)]) == 0
+    assert [finding.check for finding in audit_run(run) if finding.status == "violated"] == []
+
+    losses = json.loads((run / "metrics.json").read_text())["log_loss"]
+    assert losses["calibrated"]["value"] < np.log(2)  # of a coin
+    assert pl.read_parquet(run / "stack" / "predictions.parquet")["calibrated|tie"].mean() < 0.02
+
+    winners = pl.read_csv(run / "submission.csv")
+    assert winners.columns == ["id", "winner"]
+    assert winners["id"].to_list() == pl.read_parquet(files["test"])["id"].to_list()
+    assert ensemble_main(["predict", *given, "predict.format=probabilities"]) == 0
+    probs = pl.read_csv(run / "submission.csv")
+    assert probs["winner_tie"].max() < 0.1
+    more_probable = np.where(probs["winner_model_a"] >= probs["winner_model_b"], "model_a", "model_b")
+    assert winners["winner"].to_list() == more_probable.tolist()
+    assert set(winners["winner"]) == {"model_a", "model_b"}
