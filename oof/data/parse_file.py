@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import polars as pl
@@ -14,6 +14,7 @@ from oof.common.errors import UserError
 from oof.config import Data
 from oof.data import readers, schemas
 from oof.data.parse_rows import ParsedRows, parse_rows
+from oof.data.rankings import RANKING_COLUMNS, expand_rankings, ranking_name
 from oof.data.schemas import (
     FILE_COLUMNS,
     LABELLED_ROLES,
@@ -68,10 +69,14 @@ def parse_file(path: str, role: str, data: Data, seed: int, weight: float = 1.0)
     """
     files = []
     columns = data.columns
-    for cells in readers.read_raw(path, {*FILE_COLUMNS, *LAYOUT_COLUMNS, *columns.values()}):
+    for cells in readers.read_raw(path, {*FILE_COLUMNS, *LAYOUT_COLUMNS, *RANKING_COLUMNS, *columns.values()}):
         if not cells.names:
             raise UserError(f"{cells.name}: no rows; give a file with battles")
-        raw, schema = schemas.apply_schema(cells, columns)
+        schemas.join_inputs(cells)
+        ranking = None if set(columns) & {"prompt", "chosen"} else ranking_name(cells)
+        pairs = expand_rankings(cells, ranking) if ranking else cells
+        raw, schema = schemas.apply_schema(pairs, columns)
+        schema = replace(schema, name=f"{ranking}: rankings as pairs") if ranking else schema
         file_role = role if role != "any" else "train" if schema.verdict else "unlabelled"
         if file_role in LABELLED_ROLES:
             schemas.require_verdict(raw, schema)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from oof.classes import TIE
 from oof.config import Data
 from oof.data import conversations, parse_cells, verdicts
 from oof.data.conversations import Message
@@ -112,6 +113,8 @@ def _parse_column(rows: ParsedRows, column: str, parse: Callable[[Any], Any], de
 
 
 def _turns(rows: ParsedRows) -> TurnColumns:
+    if _is_context(next((cell for cell in rows.raw.columns["prompt"] if cell), None)):
+        return _contexts(rows)
     cells = [cell for name in TEXTS for cell in rows.raw.columns[name] if isinstance(cell, str) and cell]
     # One decision for the whole file, so that a damaged cell is named and not taken for a plain text.
     json_lists = 2 * sum(map(parse_cells.looks_like_list, cells)) >= len(cells)
@@ -121,6 +124,28 @@ def _turns(rows: ParsedRows) -> TurnColumns:
     parse = parse_cells.turns_from_json if json_lists else parse_cells.turns_from_text
     prompt, response_a, response_b = (_parse_column(rows, name, parse) for name in TEXTS)
     return prompt, response_a, response_b
+
+
+def _is_context(cell: object) -> bool:
+    """Return whether a prompt is a list of messages, to whose last one A and B respond."""
+    if isinstance(cell, str):
+        return cell.lstrip("[ \n").startswith("{") and '"role"' in cell
+    return isinstance(cell, list) and bool(cell) and isinstance(cell[0], dict) and "role" in cell[0]
+
+
+def _contexts(rows: ParsedRows) -> TurnColumns:
+    texts: TurnColumns = ([], [], [])
+    sides = [rows.raw.columns[name] for name in TEXTS[1:]]
+    for i, (context, *answers) in enumerate(zip(rows.raw.columns["prompt"], *sides, strict=True)):
+        try:
+            messages = conversations.parse_messages(context)
+            a, b = (conversations.split_turns(_pair_messages(messages, answer)) for answer in answers)
+        except CellError as error:
+            rows.fault(i, "prompt", error)
+            a = b = ([None], [None])
+        for column, turns in zip(texts, (a[0], a[1], b[1]), strict=True):
+            column.append(turns)
+    return texts
 
 
 def _conversations(rows: ParsedRows) -> TurnColumns:
@@ -167,6 +192,8 @@ def _pair_messages(prompt: Any, answer: Any) -> list[Message]:
         return conversations.parse_hh_text(answer)
     if isinstance(prompt, str):
         before: list[Message] = [("user", prompt)]
+    elif isinstance(prompt, list) and prompt and isinstance(prompt[0], tuple):
+        before = prompt  # parsed before
     else:
         before = [] if parse_cells.is_missing(prompt) else conversations.parse_messages(prompt)
     if not isinstance(answer, list):
@@ -201,6 +228,11 @@ def _parse_ids_folds_and_names(rows: ParsedRows) -> None:
         # Not given ids: a judge may judge the same pair twice.
         keys = [columns[name] for name in ("question_id", "model_a", "model_b", "judge", "turn") if name in columns]
         rows.ids = ["/".join(map(str, key)).replace("\0", "") for key in zip(*keys, strict=True)]
+    elif {"id", "subset", "chosen_model"} <= set(columns) and rows.schema.kind == "pairs":
+        # RewardBench counts its ids within each subset.
+        named = zip(columns["subset"], columns["id"], strict=True)
+        rows.ids = ["/".join(map(str, key)).replace("\0", "") for key in named]
+        rows.ids_given = True
     elif "id" in columns or (rows.schema.kind == "conversations" and "question_id" in columns):
         column = "id" if "id" in columns else "question_id"
         rows.ids = _parse_column(rows, column, parse_cells.identifier, default="")
@@ -231,6 +263,7 @@ def _equalise_turns(rows: ParsedRows, texts: TurnColumns) -> None:
 
 def _draw_sides(rows: ParsedRows, labelled: bool, seed: int) -> None:
     """Put the chosen response on a side drawn from seed and content, wherever the row is in the file."""
+    tied = rows.raw.columns.get("tied") or [False] * rows.n  # of rankings
     for i in range(rows.n):
         content = repr((seed, rows.prompt[i], rows.response_a[i], rows.response_b[i]))
         side = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[0] & 1
@@ -238,7 +271,8 @@ def _draw_sides(rows: ParsedRows, labelled: bool, seed: int) -> None:
             rows.response_a[i], rows.response_b[i] = rows.response_b[i], rows.response_a[i]
             a, b = rows.names["model_a"], rows.names["model_b"]
             a[i], b[i] = b[i], a[i]
-        rows.labels[i] = side if labelled else None
-        rows.verdict_cells.append(f"chosen is response {'AB'[side]}")
+        is_tie = bool(tied[i])
+        rows.labels[i] = (TIE if is_tie else side) if labelled else None
+        rows.verdict_cells.append("same rank" if is_tie else f"chosen is response {'AB'[side]}")
     if labelled:
         rows.coding = "chosen → the winner; its side, A or B, is drawn from the seed and the texts"

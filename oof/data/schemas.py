@@ -87,6 +87,7 @@ LAYOUTS = (
             "model_b": "generator_2", "preference_1_to_2": "preference",
         },
     ),
+    Layout("RewardBench", ("prompt", "chosen", "rejected", "subset", "chosen_model"), {"subset": "subset"}),
     Layout(
         "HelpSteer3",
         ("context", "response1", "response2"),
@@ -102,7 +103,7 @@ LAYOUTS = (
         {"chosen_model": "chosen-model", "rejected_model": "rejected-model"},
     ),
 )  # fmt: skip
-LAYOUT_COLUMNS = {name for layout in LAYOUTS for name in (*layout.needs, *layout.columns.values())}
+LAYOUT_COLUMNS = {"input"} | {name for layout in LAYOUTS for name in (*layout.needs, *layout.columns.values())}
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,13 @@ class Schema:
     def is_mt_bench(self) -> bool:
         """Whether a verdict on turn t is about the first t rounds only, and question ids are not unique."""
         return self.name.startswith(MT_BENCH)
+
+
+def join_inputs(raw: RawTable) -> None:
+    """Append AlpacaEval's ``input``, a text that the instruction is about, to the instruction."""
+    if {"instruction", "output_1", "input"} <= set(raw.columns):
+        pairs = zip(raw.columns["instruction"], raw.columns["input"], strict=True)
+        raw.columns["instruction"] = [f"{text}\n\n{more}" if text and more else text for text, more in pairs]
 
 
 def apply_schema(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, Schema]:
@@ -199,7 +207,7 @@ def recognise(raw: RawTable, mapped: Sequence[str] = (), layout: Layout | None =
         name = layout.name if layout else by_verdict.get(verdict, f"prompt, responses and {verdict}")
         return Schema(name, "turns", verdict, layout.positive if layout else None)
     if {"chosen", "rejected"} <= names:
-        return Schema("chosen/rejected pairs", "pairs", "pair")
+        return Schema(layout.name if layout else "chosen/rejected pairs", "pairs", "pair")
     if "id" in names and not names & {*TEXTS, *SOURCE_COLUMNS} and (verdict or names <= {"id", "fold", *NAME_COLUMNS}):
         return Schema("ids with labels only" if verdict else "ids only", "labels", verdict)
     raise UserError(f"{raw.name}: {_missing_columns(raw.names)}; the file has the columns {_listed(raw.names)}")
