@@ -61,6 +61,10 @@ class Data:
         "slices of the report",
         choices=("tie", "drop", "keep"), added=True,
     )  # fmt: skip
+    non_text: str = setting(
+        "error", "battles with images or tool calls: refused, left out, or read with a placeholder such as `[image]`",
+        choices=("error", "drop", "placeholder"), added=True,
+    )  # fmt: skip
     on_bad_row: str = setting(
         "error", "what to do with a row that cannot be used: stop, or leave it out and list it in `dropped.csv`",
         choices=("error", "drop"),

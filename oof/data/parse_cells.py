@@ -38,6 +38,13 @@ class CellError(ValueError):
     """The reason why a cell cannot be used; the caller adds the file, row and column."""
 
 
+class NonTextError(CellError):
+    """A cell holds an image, a tool call or something else that is no text; ``data.non_text`` decides about it."""
+
+
+TOOL_ROLES = ("tool", "function", "observation", "function_response")
+
+
 def is_missing(cell: object) -> bool:
     return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))
 
@@ -110,10 +117,12 @@ def content_text(content: object) -> str | None:
     if content is None:
         return None
     if isinstance(content, dict):
+        if content.get("image"):
+            raise NonTextError("contains content of type 'image', which is not text")
         if isinstance(content.get("text"), str):
             return str(content["text"])
         if content.get("type", "text") != "text":
-            raise CellError(f"contains content of type {show(content['type'])}, which is not text")
+            raise NonTextError(f"contains content of type {show(content['type'])}, which is not text")
         if content.get("text", 0) is None:
             return None
     if isinstance(content, list):

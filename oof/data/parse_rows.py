@@ -16,13 +16,15 @@ from oof.classes import TIE
 from oof.config import Data
 from oof.data import conversations, parse_cells, verdicts
 from oof.data.conversations import Message
-from oof.data.parse_cells import CellError, Turns
+from oof.data.non_text import with_placeholders
+from oof.data.parse_cells import CellError, NonTextError, Turns
 from oof.data.raw_table import RawTable, RowFault
 from oof.data.schemas import NAME_COLUMNS, TEXTS, Schema
 from oof.data.verdicts import Shares, Verdicts
 
 EQUAL_TURNS = "give prompt, response_a and response_b equally many turns (null for a missing one)"
 SAME_PROMPT = "both conversations must contain the same user messages"
+MESSAGE_COLUMNS = {"prompt", "conversation_a", "conversation_b", "chosen", "rejected"}
 TurnColumns = tuple[list[Turns], list[Turns], list[Turns]]  # prompt, response_a, response_b; (n,) each
 
 
@@ -58,6 +60,7 @@ class ParsedRows:
     names: dict[str, list[str | None]] = field(default_factory=dict)
     folds: list[int | None] = field(default_factory=list)
     faults: list[RowFault] = field(default_factory=list)
+    non_text: str = "error"  # data.non_text
 
     @property
     def n(self) -> int:
@@ -68,6 +71,11 @@ class ParsedRows:
             getattr(self, name).clear()
 
     def fault(self, i: int, column: str | None, reason: object, remedy: str = "", chosen: bool = False) -> None:
+        if isinstance(reason, NonTextError):
+            chosen = self.non_text == "drop"
+            remedy = (
+                "data.non_text=drop" if chosen else "set data.non_text=drop, or =placeholder to read [image] instead"
+            )
         self.faults.append(RowFault(self.raw.rows[i], column, str(reason), remedy, chosen))
 
 
@@ -86,6 +94,10 @@ def parse_rows(raw: RawTable, schema: Schema, labelled: bool, seed: int, data: D
     """
     rows = ParsedRows(raw, schema)
     rows.faults += raw.faults
+    rows.non_text = data.non_text
+    if data.non_text == "placeholder":
+        for name in MESSAGE_COLUMNS & set(raw.columns):
+            raw.columns[name] = [with_placeholders(cell) for cell in raw.columns[name]]
     parse = {"turns": _turns, "conversations": _conversations, "pairs": _pairs, "labels": _no_texts}[schema.kind]
     texts = parse(rows)
     pairs = schema.kind == "pairs"
