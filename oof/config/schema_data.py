@@ -103,6 +103,11 @@ class Folds:
     k: int = setting(
         5, "number of folds; each member is trained once per fold, on the others", unit="folds", range=(2, 100)
     )
+    column: str | None = setting(
+        None, "column of the files with one's own folds, whole numbers; refused where it separates a group; null = a "
+        "column named fold if there is one, else folds are drawn",
+        added=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
