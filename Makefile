@@ -19,7 +19,7 @@ OVERRIDES = $(if $(RUN),'run=$(RUN)') $(if $(DATA),data.train=$(call quoted,$(DA
             $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack ablate distill predict table report demo test test-slow test-gpu lint docs format bases plan bench-oof bench-stack bench-gpu quality faults fuzz check audit
+.PHONY: help setup oof stack ablate distill predict table report demo test test-slow test-gpu lint docs format bases plan recipes bench-oof bench-stack bench-gpu quality faults fuzz check audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,6 +85,9 @@ bases: $(READY)  ## rebuild the demo's base checkpoints (about 20 minutes)
 
 plan: $(READY)  ## memory, hours and totals of CONFIG on each GPU (CARDS=8: on eight; PRICE=2.5 a card hour)
 	@$(PY) -m oof plan $(CONFIG) $(OVERRIDES) $(if $(CARDS),--cards $(CARDS)) $(if $(PRICE),--price-per-hour $(PRICE))
+
+recipes: $(READY)  ## hours and money of every shipped recipe (PRICE=2.5 a card hour; ARGS="--only lmsys": some of them)
+	@$(PY) -m benchmarks.recipes $(if $(PRICE),--price-per-hour $(PRICE)) $(ARGS)
 
 bench-oof: $(READY)  ## benchmark fold jobs against transformers' Trainer (ARGS="--model FOLDER")
 	@$(PY) -m benchmarks.speed.fold_jobs $(ARGS)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import timed
-from benchmarks.gpu.card import predicted_seconds
+from benchmarks.gpu.card import planned_card
 from benchmarks.gpu.parts import ARENA, EAGER_LAYERS, Case, Context, Row
 from benchmarks.gpu.random_classifier import (
     PAD,
@@ -30,7 +30,9 @@ from benchmarks.gpu.random_classifier import (
     sequence_lengths,
     vocabulary_of,
 )
+from oof.model.cost_model import as_installed
 from oof.model.fused_layers import FusedLayers
+from oof.model.predicted_time import predicted_scoring_seconds
 from oof.training.inference import predict_logits
 
 REFERENCE = "bfloat16"
@@ -66,6 +68,8 @@ def measure(case: Case, context: Context) -> Row:
     tokens, flops = int(battles.lengths.sum()), 2 * model_flops(member, lengths, False)
     sixteen_bit = replace(member, dtype="bfloat16")
     plan = planned(sixteen_bit, attention, size.max_tokens, size.score_budget, False, False)
+    card = planned_card()
+    predicted = predicted_scoring_seconds(card, as_installed(sixteen_bit), lengths, attention) if card else None
     return {
         "attention": attention,
         "fused_layers": fused.kinds,
@@ -73,7 +77,7 @@ def measure(case: Case, context: Context) -> Row:
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "flops_per_second": flops / seconds,
-        "predicted_seconds": predicted_seconds(member, flops),
+        "predicted_seconds": predicted,
         "peak_gb": peak_memory_gb(),
         "planned_gb": plan.peak_bytes / 1e9,
     } | (drift(np.load(saved), logits) if saved.is_file() else {})

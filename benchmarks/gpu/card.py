@@ -15,7 +15,6 @@ from typing import Any
 from benchmarks.common import commit
 from benchmarks.gpu.parts import MODELS, Context
 from benchmarks.quality.real_battles import FILES
-from oof.config import Member
 
 # Packages -> what is not measured without them; "" = only reported.
 PACKAGES = {
@@ -73,22 +72,13 @@ def result_key(facts: dict[str, Any], context: Context) -> dict[str, Any]:
     return key if context.attention == "auto" else key | {"attention": context.attention}
 
 
-def planned_card(gpu: str | None) -> str | None:
-    """Return the name of a card in the plan's table, or None where it lists no such card."""
-    from oof.plan import CARDS
-
-    words = (gpu or "").replace("-", " ").split()
-    return next((name for name in CARDS if name.split("-")[0] in words), None)
-
-
-def predicted_seconds(member: Member, flops: float) -> float | None:
-    """Return the plan's seconds for an amount of arithmetic on this machine's card; None without such a card."""
+def planned_card() -> str | None:
+    """Return the plan's name of this machine's card, or None where the plan lists no such card."""
     import torch
 
-    from oof.plan.members import CARDS, SLOWDOWN, UTILISATION
+    from oof.model.cards import card_named
 
-    name = planned_card(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    return flops / (CARDS[name][1] * UTILISATION / SLOWDOWN[member.quantise]) if name else None
+    return card_named(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
 def missing(context: Context) -> list[str]:

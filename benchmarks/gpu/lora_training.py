@@ -18,7 +18,7 @@ from unittest.mock import patch
 import numpy as np
 from transformers import Trainer
 
-from benchmarks.gpu.card import predicted_seconds
+from benchmarks.gpu.card import planned_card
 from benchmarks.gpu.parts import EAGER_LAYERS, Case, Context, Row
 from benchmarks.gpu.random_classifier import (
     PAD,
@@ -38,7 +38,9 @@ from benchmarks.gpu.random_classifier import (
 )
 from oof.config import Member
 from oof.encoding.batches import TrainingSteps, targets_in_both_orders
+from oof.model.cost_model import as_installed
 from oof.model.optimizations import checkpoint_trainable_layers
+from oof.model.predicted_time import predicted_training_seconds
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
 
@@ -71,13 +73,21 @@ def measure(case: Case, context: Context) -> Row:
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "flops_per_second": flops / seconds,
-            "predicted_seconds": predicted_seconds(member, flops),
+            "predicted_seconds": predicted(member, steps, recomputes, name),
             "tokens_per_batch": steps.budget,
             "checkpointing": recomputes,
             "halvings": halvings + summary["oom_halvings"],
             "peak_gb": peak_memory_gb(),
             "planned_gb": planned_cost.peak_bytes / 1e9,
         }
+
+
+def predicted(member: Member, steps: TrainingSteps, recomputes: bool, attention: str) -> float | None:
+    """Return the plan's seconds of the measured steps, or None for a card that it does not list."""
+    card, lengths = planned_card(), steps.encoded.lengths[:, 0]
+    if card is None:
+        return None
+    return predicted_training_seconds(card, as_installed(member), lengths, steps.budget, recomputes, attention)
 
 
 @contextmanager

@@ -40,8 +40,8 @@ from oof.config import Member
 from oof.distributed.gpus import train_on_one_gpu
 from oof.model import blockwise_attention
 from oof.model.attention import model_attention
+from oof.model.checkpoint_shapes import base_config
 from oof.model.classifier import load_tokenizer
-from oof.model.cost_model import base_config
 
 
 def measure(case: Case, context: Context) -> Row:

@@ -22,7 +22,8 @@ from oof.classes import CLASSES
 from oof.config import Lora, Member, Train
 from oof.encoding.encode import Encoded
 from oof.model.attention import resolve_attention, sdpa_allowed
-from oof.model.cost_model import USABLE_MEMORY, Cost, base_config, trace, traced_attention
+from oof.model.checkpoint_shapes import base_config
+from oof.model.cost_model import USABLE_MEMORY, Cost, as_installed, trace, traced_attention
 from oof.model.lora import add_adapters
 from oof.model.precision import device, resolve_dtype
 from oof.model.quantization import UNQUANTISED, quantization_config
@@ -150,7 +151,7 @@ def resolved(member: Member) -> str:
 def planned(member: Member, attention: str, tokens: int, budget: int, training: bool, checkpointing: bool) -> Cost:
     """Return the planned cost of the largest pass: ``budget`` padded tokens in sequences of ``tokens``."""
     kind = traced_attention(attention, base_config(member.checkpoint), resolve_dtype(member.dtype))
-    return trace(member, max(1, budget // tokens), tokens, training, checkpointing, kind)
+    return trace(as_installed(member), max(1, budget // tokens), tokens, training, checkpointing, kind)
 
 
 def largest_budget(member: Member, attention: str, tokens: int, size: Size) -> tuple[int, bool]:

@@ -113,6 +113,7 @@ def run_student_job(job: StudentJob) -> None:
         job.label,
         start=start_of(plan.pretrain),
         whole_battles=distill.losses.consistency > 0,
+        held_out=(held_out, plan.labels[held_out]),
     )
     if len(held_out):
         logits = texts.logits(model, held_out, f"{job.label}: predict", job.folder / "partial")

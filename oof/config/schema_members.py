@@ -89,6 +89,15 @@ class Train:
         speed_only=True,
         added=True,
     )
+    monitor_battles: int = setting(
+        0,
+        "held-out battles whose loss is written to `metrics.jsonl` and the tracker at each twentieth of the steps; it "
+        "chooses nothing and changes no weight. Fold jobs and fold students only",
+        unit="battles",
+        range=(0, 1_000_000),
+        speed_only=True,
+        added=True,
+    )
     activation_checkpointing: str = setting(
         "auto",
         "recompute activations in the backward pass instead of keeping them: less memory, more time. `auto`: where the "

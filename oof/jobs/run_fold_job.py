@@ -20,6 +20,7 @@ from oof.common.steps import TRAINED
 from oof.data.targets import training_targets
 from oof.distributed.process_group import rank, wait
 from oof.encoding.batches import TrainingSteps, targets_in_both_orders
+from oof.encoding.encode import Encoded
 from oof.jobs.dataset import load_battles
 from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import FoldJob
@@ -31,6 +32,7 @@ from oof.model.cpu_limit import refuse_too_large_for_cpu
 from oof.model.lora import save_classifier
 from oof.model.optimizations import checkpoint_trainable_layers
 from oof.model.precision import device, resolve_dtype
+from oof.training.held_out_loss import HeldOut, sample
 from oof.training.losses import cross_entropy
 from oof.training.trackers import tracked_run
 from oof.training.trainer import RowLoss, train_classifier
@@ -54,6 +56,7 @@ def fit_classifier(
     label: str,
     start: Path | None = None,
     whole_battles: bool = False,
+    held_out: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
 ) -> tuple[nn.Module, dict[str, object]]:
     """Train a classifier on ``rows`` of the table and save it as ``folder/adapter``.
 
@@ -70,6 +73,7 @@ def fit_classifier(
         start: folder of the adapter and head to start from (:mod:`oof.jobs.pretrain`); by default they are fresh.
         whole_battles: whether ``row_loss`` compares the two orders of a battle
             (:class:`oof.encoding.batches.TrainingSteps`).
+        held_out: positions and labels of labelled battles outside ``rows``, for ``train.monitor_battles``.
 
     Returns:
         The trained model and a summary of the training for the job's manifest.
@@ -101,8 +105,11 @@ def fit_classifier(
         trained = f"{sizes['trainable']:,} of {sizes['parameters']:,} parameters trained"
         logger.info("%s: attention %s on %s; %s", label, sizes["attention"], where, trained)
     report_to = battles.config.jobs.report_to
-    with battles.stored_states(model, encoded), tracked_run(report_to, Path(battles.config.run).name):
-        summary = train_classifier(model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to)
+    monitored, seen = _monitored(battles, held_out, rows, encoded)
+    with battles.stored_states(model, seen), tracked_run(report_to, Path(battles.config.run).name):
+        summary = train_classifier(
+            model, member, steps, row_loss, folder / "checkpoints", seed, label, report_to, monitored
+        )
     summary |= {**model_summary(model), "steps": len(steps), "seed": seed}
     summary |= {"commit": member.revision} if member.revision else {}
     summary["seconds"] = round(time.monotonic() - started, 1)
@@ -112,6 +119,25 @@ def fit_classifier(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     wait()
     return model, summary
+
+
+def _monitored(
+    battles: EncodedBattles,
+    held_out: tuple[NDArray[np.integer], NDArray[np.integer]] | None,
+    rows: NDArray[np.integer],
+    encoded: Encoded,
+) -> tuple[HeldOut | None, Encoded]:
+    """Return the held-out sample, if one is asked for, and all battles that the model sees while it trains.
+
+    ``encoded`` are the battles at ``rows``, those that it trains on.
+    """
+    n = battles.member.train.monitor_battles
+    if held_out is None or not n or not len(held_out[0]):
+        return None, encoded
+    chosen = sample(np.arange(len(held_out[0])), n)
+    where = held_out[0][chosen]
+    seen = battles.training.take(np.concatenate([rows, where]))
+    return HeldOut(battles.training.take(where), held_out[1][chosen]), seen
 
 
 def predict_and_store(
@@ -138,7 +164,14 @@ def run_job(job: FoldJob, battles: EncodedBattles) -> float:
     training_set = trained, targets, weights[trained]
     seed = job_seed(job.config.seed, job.name, job.fold)
     model, summary = fit_classifier(
-        battles, *training_set, cross_entropy, job.folder, seed, job.label, start_of(job.pretrain)
+        battles,
+        *training_set,
+        cross_entropy,
+        job.folder,
+        seed,
+        job.label,
+        start_of(job.pretrain),
+        held_out=(held_out, labels[held_out].astype(int)),
     )
     model, drift = battles.scorer(model, held_out, job.folder / "adapter", job.label)
     logits = predict_and_store(model, battles, held_out, job.folder, job.fold, job.label)
@@ -180,7 +213,7 @@ _ENCODED: dict[tuple[str, str], EncodedBattles] = {}
 def run_fold_job(job: FoldJob) -> float:
     """Run a fold job on its run folder's battles; return as :func:`run_job`."""
     key = (job.battles, job.name)
-    if key not in _ENCODED:
+    if key not in _ENCODED or _ENCODED[key].config != job.config:  # of an earlier run in this process
         _ENCODED.clear()
         _ENCODED[key] = EncodedBattles(job.member, load_battles(Path(job.config.run)), job.config)
     return run_job(job, _ENCODED[key])

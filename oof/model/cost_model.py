@@ -1,96 +1,42 @@
-"""Cost model: parameters, memory and FLOPs of one pass, traced without weights.
+"""Cost model: parameters, memory and operations of one pass, traced without weights.
 
-The stock classifier is built on the meta device, given its adapters, and run forward and backward on fake tensors
-(:mod:`oof.model.fake_tensors`). So soft-capping, frozen layers and activation checkpointing cost here what they cost in
-a real pass. Deep models are traced at two small depths and extrapolated: every further pair of layers costs the same.
+Passes are traced on fake tensors (:mod:`oof.model.pass_trace`) at two small depths and two small batches, and
+extrapolated: every further layer costs the same, and every operation's cost is a constant (the weights that it reads)
+plus an amount per token. Attention alone grows with the square of the length, and is counted by
+:mod:`oof.model.attention_cost`.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    Gemma2Config,
-    LlamaConfig,
-    Qwen2Config,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface
+from numpy.typing import NDArray
 
-from oof.classes import CLASSES
-from oof.config import Lora, Member
+from oof.config import Member
 from oof.encoding.batches import TrainingSteps
-from oof.model.attention import sdpa_allowed
-from oof.model.classifier import MAIN, readable_errors
-from oof.model.fake_tensors import TensorMeter, fake_weights
-from oof.model.lora import add_adapters
-from oof.model.optimizations import FusedLora, LastTokens, checkpoint_trainable_layers
+from oof.model.attention import model_attention
+from oof.model.attention_cost import visible_scores
+from oof.model.checkpoint_shapes import base_config
+from oof.model.fused_layers import load_kernels
+from oof.model.operations import ATTENTION, OPTIMIZER
+from oof.model.pass_trace import PassTrace, build_on_meta, trace_pass
+from oof.model.planned_operators import BYTES_PER_WEIGHT
 from oof.model.precision import resolve_dtype
 
 logger = logging.getLogger(__name__)
 
-DEPTHS = (2, 4)  # even, for families whose layers alternate, and for adapters in the upper half
-BYTES_PER_WEIGHT = {"nf4": 0.516, "int8": 1.0}  # nf4 with double quantisation: 4 bits and 8.1 / 512 of a constant
-ADAM_BYTES = 12  # per trainable weight beside itself: gradient and two moments in float32
+# The difference of the two depths is one layer (with adapters in the upper half: one frozen and one trained layer)
+# that is neither the last one, nor the lowest trained one, in whose input no gradient ends.
+DEPTHS = {"all": (2, 3), "upper_half": (4, 6)}
+MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2}  # of both moments, per trainable weight
+TRACED_TOKENS = 1024  # of each sequence of the traced batches
 USABLE_MEMORY = 0.9  # share of a card's memory that a plan may fill; the rest is for fragmentation
-
-# Shapes of the checkpoints that our configurations name, so that they can be planned without a network.
-# Source: the config.json of each on the Hugging Face hub.
-_GEMMA2 = {"vocab_size": 256000, "head_dim": 256, "sliding_window": 4096}
-_LLAMA3 = {"vocab_size": 128256, "num_key_value_heads": 8}
-KNOWN_SHAPES: dict[str, tuple[type[Any], dict[str, Any]]] = {
-    "google/gemma-2-9b-it": (
-        Gemma2Config,
-        _GEMMA2
-        | {"hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42}
-        | {"num_attention_heads": 16, "num_key_value_heads": 8},
-    ),
-    "google/gemma-2-2b-it": (
-        Gemma2Config,
-        _GEMMA2
-        | {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26}
-        | {"num_attention_heads": 8, "num_key_value_heads": 4},
-    ),
-    "meta-llama/Llama-3.1-8B-Instruct": (
-        LlamaConfig,
-        _LLAMA3 | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-    ),
-    "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": (
-        LlamaConfig,
-        _LLAMA3 | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-    ),
-    "Qwen/Qwen2.5-14B-Instruct": (
-        Qwen2Config,
-        {"vocab_size": 152064, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48}
-        | {"num_attention_heads": 40, "num_key_value_heads": 8},
-    ),
-    "meta-llama/Llama-3.2-1B-Instruct": (
-        LlamaConfig,
-        _LLAMA3
-        | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
-        | {"num_attention_heads": 32, "head_dim": 64},
-    ),
-    "meta-llama/Llama-3.2-3B-Instruct": (
-        LlamaConfig,
-        _LLAMA3
-        | {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28}
-        | {"num_attention_heads": 24, "head_dim": 128},
-    ),
-}
-
-# A model on fake tensors gets a mask that it does not get in a fold job, and sdpa with a mask is another kernel.
-UNMASKED = "unmasked_sdpa"
-AttentionInterface.register(UNMASKED, sdpa_attention_forward)
-AttentionMaskInterface.register(UNMASKED, lambda *_, **__: None)
+FUSED_FLOPS = {False: 4, True: 10}  # per visible score and value of a head, forward and backward
 
 
 @dataclass(frozen=True)
@@ -101,7 +47,7 @@ class Cost:
         parameters, trainable: weights of the whole classifier; of adapters and head.
         weight_bytes: memory of all weights, quantised where they are.
         peak_bytes: the most memory at any moment, optimizer included when training.
-        flops: floating-point operations.
+        flops: floating-point operations of matrix products and attention, the visible half of the scores alone.
     """
 
     parameters: int
@@ -111,17 +57,28 @@ class Cost:
     flops: float
 
 
-def base_config(checkpoint: str, revision: str = "") -> Any:
-    """Return a checkpoint's configuration without downloading weights; known shapes need no network at all.
+@dataclass(frozen=True)
+class PassOperations:
+    """All operations of a pass, as functions of the padded tokens; attention apart.
 
-    Raises:
-        UserError: the checkpoint is neither on this machine nor on the hub.
+    Attributes:
+        kinds, dtypes: (n,) of each operation.
+        products: (n,) whether it is a matrix product.
+        weights: (n,) how often the operation runs; negative for those of the depth that is subtracted.
+        flops, bytes: (n, 2) constant and amount per padded token.
+        forwards, backwards: attention layers that run in each direction.
+        attention_dtype: of queries, keys and values.
     """
-    if checkpoint in KNOWN_SHAPES:
-        config_class, shape = KNOWN_SHAPES[checkpoint]
-        return config_class(**shape)
-    with readable_errors(checkpoint, revision):
-        return AutoConfig.from_pretrained(checkpoint, revision=revision or MAIN, trust_remote_code=False)
+
+    kinds: NDArray[np.str_]
+    dtypes: NDArray[np.str_]
+    products: NDArray[np.bool_]
+    weights: NDArray[np.float64]
+    flops: NDArray[np.float64]
+    bytes: NDArray[np.float64]
+    forwards: float
+    backwards: float
+    attention_dtype: str
 
 
 def traced_attention(attention: str, config: Any, dtype: torch.dtype) -> str:
@@ -146,6 +103,7 @@ def needs_checkpointing(model: Any, member: Member, steps: TrainingSteps) -> boo
         return setting == "on"
     if not torch.cuda.is_available():
         return False
+    member = as_installed(member)
     longest = int(-(-int(steps.encoded.lengths.max()) // 8) * 8)
     attention = traced_attention(model.config._attn_implementation, model.config, resolve_dtype(member.dtype))
     cost = trace(member, max(steps.unit, steps.budget // longest), longest, True, False, attention)
@@ -154,6 +112,11 @@ def needs_checkpointing(model: Any, member: Member, steps: TrainingSteps) -> boo
         return False
     logger.info("activation checkpointing: on (%.0f GB planned, %.0f GB usable)", cost.peak_bytes / 1e9, usable / 1e9)
     return True
+
+
+def as_installed(member: Member) -> Member:
+    """Return a member without the fused layers that this machine cannot load; traces take them for installed."""
+    return member if load_kernels() is not None else replace(member, fused_layers="off")
 
 
 def trace(member: Member, batch: int, tokens: int, training: bool, checkpointing: bool, attention: str) -> Cost:
@@ -167,100 +130,120 @@ def trace(member: Member, batch: int, tokens: int, training: bool, checkpointing
         checkpointing: activation checkpointing of the layers with trainable weights.
         attention: "eager" or "sdpa"; FlashAttention and blockwise attention use as much memory as sdpa.
     """
-    depth = int(base_config(member.checkpoint, member.revision).get_text_config().num_hidden_layers)
-    # Only what changes a pass, so that members which differ in other settings share the cached traces.
-    base = Member(member.checkpoint, member.revision)
-    traced = replace(base, dtype=member.dtype, lora=member.lora, attn_softcap=member.attn_softcap)
+    depth, traced = _depth(member), _traced(member)
+    # With fused kernels memory grows with the tokens, however they are cut; stored scores grow with the length, too.
+    length = tokens if attention == "eager" else TRACED_TOKENS
 
-    def at(layers: int, sequences: int) -> Cost:
-        return _trace(traced, layers, sequences, tokens, training, checkpointing, attention)
+    stores_scores = attention == "eager"
 
-    def deep(sequences: int) -> Cost:
-        if depth <= DEPTHS[1]:
-            return at(depth, sequences)
-        shallow, deeper = at(DEPTHS[0], sequences), at(DEPTHS[1], sequences)
-        return _extrapolated(shallow, deeper, (depth - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0]))
+    def at(sequences: int) -> NDArray[np.float64]:
+        """Return parameters, trainable ones, bytes of the weights and peak bytes of a small batch at full depth."""
+        total = np.zeros(4)
+        for traced_depth, weight in _depth_weights(member, depth):
+            each = trace_pass(traced, traced_depth, sequences, length, training, checkpointing, stores_scores)
+            total += weight * np.array([each.parameters, each.trainable, each.weight_bytes, each.peak_bytes])
+        return total
 
-    cost = deep(batch) if batch <= 2 else _extrapolated(deep(1), deep(2), batch - 1)
-    if member.quantise == "none":
-        return cost
-    saved = _frozen_weights(traced, depth) * (resolve_dtype(member.dtype).itemsize - BYTES_PER_WEIGHT[member.quantise])
-    return replace(cost, weight_bytes=cost.weight_bytes - saved, peak_bytes=cost.peak_bytes - saved)
+    parameters, trainable, weights, one = at(1)
+    peak = one + (at(2)[3] - one) * (batch * tokens / length - 1)
+    saved = 0.0
+    if member.quantise != "none":
+        width = 4 if traced.dtype == "float32" else 2
+        saved = _frozen_weights(traced, depth) * (width - BYTES_PER_WEIGHT[member.quantise])
+    moments = MOMENT_BYTES[member.train.optimizer] * trainable if training else 0
+    flops = _flops(member, batch, tokens, training, checkpointing)
+    return Cost(round(parameters), round(trainable), float(weights - saved), float(peak - saved + moments), flops)
+
+
+def pass_operations(member: Member, training: bool, checkpointing: bool) -> PassOperations:
+    """Return the operations of a pass of a member, with an attention that stores no scores.
+
+    Args:
+        member: checkpoint, precision, quantisation, adapters.
+        training: forward and backward and one optimizer step; else forward alone.
+        checkpointing: activation checkpointing of the layers with trainable weights.
+    """
+    return _pass_operations(_traced(member), training, checkpointing)
+
+
+@cache
+def _pass_operations(member: Member, training: bool, checkpointing: bool) -> PassOperations:
+    parts: list[tuple[float, PassTrace, PassTrace]] = []
+    for depth, weight in _depth_weights(member, _depth(member)):
+        one, two = (trace_pass(member, depth, b, TRACED_TOKENS, training, checkpointing, False) for b in (1, 2))
+        parts.append((weight, one, two))
+    pairs = [(w, a, b) for w, one, two in parts for a, b in zip(one.operations, two.operations, strict=True)]
+    attention = [(w, a) for w, a, _ in pairs if a.kind == ATTENTION]
+    rest = [(w, a, b) for w, a, b in pairs if a.kind != ATTENTION]
+    flops, moved = (
+        np.array([_line(getattr(a, name), getattr(b, name)) for _, a, b in rest]) for name in ("flops", "bytes")
+    )
+    backwards = sum(w for w, a in attention if a.name.endswith("backward"))
+    return PassOperations(
+        kinds=np.array([a.kind for _, a, _ in rest]),
+        dtypes=np.array([a.dtype for _, a, _ in rest]),
+        products=np.array([a.product for _, a, _ in rest]),
+        weights=np.array([w for w, _, _ in rest]),
+        flops=flops,
+        bytes=moved,
+        forwards=sum(w for w, _ in attention) - backwards,
+        backwards=backwards,
+        attention_dtype=attention[0][1].dtype,
+    )
+
+
+def _line(one: float, two: float) -> tuple[float, float]:
+    """Return constant and slope per token of a cost at one and at two sequences."""
+    return 2 * one - two, (two - one) / TRACED_TOKENS
+
+
+def _flops(member: Member, batch: int, tokens: int, training: bool, checkpointing: bool) -> float:
+    """Return the FLOPs of the matrix products and the attention of one pass."""
+    operations = pass_operations(member, training, checkpointing)
+    chosen = operations.products & (operations.kinds != OPTIMIZER)
+    products = operations.weights[chosen] @ (operations.flops[chosen] @ np.array([1.0, batch * tokens]))
+    heads, _, size = model_attention(base_config(member.checkpoint, member.revision), "on").shape
+    scores = np.mean([visible_scores(tokens, window) for window in attention_windows(member)])
+    layers = operations.forwards * FUSED_FLOPS[False] + operations.backwards * FUSED_FLOPS[True]
+    return float(products + batch * heads * size * scores * layers)
+
+
+def attention_windows(member: Member) -> list[int | None]:
+    """Return the attention window of each layer; None = a layer that sees all tokens before it."""
+    config = base_config(member.checkpoint, member.revision).get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
 
 
 def frozen_bytes(member: Member) -> float:
     """Return the bytes of a member's frozen layers, which no batch size or recomputation reduces."""
-    depth = int(base_config(member.checkpoint, member.revision).get_text_config().num_hidden_layers)
-    width = BYTES_PER_WEIGHT.get(member.quantise, float(resolve_dtype(member.dtype).itemsize))
-    return _frozen_weights(Member(member.checkpoint, member.revision, lora=member.lora), depth) * width
+    width = BYTES_PER_WEIGHT.get(member.quantise, 4.0 if member.dtype == "float32" else 2.0)
+    return _frozen_weights(_traced(member), _depth(member)) * width
 
 
-def _extrapolated(first: Cost, second: Cost, at: float) -> Cost:
-    """Return the cost at ``at`` on the line through two costs, at 0 and at 1."""
-    values = {name: getattr(first, name) + at * (getattr(second, name) - getattr(first, name)) for name in vars(first)}
-    return Cost(**values | {name: round(values[name]) for name in ("parameters", "trainable")})
+def _depth(member: Member) -> int:
+    return int(base_config(member.checkpoint, member.revision).get_text_config().num_hidden_layers)
 
 
-@cache
-def _trace(
-    member: Member, depth: int, batch: int, tokens: int, training: bool, checkpointing: bool, attention: str
-) -> Cost:
-    dtype = resolve_dtype(member.dtype)
-    model = _build(member, depth, dtype, attention)
-    sizes = {name: (p.numel(), p.requires_grad) for name, p in model.named_parameters()}
-    trainable = sum(n for n, trained in sizes.values() if trained)
-    meter = TensorMeter()
-    with fake_weights(model):
-        if checkpointing:
-            checkpoint_trainable_layers(model)
-        model.train(training)
-        optimizations = (LastTokens(model, pad_id=0), FusedLora(model))
-        for tensor in (*model.parameters(), *model.buffers()):
-            meter.add(tensor)
-        weights = meter.now
-        ids = torch.ones(batch, tokens, dtype=torch.long)
-        with meter, torch.set_grad_enabled(training), _autocast(dtype):
-            logits = model(input_ids=ids).logits
-            if training:
-                logits.float().sum().backward()
-        model.zero_grad(set_to_none=True)
-        for optimization in optimizations:
-            optimization.remove()
-    optimizer = (ADAM_BYTES - 4) * trainable if training else 0  # this pass's gradients are in the peak
-    return Cost(
-        parameters=sum(n for n, _ in sizes.values()),
-        trainable=trainable,
-        weight_bytes=weights,
-        peak_bytes=meter.peak + optimizer,
-        flops=meter.flops,
-    )
+def _depth_weights(member: Member, depth: int) -> list[tuple[int, float]]:
+    """Return the depths to trace, each with its weight in the cost at ``depth``."""
+    shallow, deeper = DEPTHS[member.lora.layers]
+    if depth <= deeper:
+        return [(depth, 1.0)]
+    further = (depth - deeper) / (deeper - shallow)
+    return [(deeper, 1.0 + further), (shallow, -further)]
 
 
-def _autocast(dtype: torch.dtype) -> torch.autocast:
-    return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
+def _traced(member: Member) -> Member:
+    """Return a member with only what changes a pass, so that others share its cached traces."""
+    dtype = "float32" if member.dtype == "float32" else "bfloat16"  # all 16-bit types cost the same
+    base = Member(member.checkpoint, member.revision, lora=member.lora, attn_softcap=member.attn_softcap)
+    return replace(base, dtype=dtype, quantise=member.quantise, fused_layers=member.fused_layers)
 
 
 @cache
 def _frozen_weights(member: Member, depth: int) -> int:
     """Return how many weights of the layers' frozen matrices quantisation would shrink."""
-    model = _build(member, depth, torch.bfloat16, "eager")
+    model = build_on_meta(member, depth, torch.bfloat16, "eager")
     named = model.named_parameters()
     return sum(p.numel() for n, p in named if p.ndim == 2 and ".layers." in n and not p.requires_grad)
-
-
-def _build(member: Member, depth: int, dtype: torch.dtype, attention: str) -> Any:
-    config = copy.deepcopy(base_config(member.checkpoint, member.revision))
-    text_config = config.get_text_config()
-    text_config.num_hidden_layers = depth
-    if getattr(text_config, "layer_types", None):
-        text_config.layer_types = text_config.layer_types[:depth]
-    config.num_labels, text_config.pad_token_id, config.use_cache = len(CLASSES), 0, False
-    if attention == "sdpa" and hasattr(text_config, "attn_logit_softcapping"):
-        text_config.attn_logit_softcapping = None  # stands in for kernels that cap without storing the scores
-    with torch.device("meta"), sdpa_allowed(config, attention):
-        model: Any = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation=UNMASKED if attention == "sdpa" else attention, dtype=dtype
-        )
-    with torch.device("meta"):
-        model.score = nn.Linear(text_config.hidden_size, len(CLASSES), bias=False, dtype=torch.float32)
-        return add_adapters(model, member.lora if member.lora.rank else Lora(rank=0), 0)

@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from oof.common.errors import UserError
 from oof.config import Jobs, Member
-from oof.model.cost_model import BYTES_PER_WEIGHT, base_config
+from oof.model.checkpoint_shapes import base_config
+from oof.model.planned_operators import BYTES_PER_WEIGHT
 from oof.model.precision import device, resolve_dtype
 
 MAX_PARAMETERS = 1_300_000_000  # the models that are sold as "1B" are below

@@ -1,6 +1,6 @@
-"""Memory and FLOP meter for passes on fake tensors, which have shapes and dtypes but no data.
+"""Memory meter for passes on fake tensors, which have shapes and dtypes but no data.
 
-A dispatch mode sees every operation: it adds up the live storages and, by PyTorch's own formulas, the arithmetic.
+A dispatch mode sees every operation and adds up the live storages.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
-
-FORMULA_OF = {torch.ops.aten.addmm_: torch.ops.aten.addmm}  # in-place operations without a formula of their own
 
 
 @contextmanager
@@ -36,18 +33,15 @@ def fake_weights(model: nn.Module) -> Iterator[None]:
 
 
 class TensorMeter(TorchDispatchMode):
-    """Counts the memory and arithmetic of all operations inside.
-
-    PyTorch's ``FlopCounterMode`` reads the same formulas, but keeps tensors alive that count as memory here.
+    """Counts the memory of all operations inside.
 
     Attributes:
         now, peak: bytes of the live storages, now and at most.
-        flops: floating-point operations.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = self.flops = 0
+        self.now = self.peak = 0
         self.live: dict[int, tuple[Any, int]] = {}
 
     def add(self, tensor: torch.Tensor) -> None:
@@ -66,9 +60,6 @@ class TensorMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        formula = flop_registry.get(FORMULA_OF.get(func._overloadpacket, func._overloadpacket))
-        if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=out)
         for value in tree_iter(out):
             if isinstance(value, torch.Tensor):
                 self.add(value)

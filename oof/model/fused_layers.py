@@ -112,10 +112,18 @@ class FusedLayers:
         checked = frozenset(t for t in dtypes if _agrees(kernels, layer_class, kind, width, t, device))
         if not checked:
             return
-        forward = _norm_forward if kind == "rms_norm" else _feed_forward
-        layer.forward = MethodType(forward(kernels, kind, layer, checked), layer)
+        fuse(layer, kernels, checked)
         self.layers.append(layer)
         self.kinds = sorted({*self.kinds, kind})
+
+
+def fuse(layer: Any, kernels: Kernels, dtypes: frozenset[torch.dtype]) -> bool:
+    """Let a layer of a known class compute by ``kernels`` in these precisions; return whether its class is known."""
+    kind = _kind(layer)
+    if kind:
+        forward = _norm_forward if kind == "rms_norm" else _feed_forward
+        layer.forward = MethodType(forward(kernels, kind, layer, dtypes), layer)
+    return bool(kind)
 
 
 def load_kernels() -> Kernels | None:

@@ -7,7 +7,8 @@ a sample of the real battles, or from the arena's lengths where no data are set.
 
 from __future__ import annotations
 
-from oof.plan.members import CARDS, CardSetting, MemberPlan, Plan, make_plan
+from oof.model.cards import CARDS
+from oof.plan.members import CardSetting, MemberPlan, Plan, make_plan
 from oof.plan.text import format_plan
 from oof.plan.totals import Totals, plan_totals
 

@@ -2,34 +2,37 @@
 
 Two settings are planned per card. ``configured``: as the configuration says; tokens per batch are halved where a batch
 does not fit, as training does by itself. ``fastest``: the fastest of the base in 16 and (unless the member sets one) in
-4 bits, each without and with activation checkpointing and with as many tokens per batch as fit.
+4 bits, each without and with activation checkpointing and with as many tokens per batch as fit. Both run the attention
+that ``attn`` takes on the card.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oof.config import Config, Member
-from oof.model.attention import configured_attention
-from oof.model.cost_model import USABLE_MEMORY, Cost, base_config, frozen_bytes, trace, traced_attention
-from oof.model.precision import resolve_dtype
+from oof.model.cards import CARDS
+from oof.model.checkpoint_shapes import base_config
+from oof.model.cost_model import USABLE_MEMORY, Cost, frozen_bytes, trace, traced_attention
+from oof.model.predicted_time import (
+    DTYPES,
+    Amounts,
+    Batches,
+    Prediction,
+    Row,
+    attentions_on,
+    scoring_batches,
+    seconds,
+    training_batches,
+)
 from oof.plan.lengths import BattleLengths, battle_lengths
 
 STUDENT = "student"
-UTILISATION = 0.35  # of the peak rate; LoRA of 7-9B models in bf16 reaches 0.3 to 0.45
-SLOWDOWN = {"none": 1.0, "int8": 1.6, "nf4": 1.3}  # of dequantising the base in every pass, estimated
-
-# memory in bytes; dense 16-bit peak in FLOP/s; whether the card computes in bf16. Source: NVIDIA's data sheets.
-CARDS: dict[str, tuple[float, float, bool]] = {
-    "T4": (16e9, 65e12, False),
-    "L4": (24e9, 121e12, True),
-    "A10G": (24e9, 70e12, True),
-    "A100-80": (80e9, 312e12, True),
-    "H100": (80e9, 989e12, True),
-}
+SAMPLE = 2000  # battles whose batches are planned
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,17 @@ class CardSetting:
     """One way to fit a member on a card.
 
     Attributes:
-        card, quantise, checkpointing, tokens_per_batch: the settings.
+        card, attention, dtype, quantise, checkpointing, tokens_per_batch: the settings; ``dtype`` of the products.
         gigabytes: planned memory.
         train_seconds, score_seconds: per token of the battles, without padding.
         hours: of one fold job.
         pretrain_hours: of the training before the folds.
+        others: hours of one fold job with the other attentions that run on the card, where their memory suffices.
     """
 
     card: str
+    attention: str
+    dtype: str
     quantise: str
     checkpointing: bool
     tokens_per_batch: int
@@ -53,6 +59,7 @@ class CardSetting:
     score_seconds: float
     hours: float = 0.0
     pretrain_hours: float = 0.0
+    others: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,9 @@ class MemberPlan:
         pretrain_tokens: real tokens of the whole training before the folds; 0 without one.
         train_flops, score_flops: of one fold job. pretrain_flops: once per member.
         fastest, configured: per card the setting; None where none fits.
+        operations: of the fold jobs, on :attr:`operations_card` as configured: (class, dtype) -> FLOPs, bytes and
+            seconds of training and of scoring. Empty where the member fits on no card.
+        operations_card: the first planned card on which the configured setting fits.
         disk_bytes: base checkpoint, adapters and checkpoints of one job, and the states that ``frozen: stored`` keeps.
     """
 
@@ -83,6 +93,8 @@ class MemberPlan:
     disk_bytes: float
     pretrain_tokens: float = 0.0
     pretrain_flops: float = 0.0
+    operations: dict[Row, tuple[Amounts, Amounts]] = field(default_factory=dict)
+    operations_card: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,29 +159,149 @@ def token_counts(config: Config, member: Member, lengths: BattleLengths) -> Toke
     return TokenCounts(float(trained.sum() * orders), float(scored.sum() * 2), pretrain, longest)
 
 
+@dataclass(frozen=True)
+class SampledBattles:
+    """Lengths of a sample of battles, cut as a configuration cuts them.
+
+    Attributes:
+        trained, scored: (n,) tokens in training and in scoring.
+    """
+
+    trained: NDArray[np.int64]
+    scored: NDArray[np.int64]
+
+
+def sampled_battles(config: Config, lengths: BattleLengths) -> SampledBattles:
+    """Return the battles whose batches are planned: evenly spread over all lengths."""
+    ordered = np.sort(lengths.train)
+    chosen = ordered[np.linspace(0, len(ordered) - 1, min(SAMPLE, len(ordered))).round().astype(int)]
+    prompts = config.prompts
+    limits = prompts.max_tokens, prompts.score_max_tokens or prompts.max_tokens
+    trained, scored = (np.maximum(1, np.minimum(chosen, limit)).astype(np.int64) for limit in limits)
+    return SampledBattles(trained, scored)
+
+
+class CardPlanner:
+    """Finds the settings of one member on cards."""
+
+    def __init__(self, member: Member, battles: SampledBattles, longest: int) -> None:
+        """``longest``: padded tokens of the longest training sequence, which decides the memory."""
+        self.member, self.battles, self.longest = member, battles, longest
+        self._batches: dict[int, Batches] = {}
+        self._scoring = scoring_batches(battles.scored, member)
+
+    def training_batches(self, budget: int) -> Batches:
+        """Return the micro-batches of one epoch over the sampled battles."""
+        if budget not in self._batches:
+            self._batches[budget] = training_batches(self.battles.trained, self.member.train, budget)
+        return self._batches[budget]
+
+    def fastest(self, card: str) -> CardSetting | None:
+        """Return the setting with the shortest training, or None."""
+        kinds = [self.member.quantise] if self.member.quantise != "none" else ["none", "nf4"]
+        options: list[CardSetting] = []
+        for variant in (replace(self.member, quantise=kind) for kind in kinds):
+            for checkpointing in (False, True):
+                found = self.fitting(card, variant, checkpointing)
+                options += [found] if found else []
+                if found and found.tokens_per_batch >= variant.train.tokens_per_batch:
+                    # Recomputation and dequantisation only cost time where the whole batch fits without them.
+                    return min(options, key=lambda option: option.train_seconds)
+        return min(options, key=lambda option: option.train_seconds, default=None)
+
+    def configured(self, card: str) -> CardSetting | None:
+        """Return the member's own setting, with the longest batch that fits; None if none does."""
+        recompute = {"off": (False,), "on": (True,), "auto": (False, True)}[self.member.train.activation_checkpointing]
+        for checkpointing in recompute:
+            found = self.fitting(card, self.member, checkpointing, halve=checkpointing == recompute[-1])
+            if found:
+                return found
+        return None
+
+    def fitting(self, card: str, member: Member, checkpointing: bool, halve: bool = True) -> CardSetting | None:
+        """Return a setting with as many tokens per batch, halved from the member's, as fit; None if none do."""
+        device, attentions = CARDS[card], attentions_on(CARDS[card], member)
+        if not attentions or frozen_bytes(member) >= device.memory:
+            return None
+        prediction = Prediction(member, device, attentions[0])
+        kind = traced_attention(
+            attentions[0], base_config(member.checkpoint, member.revision), DTYPES[prediction.dtype]
+        )
+        budget = max(self.longest, member.train.tokens_per_batch)
+        while budget >= self.longest:
+            sequences = max(1, budget // self.longest)
+            cost = trace(member, sequences, self.longest, True, checkpointing, kind)
+            if cost.peak_bytes <= device.memory * USABLE_MEMORY:
+                return self._priced(card, prediction, checkpointing, budget, cost.peak_bytes / 1e9)
+            budget = budget // 2 if budget > self.longest and halve else 0
+        return None
+
+    def _priced(
+        self, card: str, prediction: Prediction, checkpointing: bool, budget: int, gigabytes: float
+    ) -> CardSetting:  # fmt: skip
+        train, score = self.rates(prediction, checkpointing, budget)
+        settings = prediction.attention, prediction.dtype, prediction.member.quantise, checkpointing, budget
+        return CardSetting(card, *settings, gigabytes, train, score)
+
+    def rates(self, prediction: Prediction, checkpointing: bool, budget: int) -> tuple[float, float]:
+        """Return the seconds per real token of training and of scoring."""
+        batches = self.training_batches(budget)
+        train, score = prediction.training(batches, checkpointing), prediction.scoring(self._scoring)
+        return seconds(train) / batches.tokens, seconds(score) / self._scoring.tokens
+
+    def operations(self, setting: CardSetting, trained: float, scored: float) -> dict[Row, tuple[Amounts, Amounts]]:
+        """Return FLOPs, bytes and seconds by class and dtype, of so many trained and scored tokens."""
+        member = replace(self.member, quantise=setting.quantise)
+        prediction = Prediction(member, CARDS[setting.card], setting.attention)
+        batches = self.training_batches(setting.tokens_per_batch)
+        train, score = prediction.training(batches, setting.checkpointing), prediction.scoring(self._scoring)
+        none = np.zeros(3)
+        return {
+            row: (
+                train.get(row, none) * (trained / batches.tokens),
+                score.get(row, none) * (scored / self._scoring.tokens),
+            )
+            for row in sorted({*train, *score})
+        }
+
+    def others(self, setting: CardSetting) -> dict[str, tuple[float, float]]:
+        """Return the seconds per token of training and scoring with the other attentions that run on the card."""
+        member = replace(self.member, quantise=setting.quantise, attn="auto")
+        names = [name for name in attentions_on(CARDS[setting.card], member) if name != setting.attention]
+        return {
+            name: self.rates(
+                Prediction(member, CARDS[setting.card], name), setting.checkpointing, setting.tokens_per_batch
+            )
+            for name in names
+        }
+
+
 def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengths, cards: Sequence[str]) -> MemberPlan:
     counts = token_counts(config, member, lengths)
-    tokens, train = counts.longest, member.train
-    batch = max(1, train.tokens_per_batch // tokens)
-    attention = _attention_of(member)
-    cost = trace(member, batch, tokens, True, train.activation_checkpointing == "on", attention)
-    score = trace(member, batch, tokens, False, False, attention)
+    planner = CardPlanner(member, sampled_battles(config, lengths), counts.longest)
+    batch = max(1, member.train.tokens_per_batch // counts.longest)
+    cost = trace(member, batch, counts.longest, True, member.train.activation_checkpointing == "on", "sdpa")
+    score = trace(member, batch, counts.longest, False, False, "sdpa")
     trained_share = (config.folds.k - 1) / config.folds.k if name != STUDENT else 1.0
     epoch_tokens = counts.per_epoch * trained_share
-    train_tokens, score_tokens = epoch_tokens * train.epochs, counts.scored * (1 - trained_share)
+    train_tokens, score_tokens = epoch_tokens * member.train.epochs, counts.scored * (1 - trained_share)
 
     def with_hours(setting: CardSetting | None) -> CardSetting | None:
         if setting is None:
             return None
-        hours = (train_tokens * setting.train_seconds + score_tokens * setting.score_seconds) / 3600
-        return replace(setting, hours=hours, pretrain_hours=counts.pretrain * setting.train_seconds / 3600)
 
-    fastest, configured = {}, {}
-    for card in cards:
-        options = [_fitting(card, variant, tokens, attention, each) for variant, each in _variants(member)]
-        fitting = [option for option in options if option is not None]
-        fastest[card] = with_hours(min(fitting, key=lambda option: option.train_seconds, default=None))
-        configured[card] = with_hours(_as_configured(card, member, tokens, attention))
+        def hours(rates: tuple[float, float]) -> float:
+            return (train_tokens * rates[0] + score_tokens * rates[1]) / 3600
+
+        return replace(
+            setting,
+            hours=hours((setting.train_seconds, setting.score_seconds)),
+            pretrain_hours=counts.pretrain * setting.train_seconds / 3600,
+            others={name: hours(rates) for name, rates in planner.others(setting).items()},
+        )
+
+    configured = {card: with_hours(planner.configured(card)) for card in cards}
+    shown = next((setting for setting in configured.values() if setting is not None), None)
     width = base_config(member.checkpoint, member.revision).get_text_config().hidden_size
     stored = 4.0 * width * counts.scored if member.frozen == "stored" else 0.0
     # In float32: adapters of K + 1 trainings (and of pretraining), two checkpoints of weights and two moments each.
@@ -179,56 +311,15 @@ def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengt
         member.checkpoint,
         cost,
         batch,
-        tokens,
+        counts.longest,
         epoch_tokens,
-        train_tokens * cost.flops / (batch * tokens),
-        score_tokens * score.flops / (batch * tokens),
-        fastest,
+        train_tokens * cost.flops / (batch * counts.longest),
+        score_tokens * score.flops / (batch * counts.longest),
+        {card: with_hours(planner.fastest(card)) for card in cards},
         configured,
         cost.parameters * 2.0 + adapters + stored,
         counts.pretrain,
-        counts.pretrain * cost.flops / (batch * tokens),
+        counts.pretrain * cost.flops / (batch * counts.longest),
+        planner.operations(shown, train_tokens, score_tokens) if shown else {},
+        shown.card if shown else "",
     )
-
-
-def _variants(member: Member) -> Iterator[tuple[Member, bool]]:
-    """Yield the member in each quantisation that may be tried, without and with activation checkpointing."""
-    for quantise in [member.quantise] if member.quantise != "none" else ["none", "nf4"]:
-        for checkpointing in (False, True):
-            yield replace(member, quantise=quantise), checkpointing
-
-
-def _attention_of(member: Member) -> str:
-    """Return which of the two traced kinds of attention the member would run on a GPU ("eager" or "sdpa")."""
-    config = base_config(member.checkpoint, member.revision)
-    attention = configured_attention(config, member.attn, member.attn_softcap)
-    return traced_attention(attention, config, resolve_dtype(member.dtype))
-
-
-def _as_configured(card: str, member: Member, tokens: int, attention: str) -> CardSetting | None:
-    """Return the member's own setting on a card, with the longest batch that fits; None if none does."""
-    recompute = {"off": (False,), "on": (True,), "auto": (False, True)}[member.train.activation_checkpointing]
-    full = [_fitting(card, member, tokens, attention, each, halvings=False) for each in recompute]
-    fitting = [setting for setting in full if setting is not None]
-    return fitting[0] if fitting else _fitting(card, member, tokens, attention, recompute[-1])
-
-
-def _fitting(
-    card: str, member: Member, tokens: int, attention: str, checkpointing: bool, halvings: bool = True
-) -> CardSetting | None:
-    """Return a setting with as many tokens per batch, halved from the member's, as fit; None if none do."""
-    memory, peak, bf16 = CARDS[card]
-    # A card without bf16 computes the base in float32, whose rate is an eighth of the 16-bit one.
-    variant = replace(member, dtype=member.dtype if bf16 or member.quantise != "none" else "float32")
-    if frozen_bytes(variant) >= memory:
-        return None
-    budget = max(tokens, member.train.tokens_per_batch)
-    while budget >= tokens:
-        batch = max(1, budget // tokens)
-        cost = trace(variant, batch, tokens, True, checkpointing, attention)
-        if cost.peak_bytes <= memory * USABLE_MEMORY:
-            rate = peak * UTILISATION / SLOWDOWN[member.quantise] / (1.0 if bf16 else 8.0)
-            train, score = cost.flops / (batch * tokens) / rate, 2.0 * cost.parameters / rate
-            return CardSetting(card, member.quantise, checkpointing, budget, cost.peak_bytes / 1e9, train, score)
-        budget = budget // 2 if budget > tokens and halvings else 0
-    return None

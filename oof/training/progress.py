@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from oof.common.atomic_files import replacing
 from oof.training.finite_steps import RECENT_LOSSES
+from oof.training.held_out_loss import HELD_OUT_LOSS
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class MetricsFile(TrainerCallback):
     """Appends every logged line to ``metrics.jsonl`` beside the job, to follow a training while it runs.
 
     A resumed training first removes the lines of later steps than its checkpoint's, which it repeats, and a last line
-    that a kill cut. So the steps in the file always rise.
+    that a kill cut. So no step is repeated. The held-out loss has lines of its own.
 
     Args:
         path: of the file.
@@ -108,8 +109,14 @@ class MetricsFile(TrainerCallback):
                 )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if state.is_world_process_zero and logs and "loss" in logs:
+        if not (state.is_world_process_zero and logs):
+            return
+        line: dict[str, Any] = {}
+        if "loss" in logs:
             line = {**state.log_history[-1], **self._speed(state.global_step), **gpu_use()}
+        elif HELD_OUT_LOSS in logs:
+            line = {"step": state.global_step, "epoch": state.epoch, "seconds": self._seconds(), **logs}
+        if line:
             with self.path.open("a", encoding="utf-8") as file:  # closed at once, so that every line is written out
                 file.write(f"{json.dumps(line, sort_keys=True)}\n")
 
@@ -117,8 +124,10 @@ class MetricsFile(TrainerCallback):
         (before, then), now = self.last, time.monotonic()
         self.last = step, now
         tokens = float(self.until[step] - self.until[before])
-        seconds = round(self.earlier + now - self.began, 3)
-        return {"seconds": seconds, "tokens_per_second": round(tokens / max(now - then, 1e-9), 1)}
+        return {"seconds": self._seconds(), "tokens_per_second": round(tokens / max(now - then, 1e-9), 1)}
+
+    def _seconds(self) -> float:
+        return round(self.earlier + time.monotonic() - self.began, 3)
 
     def _lines(self, last_step: int) -> list[dict[str, Any]]:
         """Return the lines of an earlier attempt up to a step; a line that cannot be read ends them."""

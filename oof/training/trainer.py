@@ -47,6 +47,7 @@ from oof.training.callbacks import (
     tracker_callbacks,
 )
 from oof.training.finite_steps import FiniteSteps, loss_spikes, overflow_steps, skipped_steps
+from oof.training.held_out_loss import HELD_OUT_LOSS, HeldOut, held_out_loss
 from oof.training.optimizer import build_optimizer
 from oof.training.progress import MetricsFile, ProgressBar, ProgressLines
 
@@ -73,6 +74,7 @@ class ClassifierTrainer(Trainer):
         self.halvings, self.finite_steps = 0, FiniteSteps(self.trained, label, self.accelerator.scaler)
         self.recomputes_from: int | None = None
         self.continues_log = False
+        self.held_out: HeldOut | None = None
         # With this flag Trainer does not wrap the model in DistributedDataParallel, which would exchange gradients
         # inside the backward pass: there, a process that runs out of memory leaves the others waiting.
         self.is_distributed_loading_by_transformers = steps.ranks > 1
@@ -103,6 +105,13 @@ class ClassifierTrainer(Trainer):
                 self.finite_steps.check(total, self.state)
                 return total * self.steps.ranks  # Trainer logs the mean over processes
             inputs = self._save_memory(model, shortage or "in another process of this job")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and tell trackers and ``metrics.jsonl`` the held-out loss, which the log history does not get."""
+        super().log(logs, start_time)
+        if self.held_out is not None and "loss" in logs:
+            loss = held_out_loss(self.model, self.member, self.held_out, self.steps.pad_id, self.steps.budget)
+            self.control = self.callback_handler.on_log(self.args, self.state, self.control, {HELD_OUT_LOSS: loss})
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         """Write a checkpoint that also holds the loss since the last log entry, so that a resume logs the same."""
@@ -185,6 +194,7 @@ def train_classifier(
     seed: int,
     label: str,
     report_to: str = "none",
+    held_out: HeldOut | None = None,
 ) -> dict[str, object]:
     """Train ``model`` in place over every step of the plan, resuming from the last checkpoint if there is one.
 
@@ -198,6 +208,7 @@ def train_classifier(
         label: name in the progress bar and in the tracker.
         report_to: a tracker that transformers supports (trackio, tensorboard, wandb, mlflow), or "none".
             ``metrics.jsonl`` beside the checkpoints' folder is written in any case.
+        held_out: battles whose loss is reported at each log entry; nothing depends on it.
 
     Returns:
         ``history`` (``{"step", "loss", "learning_rate", …}``, about twenty entries), ``tokens_per_batch`` at the end,
@@ -232,6 +243,7 @@ def train_classifier(
         args=train_on_one_gpu(_arguments(member.train, len(steps), checkpoints, seed, label, report_to)),
         callbacks=[*callbacks, *tracker_callbacks(report_to, checkpoints.parent)],
     )
+    trainer.held_out = held_out
     trainer.remove_callback(PrinterCallback)
     with interrupts.deferred():
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))

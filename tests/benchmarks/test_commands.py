@@ -36,6 +36,7 @@ SMALL = {
     "speed.stored_hidden_states": "--battles 30 --epochs 0.5",
 }
 ELSEWHERE = {
+    "recipes": "tests/benchmarks/test_recipes.py",
     "gpu.attention_kernels": "needs a GPU",
     "gpu.compile_attention": "needs flash-attn-4",
     "robustness.faults": "tests/benchmarks/test_faults.py is its short version",

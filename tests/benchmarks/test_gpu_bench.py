@@ -19,7 +19,7 @@ from transformers import Gemma2ForSequenceClassification
 from benchmarks.gpu import bench, plain_trainer, three_stages
 from benchmarks.gpu.bench_page import body
 from benchmarks.gpu.both_orders import drift
-from benchmarks.gpu.card import describe, missing, planned_card, result_key
+from benchmarks.gpu.card import describe, missing, result_key
 from benchmarks.gpu.operations import kind_of, shares
 from benchmarks.gpu.parts import ARENA, EAGER_LAYERS, FULL, OUT_OF_MEMORY, PARTS, PROBLEM, QUICK, Context
 from benchmarks.gpu.random_classifier import build, largest_budget, member_of, model_flops, random_battles
@@ -459,13 +459,6 @@ def test_shares_of_kinds_sum_to_one_largest_first() -> None:
 
 
 # The machine
-
-
-def test_cards_are_found_in_the_plan_by_the_name_that_the_driver_gives() -> None:
-    names = {"NVIDIA H100 80GB HBM3": "H100", "Tesla T4": "T4", "NVIDIA A100-SXM4-80GB": "A100-80", "NVIDIA L4": "L4"}
-    assert {name: planned_card(name) for name in names} == names
-    assert planned_card("NVIDIA GeForce RTX 4090") is None
-    assert planned_card(None) is None
 
 
 def test_another_attention_than_auto_is_taken_by_every_case_that_names_none(context: Context) -> None:

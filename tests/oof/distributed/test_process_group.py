@@ -71,6 +71,17 @@ def test_a_stop_request_to_one_process_stops_both_and_they_resume_to_the_same_we
     np.testing.assert_array_equal(stopped["logits"], whole["logits"])
 
 
+def test_checkpoints_by_time_are_written_by_both_processes_together_and_change_nothing(folder: Path) -> None:
+    checkpoints = folder / "ddp-timed" / "checkpoints"
+    assert {path.parent.name for path in checkpoints.glob("checkpoint-*/whole")} == {"checkpoint-2", "checkpoint-3"}
+    assert {path.name for path in checkpoints.glob("checkpoint-3/rng_state_*")} == {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
+    whole, timed = (np.load(folder / f"{n}.npz") for n in ("ddp", "ddp-timed"))
+    np.testing.assert_array_equal(timed["trained"], whole["trained"])
+
+
 def test_when_one_process_runs_out_of_memory_both_halve_the_batch(folder: Path) -> None:
     for rank in (0, 1):
         short = summary(folder, "ddp-short", rank)

@@ -1,4 +1,4 @@
-"""Training set of a fold job: battles of weight 0 are not trained on."""
+"""Fold job: battles of weight 0 are not trained on, and watching the held-out loss changes nothing."""
 
 from __future__ import annotations
 
@@ -60,6 +60,24 @@ def test_battles_of_weight_0_are_scored_as_before_but_not_trained_on(
         manifest = json.loads((job / "job.json").read_text())
         assert manifest["n_trained"] == int((folds["fold"] != fold).sum())
     assert [finding for finding in audit_run(run) if finding.status == "violated"] == []
+
+
+@pytest.mark.parametrize("frozen", [[], ["lora.layers=upper_half", "frozen=stored"]])
+def test_a_monitored_fold_job_has_the_same_adapter_and_logits_and_key(
+    base: list[str], frozen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [f"members.llama3_1.{setting}" for setting in frozen]
+    without, run = tmp_path / "without", tmp_path / "with"
+    assert run_oof(base, without, monkeypatch, *settings) == 0
+    assert run_oof(base, run, monkeypatch, *settings, "members.llama3_1.train.monitor_battles=5") == 0
+    for fold in range(2):
+        job, expected = (path / "oof" / "llama3_1" / f"fold-{fold}" for path in (run, without))
+        for name in ("adapter/adapter_model.safetensors", "logits.parquet"):
+            assert (job / name).read_bytes() == (expected / name).read_bytes(), name
+        one, two = (json.loads((folder / "job.json").read_text()) for folder in (job, expected))
+        assert (one["key"], one["history"]) == (two["key"], two["history"])
+        assert "held_out_loss" in (job / "metrics.jsonl").read_text()
+        assert "held_out_loss" not in (expected / "metrics.jsonl").read_text()
 
 
 def test_a_training_set_whose_battles_all_have_weight_0_is_refused_in_one_sentence(

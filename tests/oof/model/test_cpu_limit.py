@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from oof.common.errors import UserError
 from oof.config import Jobs, Member
 from oof.model import cpu_limit
-from oof.model.cost_model import base_config
+from oof.model.checkpoint_shapes import base_config
 from oof.model.cpu_limit import count_parameters, refuse_too_large_for_cpu
 from tests.fixtures.demo_run import BASES, only_llama
 from tests.fixtures.fold_job_calls import call

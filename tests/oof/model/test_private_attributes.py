@@ -32,7 +32,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
     AttentionMaskInterface,
@@ -90,13 +89,6 @@ def loading_info() -> Any:
     )[1]
 
 
-def sdpa_refuses_a_soft_cap() -> bool:
-    query = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(ValueError, match="softcap"):
-        sdpa_attention_forward(nn.Identity(), query, query, query, None, softcap=50.0)
-    return True
-
-
 def eager_computes_a_soft_cap() -> bool:
     module, query = SimpleNamespace(num_key_value_groups=1, training=False), torch.randn(1, 1, 3, 4)
     settings: dict[str, Any] = {"dropout": 0.0, "scaling": 9.0}
@@ -128,11 +120,36 @@ def layer_runs_its_checkpoint_function() -> bool:
     return layer.train()(torch.zeros(1, requires_grad=True)) == "recomputed"
 
 
+def sequence_numbers_link_both_passes() -> bool:
+    """The node of the last differentiable operation has the last number, and is current while it runs backward."""
+    seen: list[int] = []
+    x = torch.ones(2, requires_grad=True)
+    y = x.exp()
+    made = torch._C._autograd._get_sequence_nr() - 1
+    y.grad_fn.register_hook(lambda *_: None)  # type: ignore[union-attr]
+
+    class Watch(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+            seen.append(torch._C._current_autograd_node()._sequence_nr())
+            return gradients[0]
+
+    watched = Watch.apply(y)
+    number = watched.grad_fn._sequence_nr()
+    watched.sum().backward()
+    return y.grad_fn._sequence_nr() == made and seen == [number]  # type: ignore[union-attr]
+
+
 TRAINER, OPTIMIZATIONS, ATTENTION = "oof/training/trainer.py", "oof/model/optimizations.py", "oof/model/attention.py"
 ATTENTION_CHECK = "oof/model/attention_check.py"
 BLOCKWISE, COST, FAKE = "oof/model/blockwise_attention.py", "oof/model/cost_model.py", "oof/model/fake_tensors.py"
 CLASSIFIER, MERGE = "oof/model/classifier.py", "ensemble/distillation/merge.py"
-GPUS = "oof/distributed/gpus.py"
+GPUS, OPERATIONS = "oof/distributed/gpus.py", "oof/model/operations.py"
+TRACE = "oof/model/pass_trace.py"
 
 RELIED_ON = [
     # transformers
@@ -142,7 +159,7 @@ RELIED_ON = [
     Private(
         "PretrainedConfig", "get_text_config", CLASSIFIER, lambda: tiny_config().get_text_config().hidden_size == 96
     ),
-    Private("PretrainedConfig", "layer_types", COST, lambda: len(Gemma2Config(num_hidden_layers=4).layer_types) == 4),
+    Private("PretrainedConfig", "layer_types", TRACE, lambda: len(Gemma2Config(num_hidden_layers=4).layer_types) == 4),
     Private("Gemma2Config", "attn_logit_softcapping", ATTENTION, lambda: Gemma2Config().attn_logit_softcapping == 50.0),
     Private(
         "PreTrainedModel",
@@ -156,7 +173,6 @@ RELIED_ON = [
         ATTENTION_CHECK,
         lambda: {"sdpa", "flash_attention_2"} <= set(ALL_ATTENTION_FUNCTIONS),
     ),
-    Private("sdpa_attention", "sdpa_attention_forward", COST, sdpa_refuses_a_soft_cap),
     Private("modeling_gemma2", "eager_attention_forward", BLOCKWISE, eager_computes_a_soft_cap),
     Private("masking_utils", "AttentionMaskInterface", BLOCKWISE, lambda: AttentionMaskInterface.register),
     Private(
@@ -342,13 +358,18 @@ RELIED_ON = [
     Private(
         "OpOverload",
         "_overloadpacket",
-        FAKE,
+        OPERATIONS,
         lambda: torch.ops.aten.addmm_.default._overloadpacket is torch.ops.aten.addmm_,
     ),
     Private("torch", "_subclasses", FAKE, lambda: torch._subclasses.fake_tensor.FakeTensorMode),
     Private("torch.utils", "_python_dispatch", FAKE, lambda: torch.utils._python_dispatch.TorchDispatchMode),
     Private("torch.utils", "_pytree", FAKE, lambda: list(torch.utils._pytree.tree_iter([1, {"a": 2}])) == [1, 2]),
-    Private("torch.utils.flop_counter", "flop_registry", FAKE, lambda: flop_formula_of("addmm")),
+    Private("torch.utils.flop_counter", "flop_registry", OPERATIONS, lambda: flop_formula_of("addmm")),
+    Private("OpOverload", "_schema", OPERATIONS, lambda: torch.ops.aten.mul_.Tensor._schema.is_mutable),
+    *(
+        Private("torch", name, OPERATIONS, sequence_numbers_link_both_passes)
+        for name in ("_C", "_autograd", "_get_sequence_nr", "_current_autograd_node", "_sequence_nr")
+    ),
     # other libraries
     Private(
         "tokenizers.Tokenizer",

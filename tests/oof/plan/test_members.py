@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,13 @@ from oof.plan import format_plan, make_plan
 from tests.fixtures.demo_run import ROOT
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def _shipped() -> list[Any]:
+    """Return every shipped configuration; planning one for GPUs takes half a minute of two cores."""
+    paths = sorted((ROOT / "configs").glob("*.yaml"))
+    return [pytest.param(p, marks=() if p.stem == "demo" else pytest.mark.slow, id=p.name) for p in paths]
+
+
+@pytest.mark.parametrize("path", _shipped())
 def test_every_shipped_configuration_is_loaded_and_planned(path: Path) -> None:
     config = configuration.load(path)
     plan = make_plan(config)

@@ -32,7 +32,7 @@ def lengths_of(train: int = 50, extra: int = 0, unlabelled: int = 0, test: int =
 
 def plan_of(config: Config, lengths: BattleLengths) -> Plan:
     cost = Cost(1, 1, 1.0, 1.0, 1.0)
-    setting = CardSetting("H100", "none", False, 100, 1.0, SECONDS, SECONDS / 5)
+    setting = CardSetting("H100", "sdpa", "bfloat16", "none", False, 100, 1.0, SECONDS, SECONDS / 5)
     settings: dict[str, CardSetting | None] = {"H100": setting, "T4": None}
     members = [*config.members, "student"]
     return Plan(
