@@ -64,6 +64,11 @@ def resolve_data(config: Config) -> Data:
     )
 
 
+def changed_reading(data: Data) -> dict[str, Any]:
+    """Return the settings of reading that differ from their defaults, for content keys."""
+    return {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(Data(), name)}
+
+
 def with_fold_column(config: Config) -> Data:
     """Return the data section, in which ``folds.column`` is the files' name of the column fold."""
     column = config.folds.column
@@ -110,8 +115,7 @@ def _battles_step_key(config: Config, data: Data) -> str:
     settings = [data.columns, data.on_bad_row, data.extra_weight, config.groups]
     settings += [without_speed_settings(config.folds), config.seed]
     settings += [data.min_prompt_quality] if data.min_prompt_quality else []
-    changed = {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(Data(), name)}
-    settings += [changed] if changed else []
+    settings += [changed] if (changed := changed_reading(data)) else []
     settings += [("subset", data.subset)] if data.subset < 1 else []
     return digest("battles", FORMAT, sources, *settings)
 
