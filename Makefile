@@ -11,13 +11,11 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready-$(EXTRAS)
 
 comma := ,
-empty :=
-space := $(empty) $(empty)
-as_list = [$(subst $(space),$(comma),$(strip $(1)))]
 name_of = $(firstword $(subst =, ,$(1)))
 as_pairs = $(foreach pair,$(1),"$(call name_of,$(pair))": "$(patsubst $(call name_of,$(pair))=%,%,$(pair))"$(comma))
-OVERRIDES = $(if $(RUN),'run=$(RUN)',$(if $(CONFIG)$(LOGITS),,run=runs/demo)) $(if $(DATA),'data.train=$(call as_list,$(DATA))') \
-            $(if $(TEST),'data.test=$(call as_list,$(TEST))') \
+quoted = '$(subst ','\'',$(1))'
+OVERRIDES = $(if $(RUN),'run=$(RUN)',$(if $(CONFIG)$(LOGITS),,run=runs/demo)) $(if $(DATA),data.train=$(call quoted,$(DATA))) \
+            $(if $(TEST),data.test=$(call quoted,$(TEST))) \
             $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
 # CONFIG counts only where it is given. A run that remembers no settings gets those of the demo, if it may begin here.
 SETTINGS = $(if $(CONFIG),'$(CONFIG)') $(OVERRIDES) $(if $(REDO),--redo)
@@ -113,8 +111,8 @@ faults: $(READY)  ## kill, fill the disk, damage files: results must stay the sa
 fuzz: $(READY)  ## thousands of hostile inputs (ARGS="--seed 2")
 	@$(PY) -m benchmarks.robustness.fuzz $(or $(ARGS),--write docs/evidence/fuzz.md)
 
-check: $(READY)  ## profile the battle files in DATA and list every problem
-	@$(PY) -m oof check $(DATA)
+check: $(READY)  ## profile the battle files in DATA, list every problem (ARGS="data.verdicts={1: a, 2: b} --write my.yaml")
+	@$(PY) -m oof check $(call quoted,$(DATA)) $(ARGS)
 
 audit: $(READY)  ## prove a finished run's invariants
 	@$(PY) -m oof audit '$(RUN_OR_DEMO)'

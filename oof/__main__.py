@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
+import select
 import sys
 import tempfile
 import traceback
@@ -21,7 +23,7 @@ from oof.common import interrupts
 from oof.common.errors import UserError, disk_problem
 from oof.common.logging_setup import quiet_libraries
 from oof.common.steps import ORPHAN_WAIT, locked
-from oof.config import stored
+from oof.config import stored, user_values
 from oof.config.load import OVERRIDE
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+READER_GONE = 141  # 128 + SIGPIPE, as a shell reports it
 FREE_SPACE = "free some disk space and run the same command again; finished work is kept"
 
 
@@ -50,10 +53,19 @@ def run_subcommand(parser: argparse.ArgumentParser, argv: Sequence[str] | None) 
     before = Path.cwd()  # a run's remembered paths start in the folder where it was made: load_config goes there
     subcommand: Callable[[argparse.Namespace], int | None] = arguments.subcommand
     try:
-        return subcommand(arguments) or 0
+        status = subcommand(arguments) or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError as error:
+        if not _reader_is_gone():
+            print(f"error: {error.strerror}", file=sys.stderr)
+            return 2
+        # Python flushes standard output once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     except OSError as error:
         remedy = f"; {FREE_SPACE}" if disk_problem(error) else ""
         print(f"error: {error.filename or 'file system'}: {error.strerror or error}{remedy}", file=sys.stderr)
@@ -79,9 +91,17 @@ def run_subcommand(parser: argparse.ArgumentParser, argv: Sequence[str] | None) 
         os.chdir(before)
 
 
+def _reader_is_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more, as after ``| head``."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; overrides may also follow an option, which argparse alone refuses."""
     arguments, rest = parser.parse_known_args(argv)
+    rest = user_values.join_words(rest)
     if hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         arguments.overrides += rest
     elif rest:
@@ -246,10 +266,14 @@ def _bases(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from oof.check import check_files
 
-    columns = dict(pair.split("=", 1) for pair in arguments.columns if "=" in pair)
-    if len(columns) != len(arguments.columns):
-        raise UserError("--columns takes pairs OURS=THEIRS, for example --columns prompt=question")
-    return check_files(arguments.files, columns=columns or None, tokenizer=arguments.tokenizer)
+    words = user_values.join_words([*arguments.files, *arguments.overrides])
+    overrides = [word for word in words if re.match(r"(data|groups)\.[\w.]+=", word)]
+    overrides += [f"data.columns.{pair}" for pair in arguments.columns]
+    files = [path for word in words if word not in overrides for path in user_values.split_paths(word)]
+    config = configuration.load(None, overrides)
+    return check_files(
+        files, data=config.data, groups=config.groups, tokenizer=arguments.tokenizer, write=arguments.write
+    )
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -292,10 +316,11 @@ def _parser() -> argparse.ArgumentParser:
     settings = subcommands.add_parser("settings", help="print every setting: default, unit, allowed values, meaning")
     settings.set_defaults(subcommand=_settings)
     check = subcommands.add_parser("check", help="profile battle files and list every problem (exit 1 if there is one)")
-    check.add_argument("files", nargs="+", metavar="FILE", help="battle files or globs")
+    check.add_argument("files", nargs="+", metavar="FILE", help="battle files or globs, and data.… settings")
     check.add_argument("--tokenizer", help="Hugging Face folder whose tokenizer counts the tokens")
     check.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names of the files")
-    check.set_defaults(subcommand=_check)
+    check.add_argument("--write", metavar="FILE.yaml", help="write the settings of reading, as used or suggested")
+    check.set_defaults(subcommand=_check, overrides=[])
     audit = subcommands.add_parser("audit", help="check a finished run's invariants (exit 1 if one is violated)")
     audit.add_argument("run", help="run folder")
     audit.set_defaults(subcommand=_audit)

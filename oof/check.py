@@ -1,46 +1,54 @@
 """Check of battle files before training: a profile of each file, and every problem with its remedy.
 
 A file with verdicts is read as training battles, one without as battles to predict.
-Command: ``python -m oof check FILE…``
+Command: ``python -m oof check FILE… [data.columns={…}]``
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
+import yaml
 from numpy.typing import NDArray
 
 from oof.classes import WINNER_COLUMNS
+from oof.common.atomic_files import replacing
 from oof.common.errors import UserError
-from oof.config import Groups
+from oof.config import Data, Groups
+from oof.config.schema_data import READING
 from oof.data import readers, schemas
 from oof.data.build_table import BattleSet, build_table
 from oof.data.parse_file import ParsedFile, parse_file
-from oof.data.problems import Problem
+from oof.data.problems import Problem, rows_in_words
 from oof.data.profile import LengthMeasure, has_texts, length_measure, line, percent, profile_lines
 
-LISTED = 100  # bad rows of one kind that are listed one by one; the others as ranges
-RANGE_CHARACTERS = 2000  # of the list of ranges
+LISTED = 20  # reasons of one kind that are listed; the rows of the others as ranges
+RANGE_CHARACTERS = 500  # of the list of ranges
 
 
 def check_files(
     paths: Sequence[str],
     *,
-    columns: Mapping[str, str] | None = None,
+    data: Data | None = None,
     tokenizer: str | None = None,
     groups: Groups | None = None,
     seed: int = 0,
+    write: str | None = None,
 ) -> int:
     """Print the profile of each file and of all together; return 0 if every file can be used as it is, else 1.
 
     Args:
         paths: files or globs.
-        columns: as ``data.columns``.
+        data: the settings of reading, such as ``columns`` and ``verdicts``; its files are not read.
         tokenizer: a folder with the ``tokenizer.json`` to count tokens with.
         groups: settings of the grouping by near-duplicate prompts.
         seed: draws the side of the chosen response in chosen/rejected pairs.
+        write: a YAML file for the settings of reading: those of ``data``, and the columns suggested for a file that
+            cannot be read.
 
     Raises:
         UserError: the arguments are wrong: no such file, an unknown name in ``columns``, no tokenizer in its folder.
@@ -50,15 +58,18 @@ def check_files(
         raise UserError("no files to check; name at least one")
     measure = length_measure(tokenizer)
     grouping = groups or Groups()
+    data = data or Data()
+    suggested: dict[str, str] = {}
     parsed: list[ParsedFile] = []
     printed: set[Problem] = set()
     usable = True
     for path in files:
         try:
-            of_path = parse_file(path, "any", columns or {}, seed, 1.0)
+            of_path = parse_file(path, "any", data, seed)
         except UserError as error:
             usable = False
             print(f"{path}\n  cannot be used: {error}\n")
+            suggested |= _suggested_columns(path)
             continue
         for file in of_path:
             battles = build_table([file], "drop")
@@ -67,9 +78,29 @@ def check_files(
             printed.update(problems)
             usable &= _print_problems(problems, file.role, battles)
         parsed += of_path
+    if write:
+        _write_settings(write, replace(data, columns={**suggested, **data.columns}))
     if len(parsed) > 1:
         usable &= _check_together(parsed, printed, grouping, measure)
     return 0 if usable else 1
+
+
+def _suggested_columns(path: str) -> dict[str, str]:
+    try:
+        tables = readers.read_raw(path, schemas.FILE_COLUMNS)
+    except UserError:
+        return {}
+    return dict(schemas.suggested(tables[0]).columns) if tables else {}
+
+
+def _write_settings(path: str, data: Data) -> None:
+    """Write the settings of reading that differ from the defaults as YAML lines of a configuration."""
+    default = Data()
+    values = {name: getattr(data, name) for name in ("columns", *READING)}
+    changed = {name: value for name, value in values.items() if value != getattr(default, name)}
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(yaml.safe_dump({"data": changed}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    print(f"{path}: {len(changed)} settings of reading; put these lines into your configuration\n")
 
 
 def _check_together(parsed: list[ParsedFile], printed: set[Problem], groups: Groups, measure: LengthMeasure) -> bool:
@@ -143,10 +174,12 @@ def _print_list(problems: list[Problem]) -> None:
     for problem in problems:
         print(f"  {problem.severity}: {problem.message}{'; ' if problem.remedy else ''}{problem.remedy}")
         column = f", column {problem.column}" if problem.column else ""
-        for row, reason in problem.rows[:LISTED]:
-            print(f"    {problem.file}, row {row}{column}: {reason}")
-        if len(problem.rows) > LISTED:
-            print(f"    and rows {_row_ranges([row for row, _ in problem.rows[LISTED:]])}")
+        grouped = problem.by_reason()
+        for reason, rows in grouped[:LISTED]:
+            print(f"    {problem.file}, {rows_in_words(rows)}{column}: {reason}")
+        if len(grouped) > LISTED:
+            others = [row for _, rows in grouped[LISTED:] for row in rows]
+            print(f"    and {len(grouped) - LISTED:,} other reasons in rows {_row_ranges(others)}")
 
 
 def _row_ranges(rows: Sequence[int]) -> str:

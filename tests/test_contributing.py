@@ -204,7 +204,7 @@ assert abs(loss.item() - 4 / 3) < 1e-6, loss
         {
             "oof/data/schemas.py": [
                 insert(
-                    r"^def recognise\(.*?verdict = _verdict\(names\)\n",
+                    r"^def recognise\(.*?verdict = form_of\(names, mapped\)\n",
                     '    if {*TEXTS, "grader"} <= names:\n        return Schema("graded", "turns", verdict)\n',
                 ),
                 insert(r'^FILE_COLUMNS = \([^\n]*\n    "id", ', '"grader", '),

@@ -13,6 +13,7 @@ from tests.fixtures.demo_run import ROOT
 TESTS = ROOT / "tests"
 # Suites of a folder that test no single module.
 SUITES = {
+    "oof/data/test_known_formats.py": "files of each known dataset, through the command line",
     "oof/distributed/test_environment.py": "WORLD_SIZE and RANK left over in the environment, through the command line",
     "oof/model/test_placement.py": "the device that weights are read to, and drivers that torch cannot use",
     "ensemble/distillation/test_pretrained_student.py": "students and nested members after pretraining, in a real run",

@@ -22,7 +22,7 @@ from ensemble.stacking.stage import load_inputs, load_teacher
 from oof.common.digests import checkpoint_digest, digest
 from oof.common.errors import UserError
 from oof.config import Config, Distill, without_speed_settings
-from oof.data.schemas import TEXTS
+from oof.data.schemas import SOFT_COLUMNS, TEXTS
 from oof.jobs.commits import with_recorded_commits
 from oof.jobs.dataset import FORMAT, load_battles
 from oof.jobs.fold_job import FoldJob, check_frozen, fold_jobs
@@ -114,7 +114,8 @@ def plan_student(config: Config) -> StudentPlan:
     recipe = without_speed_settings(replace(config.distill, variants=[]))
     stack_settings = without_speed_settings(config.stack) if jobs else None
     sources = [[job.step.key for job in jobs], digest(ensemble_probs.round(9)), stack_settings]
-    data = [texts_key(table), digest(labels, folds, weights, teacher_probs.round(9)), sources]
+    data: list[object] = [texts_key(table), digest(labels, folds, weights, teacher_probs.round(9)), sources]
+    data += [digest(table.select(SOFT_COLUMNS).rows())] if SOFT_COLUMNS[0] in table.columns else []
     checkpoint = checkpoint_digest(config.distill.student.checkpoint)
     pretrain = pretrain_job(config, None)
     pretrain_key = [] if pretrain is None else [pretrain.step.key]

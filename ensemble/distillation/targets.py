@@ -34,6 +34,7 @@ from oof.common.atomic_files import read_parquet, write_parquet
 from oof.common.digests import digest
 from oof.common.steps import Step
 from oof.config import without_speed_settings
+from oof.data.targets import training_targets
 from oof.jobs.dataset import FORMAT
 from oof.metrics import log_softmax, softmax
 
@@ -42,7 +43,7 @@ Logits = dict[str, NDArray[np.float32]]  # member -> (n, 2, 3)
 
 
 def student_targets(plan: StudentPlan, fold: int) -> Floats:
-    """Return the (n, 3 (t + 1)) targets of one student: each teacher's probabilities, then the one-hot label.
+    """Return the (n, 3 (t + 1)) targets of one student: each teacher's probabilities, then the label, one-hot or soft.
 
     The label's block is zero for a battle without a label. The probabilities of ``fold`` itself, on which its student
     does not train, are NaN where every available model trained on that fold.
@@ -61,8 +62,8 @@ def student_targets(plan: StudentPlan, fold: int) -> Floats:
         probs[:n_scored] = _in_sample(plan, fold)
     if n > n_scored:
         probs[n_scored:] = _unscored(plan, fold)
-    one_hot = np.where(plan.labels[:, None] == np.arange(3), 1.0, 0.0)
-    return np.concatenate([probs.reshape(n, -1), one_hot], axis=1)
+    labels = np.where(plan.labels[:, None] >= 0, training_targets(plan.table), 0.0)
+    return np.concatenate([probs.reshape(n, -1), labels], axis=1)
 
 
 def _read_logits(step: Step, ids: pl.Series) -> NDArray[np.float32]:

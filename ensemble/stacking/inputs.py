@@ -36,6 +36,7 @@ from oof.data.battles import content_fingerprint, read_battles
 from oof.data.subset import draw_subset
 from oof.folds.assignment import assign_folds
 from oof.folds.groups import group_battles
+from oof.jobs.dataset import with_fold_column
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def external_inputs(config: Config) -> Inputs:
     for name in config.stack.logits:
         if not MEMBER_NAME.fullmatch(name):
             raise UserError(f"stack.logits: member name {name!r}: use letters, digits, '_', '-' and '.'")
-    battles = read_battles(config.data, seed=config.seed, roles=("train",))
+    battles = read_battles(with_fold_column(config), seed=config.seed, roles=("train",))
     table = draw_subset(battles.table.sort("id"), config.data.subset, config.seed)
     left_out = pl.concat([battles.dropped.select("id"), battles.table.join(table, on="id", how="anti").select("id")])
     files = {name: read_logits(path) for name, path in config.stack.logits.items()}

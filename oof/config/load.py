@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from oof.common.errors import UserError
 from oof.config.schema import Config, Distill, Member
 from oof.config.setting import named_sections, sections, settings
+from oof.config.user_values import ALIASES, fit, join_words, nearest_setting, one_line, plain_value, short
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_DEPTH = 32  # levels; the deepest setting is at the fourth
@@ -34,32 +35,40 @@ OVERRIDES = "overrides"  # where these come from, in messages
 MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also a folder's name in the run
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a YAML file; ``key.sub=value`` overrides replace its values.
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of a YAML file (None = the defaults); ``key.sub=value`` overrides replace its values.
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, a value has the wrong type or range.
     """
+    changes = parse_overrides(overrides)
+    if path is None:
+        return resolve({OVERRIDES: changes}, run=str(Path("runs") / OVERRIDES))
     path = Path(path)
-    layers = {str(path): read_yaml(path), OVERRIDES: parse_overrides(overrides)}
-    return resolve(layers, run=str(Path("runs") / path.stem))
+    return resolve({str(path): read_yaml(path), OVERRIDES: changes}, run=str(Path("runs") / path.stem))
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return ``key.sub=value`` words as nested plain values.
+    """Return ``key.sub=value`` words as nested plain values; the later one counts where two set the same.
 
     Raises:
         UserError: a word is not of this form, or its value is not YAML.
     """
-    for override in overrides:
-        if not OVERRIDE.match(override):
-            raise UserError(f"override {override!r}: expected key.sub=value, for example stack.trials=5")
-    try:
-        changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"overrides {' '.join(overrides)}: {_first_line(error)}") from error
-    assert isinstance(changes, dict)
-    return {str(key): value for key, value in changes.items()}
+    changes: Any = OmegaConf.create()
+    for override in join_words(list(overrides)):
+        if not re.match(r"[A-Za-z_][\w.-]*=(?!=)", override):
+            raise UserError(f"override {one_line(override)!r}: expected key.sub=value, for example stack.trials=5")
+        name, text = override.split("=", 1)
+        value = plain_value(name, text, Config)
+        try:
+            if value is None:
+                changes = OmegaConf.merge(changes, OmegaConf.from_dotlist([override]))
+            else:
+                OmegaConf.update(changes, name, value)
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"override {short(override)}: its value is not valid YAML; quote texts with '") from error
+    tree: Any = OmegaConf.to_container(changes)
+    return {str(key): value for key, value in tree.items()}
 
 
 def resolve(layers: Mapping[str, dict[str, Any]], run: str) -> Config:
@@ -75,7 +84,7 @@ def resolve(layers: Mapping[str, dict[str, Any]], run: str) -> Config:
     place = next(iter(layers))
     for origin, values in layers.items():
         _refuse_unknown(origin, values, Config)
-        _restore_switches(values, Config)
+        fit(origin, values, Config)
     try:
         schema = OmegaConf.structured(Config)
         OmegaConf.set_readonly(schema, None)  # a frozen dataclass becomes a read-only node, which refuses a merge
@@ -150,8 +159,11 @@ def _refuse_unknown(origin: str, tree: object, schema: type, prefix: str = "") -
         name = f"{prefix}{key}"
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
-            raise UserError(f"{origin}: unknown key {name!r}; {hint}")
+            alias = ALIASES.get(str(key))
+            near = [alias] if alias in known else [] if alias else near
+            meant = f"{prefix}{near[0]}" if near else nearest_setting(str(key), Config)
+            hint = f"did you mean {meant}?" if meant else f"known keys: {', '.join(known)}"
+            raise UserError(f"{origin}: unknown key {one_line(name)!r}; {hint}")
         if isinstance(value, int) and abs(value) > sys.float_info.max:  # OmegaConf fails to convert it to a float
             raise UserError(f"{origin}: {name}: a number of more than 308 digits; no setting takes one")
         if key in nested:
@@ -167,19 +179,6 @@ def _refuse_unknown_members(origin: str, members: object, schema: type) -> None:
         if not MEMBER_NAME.fullmatch(str(name)):
             raise UserError(f"{origin}: member name {str(name)!r}: use letters, digits, '_', '-' and '.'")
         _refuse_unknown(origin, member, schema, f"members.{name}.")
-
-
-def _restore_switches(tree: dict[Any, Any], schema: type) -> None:
-    """Give settings with the choices ``on`` and ``off`` their names back: YAML reads those as true and false."""
-    nested, named, fields = sections(schema), named_sections(schema), settings(schema)
-    for key, value in tree.items():
-        if key in nested:
-            _restore_switches(value, nested[key])
-        elif key in named:
-            for member in value.values():
-                _restore_switches(member, named[key])
-        elif isinstance(value, bool) and "off" in (fields[key].metadata["choices"] or ()):
-            tree[key] = "on" if value else "off"
 
 
 def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], object]]:

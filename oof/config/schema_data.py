@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 from oof.config.setting import setting
 
 SEEDS = (0, 2**31 - 1)
+READING = (
+    "verdicts",
+    "positive_score",
+    "tie_band",
+    "both_bad",
+)  # of Data; they change what is read
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,28 @@ class Data:
     columns: dict[str, str] = setting(
         {}, "our column name: the files' column name; for files whose columns fit no known schema"
     )
+    verdicts: dict[str, str] = setting(
+        {}, "value of the files' label or winner column: its meaning, `a`, `b`, `tie` or `both_bad`; empty = 0, 1 and "
+        "2, or words such as model_a and tie",
+        added=True,
+    )  # fmt: skip
+    positive_score: str = setting(
+        "unset", "the side that a positive score favours, where verdicts are signed scores (`signed_score` in "
+        "`data.columns`)",
+        choices=("unset", "a", "b"), added=True,
+    )  # fmt: skip
+    tie_band: float = setting(
+        0.0, "a signed score at most this far from 0 is a tie", range=(0.0, 1_000_000.0), added=True
+    )
+    both_bad: str = setting(
+        "tie", "battles in which both responses were judged bad: ties, left out, or ties with a column `both_bad` in "
+        "battles.parquet",
+        choices=("tie", "drop", "keep"), added=True,
+    )  # fmt: skip
+    non_text: str = setting(
+        "error", "battles with images or tool calls: refused, left out, or read with a placeholder such as `[image]`",
+        choices=("error", "drop", "placeholder"), added=True,
+    )  # fmt: skip
     on_bad_row: str = setting(
         "error", "what to do with a row that cannot be used: stop, or leave it out and list it in `dropped.csv`",
         choices=("error", "drop"),
@@ -75,6 +103,11 @@ class Folds:
     k: int = setting(
         5, "number of folds; each member is trained once per fold, on the others", unit="folds", range=(2, 100)
     )
+    column: str | None = setting(
+        None, "column of the files with one's own folds, whole numbers; refused where it separates a group; null = a "
+        "column named fold if there is one, else folds are drawn",
+        added=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from oof.common.errors import UserError
 from oof.config.load import OVERRIDE, OVERRIDES, load, parse_overrides, read_yaml, resolve, to_dict
 from oof.config.schema import Config
 from oof.config.setting import default_of, named_sections, sections, settings
+from oof.config.user_values import join_words
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def load_for_run(path: str | None, overrides: Sequence[str], default: str | None
     """
     if path is not None:
         return load(path, overrides)
+    overrides = join_words(list(overrides))
     changes = parse_overrides(overrides)
     name = str(changes.get("run") or "")
     stored = stored_settings(Path(name)) if name else None

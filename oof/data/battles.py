@@ -17,7 +17,9 @@ Ids are unique within train + extra + unlabelled, and within test, where they st
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +32,19 @@ from oof.data import readers
 from oof.data.build_table import BattleSet, build_table
 from oof.data.parse_file import ParsedFile, parse_file, refuse_unused_columns
 from oof.data.problems import Problem
-from oof.data.schemas import ROLES, TABLE_SCHEMA
+from oof.data.schemas import OPTIONAL_SCHEMA, ROLES, TABLE_SCHEMA
 
 __all__ = ["BattleSet", "Problem", "content_fingerprint", "read_battles", "read_file", "write_dropped"]
-CONTENT_COLUMNS = [name for name in TABLE_SCHEMA if name not in ("file", "row")]
+CONTENT_COLUMNS = [name for name in (*TABLE_SCHEMA, *OPTIONAL_SCHEMA) if name not in ("file", "row")]
+
+logger = logging.getLogger(__name__)
 
 
 def read_battles(data: Data, *, seed: int, roles: Sequence[str] = ROLES) -> BattleSet:
-    """Return the battles of the files of ``roles``.
+    """Return the battles of the files of ``roles``; log the coding of each file's verdicts and two of its battles.
 
     Args:
-        data: paths or globs by role, ``columns``, ``on_bad_row`` and ``extra_weight``.
+        data: paths or globs by role, and the settings of reading.
         seed: draws the side of the chosen response in chosen/rejected pairs, together with the content.
         roles: the roles to read, of train, extra, unlabelled and test.
 
@@ -52,14 +56,14 @@ def read_battles(data: Data, *, seed: int, roles: Sequence[str] = ROLES) -> Batt
     for role in roles:
         patterns: list[str] = getattr(data, role)
         weight = data.extra_weight if role == "extra" else 1.0
-        of_role = [
-            file for path in readers.expand(patterns) for file in parse_file(path, role, data.columns, seed, weight)
-        ]
+        of_role = [file for path in readers.expand(patterns) for file in parse_file(path, role, data, seed, weight)]
         if patterns and not sum(file.n_read for file in of_role):
             raise UserError(f"{', '.join(patterns)}: no rows; data.{role} needs at least one battle")
         files += of_role
     refuse_unused_columns(files, data.columns)
     battles = build_table(files, data.on_bad_row)
+    for name, shown in battles.shown.items():
+        logger.info("%s: %s", name, "\n  ".join(shown))
     for role in dict.fromkeys(file.role for file in files):
         if not (battles.table["role"] == role).any():
             raise UserError(f"data.{role}: no row can be used; the first reason: {battles.dropped['reason'][0]}")
@@ -74,6 +78,7 @@ def read_file(
     columns: Mapping[str, str] | None = None,
     on_bad_row: str = "error",
     weight: float = 1.0,
+    data: Data | None = None,
 ) -> BattleSet:
     """Return the battles of one file, as :func:`read_battles` does for several; no rows give an empty table.
 
@@ -84,14 +89,16 @@ def read_file(
         columns: as ``data.columns``.
         on_bad_row: "error" or "drop".
         weight: of each battle in training.
+        data: the other settings of reading, such as ``verdicts``.
 
     Raises:
         UserError: as :func:`read_battles`, or the role is unknown.
     """
     if role not in ROLES:
         raise UserError(f"role {role!r}: choose one of {', '.join(ROLES)}")
-    files = parse_file(str(path), role, columns or {}, seed, weight)
-    refuse_unused_columns(files, columns or {})
+    data = replace(data or Data(), columns=dict(columns or {}), on_bad_row=on_bad_row)
+    files = parse_file(str(path), role, data, seed, weight)
+    refuse_unused_columns(files, data.columns)
     return build_table(files, on_bad_row)
 
 
@@ -104,8 +111,8 @@ def write_dropped(frame: pl.DataFrame, path: str | Path) -> None:
 def content_fingerprint(table: pl.DataFrame) -> str:
     """Return the sha256 of the battles' content; it does not depend on the order of rows or the files' names."""
     sha = hashlib.sha256()
-    ordered = table.sort("role", "id").select(CONTENT_COLUMNS)
-    for name in CONTENT_COLUMNS:
+    ordered = table.sort("role", "id").select([name for name in CONTENT_COLUMNS if name in table.columns])
+    for name in ordered.columns:
         column = ordered[name]
         if column.dtype == pl.List(pl.String):
             _update(sha, column.list.len().to_numpy())

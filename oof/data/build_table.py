@@ -25,7 +25,7 @@ from oof.data.problems import (
     rejected_rows,
     rejection_message,
 )
-from oof.data.schemas import TABLE_SCHEMA, TEXTS
+from oof.data.schemas import OPTIONAL_SCHEMA, TABLE_SCHEMA, TEXTS
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ class BattleSet:
     """Battles, and the problems and counts of their files.
 
     Attributes:
-        table: columns and dtypes of :data:`oof.data.schemas.TABLE_SCHEMA`; files in the order given, rows in the
-            files' order.
+        table: columns and dtypes of :data:`oof.data.schemas.TABLE_SCHEMA`, and those of ``OPTIONAL_SCHEMA`` that a file
+            gives; files in the order given, rows in the files' order.
         problems: messages for the user, most serious first.
         counts: :data:`oof.data.problems.COUNTS`. rows_*, ids_*, empty_responses (rows in which A or B has no text) and
             identical_responses count rows; null_turns, lone_surrogates and nul_characters count turns.
         schemas: file -> name of its schema.
         dropped: file, row, id, reason of every row that is not in ``table``.
+        shown: file -> the coding of its verdicts in words, and two of its battles with their verdicts.
     """
 
     table: pl.DataFrame
@@ -47,6 +48,7 @@ class BattleSet:
     counts: dict[str, int]
     schemas: dict[str, str]
     dropped: pl.DataFrame
+    shown: dict[str, list[str]] = field(default_factory=dict)
 
 
 def build_table(files: list[ParsedFile], on_bad_row: str) -> BattleSet:
@@ -64,8 +66,8 @@ def build_table(files: list[ParsedFile], on_bad_row: str) -> BattleSet:
     working = pl.concat(frames) if frames else pl.DataFrame(schema=WORKING_SCHEMA)
     changes = _unique_ids(working)
     rejected = rejected_rows(parsed, working, changes.rejected)
-    if rejected and on_bad_row == "error":
-        raise UserError(rejection_message(parsed, rejected))
+    if on_bad_row == "error" and not all(item.chosen for item in rejected):
+        raise UserError(rejection_message(parsed, [item for item in rejected if not item.chosen]))
     ids = working["id"].to_list()
     for at, name in changes.renamed.items():
         ids[at] = name
@@ -74,7 +76,8 @@ def build_table(files: list[ParsedFile], on_bad_row: str) -> BattleSet:
     # Numbers added to the ids of repeated content do not count as renamed ids.
     n_renamed = int(working["ids_given"].gather(list(changes.renamed)).sum())
     working = working.with_columns(pl.Series("id", ids, dtype=pl.String)).filter(pl.Series(keep))
-    table = working.select(list(TABLE_SCHEMA))
+    given = [name for name in OPTIONAL_SCHEMA if not working[name].is_null().all()]
+    table = working.select([*TABLE_SCHEMA, *given])
     _refuse_ambiguous(table)
     dropped = dropped_frame(parsed, rejected)
     counts = Counter(dict.fromkeys(COUNTS, 0))
@@ -86,7 +89,8 @@ def build_table(files: list[ParsedFile], on_bad_row: str) -> BattleSet:
     counts["ids_renamed"] = n_renamed
     counts.update(count_responses(table))
     names = {rows.raw.name: rows.schema.name for rows in parsed}
-    return BattleSet(table, list_problems(parsed, rejected, table, counts), dict(counts), names, dropped)
+    shown = {file.name: file.shown for file in files if file.shown}
+    return BattleSet(table, list_problems(parsed, rejected, table, counts), dict(counts), names, dropped, shown)
 
 
 def _refuse_ambiguous(table: pl.DataFrame) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from oof.data.parse_cells import CellError, content_text, parse_json, show
+from oof.data.parse_cells import TOOL_ROLES, CellError, NonTextError, content_text, parse_json, show
 
 USERS = frozenset({"user", "human", "prompter"})
 ASSISTANTS = frozenset({"assistant", "gpt", "model", "bot", "chatbot"})
@@ -27,6 +27,8 @@ def parse_messages(cell: object) -> list[Message]:
         if not isinstance(message, dict):
             raise CellError(f"expected a message with role and content, not {show(message)}")
         role = str(message.get("role", message.get("from"))).lower()
+        if role in TOOL_ROLES or message.get("tool_calls"):
+            raise NonTextError(f"role {show(role)}: a tool call, which is not text")
         if role not in USERS and role not in ASSISTANTS and role != "system":
             raise CellError(f"role {show(role)} is not user, assistant or system")
         content = message["content"] if "content" in message else message.get("value")

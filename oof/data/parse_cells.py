@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 Turns = list[str | None] | None  # None = the whole cell is null; inside the list, None = a null turn
@@ -24,14 +25,24 @@ VERDICT_WORDS = {
     "tie (bothbad)": 2,
     "tie (both bad)": 2,
     "tie(bothbad)": 2,
+    "tie (inconsistent)": 2,
 }
+BOTH_BAD_WORDS = {word for word in VERDICT_WORDS if "bad" in word}
 FLAGS: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}  # 1 == 1.0 == True
-NUMBERS: dict[Any, int] = {0: 0, 1: 1, 2: 2, "0": 0, "1": 1, "2": 2, "0.0": 0, "1.0": 1, "2.0": 2}
+LABEL_NUMBERS = (0, 1, 2)  # of a label without data.verdicts
+PLAIN_YAML = re.compile(r"[\w./?>=-]+( [\w./>=()-]+)*")
 WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+")
 
 
 class CellError(ValueError):
     """The reason why a cell cannot be used; the caller adds the file, row and column."""
+
+
+class NonTextError(CellError):
+    """A cell holds an image, a tool call or something else that is no text; ``data.non_text`` decides about it."""
+
+
+TOOL_ROLES = ("tool", "function", "observation", "function_response")
 
 
 def is_missing(cell: object) -> bool:
@@ -42,6 +53,15 @@ def show(cell: object) -> str:
     """Return a short printable form of a cell for messages."""
     text = repr(cell)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def flow_mapping(values: Mapping[str, str]) -> str:
+    """Return a mapping as one line of YAML, which may be pasted into ARGS or a configuration."""
+    return "{" + ", ".join(f"{_plain(key)}: {_plain(value)}" for key, value in values.items()) + "}"
+
+
+def _plain(text: str) -> str:
+    return text if PLAIN_YAML.fullmatch(text) else "'" + text.replace("'", "''") + "'"
 
 
 # --- texts -----------------------------------------------------------------------------------------------
@@ -97,10 +117,12 @@ def content_text(content: object) -> str | None:
     if content is None:
         return None
     if isinstance(content, dict):
+        if content.get("image"):
+            raise NonTextError("contains content of type 'image', which is not text")
         if isinstance(content.get("text"), str):
             return str(content["text"])
         if content.get("type", "text") != "text":
-            raise CellError(f"contains content of type {show(content['type'])}, which is not text")
+            raise NonTextError(f"contains content of type {show(content['type'])}, which is not text")
         if content.get("text", 0) is None:
             return None
     if isinstance(content, list):
@@ -128,24 +150,32 @@ def _folded(cell: object) -> object:
     return cell.strip().lower() if isinstance(cell, str) else cell
 
 
-def verdict(cell: object) -> int:
-    """Return the class of a ``winner`` cell: model_a, model_b, tie, both_bad, tie (bothbad)."""
-    key = _folded(cell)
-    if not isinstance(key, str) or key not in VERDICT_WORDS:
-        raise CellError(f"{show(cell)} is not a verdict; expected model_a, model_b, tie or both_bad")
-    return VERDICT_WORDS[key]
+def verdict_key(cell: object) -> str:
+    """Return a verdict cell in the form in which values are compared: 1, 1.0, "1.0" and true are one value.
+
+    Raises:
+        CellError: it is neither a text nor a number.
+    """
+    if isinstance(cell, bool):
+        return str(int(cell))
+    if isinstance(cell, int | float):
+        return str(int(cell)) if math.isfinite(cell) and cell == int(cell) else str(cell)
+    if not isinstance(cell, str):
+        raise CellError(f"{show(cell)} is not a verdict")
+    key = cell.strip().lower()
+    whole = WHOLE_FLOAT.fullmatch(key)
+    return whole.group(1) if whole else key
 
 
-def label(cell: object) -> int:
-    """Return the class of a ``label`` cell: 0, 1, 2 or the words of :func:`verdict`."""
-    key = _folded(cell)
+def number(cell: object) -> float:
+    """Return a finite number, which may be written as text."""
     try:
-        return NUMBERS[key]
-    except (KeyError, TypeError):
-        pass
-    if isinstance(key, str) and key in VERDICT_WORDS:
-        return VERDICT_WORDS[key]
-    raise CellError(f"{show(cell)} is not a label; expected 0 (A wins), 1 (B wins) or 2 (tie)")
+        value = float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise CellError(f"{show(cell)} is not a number")
+    return value
 
 
 def identifier(cell: object) -> str:

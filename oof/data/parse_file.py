@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import polars as pl
 
+from oof.classes import CLASSES
 from oof.common.errors import UserError
+from oof.config import Data
 from oof.data import readers, schemas
 from oof.data.parse_rows import ParsedRows, parse_rows
-from oof.data.schemas import FILE_COLUMNS, LABELLED_ROLES, TABLE_SCHEMA, TEXTS
+from oof.data.rankings import RANKING_COLUMNS, expand_rankings, ranking_name
+from oof.data.schemas import (
+    FILE_COLUMNS,
+    LABELLED_ROLES,
+    LAYOUT_COLUMNS,
+    OPTIONAL_SCHEMA,
+    SOFT_COLUMNS,
+    TABLE_SCHEMA,
+    TEXTS,
+)
 from oof.data.text_columns import strings, turn_lists
 
 T = TypeVar("T")
-WORKING_SCHEMA = {**TABLE_SCHEMA, "ids_given": pl.Boolean(), "file_number": pl.Int32()}
+SHOWN_BATTLES = 2
+SHOWN_CHARACTERS = 40  # of a text
+WORKING_SCHEMA = {**TABLE_SCHEMA, **OPTIONAL_SCHEMA, "ids_given": pl.Boolean(), "file_number": pl.Int32()}
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class ParsedFile:
     frame: pl.DataFrame
     counts: Counter[str]
     mapped: frozenset[str]  # entries of data.columns whose column the file has
+    shown: list[str]  # the coding of the verdicts and two battles with theirs; empty if none are read
 
     @property
     def name(self) -> str:
@@ -38,7 +52,7 @@ class ParsedFile:
         return self.rows.raw.n_read
 
 
-def parse_file(path: str, role: str, columns: Mapping[str, str], seed: int, weight: float) -> list[ParsedFile]:
+def parse_file(path: str, role: str, data: Data, seed: int, weight: float = 1.0) -> list[ParsedFile]:
     """Return a parsed file, or those of an archive, in a role of :data:`oof.data.schemas.ROLES`.
 
     In the role "any", a file with verdicts is read as train and one without as unlabelled.
@@ -46,7 +60,7 @@ def parse_file(path: str, role: str, columns: Mapping[str, str], seed: int, weig
     Args:
         path: a file.
         role: of its battles.
-        columns: as ``data.columns``.
+        data: columns, verdicts and the other settings of reading.
         seed: draws the side of the chosen response in chosen/rejected pairs.
         weight: of its battles in training.
 
@@ -54,18 +68,23 @@ def parse_file(path: str, role: str, columns: Mapping[str, str], seed: int, weig
         UserError: the file cannot be read, has no known schema, or lacks columns that the role needs.
     """
     files = []
-    for cells in readers.read_raw(path, {*FILE_COLUMNS, *columns.values()}):
+    columns = data.columns
+    for cells in readers.read_raw(path, {*FILE_COLUMNS, *LAYOUT_COLUMNS, *RANKING_COLUMNS, *columns.values()}):
         if not cells.names:
             raise UserError(f"{cells.name}: no rows; give a file with battles")
-        raw, schema = schemas.apply_schema(cells, columns)
+        schemas.join_inputs(cells)
+        ranking = None if set(columns) & {"prompt", "chosen"} else ranking_name(cells)
+        pairs = expand_rankings(cells, ranking) if ranking else cells
+        raw, schema = schemas.apply_schema(pairs, columns)
+        schema = replace(schema, name=f"{ranking}: rankings as pairs") if ranking else schema
         file_role = role if role != "any" else "train" if schema.verdict else "unlabelled"
         if file_role in LABELLED_ROLES:
             schemas.require_verdict(raw, schema)
-        rows = parse_rows(raw, schema, file_role in LABELLED_ROLES, seed)
+        rows = parse_rows(raw, schema, file_role in LABELLED_ROLES, seed, data)
         if role == "test" and rows.n and not rows.ids_given:
             raise UserError(f"{raw.name}: missing column id, which a submission needs; set data.columns.id")
         mapped = frozenset(ours for ours, theirs in columns.items() if theirs in cells.names)
-        files.append(_usable_rows(rows, file_role, weight, mapped))
+        files.append(_usable_rows(rows, file_role, weight, mapped, data.both_bad))
         for columns_of_cells in (cells.columns, raw.columns):  # the frame holds the texts; one copy in memory is enough
             columns_of_cells.clear()
         rows.forget_texts()
@@ -86,8 +105,8 @@ def refuse_unused_columns(files: list[ParsedFile], columns: Mapping[str, str]) -
         )
 
 
-def _usable_rows(rows: ParsedRows, role: str, weight: float, mapped: frozenset[str]) -> ParsedFile:
-    counts: Counter[str] = Counter()
+def _usable_rows(rows: ParsedRows, role: str, weight: float, mapped: frozenset[str], both_bad: str) -> ParsedFile:
+    counts: Counter[str] = Counter(both_bad=sum(rows.both_bad))
     faulty = {fault.row for fault in rows.faults}
     good = [i for i, row in enumerate(rows.raw.rows) if row not in faulty]
 
@@ -102,6 +121,8 @@ def _usable_rows(rows: ParsedRows, role: str, weight: float, mapped: frozenset[s
         **{name: turn_lists(usable(getattr(rows, name)), counts) for name in TEXTS},
         **{name: strings(usable(values)) for name, values in rows.names.items()},
         "fold": usable(rows.folds),
+        **{name: [share and share[i] for share in usable(rows.soft)] for i, name in enumerate(SOFT_COLUMNS)},
+        "both_bad": usable(rows.both_bad) if both_bad == "keep" and any(rows.both_bad) else [None] * len(good),
         "file": [rows.raw.name] * len(good),
         "row": usable(rows.raw.rows),
         "ids_given": [rows.ids_given] * len(good),
@@ -109,4 +130,26 @@ def _usable_rows(rows: ParsedRows, role: str, weight: float, mapped: frozenset[s
     if rows.schema.kind == "labels":
         counts["rows_without_text"], counts["null_turns"] = len(good), 0
     frame = pl.DataFrame(columns, schema={name: kind for name, kind in WORKING_SCHEMA.items() if name != "file_number"})
-    return ParsedFile(rows, role, frame, counts, mapped)
+    return ParsedFile(rows, role, frame, counts, mapped, _shown(rows, good))
+
+
+def _shown(rows: ParsedRows, good: Sequence[int]) -> list[str]:
+    """Return the coding of the verdicts and battles with the verdicts read from them, of two classes if possible."""
+    if not rows.coding:
+        return []
+    first = good[:1]
+    other = [i for i in good if rows.labels[i] != rows.labels[good[0]]] or good[1:]
+    return [rows.coding, *(_battle_line(rows, i) for i in [*first, *other][:SHOWN_BATTLES])]
+
+
+def _battle_line(rows: ParsedRows, i: int) -> str:
+    label = rows.labels[i]
+    verdict = "tie" if label == 2 else f"{CLASSES[label or 0].upper()} wins"
+    texts = (f"{name} {_start(getattr(rows, name)[i])}" for name in TEXTS)
+    return f"row {rows.raw.rows[i]}: {verdict} ({rows.verdict_cells[i]}): {', '.join(texts)}"
+
+
+def _start(turns: Sequence[str | None]) -> str:
+    """Return the start of a text in quotes, without characters that a terminal cannot show."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in turns[0] or "").split())
+    return f'"{text[:SHOWN_CHARACTERS]}{"…" if len(text) > SHOWN_CHARACTERS else ""}"'

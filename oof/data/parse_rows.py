@@ -12,15 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from oof.classes import WINNER_COLUMNS
-from oof.data import conversations, parse_cells
+from oof.classes import TIE
+from oof.config import Data
+from oof.data import conversations, parse_cells, verdicts
 from oof.data.conversations import Message
-from oof.data.parse_cells import CellError, Turns
+from oof.data.non_text import with_placeholders
+from oof.data.parse_cells import CellError, NonTextError, Turns
 from oof.data.raw_table import RawTable, RowFault
-from oof.data.schemas import NAME_COLUMNS, ONE_HOT_COLUMNS, TEXTS, Schema
+from oof.data.schemas import NAME_COLUMNS, TEXTS, Schema
+from oof.data.verdicts import Shares, Verdicts
 
 EQUAL_TURNS = "give prompt, response_a and response_b equally many turns (null for a missing one)"
 SAME_PROMPT = "both conversations must contain the same user messages"
+MESSAGE_COLUMNS = {"prompt", "conversation_a", "conversation_b", "chosen", "rejected"}
 TurnColumns = tuple[list[Turns], list[Turns], list[Turns]]  # prompt, response_a, response_b; (n,) each
 
 
@@ -31,6 +35,10 @@ class ParsedRows:
     Attributes:
         prompt, response_a, response_b: (n,) equally many turns per row, None = a null turn.
         labels: (n,) classes 0, 1, 2 or None.
+        soft: (n,) soft labels in class order, or None.
+        both_bad: (n,) whether both responses were judged bad.
+        verdict_cells: (n,) verdicts as the file has them; empty if none are read.
+        coding: the coding of the verdicts in words; "" if none are read.
         ids: (n,) ids; made from the content unless ``ids_given``.
         names: of models, languages and groups: model_a, model_b, language, group_key; (n,) each.
         folds: (n,) whole numbers or None.
@@ -43,11 +51,16 @@ class ParsedRows:
     response_a: list[list[str | None]] = field(default_factory=list)
     response_b: list[list[str | None]] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
+    soft: list[Shares | None] = field(default_factory=list)
+    both_bad: list[bool] = field(default_factory=list)
+    verdict_cells: list[str] = field(default_factory=list)
+    coding: str = ""
     ids: list[str] = field(default_factory=list)
     ids_given: bool = False
     names: dict[str, list[str | None]] = field(default_factory=dict)
     folds: list[int | None] = field(default_factory=list)
     faults: list[RowFault] = field(default_factory=list)
+    non_text: str = "error"  # data.non_text
 
     @property
     def n(self) -> int:
@@ -57,11 +70,16 @@ class ParsedRows:
         for name in TEXTS:
             getattr(self, name).clear()
 
-    def fault(self, i: int, column: str | None, reason: object, remedy: str = "") -> None:
-        self.faults.append(RowFault(self.raw.rows[i], column, str(reason), remedy))
+    def fault(self, i: int, column: str | None, reason: object, remedy: str = "", chosen: bool = False) -> None:
+        if isinstance(reason, NonTextError):
+            chosen = self.non_text == "drop"
+            remedy = (
+                "data.non_text=drop" if chosen else "set data.non_text=drop, or =placeholder to read [image] instead"
+            )
+        self.faults.append(RowFault(self.raw.rows[i], column, str(reason), remedy, chosen))
 
 
-def parse_rows(raw: RawTable, schema: Schema, labelled: bool, seed: int) -> ParsedRows:
+def parse_rows(raw: RawTable, schema: Schema, labelled: bool, seed: int, data: Data) -> ParsedRows:
     """Return the values of a file's rows.
 
     Args:
@@ -69,13 +87,21 @@ def parse_rows(raw: RawTable, schema: Schema, labelled: bool, seed: int) -> Pars
         schema: of the file.
         labelled: whether to read verdicts; if not, all labels are None.
         seed: draws the side of the chosen response of each chosen/rejected pair.
+        data: how verdicts, both-bad battles and content other than text are read.
+
+    Raises:
+        UserError: the coding of the verdicts can be read in two ways.
     """
     rows = ParsedRows(raw, schema)
     rows.faults += raw.faults
+    rows.non_text = data.non_text
+    if data.non_text == "placeholder":
+        for name in MESSAGE_COLUMNS & set(raw.columns):
+            raw.columns[name] = [with_placeholders(cell) for cell in raw.columns[name]]
     parse = {"turns": _turns, "conversations": _conversations, "pairs": _pairs, "labels": _no_texts}[schema.kind]
     texts = parse(rows)
     pairs = schema.kind == "pairs"
-    rows.labels = _labels(rows) if labelled and not pairs else [None] * rows.n
+    _read_verdicts(rows, data, labelled and not pairs)
     _equalise_turns(rows, texts)
     _parse_ids_folds_and_names(rows)
     if pairs:
@@ -99,6 +125,8 @@ def _parse_column(rows: ParsedRows, column: str, parse: Callable[[Any], Any], de
 
 
 def _turns(rows: ParsedRows) -> TurnColumns:
+    if _is_context(next((cell for cell in rows.raw.columns["prompt"] if cell), None)):
+        return _contexts(rows)
     cells = [cell for name in TEXTS for cell in rows.raw.columns[name] if isinstance(cell, str) and cell]
     # One decision for the whole file, so that a damaged cell is named and not taken for a plain text.
     json_lists = 2 * sum(map(parse_cells.looks_like_list, cells)) >= len(cells)
@@ -108,6 +136,28 @@ def _turns(rows: ParsedRows) -> TurnColumns:
     parse = parse_cells.turns_from_json if json_lists else parse_cells.turns_from_text
     prompt, response_a, response_b = (_parse_column(rows, name, parse) for name in TEXTS)
     return prompt, response_a, response_b
+
+
+def _is_context(cell: object) -> bool:
+    """Return whether a prompt is a list of messages, to whose last one A and B respond."""
+    if isinstance(cell, str):
+        return cell.lstrip("[ \n").startswith("{") and '"role"' in cell
+    return isinstance(cell, list) and bool(cell) and isinstance(cell[0], dict) and "role" in cell[0]
+
+
+def _contexts(rows: ParsedRows) -> TurnColumns:
+    texts: TurnColumns = ([], [], [])
+    sides = [rows.raw.columns[name] for name in TEXTS[1:]]
+    for i, (context, *answers) in enumerate(zip(rows.raw.columns["prompt"], *sides, strict=True)):
+        try:
+            messages = conversations.parse_messages(context)
+            a, b = (conversations.split_turns(_pair_messages(messages, answer)) for answer in answers)
+        except CellError as error:
+            rows.fault(i, "prompt", error)
+            a = b = ([None], [None])
+        for column, turns in zip(texts, (a[0], a[1], b[1]), strict=True):
+            column.append(turns)
+    return texts
 
 
 def _conversations(rows: ParsedRows) -> TurnColumns:
@@ -154,6 +204,8 @@ def _pair_messages(prompt: Any, answer: Any) -> list[Message]:
         return conversations.parse_hh_text(answer)
     if isinstance(prompt, str):
         before: list[Message] = [("user", prompt)]
+    elif isinstance(prompt, list) and prompt and isinstance(prompt[0], tuple):
+        before = prompt  # parsed before
     else:
         before = [] if parse_cells.is_missing(prompt) else conversations.parse_messages(prompt)
     if not isinstance(answer, list):
@@ -169,18 +221,17 @@ def _no_texts(rows: ParsedRows) -> TurnColumns:
 # --- labels, ids, folds, names -------------------------------------------------------------------------------
 
 
-def _labels(rows: ParsedRows) -> list[int | None]:
-    if rows.schema.verdict != "one-hot":
-        column = rows.schema.verdict or ""
-        return _parse_column(rows, column, parse_cells.verdict if column == "winner" else parse_cells.label)
-    labels: list[int | None] = []
-    for i, flags in enumerate(zip(*(rows.raw.columns[name] for name in WINNER_COLUMNS), strict=True)):
-        try:
-            labels.append(parse_cells.one_hot(*flags))
-        except CellError as error:
-            rows.fault(i, ONE_HOT_COLUMNS, error)
-            labels.append(None)
-    return labels
+def _read_verdicts(rows: ParsedRows, data: Data, labelled: bool) -> None:
+    read = Verdicts([None] * rows.n, [None] * rows.n, [False] * rows.n, [])
+    if labelled and rows.schema.verdict:
+        read = verdicts.read_verdicts(rows.raw, rows.schema.verdict, data, rows.schema.positive)
+    rows.labels, rows.soft, rows.both_bad = read.labels, read.soft, read.both_bad
+    rows.verdict_cells, rows.coding = read.cells, read.coding
+    for fault in read.faults:
+        rows.fault(*fault)
+    if data.both_bad == "drop":
+        for i in (i for i, bad in enumerate(read.both_bad) if bad):
+            rows.fault(i, rows.schema.verdict, "both responses were judged bad", "data.both_bad=drop", chosen=True)
 
 
 def _parse_ids_folds_and_names(rows: ParsedRows) -> None:
@@ -189,6 +240,11 @@ def _parse_ids_folds_and_names(rows: ParsedRows) -> None:
         # Not given ids: a judge may judge the same pair twice.
         keys = [columns[name] for name in ("question_id", "model_a", "model_b", "judge", "turn") if name in columns]
         rows.ids = ["/".join(map(str, key)).replace("\0", "") for key in zip(*keys, strict=True)]
+    elif {"id", "subset", "chosen_model"} <= set(columns) and rows.schema.kind == "pairs":
+        # RewardBench counts its ids within each subset.
+        named = zip(columns["subset"], columns["id"], strict=True)
+        rows.ids = ["/".join(map(str, key)).replace("\0", "") for key in named]
+        rows.ids_given = True
     elif "id" in columns or (rows.schema.kind == "conversations" and "question_id" in columns):
         column = "id" if "id" in columns else "question_id"
         rows.ids = _parse_column(rows, column, parse_cells.identifier, default="")
@@ -219,6 +275,7 @@ def _equalise_turns(rows: ParsedRows, texts: TurnColumns) -> None:
 
 def _draw_sides(rows: ParsedRows, labelled: bool, seed: int) -> None:
     """Put the chosen response on a side drawn from seed and content, wherever the row is in the file."""
+    tied = rows.raw.columns.get("tied") or [False] * rows.n  # of rankings
     for i in range(rows.n):
         content = repr((seed, rows.prompt[i], rows.response_a[i], rows.response_b[i]))
         side = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[0] & 1
@@ -226,4 +283,8 @@ def _draw_sides(rows: ParsedRows, labelled: bool, seed: int) -> None:
             rows.response_a[i], rows.response_b[i] = rows.response_b[i], rows.response_a[i]
             a, b = rows.names["model_a"], rows.names["model_b"]
             a[i], b[i] = b[i], a[i]
-        rows.labels[i] = side if labelled else None
+        is_tie = bool(tied[i])
+        rows.labels[i] = (TIE if is_tie else side) if labelled else None
+        rows.verdict_cells.append("same rank" if is_tie else f"chosen is response {'AB'[side]}")
+    if labelled:
+        rows.coding = "chosen → the winner; its side, A or B, is drawn from the seed and the texts"

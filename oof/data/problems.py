@@ -26,10 +26,12 @@ COUNTS = (
     "identical_responses",
     "lone_surrogates",
     "nul_characters",
+    "both_bad",
     "ids_made",
     "ids_renamed",
 )
-SHOWN = 5  # bad rows that an error message names
+SHOWN = 5  # reasons that an error message names
+EXAMPLES = 3  # rows with one reason that it names
 REMEDIES: dict[str | None, str] = {
     "fold": "write whole numbers, or leave the column out",
     "id": "give each battle a unique id",
@@ -61,10 +63,27 @@ class Problem:
     rows: tuple[tuple[int, str], ...] = ()
 
     def __str__(self) -> str:
-        shown = "; ".join(f"row {row}: {reason}" for row, reason in self.rows[:SHOWN])
-        more = f"; and {len(self.rows) - SHOWN:,} more" if len(self.rows) > SHOWN else ""
+        grouped = self.by_reason()
+        shown = "; ".join(f"{rows_in_words(rows)}: {reason}" for reason, rows in grouped[:SHOWN])
+        more = f"; and {len(grouped) - SHOWN:,} other reasons" if len(grouped) > SHOWN else ""
         where = f": {shown}{more}" if shown else ""
         return f"{self.file}: {self.message}{where}{'; ' if self.remedy else ''}{self.remedy}"
+
+    def by_reason(self) -> list[tuple[str, list[int]]]:
+        """Return each distinct reason with its rows, in the order of their first rows."""
+        grouped: dict[str, list[int]] = {}
+        for row, reason in self.rows:
+            grouped.setdefault(reason, []).append(row)
+        return list(grouped.items())
+
+
+def rows_in_words(rows: Sequence[int]) -> str:
+    """Return "row 7", or "60 rows, e.g. rows 1, 2, 3"."""
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    if len(rows) <= EXAMPLES:
+        return f"rows {', '.join(map(str, rows))}"
+    return f"{len(rows):,} rows, e.g. rows {', '.join(map(str, rows[:EXAMPLES]))}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,7 @@ class RejectedRow:
     column: str | None
     reason: str
     remedy: str
+    chosen: bool = False  # a setting leaves such rows out
 
     def __str__(self) -> str:
         return f"column {self.column}: {self.reason}" if self.column else self.reason
@@ -97,7 +117,8 @@ def rejected_rows(
         ids = dict(zip(rows.raw.rows, rows.ids, strict=True))
         for fault in rows.faults:
             remedy = fault.remedy or REMEDIES.get(fault.column, TEXT_REMEDY)
-            rejected.append(RejectedRow(number, fault.row, ids.get(fault.row), fault.column, fault.reason, remedy))
+            name = ids.get(fault.row)
+            rejected.append(RejectedRow(number, fault.row, name, fault.column, fault.reason, remedy, fault.chosen))
     places = working.select("file_number", "row", "id")
     for at, reason in rejected_ids.items():
         number, row, name = places.row(at)
@@ -107,23 +128,30 @@ def rejected_rows(
 
 def dropped_frame(parsed: Sequence[ParsedRows], rejected: Sequence[RejectedRow]) -> pl.DataFrame:
     """Return file, row, id, reason: one line per row that is left out, with all its reasons."""
-    lines: dict[tuple[int, int], tuple[str | None, list[str]]] = {}
+    # By id, too: one row of a ranking gives several battles.
+    lines: dict[tuple[int, int, str | None], list[str]] = {}
     for item in rejected:
-        lines.setdefault((item.file_number, item.row), (item.id, []))[1].append(str(item))
+        lines.setdefault((item.file_number, item.row, item.id), []).append(str(item))
     columns = {
-        "file": strings([parsed[number].raw.name for number, _ in lines]),
-        "row": [row for _, row in lines],
-        "id": strings([name for name, _ in lines.values()]),
-        "reason": strings(["; ".join(reasons) for _, reasons in lines.values()]),
+        "file": strings([parsed[number].raw.name for number, _, _ in lines]),
+        "row": [row for _, row, _ in lines],
+        "id": strings([name for _, _, name in lines]),
+        "reason": strings(["; ".join(reasons) for reasons in lines.values()]),
     }
     return pl.DataFrame(columns, schema=DROPPED)
 
 
 def rejection_message(parsed: Sequence[ParsedRows], rejected: Sequence[RejectedRow]) -> str:
     """Return the error for rows that cannot be used: the first few, their number, and the remedies."""
-    shown = [f"{parsed[item.file_number].raw.name}, row {item.row}, {item}" for item in rejected[:SHOWN]]
-    more = f"; and {len(rejected) - SHOWN:,} more" if len(rejected) > SHOWN else ""
-    remedies = "; ".join(dict.fromkeys(item.remedy for item in rejected[:SHOWN]))
+    grouped: dict[tuple[int, str], list[RejectedRow]] = {}
+    for item in rejected:
+        grouped.setdefault((item.file_number, str(item)), []).append(item)
+    shown = [
+        f"{parsed[number].raw.name}, {rows_in_words([item.row for item in items])}, {reason}"
+        for (number, reason), items in list(grouped.items())[:SHOWN]
+    ]
+    more = f"; and {len(grouped) - SHOWN:,} other reasons" if len(grouped) > SHOWN else ""
+    remedies = "; ".join(dict.fromkeys(items[0].remedy for items in list(grouped.values())[:SHOWN]))
     n_rows, total = len({(item.file_number, item.row) for item in rejected}), sum(rows.raw.n_read for rows in parsed)
     return (
         f"{'; '.join(shown)}{more}. {n_rows:,} of {total:,} rows cannot be used: {remedies}; "
@@ -152,18 +180,22 @@ def list_problems(
         table: the battles that are kept.
         counts: :data:`COUNTS`.
     """
-    kinds: dict[tuple[int, str | None, str], list[RejectedRow]] = {}
+    kinds: dict[tuple[int, str | None, str, bool], list[RejectedRow]] = {}
     for item in rejected:
-        kinds.setdefault((item.file_number, item.column, item.remedy), []).append(item)
+        kinds.setdefault((item.file_number, item.column, item.remedy, item.chosen), []).append(item)
     problems = []
-    for (number, column, remedy), items in kinds.items():
+    for (number, column, remedy, chosen), items in kinds.items():
         raw = parsed[number].raw
         n_rows = len({item.row for item in items})
-        text = f"{n_rows:,} of {raw.n_read:,} rows cannot be used" + (f", column {column}" if column else "")
+        outcome = "are left out" if chosen else "cannot be used"
+        text = f"{n_rows:,} of {raw.n_read:,} rows {outcome}" + (f", column {column}" if column else "")
         rows = tuple((item.row, item.reason) for item in items)
-        problems.append(Problem("error", raw.name, text, remedy, column, rows))
+        problems.append(Problem("note" if chosen else "error", raw.name, text, remedy, column, rows))
     problems += [Problem("warning", rows.raw.name, "no rows") for rows in parsed if not rows.raw.n_read]
     files = ", ".join(dict.fromkeys(rows.raw.name for rows in parsed))
+    if counts["both_bad"] and not any(fault.chosen for rows in parsed for fault in rows.faults):
+        text = f'{counts["both_bad"]:,} battles were judged "both bad" and are read as ties'
+        problems.append(Problem("note", files, text, "data.both_bad=drop leaves them out, keep adds a column"))
     if counts["ids_renamed"]:
         text = f"{counts['ids_renamed']:,} ids occur in another file or role, too; the file or role became their prefix"
         problems.append(Problem("warning", files, text, column="id"))

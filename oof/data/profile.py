@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from oof.classes import CLASSES, SWAPPED, class_counts
 from oof.common.errors import UserError
 from oof.data.build_table import BattleSet
-from oof.data.schemas import TEXTS
+from oof.data.schemas import SOFT_COLUMNS, TEXTS
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text; used, and stated, where no tokenizer is given
 BUDGETS = (1024, 2048)  # tokens
@@ -29,6 +29,7 @@ COUNT_LABELS = {
     "identical_responses": "battles with identical responses",
     "lone_surrogates": "turns with lone surrogates",
     "nul_characters": "turns with NUL characters",
+    "both_bad": 'battles judged "both bad"',
     "ids_made": "ids made from the content",
     "ids_renamed": "ids renamed",
 }
@@ -80,9 +81,14 @@ def profile_lines(battles: BattleSet, measure: LengthMeasure) -> Iterator[str]:
     yield line("schema", ", ".join(name if n == 1 else f"{name} ({n} files)" for name, n in schemas.items()))
     bad = f", {counts['rows_dropped']:,} cannot be used" if counts["rows_dropped"] else ""
     yield line("rows", f"{counts['rows_read']:,} read{bad}")
+    for shown in battles.shown.values() if len(battles.shown) == 1 else ():
+        for name, text in zip(("coding", *[""] * len(shown)), shown, strict=False):
+            yield line(name, text)
     if not table.height:
         return
     yield _verdicts(table)
+    if "soft_a" in table.columns:
+        yield line("soft labels", _soft_labels(table))
     for name, column in (("models", pl.concat([table["model_a"], table["model_b"]])), ("languages", table["language"])):
         if column.drop_nulls().len():
             yield line(name, f"{column.n_unique():,}; most frequent {_most_frequent(column)}")
@@ -103,7 +109,7 @@ def line(name: str, text: str) -> str:
     return f"  {name:<12}{text}"
 
 
-def percent(n: int, total: int) -> str:
+def percent(n: float, total: int) -> str:
     return f"{100 * n / total:.1f} %"
 
 
@@ -115,6 +121,13 @@ def _verdicts(table: pl.DataFrame) -> str:
     shown = ", ".join(f"{name} {n:,} ({percent(n, len(labels))})" for name, n in zip(CLASSES, counts, strict=True))
     shares = counts[counts > 0] / len(labels)
     return line("verdicts", f"{shown}; the log loss of these shares is {-(shares * np.log(shares)).sum():.3f}")
+
+
+def _soft_labels(table: pl.DataFrame) -> str:
+    shares = table.select(SOFT_COLUMNS).drop_nulls().to_numpy()
+    means = ", ".join(f"{name} {percent(value, 1)}" for name, value in zip(CLASSES, shares.mean(axis=0), strict=True))
+    split = int((shares.max(axis=1) < 1).sum())
+    return f"{len(shares):,} battles, {split:,} of them not unanimous; mean shares {means}"
 
 
 def _most_frequent(column: pl.Series) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -14,6 +15,7 @@ class RowFault:
     column: str | None
     reason: str
     remedy: str = ""
+    chosen: bool = False  # a setting leaves such rows out, so that this is no error
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class RawTable:
         columns: the wanted columns as lists of equal length; a cell is a str in CSV, any JSON value otherwise.
         rows: the 1-based data row of each element of those lists.
         faults: records that cannot be read; they are not in ``columns``.
+        renamed: our name of a column -> the file's own, where they differ.
         n_read: records in the file = ``len(rows) + len(faults)``.
     """
 
@@ -34,6 +37,7 @@ class RawTable:
     columns: dict[str, list[Any]]
     rows: list[int]
     faults: list[RowFault]
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_read(self) -> int:

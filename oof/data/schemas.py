@@ -19,6 +19,8 @@ import polars as pl
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.data.raw_table import RawTable
+from oof.data.suggestions import SuggestedColumns, suggest_columns
+from oof.data.verdicts import PROB_COLUMNS, VOTE_COLUMNS, form_of
 
 LABELLED_ROLES = ("train", "extra")
 ROLES = (*LABELLED_ROLES, "unlabelled", "test")
@@ -38,10 +40,18 @@ TABLE_SCHEMA: dict[str, pl.DataType] = {
     "file": pl.String(),
     "row": pl.Int64(),
 }
+# Columns that the table has only if a file gives them, so that runs without them stay as they were.
+SOFT_COLUMNS = ("soft_a", "soft_b", "soft_tie")  # the soft label: shares of the votes in class order
+OPTIONAL_SCHEMA: dict[str, pl.DataType] = {
+    **dict.fromkeys(SOFT_COLUMNS, pl.Float64()),
+    "both_bad": pl.Boolean(),
+}
 
 TEXTS = ("prompt", "response_a", "response_b")
 ONE_HOT_COLUMNS = f"{WINNER_COLUMNS[0]}..{WINNER_COLUMNS[-1]}"  # the three winner columns, as messages name them
-VERDICT_COLUMNS = (*WINNER_COLUMNS, "winner", "label")
+VERDICT_COLUMNS = (
+    *WINNER_COLUMNS, "winner", "label", "signed_score", "preference_1_to_2", *VOTE_COLUMNS, *PROB_COLUMNS
+)  # fmt: skip
 NAME_COLUMNS = ("model_a", "model_b", "language", "group_key")
 SOURCE_COLUMNS = ("conversation_a", "conversation_b", "chosen", "rejected", "chosen_model", "rejected_model")
 MT_BENCH_COLUMNS = ("question_id", "judge", "turn")  # they identify MT-bench files and make their ids
@@ -52,23 +62,77 @@ MT_BENCH = "MT-bench human judgements"
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Columns of a known dataset that have other names than ours.
+
+    Attributes:
+        name: of the schema.
+        needs: columns that identify it.
+        columns: our column name -> its own.
+        positive: the side that a positive score favours.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    columns: Mapping[str, str]
+    positive: str | None = None
+
+
+LAYOUTS = (
+    Layout(
+        "AlpacaEval",
+        ("instruction", "output_1", "output_2"),
+        {
+            "prompt": "instruction", "response_a": "output_1", "response_b": "output_2", "model_a": "generator_1",
+            "model_b": "generator_2", "preference_1_to_2": "preference",
+        },
+    ),
+    Layout("RewardBench", ("prompt", "chosen", "rejected", "subset", "chosen_model"), {"subset": "subset"}),
+    Layout(
+        "HelpSteer3",
+        ("context", "response1", "response2"),
+        {
+            "prompt": "context", "response_a": "response1", "response_b": "response2",
+            "signed_score": "overall_preference",
+        },
+        positive="b",
+    ),
+    Layout(
+        "chosen/rejected pairs",
+        ("chosen", "rejected", "chosen-model", "rejected-model"),
+        {"chosen_model": "chosen-model", "rejected_model": "rejected-model"},
+    ),
+)  # fmt: skip
+LAYOUT_COLUMNS = {"input"} | {name for layout in LAYOUTS for name in (*layout.needs, *layout.columns.values())}
+
+
+@dataclass(frozen=True)
 class Schema:
     """Schema of a battle file, recognised by its columns.
 
     Attributes:
         name: as shown to the user.
         kind: "turns", "conversations", "pairs" or "labels" (ids without text).
-        verdict: the form of the verdict: "one-hot", "winner", "label", "pair", or None if the file has none.
+        verdict: a form of :data:`oof.data.verdicts.FORMS`, "pair", or None if the file has none.
+        positive: the side that a positive score favours in this format.
     """
 
     name: str
     kind: str
     verdict: str | None
+    positive: str | None = None
 
     @property
     def is_mt_bench(self) -> bool:
         """Whether a verdict on turn t is about the first t rounds only, and question ids are not unique."""
         return self.name.startswith(MT_BENCH)
+
+
+def join_inputs(raw: RawTable) -> None:
+    """Append AlpacaEval's ``input``, a text that the instruction is about, to the instruction."""
+    if {"instruction", "output_1", "input"} <= set(raw.columns):
+        pairs = zip(raw.columns["instruction"], raw.columns["input"], strict=True)
+        raw.columns["instruction"] = [f"{text}\n\n{more}" if text and more else text for text, more in pairs]
 
 
 def apply_schema(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, Schema]:
@@ -87,20 +151,30 @@ def apply_schema(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, S
     for ours in mapping:
         if ours not in FILE_COLUMNS:
             raise UserError(f"data.columns: unknown column {ours!r}; {_suggestion(ours, FILE_COLUMNS)}")
-    given = {ours: theirs for ours, theirs in mapping.items() if theirs in raw.names}
+    layout = _layout(raw.names, mapping)
+    entries = {**(layout.columns if layout else {}), **mapping}
+    given = {ours: theirs for ours, theirs in entries.items() if theirs in raw.names}
     taken = {theirs for ours, theirs in given.items() if ours != "group_key"} | set(given)
     names = [name for name in raw.names if name not in taken] + list(given)
     columns = {name: values for name, values in raw.columns.items() if name not in taken}
     columns |= {ours: raw.columns[theirs] for ours, theirs in given.items()}
-    renamed = RawTable(raw.name, names, columns, raw.rows, raw.faults)
+    own_names = {ours: theirs for ours, theirs in given.items() if ours != theirs}
+    renamed = RawTable(raw.name, names, columns, raw.rows, raw.faults, own_names)
     try:
-        return renamed, recognise(renamed)
+        return renamed, recognise(renamed, list(mapping), layout)
     except UserError:
         for ours, theirs in mapping.items():
             if theirs not in raw.names and ours not in raw.names:
                 where = f"{raw.name}: data.columns.{ours}={theirs}"
                 raise UserError(f"{where}: no such column; {_suggestion(theirs, raw.names)}") from None
         raise
+
+
+def _layout(names: Sequence[str], mapping: Mapping[str, str]) -> Layout | None:
+    """Return the known layout of a file whose texts do not have our names."""
+    if set(TEXTS) <= {*names, *mapping}:
+        return None
+    return next((layout for layout in LAYOUTS if set(layout.needs) <= set(names)), None)
 
 
 def _suggestion(name: str, columns: Collection[str]) -> str:
@@ -113,30 +187,30 @@ def _listed(names: Collection[str]) -> str:
     return ", ".join(repr(name) for name in shown) + (", ..." if len(names) > 20 else "") or "none"
 
 
-def recognise(raw: RawTable) -> Schema:
+def recognise(raw: RawTable, mapped: Sequence[str] = (), layout: Layout | None = None) -> Schema:
     """Return the schema of a file with our column names.
+
+    Args:
+        raw: its cells.
+        mapped: our columns that the user has mapped; a verdict among them is read, whatever others there are.
+        layout: the known layout that gave the columns their names.
 
     Raises:
         UserError: no schema fits; the message names the nearest one and its missing columns.
     """
     names = set(raw.names)
-    verdict = _verdict(names)
+    verdict = form_of(names, mapped)
     if {"conversation_a", "conversation_b"} <= names:
         return Schema(_conversation_name(names), "conversations", verdict)
     if set(TEXTS) <= names:
-        by_verdict = {"one-hot": "Kaggle LMSYS", "winner": "WSDM Cup 2025", "label": "prompt, responses and label"}
-        return Schema(by_verdict.get(verdict or "", "Kaggle LMSYS without winners"), "turns", verdict)
+        by_verdict = {"one-hot": "Kaggle LMSYS", "winner": "WSDM Cup 2025", None: "Kaggle LMSYS without winners"}
+        name = layout.name if layout else by_verdict.get(verdict, f"prompt, responses and {verdict}")
+        return Schema(name, "turns", verdict, layout.positive if layout else None)
     if {"chosen", "rejected"} <= names:
-        return Schema("chosen/rejected pairs", "pairs", "pair")
+        return Schema(layout.name if layout else "chosen/rejected pairs", "pairs", "pair")
     if "id" in names and not names & {*TEXTS, *SOURCE_COLUMNS} and (verdict or names <= {"id", "fold", *NAME_COLUMNS}):
         return Schema("ids with labels only" if verdict else "ids only", "labels", verdict)
     raise UserError(f"{raw.name}: {_missing_columns(raw.names)}; the file has the columns {_listed(raw.names)}")
-
-
-def _verdict(names: Collection[str]) -> str | None:
-    if set(WINNER_COLUMNS) <= set(names):
-        return "one-hot"
-    return "winner" if "winner" in names else "label" if "label" in names else None
 
 
 def _conversation_name(names: Collection[str]) -> str:
@@ -149,15 +223,19 @@ def _conversation_name(names: Collection[str]) -> str:
     return "chatbot_arena_conversations"
 
 
+def suggested(raw: RawTable) -> SuggestedColumns:
+    """Return the mapping that makes most sense of a file's columns."""
+    return suggest_columns(raw.names, FILE_COLUMNS)
+
+
 def _missing_columns(names: Sequence[str]) -> str:
     """Return which columns the nearest schema lacks, and the remedy."""
+    suggestion = suggest_columns(names, FILE_COLUMNS)
+    known = {*names, *suggestion.columns}
     shapes = [TEXTS, ("conversation_a", "conversation_b"), ("chosen", "rejected"), ("id", "label")]
-    nearest = max(shapes, key=lambda shape: len(set(shape) & set(names)) / len(shape))
+    nearest = max(shapes, key=lambda shape: len(set(shape) & known) / len(shape))
     missing = [column for column in nearest if column not in names]
-    unknown = [name for name in names if name not in FILE_COLUMNS]
-    close = [(column, difflib.get_close_matches(column, unknown, n=1, cutoff=0.8)) for column in missing]
-    maps = [f"data.columns.{column}={near[0]}" for column, near in close if near and near[0].isprintable()]
-    remedy = f"set {' '.join(maps)}" if maps else "name the file's own columns in data.columns"
+    remedy = f"set {suggestion.setting}" if suggestion.columns else "name the file's own columns in data.columns"
     return f"missing columns {', '.join(missing)}; {remedy}"
 
 
@@ -173,11 +251,19 @@ def require_verdict(raw: RawTable, schema: Schema) -> None:
     """Refuse a file without verdicts, for roles that need them.
 
     Raises:
-        UserError: names the missing columns.
+        UserError: names the missing columns, and the setting for a column that may hold the verdicts.
     """
     if schema.verdict is None:
         missing = [column for column in WINNER_COLUMNS if column not in raw.names]
         raise UserError(
-            f"{raw.name}: no verdicts: missing columns {', '.join(missing)} (or winner, or label); name the file's own "
-            f"columns in data.columns, or give the file as data.unlabelled or data.test"
+            f"{raw.name}: no verdicts: missing columns {', '.join(missing)} (or winner, or label); "
+            f"{_verdict_hint(raw.names)}, or give the file as data.unlabelled or data.test"
         )
+
+
+def _verdict_hint(names: Sequence[str]) -> str:
+    columns = suggest_columns(names, FILE_COLUMNS).columns
+    verdicts = {ours: theirs for ours, theirs in columns.items() if ours in VERDICT_COLUMNS}
+    if not verdicts:
+        return "name the file's own columns in data.columns"
+    return f"if column {next(iter(verdicts.values()))!r} holds them, set {SuggestedColumns(verdicts).setting}"

@@ -10,6 +10,7 @@ import polars as pl
 
 from oof.common.digests import checkpoint_digest, digest
 from oof.config import Config, Member, without_speed_settings
+from oof.data.schemas import SOFT_COLUMNS
 
 
 def battles_key(table: pl.DataFrame) -> str:
@@ -19,7 +20,7 @@ def battles_key(table: pl.DataFrame) -> str:
         table: (n) battles. Unlabelled ones do not count: no fold job reads them.
     """
     labelled = table.filter(pl.col("role") != "unlabelled") if "role" in table.columns else table
-    columns = ("id", "role", "label", "weight", "fold", "prompt", "response_a", "response_b")
+    columns = ("id", "role", "label", "weight", "fold", "prompt", "response_a", "response_b", *SOFT_COLUMNS)
     return digest(*(labelled[name].to_list() for name in columns if name in labelled.columns))
 
 

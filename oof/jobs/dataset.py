@@ -23,7 +23,8 @@ from oof.common.atomic_files import read_json, read_parquet, rewrite_json, verif
 from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.common.steps import Step
-from oof.config import Config, Data, to_dict
+from oof.config import Config, Data, to_dict, without_speed_settings
+from oof.config.schema_data import READING
 from oof.data import synth
 from oof.data.battles import content_fingerprint, read_battles, write_dropped
 from oof.data.prompt_quality import prompt_quality
@@ -47,7 +48,7 @@ def resolve_data(config: Config) -> Data:
     Raises:
         UserError: neither ``data.train`` nor ``data.synth.battles`` is set.
     """
-    data = config.data
+    data = with_fold_column(config)
     if data.train or data.synth.battles == 0:
         if not data.train:
             raise UserError("no training battles: set data.train (make … DATA=train.csv) or data.synth.battles")
@@ -62,6 +63,17 @@ def resolve_data(config: Config) -> Data:
     return dataclasses.replace(
         data, train=[paths["train"]], test=data.test or [paths["test"]], truth=data.truth or paths["truth"]
     )
+
+
+def changed_reading(data: Data) -> dict[str, Any]:
+    """Return the settings of reading that differ from their defaults, for content keys."""
+    return {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(Data(), name)}
+
+
+def with_fold_column(config: Config) -> Data:
+    """Return the data section, in which ``folds.column`` is the files' name of the column fold."""
+    column = config.folds.column
+    return dataclasses.replace(config.data, columns={**config.data.columns, "fold": column}) if column else config.data
 
 
 @dataclass(frozen=True)
@@ -137,8 +149,10 @@ def _arena_step(config: Config) -> Step:
 
 def _battles_step_key(config: Config, data: Data) -> str:
     sources = {role: digested_files(getattr(data, role)) for role in _ROLES}
-    settings = [data.columns, data.on_bad_row, data.extra_weight, config.groups, config.folds, config.seed]
+    settings = [data.columns, data.on_bad_row, data.extra_weight, config.groups]
+    settings += [without_speed_settings(config.folds), config.seed]
     settings += [data.min_prompt_quality] if data.min_prompt_quality else []
+    settings += [changed] if (changed := changed_reading(data)) else []
     settings += [("subset", data.subset)] if data.subset < 1 else []
     return digest("battles", FORMAT, sources, *settings)
 

@@ -25,10 +25,11 @@ from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.common.steps import Step
 from oof.config import Config, Data, Member
+from oof.config.schema_data import READING
 from oof.data.battles import BattleSet, read_battles, write_dropped
 from oof.folds.groups import group_battles
 from oof.jobs.cache_keys import battles_key, training_key_parts
-from oof.jobs.dataset import FORMAT
+from oof.jobs.dataset import FORMAT, changed_reading
 from oof.jobs.source_files import digested_files
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,8 @@ def read_pairs(config: Config) -> BattleSet:
         UserError: as :func:`oof.data.battles.read_battles`.
     """
     pretrain = config.pretrain
-    data = Data(extra=pretrain.data, columns=pretrain.columns, on_bad_row=pretrain.on_bad_row)
+    reading = {name: getattr(config.data, name) for name in READING}
+    data = Data(extra=pretrain.data, columns=pretrain.columns, on_bad_row=pretrain.on_bad_row, **reading)
     try:
         battles = read_battles(data, seed=config.seed, roles=("extra",))
     except UserError as error:  # the reader names the settings of the run's battles: put those of the pairs instead
@@ -220,7 +222,10 @@ def _pairs_step_key(config: Config, scored: list[pl.DataFrame]) -> str:
     sources = digested_files(pretrain.data)
     compared = [digest(*(frame[name].to_list() for name in COMPARED_COLUMNS)) for frame in scored]
     groups = replace(config.groups, column=None)  # keys of different files have nothing to do with each other
-    return digest("pairs", FORMAT, sources, pretrain.columns, pretrain.on_bad_row, groups, config.seed, compared)
+    changed = [reading] if (reading := changed_reading(config.data)) else []
+    return digest(
+        "pairs", FORMAT, sources, pretrain.columns, pretrain.on_bad_row, groups, config.seed, compared, *changed
+    )
 
 
 def near_scored(table: pl.DataFrame, config: Config) -> pl.Series:

@@ -17,6 +17,7 @@ from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.common.logits_format import logits_frame
 from oof.common.steps import TRAINED
+from oof.data.targets import training_targets
 from oof.distributed.process_group import rank, wait
 from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.encoding.encode import Encoded
@@ -165,8 +166,8 @@ def run_job(job: FoldJob, battles: EncodedBattles) -> float:
     roles, folds, labels, weights = (table[name].to_numpy() for name in ("role", "fold", "label", "weight"))
     trained = np.flatnonzero((folds != job.fold) & (roles != "unlabelled") & (weights > 0))
     held_out = np.flatnonzero((folds == job.fold) & (roles == "train"))
-    one_hot = np.eye(3, dtype=np.float32)[labels[trained].astype(int)]
-    training_set = trained, one_hot, weights[trained]
+    targets = training_targets(table[trained]).astype(np.float32)
+    training_set = trained, targets, weights[trained]
     seed = job_seed(job.config.seed, job.name, job.fold)
     model, summary = fit_classifier(
         battles,
@@ -200,7 +201,7 @@ def run_pretrain(job: PretrainJob) -> None:
     table = load_pairs(Path(job.config.run))
     member = replace(job.member, frozen="recompute")  # each pair is read once, so storing its states gains nothing
     battles = EncodedBattles(member, table, job.config)
-    targets = np.eye(3, dtype=np.float32)[table["label"].to_numpy().astype(int)]
+    targets = training_targets(table).astype(np.float32)
     training_set = np.arange(table.height), targets, table["weight"].to_numpy()
     seed = job_seed(job.config.seed, "pretrain", job.name)
     _, summary = fit_classifier(battles, *training_set, cross_entropy, job.folder, seed, job.label)

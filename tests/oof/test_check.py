@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from oof.check import check_files
 from oof.common.errors import UserError
+from oof.config import load
 from tests.fixtures.demo_run import ROOT
 
 DATA = ROOT.parent / "shared" / "data"
@@ -79,14 +83,17 @@ def test_every_problem_has_file_row_column_and_remedy(tmp_path: Path, capsys: py
     assert "cannot be used as it is" in out
 
 
-def test_all_bad_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_errors_are_grouped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = HEADER + "".join(f"{i},p,a,b,{'tie' if i == 700 else 'x'}\n" for i in range(1, 901))
     (tmp_path / "b.csv").write_text(bad)
     status, out = run(capsys, tmp_path / "b.csv")
     assert status == 1
-    assert "row 100, column winner" in out
-    assert "row 101, column" not in out
-    assert "and rows 101-699, 701-900" in out
+    assert "899 rows, e.g. rows 1, 2, 3, column winner: 'x' is not a verdict" in out
+    assert len(out.splitlines()) < 40
+    (tmp_path / "b.csv").write_text(HEADER + "".join(f"{i},p,a,b,x{i}\n" for i in range(1, 31)))
+    status, out = run(capsys, tmp_path / "b.csv")
+    assert "row 20, column winner: 'x20'" in out
+    assert "and 10 other reasons in rows 21-30" in out
 
 
 @pytest.mark.parametrize(
@@ -175,3 +182,48 @@ def test_several_files_are_also_checked_together(tmp_path: Path, capsys: pytest.
     status, out = run(capsys, tmp_path / "a.csv", tmp_path / "c.csv")
     assert status == 1
     assert "has the same id, but another verdict" in out
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "-s", "-C", str(ROOT), "-o", ".venv/.ready-dev", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)  # noqa: S603
+
+
+needs_make = pytest.mark.skipif(not (ROOT / ".venv").is_dir() or not shutil.which("make"), reason="no .venv or make")
+
+
+@needs_make
+def test_make_check_passes_a_mapping_on_and_a_pasted_suggestion_works(tmp_path: Path) -> None:
+    folder = tmp_path / "mein Ordner ä"
+    folder.mkdir()
+    rows = ["question,answer_1,answer_2,preference", *(f"p{i},a,b,{1 + i % 2}" for i in range(60))]
+    (folder / "my dätä.csv").write_text("\n".join(rows))
+    first = make("check", f"DATA={folder}/my dätä.csv")
+    suggestion = "data.columns={prompt: question, response_a: answer_1, response_b: answer_2, label: preference}"
+    assert suggestion in first.stdout
+    second = make("check", f"DATA={folder}/my dätä.csv", f"ARGS={suggestion}")
+    assert "data.verdicts={1: a, 2: b} or data.verdicts={0: a, 1: b, 2: tie}" in second.stdout
+    settings = f"{suggestion} data.verdicts={{1: a, 2: b}} --write {tmp_path}/read.yaml"
+    third = make("check", f"DATA={folder}/my dätä.csv", f"ARGS={settings}")
+    assert "a 30 (50.0 %), b 30 (50.0 %), tie 0 (0.0 %)" in third.stdout
+    assert "preference: 1 → A, 2 → B" in third.stdout
+    assert 'row 1: A wins (preference \'1\'): prompt "p0", response_a "a", response_b "b"' in third.stdout
+    assert third.returncode == 0
+    assert load(tmp_path / "read.yaml").data.verdicts == {"1": "a", "2": "b"}
+    assert load(tmp_path / "read.yaml").data.columns["label"] == "preference"
+
+
+def test_output_into_head_ends_quietly(tmp_path: Path) -> None:
+    rows = ["id,prompt,response_a,response_b,winner", *(f"{i},p{i},a,b,x{i}" for i in range(2000))]
+    for i in range(40):
+        (tmp_path / f"{i}.csv").write_text("\n".join(rows))
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "oof", "check", str(tmp_path / "*.csv")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 141
+    assert process.stderr.read() == ""

@@ -9,9 +9,12 @@ import pytest
 
 from oof.__main__ import main
 from oof.common.atomic_files import read_json
+from oof.common.digests import digest
+from oof.config import Folds, without_speed_settings
 from oof.data.synth import write_arena
 from oof.jobs.cache_keys import battles_key
-from oof.jobs.dataset import digested_files, load_battles
+from oof.jobs.dataset import load_battles
+from oof.jobs.source_files import digested_files
 from tests.fixtures.demo_run import ROOT
 
 
@@ -76,3 +79,27 @@ def test_two_spellings_of_a_path_are_one_source_in_content_keys(folder: Path, mo
     monkeypatch.chdir(folder)
     assert digested_files(["./whole.csv"]) == digested_files(["whole.csv"])
     assert [path for path, _ in digested_files(["./part-*.csv"])] == ["part-0.csv", "part-1.csv"]
+
+
+def test_ones_own_folds_are_used_and_refused_where_they_separate_a_group(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = prepare(tmp_path / "drawn", str(folder / "whole.csv"), "folds.k=3")
+    battles = pl.read_csv(folder / "whole.csv").with_columns(pl.col("id").cast(pl.String))
+    own = battles.join(drawn.select("id", my_fold=(pl.col("fold") + 1) % 3 + 10), on="id")
+    own.write_csv(tmp_path / "own ä.csv")
+    settings = [f"data.train={tmp_path}/own ä.csv", "folds.column=my_fold", "folds.k=3"]
+    table = prepare(tmp_path / "own", "", *settings)
+    expected = own.select("id", fold=pl.col("my_fold").cast(pl.Int32) - 10).sort("id")
+    assert table.select("id", "fold").sort("id").equals(expected)
+
+    group = drawn.group_by("group").agg("id").filter(pl.col("id").list.len() > 1).sort("group")["id"][0].to_list()
+    moved = pl.when(pl.col("id") == group[0]).then((pl.col("my_fold") - 9) % 3 + 10).otherwise("my_fold")
+    own.with_columns(my_fold=moved).write_csv(tmp_path / "own ä.csv")
+    arguments = [str(ROOT / "configs" / "demo.yaml"), f"run={tmp_path}/moved", *settings]
+    assert main(["prepare", *arguments]) == 2
+    assert "belong to one group; the file's folds separate 1 group(s)" in capsys.readouterr().err
+
+
+def test_the_content_key_without_own_folds_is_that_of_older_runs() -> None:
+    assert digest(without_speed_settings(Folds(k=4))) == digest({"k": 4})
