@@ -211,7 +211,7 @@ PARTS = {
     "trainer": Part("plain_trainer", 190, _trainer),
     "scoring": Part("both_orders", 190, _scoring),
     "qlora": Part("lora_training", 95, _qlora),
-    "operations": Part("operations", 105, _operations),
+    "operations": Part("kernel_profile", 105, _operations),
     "demo": Part("three_stages", 60, lambda context: [("demo",)]),
     "real": Part("three_stages", 140, _real),
 }

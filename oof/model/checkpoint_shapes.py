@@ -5,6 +5,7 @@ Source: the config.json of each on the Hugging Face hub.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from transformers import AutoConfig, Gemma2Config, LlamaConfig, Qwen2Config
@@ -65,3 +66,9 @@ def base_config(checkpoint: str, revision: str = "") -> Any:
         return config_class(**shape)
     with readable_errors(checkpoint, revision):
         return AutoConfig.from_pretrained(checkpoint, revision=revision or MAIN, trust_remote_code=False)
+
+
+@cache
+def shared_config(checkpoint: str, revision: str = "") -> Any:
+    """Return :func:`base_config` without reading it again: one object for all callers, who must not change it."""
+    return base_config(checkpoint, revision)

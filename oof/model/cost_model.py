@@ -21,7 +21,7 @@ from oof.config import Member
 from oof.encoding.batches import TrainingSteps
 from oof.model.attention import model_attention
 from oof.model.attention_cost import visible_scores
-from oof.model.checkpoint_shapes import base_config
+from oof.model.checkpoint_shapes import shared_config
 from oof.model.fused_layers import load_kernels
 from oof.model.operations import ATTENTION, OPTIMIZER
 from oof.model.pass_trace import PassTrace, build_on_meta, trace_pass
@@ -202,7 +202,7 @@ def _flops(member: Member, batch: int, tokens: int, training: bool, checkpointin
     operations = pass_operations(member, training, checkpointing)
     chosen = operations.products & (operations.kinds != OPTIMIZER)
     products = operations.weights[chosen] @ (operations.flops[chosen] @ np.array([1.0, batch * tokens]))
-    heads, _, size = model_attention(base_config(member.checkpoint, member.revision), "on").shape
+    heads, _, size = model_attention(shared_config(member.checkpoint, member.revision), "on").shape
     scores = np.mean([visible_scores(tokens, window) for window in attention_windows(member)])
     layers = operations.forwards * FUSED_FLOPS[False] + operations.backwards * FUSED_FLOPS[True]
     return float(products + batch * heads * size * scores * layers)
@@ -210,7 +210,7 @@ def _flops(member: Member, batch: int, tokens: int, training: bool, checkpointin
 
 def attention_windows(member: Member) -> list[int | None]:
     """Return the attention window of each layer; None = a layer that sees all tokens before it."""
-    config = base_config(member.checkpoint, member.revision).get_text_config()
+    config = shared_config(member.checkpoint, member.revision).get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     return [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
 
@@ -222,7 +222,7 @@ def frozen_bytes(member: Member) -> float:
 
 
 def _depth(member: Member) -> int:
-    return int(base_config(member.checkpoint, member.revision).get_text_config().num_hidden_layers)
+    return int(shared_config(member.checkpoint, member.revision).get_text_config().num_hidden_layers)
 
 
 def _depth_weights(member: Member, depth: int) -> list[tuple[int, float]]:

@@ -21,7 +21,7 @@ from oof.model.attention import model_attention
 from oof.model.attention_cost import attention_operations
 from oof.model.attention_table import Machine, candidates
 from oof.model.cards import CARDS, Card, card_named
-from oof.model.checkpoint_shapes import base_config
+from oof.model.checkpoint_shapes import shared_config
 from oof.model.cost_model import PassOperations, as_installed, attention_windows, pass_operations
 from oof.model.operations import ATTENTION, OPTIMIZER
 
@@ -78,7 +78,7 @@ def attentions_on(card: Card, member: Member) -> tuple[str, ...]:
 
     FlashAttention 4, which the ``gpu`` extra installs without a compiler, counts as installed where it runs.
     """
-    config = base_config(member.checkpoint, member.revision)
+    config = shared_config(member.checkpoint, member.revision)
     model = model_attention(config, member.attn_softcap)
     machine = Machine(card.capability, frozenset({"flash_attention_4"}))
     names = candidates(model, DTYPES[card.dtype(_named(member.dtype))], machine)
@@ -152,7 +152,7 @@ class Prediction:
 
     def _attention(self, member: Member, operations: PassOperations, sequences: float, tokens: int) -> Amounts:
         """Return the amounts of all layers' attention of one pass."""
-        model = model_attention(base_config(member.checkpoint, member.revision), member.attn_softcap)
+        model = model_attention(shared_config(member.checkpoint, member.revision), member.attn_softcap)
         dtype, windows = self._dtype(member), [min(w or tokens, tokens) for w in attention_windows(member)]
         traced = torch.float32 if dtype == "float32" else torch.bfloat16  # all 16-bit types cost the same
         total = np.zeros(3)

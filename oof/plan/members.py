@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from oof.config import Config, Member
 from oof.model.cards import CARDS
-from oof.model.checkpoint_shapes import base_config
+from oof.model.checkpoint_shapes import shared_config
 from oof.model.cost_model import USABLE_MEMORY, Cost, frozen_bytes, trace, traced_attention
 from oof.model.predicted_time import (
     DTYPES,
@@ -225,7 +225,7 @@ class CardPlanner:
             return None
         prediction = Prediction(member, device, attentions[0])
         kind = traced_attention(
-            attentions[0], base_config(member.checkpoint, member.revision), DTYPES[prediction.dtype]
+            attentions[0], shared_config(member.checkpoint, member.revision), DTYPES[prediction.dtype]
         )
         budget = max(self.longest, member.train.tokens_per_batch)
         while budget >= self.longest:
@@ -302,7 +302,7 @@ def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengt
 
     configured = {card: with_hours(planner.configured(card)) for card in cards}
     shown = next((setting for setting in configured.values() if setting is not None), None)
-    width = base_config(member.checkpoint, member.revision).get_text_config().hidden_size
+    width = shared_config(member.checkpoint, member.revision).get_text_config().hidden_size
     stored = 4.0 * width * counts.scored if member.frozen == "stored" else 0.0
     # In float32: adapters of K + 1 trainings (and of pretraining), two checkpoints of weights and two moments each.
     adapters = cost.trainable * 4.0 * (config.folds.k + 1 + 2 * 3 + (counts.pretrain > 0))

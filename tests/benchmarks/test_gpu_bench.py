@@ -20,7 +20,7 @@ from benchmarks.gpu import bench, plain_trainer, three_stages
 from benchmarks.gpu.bench_page import body
 from benchmarks.gpu.both_orders import drift
 from benchmarks.gpu.card import describe, missing, result_key
-from benchmarks.gpu.operations import kind_of, shares
+from benchmarks.gpu.kernel_profile import kind_of, shares
 from benchmarks.gpu.parts import ARENA, EAGER_LAYERS, FULL, OUT_OF_MEMORY, PARTS, PROBLEM, QUICK, Context
 from benchmarks.gpu.random_classifier import build, largest_budget, member_of, model_flops, random_battles
 from benchmarks.gpu.results import Results
