@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -17,7 +18,9 @@ from tests.fixtures.demo_run import ROOT
 def make(*words: str, dry: bool = False) -> subprocess.CompletedProcess[str]:
     """Call make in the repository, with this interpreter and without an installation."""
     command = ["make", "-o", ".venv/.ready-dev", f"PY={sys.executable}", *(["-n"] if dry else []), *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    # Inside `make test`, make would print the folders that it enters and take over the flags of the outer call.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
 
 
 def words_of(*target: str) -> list[str]:
