@@ -31,7 +31,8 @@ from tests.fixtures.real_heads import FAMILIES, ON_GPU, REAL_HEADS
 from tests.fixtures.tiny_classifiers import training_steps, with_random_adapter
 from tests.fixtures.tiny_models import save_tiny
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+ON_A_CPU = () if torch.cuda.is_available() else (pytest.mark.slow,)
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600), *ON_A_CPU]
 
 RECIPE = Train(epochs=1, lr=1e-3, head_lr=1e-3, batch_battles=8, tokens_per_batch=4096, warmup_share=0.0)
 EXACT = 1e-3  # largest relative error in float32

@@ -24,7 +24,8 @@ from tests.fixtures.real_heads import FAMILIES, REAL_HEADS
 from tests.fixtures.tiny_classifiers import encoded_transcripts
 from tests.fixtures.tiny_models import save_tiny
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+ON_A_CPU = () if torch.cuda.is_available() else (pytest.mark.slow,)
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600), *ON_A_CPU]
 
 RECIPE = Train(
     lr=5e-4, head_lr=2e-3, batch_battles=4, tokens_per_batch=4096, schedule="constant", warmup_share=0.0,

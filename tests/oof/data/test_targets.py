@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
 from oof.__main__ import main
 from oof.data.synth import write_arena
@@ -27,6 +28,7 @@ def test_soft_labels_replace_the_one_hot_label_where_they_are_known() -> None:
     assert battles_key(soft) != battles_key(table)
 
 
+@pytest.mark.slow
 def test_a_fold_job_trains_on_soft_labels_and_is_scored_on_the_majority(tmp_path: Path) -> None:
     write_arena(tmp_path, 60, seed=3, test_battles=1)
     rows = pl.read_csv(tmp_path / "train.csv").rename(

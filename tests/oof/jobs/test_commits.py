@@ -47,6 +47,7 @@ def job_json(run: Path, fold: int) -> dict[str, Any]:
     return json.loads((run / "oof" / "llama3_1" / f"fold-{fold}" / "job.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_moved_branch_changes_nothing_in_a_run_and_another_revision_trains_anew(home: Path, tmp_path: Path) -> None:
     config, run = only_llama(tmp_path), tmp_path / "run"
     first = call(config, run, FROM_HUB)
