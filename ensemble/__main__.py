@@ -7,27 +7,37 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from oof.__main__ import add_config_arguments, load_config, locked_run, run_subcommand
+from oof.command_line import add_config_arguments, load_config, locked_run, run_subcommand
 from oof.common.atomic_files import rewrite_json
 from oof.common.steps import locked
+from oof.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return the exit status (:func:`oof.__main__.main` lists them)."""
+    """Run one subcommand and return the exit status (:func:`oof.command_line.run_subcommand` lists them)."""
     return run_subcommand(_parser(), argv)
+
+
+@contextmanager
+def _checked_run(config: Config, arguments: argparse.Namespace, reads: bool = False) -> Iterator[None]:
+    """Hold the lock of a run; refuse a command that names other data files than the run was made from."""
+    from oof.jobs.source_files import check_files
+
+    with locked_run(config):
+        check_files(config, reads, arguments.redo)
+        yield
 
 
 def _stack(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
     from ensemble.stacking.stage import run_stack
-    from oof.jobs.source_files import check_files
 
-    with locked_run(config):
-        check_files(config, reads=bool(config.stack.logits), redo=arguments.redo)
+    with _checked_run(config, arguments, reads=bool(config.stack.logits)):
         ran = run_stack(config)
     print(f"stack: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'stack'})")
 
@@ -37,11 +47,9 @@ def _distill(arguments: argparse.Namespace) -> None:
 
     from ensemble.distillation.stage import run_distill
     from oof.jobs.finished_training import NO_TRAINING
-    from oof.jobs.source_files import check_files
 
-    with locked_run(config):
-        check_files(config, reads=False, redo=arguments.redo)
-        words = [word for word in (arguments.config or "", *arguments.overrides) if not word.startswith(NO_TRAINING)]
+    with _checked_run(config, arguments):
+        words = [word for word in arguments.overrides if not word.startswith(NO_TRAINING)]
         ran = run_distill(config, arguments.redo, asked=any(word.startswith(("distill.", "stack.")) for word in words))
     print(f"distill: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'distill' / 'student'})")
 
@@ -51,11 +59,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     from ensemble.serving.submission import COLUMNS, run_predict
     from oof.common.process_tuning import prepare_process
-    from oof.jobs.source_files import check_files
 
     prepare_process()
-    with locked_run(config):
-        check_files(config, reads=False, redo=arguments.redo)
+    with _checked_run(config, arguments):
         prediction = run_predict(config, arguments.redo)
     path = Path(config.run) / "submission.csv"
     battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {config.predict.model}"
@@ -80,10 +86,8 @@ def _table(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
     from ensemble.evaluation.run_table import compute_metrics, print_table
-    from oof.jobs.source_files import check_files
 
-    with locked_run(config):
-        check_files(config, reads=False, redo=arguments.redo)
+    with _checked_run(config, arguments):
         metrics = compute_metrics(config)
         rewrite_json(Path(config.run) / "metrics.json", metrics)
     print_table(metrics)
@@ -109,10 +113,8 @@ def _ablate(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
     from ensemble.evaluation.ablations import print_ablations, run_ablations
-    from oof.jobs.source_files import check_files
 
-    with locked_run(config):
-        check_files(config, reads=False, redo=arguments.redo)
+    with _checked_run(config, arguments):
         content = run_ablations(config)
     print_ablations(content)
 

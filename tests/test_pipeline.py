@@ -210,44 +210,6 @@ def test_other_members_than_stage_one_s_are_named(
     assert "a member that the configuration lacks, 'llama3_1'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--fold", "1", "stack.trails=3"], "did you mean"),  # an override is recognised after an option too
-        (["--fold", "1", "stack.trials"], "unrecognized arguments: stack.trials"),
-        (["--fold", "1", "--stack.trials=3"], "unrecognized arguments: --stack.trials=3"),
-    ],
-)
-def test_overrides_may_follow_an_option(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["job", "configs/demo.yaml", "run=nowhere", "--member", "gemma2", *words]
-    try:
-        status: object = oof_main(command)
-    except SystemExit as refused:  # argparse exits on a usage error
-        status = refused.code
-    assert status == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["configs/nowhere.yaml"], "nowhere.yaml"),
-        (["configs/demo.yaml", "stack.trails=3"], "did you mean"),
-        (["configs/demo.yaml", "data.train=[nowhere.csv]"], "nowhere.csv"),
-        (["configs/demo.yaml", "data.train=[README.md]"], "README.md"),
-        (["configs/demo.yaml", "run=/proc/nowhere/run"], "RUN"),
-    ],
-)
-def test_a_user_error_is_one_sentence_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    extra = [] if any(a.startswith("run=") for a in arguments) else [f"run={tmp_path / 'run'}"]
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "oof", "oof", *arguments, *extra], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert message in done.stderr.splitlines()[-1]
-
-
 def test_stage_two_imports_slow_libraries_only_when_there_is_work() -> None:
     slow = "'lightgbm', 'optuna', 'sklearn', 'scipy.optimize', 'scipy.stats'"
     command = [

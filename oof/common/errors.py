@@ -15,7 +15,7 @@ TORCH_MESSAGES = ("PytorchStreamWriter failed writing", "inline_container.cc")  
 
 
 class UserError(Exception):
-    """A problem that the user can solve. ``__main__`` prints it, without a traceback, and exits with status 2.
+    """A problem that the user can solve. The command line prints it, without a traceback, and exits with status 2.
 
     It may quote file contents, names and messages of libraries, so every character that is not printable (an escape
     sequence, a direction mark) is shown as its code.

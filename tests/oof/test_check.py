@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,19 +210,3 @@ def test_make_check_passes_a_mapping_on_and_a_pasted_suggestion_works(tmp_path: 
     assert third.returncode == 0
     assert load(tmp_path / "read.yaml").data.verdicts == {"1": "a", "2": "b"}
     assert load(tmp_path / "read.yaml").data.columns["label"] == "preference"
-
-
-def test_output_into_head_ends_quietly(tmp_path: Path) -> None:
-    rows = ["id,prompt,response_a,response_b,winner", *(f"{i},p{i},a,b,x{i}" for i in range(2000))]
-    for i in range(40):
-        (tmp_path / f"{i}.csv").write_text("\n".join(rows))
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "oof", "check", str(tmp_path / "*.csv")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(timeout=120) == 141
-    assert process.stderr.read() == ""

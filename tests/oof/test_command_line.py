@@ -1,0 +1,109 @@
+"""Run of one subcommand: where settings may come in a command line, and the sentence and status that errors become."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from oof.__main__ import main as oof_main
+from oof.command_line import add_config_arguments, parse, run_subcommand
+from tests.fixtures.demo_run import ROOT
+
+
+def parser_of(subcommand: object = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    parser.set_defaults(subcommand=subcommand)
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("words", "config", "overrides"),
+    [
+        (["distill.yaml", "run=a"], "distill.yaml", ["run=a"]),
+        (["run=a", "stack.trials=3"], None, ["run=a", "stack.trials=3"]),
+        (["run=a", "--redo", "stack.logits={a:", "b.csv}"], None, ["run=a", "stack.logits={a: b.csv}"]),
+        (["a=b.yaml"], "a=b.yaml", []),
+        ([], None, []),
+    ],
+)
+def test_a_setting_in_place_of_the_configuration_file_is_an_override(
+    words: list[str], config: str | None, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b.yaml").touch()  # a file of this name is a configuration
+    arguments = parse(parser_of(), words)
+    assert (arguments.config, arguments.overrides) == (config, overrides)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fold", "1", "stack.trails=3"], "did you mean"),  # an override is recognised after an option too
+        (["--fold", "1", "stack.trials"], "unrecognized arguments: stack.trials"),
+        (["--fold", "1", "--stack.trials=3"], "unrecognized arguments: --stack.trials=3"),
+    ],
+)
+def test_overrides_may_follow_an_option(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["job", "configs/demo.yaml", "run=nowhere", "--member", "gemma2", *words]
+    try:
+        status: object = oof_main(command)
+    except SystemExit as refused:  # argparse exits on a usage error
+        status = refused.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["configs/nowhere.yaml"], "nowhere.yaml"),
+        (["configs/demo.yaml", "stack.trails=3"], "did you mean"),
+        (["configs/demo.yaml", "data.train=[nowhere.csv]"], "nowhere.csv"),
+        (["configs/demo.yaml", "data.train=[README.md]"], "README.md"),
+        (["configs/demo.yaml", "run=/proc/nowhere/run"], "RUN"),
+    ],
+)
+def test_a_user_error_is_one_sentence_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    extra = [] if any(a.startswith("run=") for a in arguments) else [f"run={tmp_path / 'run'}"]
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "oof", "oof", *arguments, *extra], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_a_bug_is_one_sentence_and_its_traceback_is_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(_: argparse.Namespace) -> None:
+        raise ZeroDivisionError("in two\nlines")
+
+    assert run_subcommand(parser_of(broken), []) == 3
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("error: ZeroDivisionError: in two lines; this is a bug: please report it with ")
+    found = re.search(r"with (\S+\.txt)$", sentence)
+    assert found
+    path = Path(found[1])
+    assert "in broken" in path.read_text("utf-8")
+    path.unlink()
+
+
+def test_output_into_head_ends_quietly(tmp_path: Path) -> None:
+    rows = ["id,prompt,response_a,response_b,winner", *(f"{i},p{i},a,b,x{i}" for i in range(2000))]
+    for i in range(40):
+        (tmp_path / f"{i}.csv").write_text("\n".join(rows))
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "oof", "check", str(tmp_path / "*.csv")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 141
+    assert process.stderr.read() == ""
