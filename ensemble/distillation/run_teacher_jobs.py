@@ -13,6 +13,7 @@ from ensemble.distillation.targets import nested_stack
 from ensemble.distillation.teacher_jobs import NestedJob, ScoringJob, teacher_jobs
 from oof.common.atomic_files import write_parquet
 from oof.common.logits_format import logits_frame
+from oof.data.targets import training_targets
 from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.pretrain import start_of
 from oof.jobs.process_pool import run_all, run_alone
@@ -68,11 +69,11 @@ def _train_and_score(job: NestedJob) -> None:
     outside = np.isin(plan.folds, job.without)
     rows = np.flatnonzero(~outside & (plan.labels >= 0) & (plan.weights > 0))
     held_out = np.flatnonzero(outside[: plan.n_scored])
-    one_hot = np.eye(3, dtype=np.float32)[plan.labels[rows]]
+    targets = training_targets(plan.table[rows]).astype(np.float32)
     seed = job_seed(plan.config.seed, job.name, *job.without)
     start = start_of(job.fold_job.pretrain)
     model, summary = fit_classifier(
-        texts, rows, one_hot, plan.weights[rows], cross_entropy, step.folder, seed, job.label, start
+        texts, rows, targets, plan.weights[rows], cross_entropy, step.folder, seed, job.label, start
     )
     model, drift = texts.scorer(model, held_out, step.folder / "adapter", job.label)
     logits = texts.logits(model, held_out, f"{job.label}: predict", step.folder / "partial")

@@ -111,6 +111,32 @@ def test_students_are_not_replaced_because_of_a_configuration(
     assert digests(run) == before
 
 
+def test_finished_nested_teachers_are_not_replaced_unasked(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_students", stop)  # the teachers are finished before the first student
+    nested = ["distill", f"run={run}", "distill.teacher=nested", "distill.teachers=gemma2"]
+    assert ensemble_main(nested) == 130
+    assert oof_main(["oof", f"run={run}", "--redo", "members.gemma2.train.lr=5e-4"]) == 0
+    assert ensemble_main(["stack", f"run={run}"]) == 0
+    before = digests(run)
+    capsys.readouterr()
+    assert ensemble_main(nested) == 2  # though it names other students, which may then go
+    message = capsys.readouterr().err
+    assert "teacher gemma2, without folds 0 and 1, without folds 0 and 2, without folds 1 and 2: " in message
+    assert "REDO=1" in message
+    assert digests(run) == before
+    assert ensemble_main([*nested, "--redo"]) == 130
+    manifests = [f"teacher/nested/gemma2/without-{pair}/manifest.json" for pair in ("0-1", "0-2", "1-2")]
+    assert all(digests(run)[manifest] != before[manifest] for manifest in manifests)
+
+
 def test_the_model_card_has_the_numbers_of_the_manifest(small_run: Path) -> None:
     folder = small_run / "distill"
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -12,6 +12,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from ensemble.distillation import plan as planning
+from ensemble.distillation import run_teacher_jobs
 from ensemble.distillation.plan import FINAL, StudentPlan
 from ensemble.distillation.targets import _nested_logits, student_targets
 from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
@@ -20,6 +21,7 @@ from oof import config as configuration
 from oof.common.atomic_files import write_parquet
 from oof.common.errors import UserError
 from oof.common.logits_format import logits_frame
+from oof.data.schemas import SOFT_COLUMNS
 from oof.jobs.fold_job import FoldJob
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.small_tables import table_of
@@ -172,6 +174,26 @@ def test_nested_targets_of_fold_j_come_from_the_job_without_j_and_k(tmp_path: Pa
     assert len(nested) == len(rows)
     for row, value in zip(rows, nested, strict=True):
         np.testing.assert_array_equal(value, logits["gemma2", (int(plan.folds[row]), 2)][row])
+
+
+def test_nested_members_train_on_soft_labels_as_members_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path, "distill.teacher=nested")
+    shares = dict(zip(SOFT_COLUMNS, (0.5, 0.3, 0.2), strict=True))
+    voted = np.arange(N) % 2 == 0
+    soft = {name: pl.when(pl.Series(voted)).then(share) for name, share in shares.items()}
+    plan = replace(plan, table=plan.table.with_columns(**soft))
+    training: list[np.ndarray] = []
+
+    def capture(_: object, rows: np.ndarray, targets: np.ndarray, *__: object) -> None:
+        training.extend((rows, targets))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_teacher_jobs, "fit_classifier", capture)
+    with pytest.raises(KeyboardInterrupt):
+        run_teacher_jobs.run_teacher_job(NestedJob(plan, "gemma2", (0, 1)))
+    rows, targets = training
+    expected = np.where(voted[rows, None], list(shares.values()), np.eye(3)[plan.labels[rows]])
+    np.testing.assert_allclose(targets, expected, atol=1e-7)
 
 
 def test_conflicting_settings_are_refused_in_a_sentence(tmp_path: Path) -> None:
