@@ -14,23 +14,9 @@ from typing import Any
 
 Turns = list[str | None] | None  # None = the whole cell is null; inside the list, None = a null turn
 
-VERDICT_WORDS = {
-    "model_a": 0,
-    "a": 0,
-    "model_b": 1,
-    "b": 1,
-    "tie": 2,
-    "both_bad": 2,
-    "bothbad": 2,
-    "tie (bothbad)": 2,
-    "tie (both bad)": 2,
-    "tie(bothbad)": 2,
-    "tie (inconsistent)": 2,
-}
-BOTH_BAD_WORDS = {word for word in VERDICT_WORDS if "bad" in word}
 FLAGS: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}  # 1 == 1.0 == True
-LABEL_NUMBERS = (0, 1, 2)  # of a label without data.verdicts
 PLAIN_YAML = re.compile(r"[\w./?>=-]+( [\w./>=()-]+)*")
+TOOL_ROLES = ("tool", "function", "observation", "function_response")
 WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+")
 
 
@@ -40,9 +26,6 @@ class CellError(ValueError):
 
 class NonTextError(CellError):
     """A cell holds an image, a tool call or something else that is no text; ``data.non_text`` decides about it."""
-
-
-TOOL_ROLES = ("tool", "function", "observation", "function_response")
 
 
 def is_missing(cell: object) -> bool:
@@ -148,23 +131,6 @@ def one_hot(a: object, b: object, tie: object) -> int:
 
 def _folded(cell: object) -> object:
     return cell.strip().lower() if isinstance(cell, str) else cell
-
-
-def verdict_key(cell: object) -> str:
-    """Return a verdict cell in the form in which values are compared: 1, 1.0, "1.0" and true are one value.
-
-    Raises:
-        CellError: it is neither a text nor a number.
-    """
-    if isinstance(cell, bool):
-        return str(int(cell))
-    if isinstance(cell, int | float):
-        return str(int(cell)) if math.isfinite(cell) and cell == int(cell) else str(cell)
-    if not isinstance(cell, str):
-        raise CellError(f"{show(cell)} is not a verdict")
-    key = cell.strip().lower()
-    whole = WHOLE_FLOAT.fullmatch(key)
-    return whole.group(1) if whole else key
 
 
 def number(cell: object) -> float:

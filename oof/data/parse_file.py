@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import polars as pl
 
-from oof.classes import CLASSES
+from oof.classes import TIE
 from oof.common.errors import UserError
 from oof.config import Data
 from oof.data import readers, schemas
@@ -25,6 +25,7 @@ from oof.data.schemas import (
     TEXTS,
 )
 from oof.data.text_columns import strings, turn_lists
+from oof.data.verdicts import SIDES, cells_in_words
 
 T = TypeVar("T")
 SHOWN_BATTLES = 2
@@ -144,9 +145,14 @@ def _shown(rows: ParsedRows, good: Sequence[int]) -> list[str]:
 
 def _battle_line(rows: ParsedRows, i: int) -> str:
     label = rows.labels[i]
-    verdict = "tie" if label == 2 else f"{CLASSES[label or 0].upper()} wins"
+    assert label is not None  # verdicts were read, and the row has no fault
+    verdict = SIDES[label] if label == TIE else f"{SIDES[label]} wins"
+    if rows.schema.kind == "pairs":
+        cells = "same rank" if label == TIE else f"chosen is response {SIDES[label]}"
+    else:
+        cells = cells_in_words(rows.raw, rows.verdict_columns, i)
     texts = (f"{name} {_start(getattr(rows, name)[i])}" for name in TEXTS)
-    return f"row {rows.raw.rows[i]}: {verdict} ({rows.verdict_cells[i]}): {', '.join(texts)}"
+    return f"row {rows.raw.rows[i]}: {verdict} ({cells}): {', '.join(texts)}"
 
 
 def _start(turns: Sequence[str | None]) -> str:

@@ -20,7 +20,7 @@ from oof.data.non_text import with_placeholders
 from oof.data.parse_cells import CellError, NonTextError, Turns
 from oof.data.raw_table import RawTable, RowFault
 from oof.data.schemas import NAME_COLUMNS, TEXTS, Schema
-from oof.data.verdicts import Shares, Verdicts
+from oof.data.verdicts import Shares, Verdict, Verdicts
 
 EQUAL_TURNS = "give prompt, response_a and response_b equally many turns (null for a missing one)"
 SAME_PROMPT = "both conversations must contain the same user messages"
@@ -37,7 +37,7 @@ class ParsedRows:
         labels: (n,) classes 0, 1, 2 or None.
         soft: (n,) soft labels in class order, or None.
         both_bad: (n,) whether both responses were judged bad.
-        verdict_cells: (n,) verdicts as the file has them; empty if none are read.
+        verdict_columns: our names of the columns of the verdicts; empty if none are read or they are pairs.
         coding: the coding of the verdicts in words; "" if none are read.
         ids: (n,) ids; made from the content unless ``ids_given``.
         names: of models, languages and groups: model_a, model_b, language, group_key; (n,) each.
@@ -53,7 +53,7 @@ class ParsedRows:
     labels: list[int | None] = field(default_factory=list)
     soft: list[Shares | None] = field(default_factory=list)
     both_bad: list[bool] = field(default_factory=list)
-    verdict_cells: list[str] = field(default_factory=list)
+    verdict_columns: tuple[str, ...] = ()
     coding: str = ""
     ids: list[str] = field(default_factory=list)
     ids_given: bool = False
@@ -222,15 +222,16 @@ def _no_texts(rows: ParsedRows) -> TurnColumns:
 
 
 def _read_verdicts(rows: ParsedRows, data: Data, labelled: bool) -> None:
-    read = Verdicts([None] * rows.n, [None] * rows.n, [False] * rows.n, [])
+    read = Verdicts([Verdict(None)] * rows.n)
     if labelled and rows.schema.verdict:
         read = verdicts.read_verdicts(rows.raw, rows.schema.verdict, data, rows.schema.positive)
-    rows.labels, rows.soft, rows.both_bad = read.labels, read.soft, read.both_bad
-    rows.verdict_cells, rows.coding = read.cells, read.coding
+    rows.labels, rows.soft = [row.label for row in read.rows], [row.soft for row in read.rows]
+    rows.both_bad = [row.both_bad for row in read.rows]
+    rows.verdict_columns, rows.coding = read.columns, read.coding
     for fault in read.faults:
         rows.fault(*fault)
     if data.both_bad == "drop":
-        for i in (i for i, bad in enumerate(read.both_bad) if bad):
+        for i in (i for i, bad in enumerate(rows.both_bad) if bad):
             rows.fault(i, rows.schema.verdict, "both responses were judged bad", "data.both_bad=drop", chosen=True)
 
 
@@ -283,8 +284,6 @@ def _draw_sides(rows: ParsedRows, labelled: bool, seed: int) -> None:
             rows.response_a[i], rows.response_b[i] = rows.response_b[i], rows.response_a[i]
             a, b = rows.names["model_a"], rows.names["model_b"]
             a[i], b[i] = b[i], a[i]
-        is_tie = bool(tied[i])
-        rows.labels[i] = (TIE if is_tie else side) if labelled else None
-        rows.verdict_cells.append("same rank" if is_tie else f"chosen is response {'AB'[side]}")
+        rows.labels[i] = (TIE if tied[i] else side) if labelled else None
     if labelled:
         rows.coding = "chosen → the winner; its side, A or B, is drawn from the seed and the texts"

@@ -42,3 +42,7 @@ class RawTable:
     @property
     def n_read(self) -> int:
         return len(self.rows) + len(self.faults)
+
+    def own_name(self, column: str) -> str:
+        """Return the file's own name of a column of ours."""
+        return self.renamed.get(column, column)

@@ -88,6 +88,20 @@ def test_votes_and_probabilities_are_soft_labels_with_the_majority_as_label(tmp_
         read_file(tmp_path / "p.csv", "train")
 
 
+@pytest.mark.parametrize(("names", "cells"), [("prob_a", "0.75"), ("prob_a,prob_tie", "0.7,0.1")])
+def test_without_its_column_b_has_the_rest_of_the_probability(tmp_path: Path, names: str, cells: str) -> None:
+    (tmp_path / "p.csv").write_text(f"id,{names}\n1,{cells}\n")
+    table = read_file(tmp_path / "p.csv", "train").table
+    expected = (0.75, 0.25, 0.0) if names == "prob_a" else (0.7, 0.2, 0.1)
+    assert table.select("soft_a", "soft_b", "soft_tie").row(0) == pytest.approx(expected)
+    (tmp_path / "p.csv").write_text("id,prob_a,prob_tie\n1,0.8,0.2\n")
+    table = read_file(tmp_path / "p.csv", "train").table
+    assert table.select("soft_a", "soft_b", "soft_tie").row(0) == pytest.approx((0.8, 0.0, 0.2))
+    (tmp_path / "p.csv").write_text("id,prob_a,prob_tie\n1,0.8,0.3\n")
+    with pytest.raises(UserError, match="expected numbers that sum to 1"):
+        read_file(tmp_path / "p.csv", "train")
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the development data is not here")
 @pytest.mark.parametrize(
     ("name", "counts"), [("vicuna80_human", (1106, 1090, 364)), ("llmfao_crowd", (559, 500, 1080))]

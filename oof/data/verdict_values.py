@@ -1,0 +1,157 @@
+"""Values of a winner or label column: the class that each means, and the settings to paste where that is not known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from oof.classes import CLASSES
+from oof.common.errors import UserError
+from oof.data.parse_cells import WHOLE_FLOAT, CellError, flow_mapping, is_missing, number, show
+from oof.data.raw_table import RawTable
+
+VERDICT_WORDS = {
+    "model_a": 0,
+    "a": 0,
+    "model_b": 1,
+    "b": 1,
+    "tie": 2,
+    "both_bad": 2,
+    "bothbad": 2,
+    "tie (bothbad)": 2,
+    "tie (both bad)": 2,
+    "tie(bothbad)": 2,
+    "tie (inconsistent)": 2,
+}
+BOTH_BAD_WORDS = {word for word in VERDICT_WORDS if "bad" in word}
+LABEL_NUMBERS = ("0", "1", "2")  # of a label without data.verdicts
+MAPPED_VALUES = 8  # a longer mapping is not suggested
+A_VALUES = {
+    "left", "first", "1", "one", "response_a", "response_1", "response1", "output_1", "output_a", "answer_1",
+    "answer_a", "model_1", "model a", "assistant_a", "assistant a", "response a", "response 1", "[[a]]",
+    "a>b", "a>>b", "a_wins",
+}  # fmt: skip
+B_VALUES = {
+    "right", "second", "2", "two", "response_b", "response_2", "response2", "output_2", "output_b", "answer_2",
+    "answer_b", "model_2", "model b", "assistant_b", "assistant b", "response b", "response 2", "[[b]]",
+    "b>a", "b>>a", "b_wins",
+}  # fmt: skip
+TIE_VALUES = {"draw", "equal", "same", "both", "neither", "none", "0", "no preference", "tied", "ties", "[[c]]", "a=b"}
+
+
+class Meaning(NamedTuple):
+    """What a value means: the class, and whether both responses were judged bad."""
+
+    label: int
+    both_bad: bool = False
+
+
+WORDS = {word: Meaning(label, word in BOTH_BAD_WORDS) for word, label in VERDICT_WORDS.items()}
+
+
+def verdict_value(cell: object) -> str:
+    """Return a verdict cell in the form in which values are compared: 1, 1.0, "1.0" and true are one value.
+
+    Raises:
+        CellError: it is neither a text nor a number.
+    """
+    if isinstance(cell, bool):
+        return str(int(cell))
+    if isinstance(cell, int | float):
+        return str(int(cell)) if math.isfinite(cell) and cell == int(cell) else str(cell)
+    if not isinstance(cell, str):
+        raise CellError(f"{show(cell)} is not a verdict")
+    value = cell.strip().lower()
+    whole = WHOLE_FLOAT.fullmatch(value)
+    return whole.group(1) if whole else value
+
+
+def value_or_none(cell: object) -> str | None:
+    """Return :func:`verdict_value`, or None where the cell is missing or holds none."""
+    try:
+        return None if is_missing(cell) else verdict_value(cell)
+    except CellError:
+        return None
+
+
+def own_meanings(verdicts: Mapping[str, str]) -> dict[str, Meaning]:
+    """Return value of a cell -> meaning of ``data.verdicts``.
+
+    Raises:
+        UserError: an entry names no class.
+    """
+    classes = {**{name: Meaning(i) for i, name in enumerate(CLASSES)}, **WORDS}
+    meanings = {}
+    for cell, name in verdicts.items():
+        word = str(name).strip().lower()
+        if word not in classes:
+            raise UserError(f"data.verdicts: {cell!r} cannot mean {name!r}; choose a, b, tie or both_bad")
+        meanings[verdict_value(cell)] = classes[word]
+    return meanings
+
+
+def meanings_of(column: str, own: Mapping[str, Meaning]) -> dict[str, Meaning]:
+    """Return value -> meaning in a column, winner or label; ``own`` are those of ``data.verdicts``.
+
+    Numbers mean something in a label without meanings of the user's own only.
+    """
+    numbers = {value: Meaning(int(value)) for value in LABEL_NUMBERS} if column == "label" and not own else {}
+    return {**WORDS, **numbers, **own}
+
+
+def refuse_ambiguous(raw: RawTable, column: str, values: Sequence[str]) -> None:
+    """Refuse numbers that fit more than one coding.
+
+    Args:
+        raw: the file's cells, with our column names.
+        column: ours.
+        values: its distinct values.
+
+    Raises:
+        UserError: names the possible settings.
+    """
+    numbers = sorted({number(value) for value in values if _is_number(value)})
+    shown = [f"{value:g}" for value in numbers]
+    own_name = raw.own_name(column)
+    place = f"{raw.name}: column {own_name}"
+    if numbers and numbers[0] < 0:
+        few = ", ".join(shown[:6]) + (", …" if len(shown) > 6 else "")
+        raise UserError(
+            f"{place} has negative values ({few}), which are not labels; set data.columns.signed_score={own_name} with "
+            f"data.positive_score=a or data.positive_score=b (the side that a positive score favours)"
+        )
+    if {1.0, 2.0} <= set(numbers) <= {1.0, 2.0, 3.0}:
+        options = ("{1: a, 2: b, 3: tie}", "{1: b, 2: a, 3: tie}")
+        if 3.0 not in numbers:
+            options = ("{1: a, 2: b}", "{0: a, 1: b, 2: tie}")
+        settings = " or ".join(f"data.verdicts={option}" for option in options)
+        raise UserError(f"{place} has the values {' and '.join(shown)}, which can mean two things; set {settings}")
+
+
+def _is_number(value: str) -> bool:
+    try:
+        number(value)
+    except CellError:
+        return False
+    return True
+
+
+def mapping_remedy(column: str, unknown: Sequence[str], own: Mapping[str, Meaning]) -> str:
+    """Return the remedy for values without a meaning: a mapping to paste where their meanings can be guessed."""
+    plain = "write model_a, model_b or tie" if column == "winner" else "write 0, 1 or 2"
+    if len(unknown) > MAPPED_VALUES or not all(value.isprintable() and len(value) <= 40 for value in unknown):
+        return f"{plain}, or say what the file's own values mean in data.verdicts"
+    known = {value: "both_bad" if meaning.both_bad else CLASSES[meaning.label] for value, meaning in own.items()}
+    guesses = known | {value: _guess(value) or "?" for value in unknown}
+    hint = "" if "?" not in guesses.values() else " (a, b, tie or both_bad for each ?)"
+    mapping = f"data.verdicts={flow_mapping(guesses)}{hint}"
+    return mapping if own else f"{plain}, or set {mapping}"
+
+
+def _guess(value: str) -> str | None:
+    """Return the class that a value most probably means, as ``data.verdicts`` names it."""
+    for values, name in ((A_VALUES, "a"), (B_VALUES, "b"), (TIE_VALUES, "tie")):
+        if value in values:
+            return name
+    return None
