@@ -14,11 +14,12 @@ comma := ,
 name_of = $(firstword $(subst =, ,$(1)))
 as_pairs = $(foreach pair,$(1),"$(call name_of,$(pair))": "$(patsubst $(call name_of,$(pair))=%,%,$(pair))"$(comma))
 quoted = '$(subst ','\'',$(1))'
-OVERRIDES = $(if $(RUN),'run=$(RUN)',$(if $(CONFIG)$(LOGITS),,run=runs/demo)) $(if $(DATA),data.train=$(call quoted,$(DATA))) \
+RUN_WORD  = $(if $(RUN),run=$(call quoted,$(RUN)),$(if $(LOGITS),run=runs/logits,$(if $(CONFIG),,run=runs/demo)))
+OVERRIDES = $(RUN_WORD) $(if $(DATA),data.train=$(call quoted,$(DATA))) \
             $(if $(TEST),data.test=$(call quoted,$(TEST))) \
-            $(if $(LOGITS),'stack.logits={$(call as_pairs,$(LOGITS))}' $(if $(RUN),,run=runs/logits)) $(ARGS)
+            $(if $(LOGITS),stack.logits=$(call quoted,{$(call as_pairs,$(LOGITS))})) $(ARGS)
 # CONFIG counts only where it is given. A run that remembers no settings gets those of the demo, if it may begin here.
-SETTINGS = $(if $(CONFIG),'$(CONFIG)') $(OVERRIDES) $(if $(REDO),--redo)
+SETTINGS = $(if $(CONFIG),$(call quoted,$(CONFIG))) $(OVERRIDES) $(if $(REDO),--redo)
 BEGIN    = --default $(DEMO)
 RUN_OR_DEMO = $(or $(RUN),runs/$(basename $(notdir $(or $(CONFIG),$(DEMO)))))
 
@@ -115,4 +116,4 @@ check: $(READY)  ## profile the battle files in DATA, list every problem (ARGS="
 	@$(PY) -m oof check $(call quoted,$(DATA)) $(ARGS)
 
 audit: $(READY)  ## prove a finished run's invariants
-	@$(PY) -m oof audit '$(RUN_OR_DEMO)'
+	@$(PY) -m oof audit $(call quoted,$(RUN_OR_DEMO))

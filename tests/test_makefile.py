@@ -14,6 +14,8 @@ import pytest
 from tests.fixtures.command_line import digests
 from tests.fixtures.demo_run import ROOT
 
+DEFAULT = ["--default", "configs/demo.yaml"]
+
 
 def make(*words: str, dry: bool = False) -> subprocess.CompletedProcess[str]:
     """Call make in the repository, with this interpreter and without an installation."""
@@ -34,12 +36,16 @@ def words_of(*target: str) -> list[str]:
     [
         (["stack"], ["run=runs/demo"]),
         (["stack", "RUN=runs/a b"], ["run=runs/a b"]),
-        (["oof", "RUN=runs/a"], ["run=runs/a", "--default", "configs/demo.yaml"]),
+        (["oof", "RUN=runs/a"], ["run=runs/a", *DEFAULT]),
         (["predict", "RUN=runs/a", "TEST=t.csv", "REDO=1"], ["run=runs/a", "data.test=t.csv", "--redo"]),
         (["stack", "RUN=runs/a", "DATA=it's my.csv b.csv"], ["run=runs/a", "data.train=it's my.csv b.csv"]),
         (["distill", "CONFIG=configs/lmsys.yaml"], ["configs/lmsys.yaml"]),
         (["ablate", "ARGS=stack.trials=5"], ["run=runs/demo", "stack.trials=5"]),
         (["audit", "RUN=runs/a b"], ["runs/a b"]),
+        (["audit", "RUN=runs/it's"], ["runs/it's"]),
+        (["distill", "RUN=runs/it's", "CONFIG=my 'best'.yaml"], ["my 'best'.yaml", "run=runs/it's"]),
+        (["stack", "LOGITS=a=it's.csv"], ["run=runs/logits", 'stack.logits={"a": "it\'s.csv",}', *DEFAULT]),
+        (["stack", "LOGITS=a=b.csv", "RUN=c"], ["run=c", 'stack.logits={"a": "b.csv",}', *DEFAULT]),
     ],
 )
 def test_a_target_names_the_run_and_only_a_configuration_that_is_given(target: list[str], words: list[str]) -> None:

@@ -196,6 +196,20 @@ def test_other_settings_than_stage_one_s_are_refused(small_run: Path, capsys: py
     assert "members.gemma2.train.lr" in capsys.readouterr().err
 
 
+def test_a_configuration_file_named_distill_yaml_is_no_request_for_another_student(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    stored = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    stored["distill"]["losses"]["ce"] = 0.5
+    (tmp_path / "distill.yaml").write_text(yaml.safe_dump({**stored, "run": "run"}), "utf-8")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    assert ensemble_main(["distill", "distill.yaml"]) == 2
+    assert "this call would replace finished training" in capsys.readouterr().err
+
+
 def test_other_members_than_stage_one_s_are_named(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

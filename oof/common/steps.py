@@ -20,13 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from oof.common.atomic_files import (
-    TEMPORARY,
-    parse_json,
-    sealed,
-    sweep,
-    write_json,
-)
+from oof.common.atomic_files import TEMPORARY, parse_json, sealed, sweep, write_json
 from oof.common.digests import file_digest
 from oof.common.errors import UserError
 
@@ -91,9 +85,9 @@ class Step:
 
         It is empty if that work is not finished.
         """
-        mark = self.folder / UNFINISHED
-        if mark.is_file():
-            return None if mark.read_bytes() == self.key.encode() else {}
+        unfinished = self._unfinished_key()
+        if unfinished is not None:
+            return None if unfinished == self.key.encode() else {}
         try:
             manifest: dict[str, Any] = parse_json(self.manifest_path)
             return None if manifest["key"] == self.key else manifest
@@ -121,16 +115,19 @@ class Step:
     @property
     def begun(self) -> bool:
         """Whether the step is finished with this key, or was interrupted with it."""
+        return self.done or self._unfinished_key() == self.key.encode()
+
+    def _unfinished_key(self) -> bytes | None:
+        """Return the key of the step that was begun in the folder and not finished; None if there is none."""
         mark = self.folder / UNFINISHED
-        return self.done or (mark.is_file() and mark.read_bytes() == self.key.encode())
+        return mark.read_bytes() if mark.is_file() else None
 
     def begin(self) -> None:
         """Start the step: keep the files of an interrupted attempt with the same key, remove all others.
 
         Of a finished step with damaged files, the intact files stay: mostly the steps inside its folder.
         """
-        mark = self.folder / UNFINISHED
-        if mark.is_file() and mark.read_bytes() == self.key.encode():
+        if self._unfinished_key() == self.key.encode():
             sweep(self.folder.rglob(TEMPORARY))
             return
         manifest = self._own_manifest()
@@ -141,7 +138,7 @@ class Step:
             self.manifest_path.unlink()
             for path in damaged:  # before the mark is written, which declares all files in the folder usable
                 path.unlink(missing_ok=True)
-        mark.write_text(self.key, encoding="utf-8")
+        (self.folder / UNFINISHED).write_text(self.key, encoding="utf-8")
 
     def clear(self) -> None:
         """Empty the folder, the manifest first, so that a half-deleted step never counts as finished."""

@@ -8,12 +8,7 @@ from dataclasses import dataclass, field
 from oof.config.setting import setting
 
 SEEDS = (0, 2**31 - 1)
-READING = (
-    "verdicts",
-    "positive_score",
-    "tie_band",
-    "both_bad",
-)  # of Data; they change what is read
+READING = ("verdicts", "positive_score", "tie_band", "both_bad")  # settings of Data: how verdicts are read
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import yaml
 
 from oof.common.atomic_files import parse_json, replacing
 from oof.common.errors import UserError
-from oof.config.load import OVERRIDE, OVERRIDES, load, parse_overrides, read_yaml, resolve, to_dict
+from oof.config.load import OVERRIDES, load, parse_overrides, read_yaml, resolve, to_dict
 from oof.config.schema import Config
 from oof.config.setting import default_of, named_sections, sections, settings
 from oof.config.user_values import join_words
@@ -154,9 +154,7 @@ def _absolute(value: Any) -> Any:
 def _drop_replaced(stored: dict[str, Any], overrides: Sequence[str]) -> None:
     """Drop each remembered mapping that an override sets as a whole: ``LOGITS=…`` names all files of logits."""
     for override in overrides:
-        match = OVERRIDE.match(override)
-        assert match
-        *parents, key = match[0][:-1].split(".")
+        *parents, key = override.split("=", 1)[0].split(".")
         schema: Any = Config
         values: Any = stored
         for parent in parents:
