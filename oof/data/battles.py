@@ -1,9 +1,9 @@
 """Preference files of any known schema to one canonical table of battles, or one clear error.
 
 Each file is opened (``readers``, ``formats``), recognised (``schemas``) and parsed row by row (``parse_file``,
-``parse_rows``, ``parse_cells``); then all rows become one polars table with the columns of ``schemas.TABLE_SCHEMA``
-(``build_table``). No row is lost silently: ``table.height + dropped.height == counts["rows_read"]``, normalised texts
-are counted, and each bad row has its reason and remedy (``problems``).
+``parse_rows``, ``parse_turns``, ``parse_cells``); then all rows become one polars table with the columns of
+``schemas.TABLE_SCHEMA`` (``build_table``). No row is lost silently: ``table.height + dropped.height ==
+counts["rows_read"]``, normalised texts are counted, and each bad row has its reason and remedy (``problems``).
 
 Ids are unique within train + extra + unlabelled, and within test, where they stay as in the file.
   * A file without ids gets ids from its content (the same battle has the same id in any file or order).

@@ -13,12 +13,13 @@ from oof.classes import TIE
 from oof.common.errors import UserError
 from oof.config import Data
 from oof.data import readers, schemas
-from oof.data.parse_rows import ParsedRows, parse_rows
+from oof.data.layouts import LAYOUT_COLUMNS, join_inputs
+from oof.data.parse_rows import parse_rows
+from oof.data.parsed_rows import ParsedRows
 from oof.data.rankings import RANKING_COLUMNS, expand_rankings, ranking_name
 from oof.data.schemas import (
     FILE_COLUMNS,
     LABELLED_ROLES,
-    LAYOUT_COLUMNS,
     OPTIONAL_SCHEMA,
     SOFT_COLUMNS,
     TABLE_SCHEMA,
@@ -73,7 +74,7 @@ def parse_file(path: str, role: str, data: Data, seed: int, weight: float = 1.0)
     for cells in readers.read_raw(path, {*FILE_COLUMNS, *LAYOUT_COLUMNS, *RANKING_COLUMNS, *columns.values()}):
         if not cells.names:
             raise UserError(f"{cells.name}: no rows; give a file with battles")
-        schemas.join_inputs(cells)
+        join_inputs(cells)
         ranking = None if set(columns) & {"prompt", "chosen"} else ranking_name(cells)
         pairs = expand_rankings(cells, ranking) if ranking else cells
         raw, schema = schemas.apply_schema(pairs, columns)
@@ -108,8 +109,8 @@ def refuse_unused_columns(files: list[ParsedFile], columns: Mapping[str, str]) -
 
 def _usable_rows(rows: ParsedRows, role: str, weight: float, mapped: frozenset[str], both_bad: str) -> ParsedFile:
     counts: Counter[str] = Counter(both_bad=sum(rows.both_bad))
-    faulty = {fault.row for fault in rows.faults}
-    good = [i for i, row in enumerate(rows.raw.rows) if row not in faulty]
+    faulty = {fault.position for fault in rows.faults}
+    good = [i for i in range(rows.n) if i not in faulty]
 
     def usable(values: Sequence[T]) -> Sequence[T]:
         return values if len(good) == len(values) else [values[i] for i in good]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from oof.classes import CLASSES, class_counts
-from oof.data.parse_rows import ParsedRows
+from oof.data.parsed_rows import BOTH_BAD_DROPPED, ParsedRows
 from oof.data.schemas import ONE_HOT_COLUMNS
 from oof.data.text_columns import strings
 
@@ -78,7 +78,8 @@ class Problem:
 
 
 def rows_in_words(rows: Sequence[int]) -> str:
-    """Return "row 7", or "60 rows, e.g. rows 1, 2, 3"."""
+    """Return "row 7", or "60 rows, e.g. rows 1, 2, 3"; each row is named once."""
+    rows = list(dict.fromkeys(rows))
     if len(rows) == 1:
         return f"row {rows[0]}"
     if len(rows) <= EXAMPLES:
@@ -88,7 +89,10 @@ def rows_in_words(rows: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """One reason why one row cannot be used; files are numbered in the order read."""
+    """One reason why one row cannot be used; files are numbered in the order read.
+
+    ``battle`` identifies what is left out: a row of a ranking gives several battles.
+    """
 
     file_number: int
     row: int
@@ -97,6 +101,11 @@ class RejectedRow:
     reason: str
     remedy: str
     chosen: bool = False  # a setting leaves such rows out
+    position: int | None = None  # as in RowFault
+
+    @property
+    def battle(self) -> tuple[int, int, int | str | None]:
+        return self.file_number, self.row, self.id if self.position is None else self.position
 
     def __str__(self) -> str:
         return f"column {self.column}: {self.reason}" if self.column else self.reason
@@ -114,11 +123,12 @@ def rejected_rows(
     """
     rejected = []
     for number, rows in enumerate(parsed):
-        ids = dict(zip(rows.raw.rows, rows.ids, strict=True))
         for fault in rows.faults:
             remedy = fault.remedy or REMEDIES.get(fault.column, TEXT_REMEDY)
-            name = ids.get(fault.row)
-            rejected.append(RejectedRow(number, fault.row, name, fault.column, fault.reason, remedy, fault.chosen))
+            name = None if fault.position is None else rows.ids[fault.position]
+            rejected.append(
+                RejectedRow(number, fault.row, name, fault.column, fault.reason, remedy, fault.chosen, fault.position)
+            )
     places = working.select("file_number", "row", "id")
     for at, reason in rejected_ids.items():
         number, row, name = places.row(at)
@@ -127,16 +137,16 @@ def rejected_rows(
 
 
 def dropped_frame(parsed: Sequence[ParsedRows], rejected: Sequence[RejectedRow]) -> pl.DataFrame:
-    """Return file, row, id, reason: one line per row that is left out, with all its reasons."""
-    # By id, too: one row of a ranking gives several battles.
-    lines: dict[tuple[int, int, str | None], list[str]] = {}
+    """Return file, row, id, reason: one line per battle that is left out, with all its reasons."""
+    by_battle: dict[tuple[int, int, int | str | None], list[RejectedRow]] = {}
     for item in rejected:
-        lines.setdefault((item.file_number, item.row, item.id), []).append(str(item))
+        by_battle.setdefault(item.battle, []).append(item)
+    firsts = [items[0] for items in by_battle.values()]
     columns = {
-        "file": strings([parsed[number].raw.name for number, _, _ in lines]),
-        "row": [row for _, row, _ in lines],
-        "id": strings([name for _, _, name in lines]),
-        "reason": strings(["; ".join(reasons) for reasons in lines.values()]),
+        "file": strings([parsed[item.file_number].raw.name for item in firsts]),
+        "row": [item.row for item in firsts],
+        "id": strings([item.id for item in firsts]),
+        "reason": strings(["; ".join(map(str, items)) for items in by_battle.values()]),
     }
     return pl.DataFrame(columns, schema=DROPPED)
 
@@ -152,7 +162,7 @@ def rejection_message(parsed: Sequence[ParsedRows], rejected: Sequence[RejectedR
     ]
     more = f"; and {len(grouped) - SHOWN:,} other reasons" if len(grouped) > SHOWN else ""
     remedies = "; ".join(dict.fromkeys(items[0].remedy for items in list(grouped.values())[:SHOWN]))
-    n_rows, total = len({(item.file_number, item.row) for item in rejected}), sum(rows.raw.n_read for rows in parsed)
+    n_rows, total = len({item.battle for item in rejected}), sum(rows.raw.n_read for rows in parsed)
     return (
         f"{'; '.join(shown)}{more}. {n_rows:,} of {total:,} rows cannot be used: {remedies}; "
         f"or leave them out with data.on_bad_row=drop (the run's dropped.csv then lists them)"
@@ -186,14 +196,14 @@ def list_problems(
     problems = []
     for (number, column, remedy, chosen), items in kinds.items():
         raw = parsed[number].raw
-        n_rows = len({item.row for item in items})
+        n_rows = len({item.battle for item in items})
         outcome = "are left out" if chosen else "cannot be used"
         text = f"{n_rows:,} of {raw.n_read:,} rows {outcome}" + (f", column {column}" if column else "")
         rows = tuple((item.row, item.reason) for item in items)
         problems.append(Problem("note" if chosen else "error", raw.name, text, remedy, column, rows))
     problems += [Problem("warning", rows.raw.name, "no rows") for rows in parsed if not rows.raw.n_read]
     files = ", ".join(dict.fromkeys(rows.raw.name for rows in parsed))
-    if counts["both_bad"] and not any(fault.chosen for rows in parsed for fault in rows.faults):
+    if counts["both_bad"] and not any(item.remedy == BOTH_BAD_DROPPED for item in rejected):
         text = f'{counts["both_bad"]:,} battles were judged "both bad" and are read as ties'
         problems.append(Problem("note", files, text, "data.both_bad=drop leaves them out, keep adds a column"))
     if counts["ids_renamed"]:

@@ -42,7 +42,10 @@ def ranking_name(raw: RawTable) -> str | None:
 
 
 def _is_list_of_texts(cell: object) -> bool:
-    value = cell if not isinstance(cell, str) or cell[:1] != "[" else parse_json(cell)
+    try:
+        value = parse_json(cell) if isinstance(cell, str) and cell[:1] == "[" else cell
+    except CellError:  # a text that begins with a bracket
+        return False
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 

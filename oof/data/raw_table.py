@@ -9,13 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RowFault:
-    """One fault of a record: its 1-based data row, its column or None, the reason and the remedy in words."""
+    """One fault of a record: its 1-based data row, its column or None, the reason and the remedy in words.
+
+    ``position`` is the cells' index in the table's columns; None if the record could not be read. It tells the battles
+    of a ranking apart, which all have the row of their prompt.
+    """
 
     row: int
     column: str | None
     reason: str
     remedy: str = ""
     chosen: bool = False  # a setting leaves such rows out, so that this is no error
+    position: int | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import polars as pl
 
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
+from oof.data.layouts import Layout, layout_of
 from oof.data.raw_table import RawTable
 from oof.data.suggestions import SuggestedColumns, suggest_columns
 from oof.data.verdicts import PROB_COLUMNS, VOTE_COLUMNS, form_of
@@ -62,51 +63,6 @@ MT_BENCH = "MT-bench human judgements"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Columns of a known dataset that have other names than ours.
-
-    Attributes:
-        name: of the schema.
-        needs: columns that identify it.
-        columns: our column name -> its own.
-        positive: the side that a positive score favours.
-    """
-
-    name: str
-    needs: tuple[str, ...]
-    columns: Mapping[str, str]
-    positive: str | None = None
-
-
-LAYOUTS = (
-    Layout(
-        "AlpacaEval",
-        ("instruction", "output_1", "output_2"),
-        {
-            "prompt": "instruction", "response_a": "output_1", "response_b": "output_2", "model_a": "generator_1",
-            "model_b": "generator_2", "preference_1_to_2": "preference",
-        },
-    ),
-    Layout("RewardBench", ("prompt", "chosen", "rejected", "subset", "chosen_model"), {"subset": "subset"}),
-    Layout(
-        "HelpSteer3",
-        ("context", "response1", "response2"),
-        {
-            "prompt": "context", "response_a": "response1", "response_b": "response2",
-            "signed_score": "overall_preference",
-        },
-        positive="b",
-    ),
-    Layout(
-        "chosen/rejected pairs",
-        ("chosen", "rejected", "chosen-model", "rejected-model"),
-        {"chosen_model": "chosen-model", "rejected_model": "rejected-model"},
-    ),
-)  # fmt: skip
-LAYOUT_COLUMNS = {"input"} | {name for layout in LAYOUTS for name in (*layout.needs, *layout.columns.values())}
-
-
-@dataclass(frozen=True)
 class Schema:
     """Schema of a battle file, recognised by its columns.
 
@@ -128,13 +84,6 @@ class Schema:
         return self.name.startswith(MT_BENCH)
 
 
-def join_inputs(raw: RawTable) -> None:
-    """Append AlpacaEval's ``input``, a text that the instruction is about, to the instruction."""
-    if {"instruction", "output_1", "input"} <= set(raw.columns):
-        pairs = zip(raw.columns["instruction"], raw.columns["input"], strict=True)
-        raw.columns["instruction"] = [f"{text}\n\n{more}" if text and more else text for text, more in pairs]
-
-
 def apply_schema(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, Schema]:
     """Return the table with our column names, and its schema.
 
@@ -151,7 +100,7 @@ def apply_schema(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, S
     for ours in mapping:
         if ours not in FILE_COLUMNS:
             raise UserError(f"data.columns: unknown column {ours!r}; {_suggestion(ours, FILE_COLUMNS)}")
-    layout = _layout(raw.names, mapping)
+    layout = None if set(TEXTS) <= {*raw.names, *mapping} else layout_of(raw.names)  # our names come first
     entries = {**(layout.columns if layout else {}), **mapping}
     given = {ours: theirs for ours, theirs in entries.items() if theirs in raw.names}
     taken = {theirs for ours, theirs in given.items() if ours != "group_key"} | set(given)
@@ -168,13 +117,6 @@ def apply_schema(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, S
                 where = f"{raw.name}: data.columns.{ours}={theirs}"
                 raise UserError(f"{where}: no such column; {_suggestion(theirs, raw.names)}") from None
         raise
-
-
-def _layout(names: Sequence[str], mapping: Mapping[str, str]) -> Layout | None:
-    """Return the known layout of a file whose texts do not have our names."""
-    if set(TEXTS) <= {*names, *mapping}:
-        return None
-    return next((layout for layout in LAYOUTS if set(layout.needs) <= set(names)), None)
 
 
 def _suggestion(name: str, columns: Collection[str]) -> str:

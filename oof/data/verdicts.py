@@ -97,9 +97,10 @@ def read_verdicts(raw: RawTable, form: str, data: Data, positive: str | None = N
     if form == "signed_score":
         return _scores(raw, data, positive)
     if form == "votes":
-        return _shared(raw, VOTE_COLUMNS, _votes, "most votes win")
+        return _shared(raw, VOTE_COLUMNS, _votes, "most votes win", "write numbers of votes, at least one above 0")
     parse = _probabilities if "prob_b" in raw.columns else _probabilities_without_b
-    return _shared(raw, PROB_COLUMNS, parse, "the largest probability wins")
+    remedy = "write probabilities from 0 to 1 that sum to 1"
+    return _shared(raw, PROB_COLUMNS, parse, "the largest probability wins", remedy)
 
 
 def cells_in_words(raw: RawTable, columns: Sequence[str], row: int) -> str:
@@ -185,13 +186,15 @@ def _preferences(raw: RawTable) -> Verdicts:
 
     ends = "1 → A, 2 → B, 1.5 and 0 → tie"
     between = "; between them the probability of B plus 1, as soft labels" if weighted else ""
-    return _each(raw, (column,), parse, f"{raw.own_name(column)}: {ends}{between}")
+    return _each(raw, (column,), parse, f"{raw.own_name(column)}: {ends}{between}", "write numbers from 1 to 2, or 0")
 
 
-def _shared(raw: RawTable, possible: Sequence[str], parse: Callable[..., Verdict], winner: str) -> Verdicts:
+def _shared(
+    raw: RawTable, possible: Sequence[str], parse: Callable[..., Verdict], winner: str, remedy: str
+) -> Verdicts:
     columns = tuple(name for name in possible if name in raw.columns)
     names = ", ".join(map(raw.own_name, columns))
-    return _each(raw, columns, parse, f"{names}: {winner}, equal → tie; their shares are the soft label")
+    return _each(raw, columns, parse, f"{names}: {winner}, equal → tie; their shares are the soft label", remedy)
 
 
 def _votes(*cells: Any) -> Verdict:

@@ -169,3 +169,18 @@ def test_a_row_that_is_no_ranking_is_named_and_the_others_are_read(tmp_path: Pat
     assert battles.table["row"].to_list() == [1, 1, 1, 3, 3, 3]
     assert battles.dropped["row"].to_list() == [2]
     assert battles.counts["rows_read"] == 7
+
+
+def test_each_battle_of_a_ranking_that_cannot_be_used_is_listed(tmp_path: Path) -> None:
+    rows = [nectar(0), {**nectar(1), "prompt": [{"role": "tool", "content": "42"}]}]
+    (tmp_path / "n.jsonl").write_bytes(encode(rows, "jsonl"))
+    battles = read_file(tmp_path / "n.jsonl", "train", on_bad_row="drop")
+    assert (battles.table.height, battles.dropped.height, battles.counts["rows_read"]) == (3, 3, 6)
+    assert "3 of 6 rows cannot be used, column chosen: row 2: role 'tool'" in str(battles.problems[0])
+
+
+def test_a_response_that_begins_with_a_bracket_is_no_ranking(tmp_path: Path) -> None:
+    row = {"prompt": "p", "chosen": "[1] a source", "rejected": "none", "num_correct": 1}
+    (tmp_path / "r.jsonl").write_bytes(encode([row], "jsonl"))
+    battles = read_file(tmp_path / "r.jsonl", "train")
+    assert next(iter(battles.schemas.values())) == "chosen/rejected pairs"

@@ -18,10 +18,10 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
 TOOLS = [PLAIN[0], CALL, {"role": "tool", "content": "42"}, {"role": "assistant", "content": "a"}]
 
 
-def read(tmp_path: Path, conversation: Any, **settings: str) -> BattleSet:
+def read(tmp_path: Path, conversation: Any, winner: str = "tie", **settings: str) -> BattleSet:
     with_image = [{"role": "user", "content": IMAGE}, PLAIN[1]]
     rows: list[dict[str, Any]] = [
-        {"question_id": 1, "conversation_a": PLAIN, "conversation_b": PLAIN, "winner": "tie"},
+        {"question_id": 1, "conversation_a": PLAIN, "conversation_b": PLAIN, "winner": winner},
         {"question_id": 2, "conversation_a": conversation, "conversation_b": PLAIN, "winner": "model_a"},
         {"question_id": 3, "conversation_a": with_image, "conversation_b": with_image, "winner": "model_b"},
     ]
@@ -43,6 +43,11 @@ def test_drop_leaves_them_out_and_lists_them(tmp_path: Path) -> None:
     assert battles.table["id"].to_list() == ["1"]
     assert battles.dropped["row"].to_list() == [2, 3]
     assert [problem.severity for problem in battles.problems if "left out" in problem.message] == ["note"] * 2
+
+
+def test_drop_does_not_hide_that_both_bad_is_read_as_a_tie(tmp_path: Path) -> None:
+    problems = read(tmp_path, PLAIN, winner="both_bad", non_text="drop").problems
+    assert any('1 battles were judged "both bad" and are read as ties' in str(problem) for problem in problems)
 
 
 @pytest.mark.parametrize("conversation", [TOOLS, json.dumps(TOOLS)])
