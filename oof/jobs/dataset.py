@@ -49,10 +49,10 @@ def resolve_data(config: Config) -> Data:
         UserError: neither ``data.train`` nor ``data.synth.battles`` is set.
     """
     data = with_fold_column(config)
-    if data.train or data.synth.battles == 0:
-        if not data.train:
-            raise UserError("no training battles: set data.train (make … DATA=train.csv) or data.synth.battles")
+    if data.train:
         return data
+    if not data.synth.battles:
+        raise UserError("no training battles: set data.train (make … DATA=train.csv) or data.synth.battles")
     step = _arena_step(config)
     if not step.done:
         step.clear()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from oof.common.atomic_files import parse_json, sealed, write_json
 from oof.common.digests import file_digest
@@ -25,6 +25,13 @@ logger = logging.getLogger(__name__)
 SOURCES = ("data.train", "data.extra", "data.unlabelled", "pretrain.data")
 MOVABLE = SOURCES[:3]  # their paths may change, if the content does not
 Files = list[dict[str, Any]]  # of one setting: path, and where known bytes and sha256
+
+
+class Difference(NamedTuple):
+    """How the files of a setting differ from those that the run was made from; ``missing``: one of these is gone."""
+
+    text: str
+    missing: bool = False
 
 
 def patterns_of(config: Config) -> dict[str, list[str]]:
@@ -115,13 +122,9 @@ def check_files(config: Config, reads: bool, redo: bool = False) -> None:
         return
     for name, patterns in patterns_of(config).items():
         before = recorded.get(name, [])
-        problem = _difference(name, before, patterns, reads)
-        if problem is None:
-            continue
-        missing = problem.startswith("missing: ")
-        if redo and (reads or missing):
-            continue
-        raise UserError(f"{run}: {problem.removeprefix('missing: ')}; {_remedy(run, name, reads, missing)}")
+        difference = _difference(name, before, patterns, reads)
+        if difference and not (redo and (reads or difference.missing)):
+            raise UserError(f"{run}: {difference.text}; {_remedy(run, name, reads, difference.missing)}")
 
 
 def _patterns_before(run: Path) -> dict[str, Files] | None:
@@ -139,44 +142,52 @@ def _patterns_before(run: Path) -> dict[str, Files] | None:
     }
 
 
-def _difference(name: str, before: Files, patterns: Sequence[str], reads: bool) -> str | None:
-    """Return how the files of a setting differ from those that the run was made from; None if they do not."""
-    names = _listed([str(file["path"]) for file in before])
-    if not patterns and name == "pretrain.data":  # a run without pretraining is another training, not other battles
-        return None
+def _difference(name: str, before: Files, patterns: Sequence[str], reads: bool) -> Difference | None:
     if not patterns:
-        return f"it was made from {names} ({name}), and this call names no such file" if before else None
+        # A run without pretraining is another training, not other battles.
+        if not before or name == "pretrain.data":
+            return None
+        return Difference(f"{_made_from(name, before)}, and this call names no such file")
     for pattern in patterns:
         try:
             expand([pattern])
         except UserError as error:
-            known = pattern in [file["path"] for file in before]
-            start = f"it was made from {pattern} ({name}), which is missing" if known else f"{name}: {error}"
-            return f"missing: {start}" if known else start
+            if pattern in [file["path"] for file in before]:
+                return Difference(f"it was made from {pattern} ({name}), which is missing", missing=True)
+            return Difference(f"{name}: {error}")
     if not before:
         if name == "data.train":
-            return f"it was made from synthetic battles, not from {_listed(list(patterns))} ({name})"
+            return Difference(f"it was made from synthetic battles, not from {_listed(patterns)} ({name})")
         # Whether more battles would replace finished training is checked where they are read.
-        return None if reads else f"it was made without {name}={_listed(list(patterns))}"
+        return None if reads else Difference(f"it was made without {name}={_listed(patterns)}")
     if any("sha256" not in file for file in before):  # a run of an older version
         same = [Path(str(file["path"])) for file in before] == [Path(pattern) for pattern in patterns]
-        return None if same else f"it was made from {names} ({name}), not from {_listed(list(patterns))}"
-    now = digested_files(patterns)
+        return None if same else Difference(f"{_made_from(name, before)}, not from {_listed(patterns)}")
+    return _other_content(name, before, digested_files(patterns))
+
+
+def _other_content(name: str, before: Files, now: Sequence[tuple[str, str]]) -> Difference | None:
+    """Return the difference between recorded files and (path, sha256) of those that are there now."""
     if sorted(sha for _, sha in now) == sorted(str(file["sha256"]) for file in before):
         return None
-    shas = {str(Path(file["path"])): file for file in before}
+    by_path = {str(Path(file["path"])): file for file in before}
     for path, sha in now:
-        if path in shas and shas[path]["sha256"] != sha:
-            size = Path(path).stat().st_size
-            then = shas[path]
-            return (
+        then = by_path.get(path)
+        if then and then["sha256"] != sha:
+            return Difference(
                 f"{path} ({name}) has changed since the run was made from it: {then['bytes']:,} bytes then, "
-                f"{size:,} now; sha256 {then['sha256'][:8]}… then, {sha[:8]}… now"
+                f"{Path(path).stat().st_size:,} now; sha256 {then['sha256'][:8]}… then, {sha[:8]}… now"
             )
-    return f"it was made from {names} ({name}), not from {_listed([path for path, _ in now])}: their content differs"
+    return Difference(
+        f"{_made_from(name, before)}, not from {_listed([path for path, _ in now])}: their content differs"
+    )
 
 
-def _listed(paths: list[str]) -> str:
+def _made_from(name: str, before: Files) -> str:
+    return f"it was made from {_listed([str(file['path']) for file in before])} ({name})"
+
+
+def _listed(paths: Sequence[str]) -> str:
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more files" if len(paths) > 3 else "")
 
 
