@@ -52,18 +52,19 @@ def cut(lengths: NDArray[np.integer], budget: int, spare: int | None = None) -> 
     if spare is None:
         spare = SPARE["cuda" if torch.cuda.is_available() else "cpu"]
     order = np.argsort(-lengths, kind="stable")
-    padded = _padded(lengths[order])
+    rounded = padded(lengths[order])
     batches, start = [], 0
     while start < len(order):
-        ahead = padded[start : start + max(1, budget // int(padded[start]))]
-        waste = np.cumsum(padded[start] - ahead)
+        ahead = rounded[start : start + max(1, budget // int(rounded[start]))]
+        waste = np.cumsum(rounded[start] - ahead)
         size = int(np.searchsorted(waste, spare, side="right"))  # at least 1: one sequence alone has no padding
         batches.append(order[start : start + size])
         start += size
     return batches
 
 
-def _padded(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+def padded(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return lengths rounded up to what sequences are padded to."""
     return -(-lengths.astype(np.int64) // MULTIPLE) * MULTIPLE
 
 
@@ -128,7 +129,7 @@ def collate(sequences: list[NDArray[np.int32]], pad_id: int) -> dict[str, torch.
     Raises:
         ValueError: a sequence ends in the pad token, so that pooling by pad id would read the wrong position.
     """
-    longest = int(_padded(np.array([max(len(s) for s in sequences)]))[0])
+    longest = int(padded(np.array([max(len(s) for s in sequences)]))[0])
     ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
     for row, sequence in enumerate(sequences):
         if sequence[-1] == pad_id:
@@ -209,7 +210,7 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
 
     def longest(self, index: int) -> int:
         """Return the padded tokens of a step's longest sequence (battle), the smallest useful budget."""
-        return int(_padded(self._lengths(self.steps[index])).max()) * self.unit
+        return int(padded(self._lengths(self.steps[index])).max()) * self.unit
 
     def tokens(self) -> NDArray[np.int64]:
         """Return the (n,) tokens of each step's sequences, of all ranks, padding not counted."""

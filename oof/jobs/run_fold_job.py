@@ -26,6 +26,7 @@ from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import FoldJob
 from oof.jobs.pretrain import PretrainJob, load_pairs, start_of
 from oof.metrics import log_loss, softmax
+from oof.model.attention_choice import with_attention_for
 from oof.model.classifier import load_classifier, load_trainable, model_summary
 from oof.model.cost_model import needs_checkpointing
 from oof.model.cpu_limit import refuse_too_large_for_cpu
@@ -95,10 +96,11 @@ def fit_classifier(
         if rank() == 0:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return load_classifier(member, folder / "adapter", tokenizer, seed), read_json(done)
-    model = load_trainable(member, start, tokenizer, seed)
     encoded, pad_id = battles.training.take(rows), tokenizer.pad_token_id
     both_orders = targets_in_both_orders(targets)
     steps = TrainingSteps(encoded, both_orders, weights, member.train, pad_id, seed, whole_battles)
+    member = with_attention_for(member, steps)
+    model = load_trainable(member, start, tokenizer, seed)
     if needs_checkpointing(model, member, steps):
         checkpoint_trainable_layers(model)
     if rank() == 0:

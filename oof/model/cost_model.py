@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from oof.config import Member
-from oof.encoding.batches import TrainingSteps
+from oof.encoding.batches import TrainingSteps, padded
 from oof.model.attention import model_attention
 from oof.model.attention_cost import visible_scores
 from oof.model.checkpoint_shapes import shared_config
@@ -104,14 +104,19 @@ def needs_checkpointing(model: Any, member: Member, steps: TrainingSteps) -> boo
     if not torch.cuda.is_available():
         return False
     member = as_installed(member)
-    longest = int(-(-int(steps.encoded.lengths.max()) // 8) * 8)
     attention = traced_attention(model.config._attn_implementation, model.config, resolve_dtype(member.dtype))
-    cost = trace(member, max(steps.unit, steps.budget // longest), longest, True, False, attention)
+    cost = trace(member, *longest_batch(steps), True, False, attention)
     usable = torch.cuda.mem_get_info()[1] * USABLE_MEMORY
     if cost.peak_bytes <= usable:
         return False
     logger.info("activation checkpointing: on (%.0f GB planned, %.0f GB usable)", cost.peak_bytes / 1e9, usable / 1e9)
     return True
+
+
+def longest_batch(steps: TrainingSteps) -> tuple[int, int]:
+    """Return sequences and padded tokens of the batch that takes the most memory, that of the longest sequences."""
+    longest = int(padded(steps.encoded.lengths).max())
+    return max(steps.unit, steps.budget // longest), longest
 
 
 def as_installed(member: Member) -> Member:

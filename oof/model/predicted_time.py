@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from oof.config import Member, Train
-from oof.encoding.batches import MULTIPLE, SCORE_TOKENS, SPARE, cut, plan_steps
+from oof.encoding.batches import MULTIPLE, SCORE_TOKENS, SPARE, cut, padded, plan_steps
 from oof.model.attention import model_attention
 from oof.model.attention_cost import attention_operations
 from oof.model.attention_table import Machine, candidates
@@ -69,8 +69,7 @@ def scoring_batches(lengths: NDArray[np.integer], member: Member) -> Batches:
 
 
 def _shapes(lengths: NDArray[np.integer], budget: int) -> list[tuple[int, int]]:
-    padded = -(-lengths.astype(np.int64) // MULTIPLE) * MULTIPLE
-    return [(len(rows), int(padded[rows].max())) for rows in cut(lengths, budget, SPARE["cuda"])]
+    return [(len(rows), int(padded(lengths[rows]).max())) for rows in cut(lengths, budget, SPARE["cuda"])]
 
 
 def attentions_on(card: Card, member: Member) -> tuple[str, ...]:
@@ -179,10 +178,10 @@ def representative(shapes: NDArray[np.int64]) -> Iterator[tuple[float, float, in
     of the part, so that costs per token, and per token and length, add up.
     """
     shapes = shapes[np.argsort(shapes[:, 1], kind="stable")]
-    padded = shapes.prod(axis=1)
-    parts = np.minimum(LENGTHS * (padded.cumsum() - padded / 2) // padded.sum(), LENGTHS - 1)
+    size = shapes.prod(axis=1)
+    parts = np.minimum(LENGTHS * (size.cumsum() - size / 2) // size.sum(), LENGTHS - 1)
     for part in np.unique(parts):
-        own, sizes = shapes[parts == part], padded[parts == part]
+        own, sizes = shapes[parts == part], size[parts == part]
         tokens = int(-(-round(float(sizes @ own[:, 1] / sizes.sum())) // MULTIPLE) * MULTIPLE)
         yield float(len(own)), float(sizes.sum() / tokens / len(own)), tokens
 

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oof.config import Config, Member
+from oof.encoding.batches import padded
+from oof.model.attention_choice import RECOMPUTE, faster_attention
 from oof.model.cards import CARDS
 from oof.model.checkpoint_shapes import shared_config
 from oof.model.cost_model import USABLE_MEMORY, Cost, frozen_bytes, trace, traced_attention
@@ -154,7 +156,7 @@ def token_counts(config: Config, member: Member, lengths: BattleLengths) -> Toke
     trained, pairs = (np.minimum(x, prompts.max_tokens) for x in (lengths.labelled, lengths.pairs))
     scored = np.minimum(lengths.train, prompts.score_max_tokens or prompts.max_tokens)
     orders = 2 if member.train.swap == "paired" else 1
-    longest = int(-(-int(max(trained.max(), pairs.max(initial=0))) // 8) * 8)
+    longest = int(padded(np.array([trained.max(), pairs.max(initial=0)])).max())
     pretrain = float(pairs.sum() * orders * config.pretrain.epochs)
     return TokenCounts(float(trained.sum() * orders), float(scored.sum() * 2), pretrain, longest)
 
@@ -211,7 +213,7 @@ class CardPlanner:
 
     def configured(self, card: str) -> CardSetting | None:
         """Return the member's own setting, with the longest batch that fits; None if none does."""
-        recompute = {"off": (False,), "on": (True,), "auto": (False, True)}[self.member.train.activation_checkpointing]
+        recompute = RECOMPUTE[self.member.train.activation_checkpointing]
         for checkpointing in recompute:
             found = self.fitting(card, self.member, checkpointing, halve=checkpointing == recompute[-1])
             if found:
@@ -232,7 +234,11 @@ class CardPlanner:
             sequences = max(1, budget // self.longest)
             cost = trace(member, sequences, self.longest, True, checkpointing, kind)
             if cost.peak_bytes <= device.memory * USABLE_MEMORY:
-                return self._priced(card, prediction, checkpointing, budget, cost.peak_bytes / 1e9)
+                usable, batches = device.memory * USABLE_MEMORY, self.training_batches(budget)
+                chosen = faster_attention(prediction, batches, (sequences, self.longest), checkpointing, usable)
+                if chosen is not prediction:
+                    cost = trace(member, sequences, self.longest, True, checkpointing, chosen.attention)
+                return self._priced(card, chosen, checkpointing, budget, cost.peak_bytes / 1e9)
             budget = budget // 2 if budget > self.longest and halve else 0
         return None
 
