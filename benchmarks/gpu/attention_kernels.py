@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks.common import argument_parser
 from benchmarks.gpu.parts import FULL
-from benchmarks.gpu.random_classifier import base_config
+from benchmarks.gpu.rates import timed_calls
 from benchmarks.speed.token_sequences import arena_lengths
 from oof.classes import CLASSES
 from oof.common.logging_setup import quiet_libraries
@@ -28,6 +28,7 @@ from oof.config import Lora
 from oof.encoding.batches import cut
 from oof.model.attention import model_attention, this_machine
 from oof.model.attention_table import HUB_KERNELS, candidates
+from oof.model.checkpoint_shapes import base_config
 from oof.model.lora import add_adapters
 from oof.model.precision import DTYPES, device
 
@@ -59,21 +60,20 @@ def batches(arguments: argparse.Namespace) -> list[torch.Tensor]:
 
 def run(model: Any, inputs: list[torch.Tensor], training: bool, dtype: torch.dtype) -> float:
     """Return the seconds that all batches take."""
-    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
-    synchronise()
-    started = time.perf_counter()
-    for ids in inputs:
-        enabled = dtype != torch.float32
-        with torch.set_grad_enabled(training), torch.autocast(device().type, torch.bfloat16, enabled=enabled):
-            logits = model(input_ids=ids).logits
-        if training:
-            logits.float().square().sum().backward()
-    synchronise()
-    return time.perf_counter() - started
+
+    def passes() -> None:
+        for ids in inputs:
+            enabled = dtype != torch.float32
+            with torch.set_grad_enabled(training), torch.autocast(device().type, torch.bfloat16, enabled=enabled):
+                logits = model(input_ids=ids).logits
+            if training:
+                logits.float().square().sum().backward()
+
+    return timed_calls(passes, 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argument_parser(__doc__)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--sequences", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=2048)

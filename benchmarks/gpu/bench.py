@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, argument_parser, command_line, commit, run_script, write_page
+from benchmarks.common import ROOT, argument_parser, commit, run_script, write_page
 from benchmarks.gpu.bench_page import TITLE, body
 from benchmarks.gpu.card import describe, missing, result_key
 from benchmarks.gpu.parts import OUT_OF_MEMORY, PARTS, PROBLEM, Case, Context, Row
@@ -109,18 +109,25 @@ def run_part(part: str, context: Context, key: dict[str, Any], seconds: float) -
 
 def run_process(part: str, context: Context, seconds: float) -> int | None:
     """Run one process of a part; return its status, or None if it was stopped at the end of the time box."""
-    command = [sys.executable, "-m", "benchmarks.gpu.bench", "--part", part, "--folder", str(context.folder)]
-    command += ["--attn", context.attention, *(["--quick"] if context.quick else [])]
-    for option, path in (("--models", context.models), ("--data", context.data)):
-        command += [option, str(path)] if path else []
     with log_file(part, context).open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(
+            part_command(part, context), stdout=log, stderr=log, cwd=ROOT, start_new_session=True
+        )
         try:
             return process.wait(max(seconds, 0.1))
         except subprocess.TimeoutExpired:
             return None
         finally:
             end_group(process)
+
+
+def part_command(part: str, context: Context) -> list[str]:
+    """Return the command of a process that does one part's work."""
+    command = [sys.executable, "-m", "benchmarks.gpu.bench", "--part", part, "--folder", str(context.folder)]
+    command += ["--attn", context.attention, *(["--quick"] if context.quick else [])]
+    for option, path in (("--models", context.models), ("--data", context.data)):
+        command += [option, str(path)] if path else []
+    return command
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -148,8 +155,7 @@ def last_line(path: Path) -> str:
 
 def read_card(context: Context) -> dict[str, Any]:
     """Return the machine's description, made by a process of its own so that this one holds no memory of the card."""
-    command = [sys.executable, "-m", "benchmarks.gpu.bench", "--part", "card", "--folder", str(context.folder)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(part_command("card", context), cwd=ROOT, check=True)
     card: dict[str, Any] = read_json(context.folder / "card.json")
     return card
 
@@ -194,7 +200,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of results; default: runs/bench-gpu, quick: runs/bench-gpu-quick")
     parser.add_argument("--redo", action="store_true", help="measure the chosen parts again")
     parser.add_argument("--check", action="store_true", help="print what is missing on this machine, and end")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes; a CPU suffices")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.only = chosen_parts(arguments.only) if arguments.only else []
@@ -236,7 +242,7 @@ def run_all(arguments: argparse.Namespace, context: Context, card: dict[str, Any
         print(f"{part}: up to {seconds:.0f} s", file=sys.stderr, flush=True)
         run_part(part, context, key, seconds)
         rows = {name: ordered_rows(name, context, key) for name in PARTS}
-        text = write_page(target, TITLE, body(card, rows, context), make_command(arguments) or command_line())
+        text = write_page(target, TITLE, body(card, rows, context), make_command(arguments))
     print(text)
     print(f"written: {target}", file=sys.stderr)
 

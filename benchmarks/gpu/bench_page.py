@@ -9,7 +9,7 @@ from benchmarks.gpu.parts import ARENA, EAGER_LAYERS, PARTS, PROBLEM, Case, Cont
 
 TITLE = "GPU benchmark"
 TRAINING_GOAL, SCORING_GOAL, TRAINER_GOAL = 0.45, 0.55, 1.5
-NOTHING = ("Not measured yet.", 'Not run: give `ARGS="--models DIR --data DIR"`.')
+NO_ROWS, NO_CASES = "Not measured yet.", 'Not run: give `ARGS="--models DIR --data DIR"`.'
 Rows = Mapping[Case, Row]
 
 
@@ -40,7 +40,8 @@ def body(card: Mapping[str, Any], rows: Mapping[str, Rows], context: Context) ->
         "Real judgements": ("real", [*real_introduction(context), "", *stage_lines(rows["real"])]),
     }
     for title, (part, section) in sections.items():
-        lines += [f"## {title}", "", *(section if rows[part] else [NOTHING[PARTS[part].cases(context) == []]]), ""]
+        without = NO_ROWS if PARTS[part].cases(context) else NO_CASES
+        lines += [f"## {title}", "", *(section if rows[part] else [without]), ""]
     unfinished = [f"{part} ({n} rows)" for part in PARTS if (n := unmeasured(part, rows[part], context))]
     if unfinished:
         lines += [f"Not measured yet: {', '.join(unfinished)}. The same command goes on."]
@@ -85,9 +86,25 @@ def figure(row: Row, name: str, form: str = ",.0f") -> str:
     return "" if row.get(name) is None else format(row[name], form)
 
 
-def share(row: Row, rate: float | None) -> str:
-    """Return the share of the card's own matrix-product rate."""
-    return f"{row['flops_per_second'] / rate:.0%}" if rate and row.get("flops_per_second") else ""
+def share(row: Row, rate: float | None) -> float | None:
+    """Return a row's share of the card's own matrix-product rate; None where either is not measured."""
+    return row["flops_per_second"] / rate if rate and row.get("flops_per_second") else None
+
+
+def share_cell(row: Row, rate: float | None) -> str:
+    value = share(row, rate)
+    return "" if value is None else f"{value:.0%}"
+
+
+def speed_cells(row: Row, rate: float | None) -> list[str]:
+    """Return the cells from "fused layers" to "planned GB" of a row of training or scoring."""
+    return [
+        ", ".join(row["fused_layers"]) or "no",
+        figure(row, "tokens_per_second"),
+        share_cell(row, rate),
+        figure(row, "peak_gb", ".1f"),
+        figure(row, "planned_gb", ".1f"),
+    ]
 
 
 def problem_lines(rows: Rows) -> list[str]:
@@ -112,7 +129,7 @@ def goal_lines(rows: Mapping[str, Rows], rate: float | None, context: Context) -
     shape = next(iter(context.size.shapes))
     ours = automatic(rows["training"], shape, ARENA)
     scoring, peer = rows["scoring"].get((shape, "bfloat16"), {}), rows["trainer"].get((shape, ARENA), {})
-    trained, scored = (reached(row, rate) for row in (ours, scoring))
+    trained, scored = (share(row, rate) for row in (ours, scoring))
     faster = None
     if ours.get("tokens_per_second") and peer.get("tokens_per_second"):
         faster = ours["tokens_per_second"] / peer["tokens_per_second"]
@@ -140,10 +157,6 @@ def automatic(rows: Rows, shape: str, lengths: str) -> Row:
     """Return the row of the attention that ``attn: auto`` takes; {} where it is not measured."""
     found = (row for case, row in rows.items() if case[:2] == (shape, lengths) and row.get("auto"))
     return next(found, {})
-
-
-def reached(row: Row, rate: float | None) -> float | None:
-    return row["flops_per_second"] / rate if rate and row.get("flops_per_second") else None
 
 
 # Tables
@@ -184,11 +197,7 @@ def training_table(rows: Rows, rate: float | None) -> list[str]:
             [
                 *case[:2],
                 f"**{name}**" if row["auto"] else name,
-                ", ".join(row["fused_layers"]) or "no",
-                figure(row, "tokens_per_second"),
-                share(row, rate),
-                figure(row, "peak_gb", ".1f"),
-                figure(row, "planned_gb", ".1f"),
+                *speed_cells(row, rate),
                 figure(row, "seconds", ".1f"),
                 figure(row, "predicted_seconds", ".1f"),
                 figure(row, "tokens_per_batch") + halved,
@@ -208,7 +217,7 @@ def trainer_lines(rows: Mapping[str, Rows], rate: float | None) -> list[str]:
                 "; ".join([row["attention"], *row.get("failures", [])]),
                 figure(row, "tokens_per_second"),
                 f"{ours / row['tokens_per_second']:.2f}" if ours else "",
-                share(row, rate),
+                share_cell(row, rate),
                 figure(row, "peak_gb", ".1f"),
                 f"{row['batch']}{', recomputes' if row['checkpointing'] else ''}",
             ]
@@ -230,11 +239,7 @@ def scoring_lines(rows: Rows, rate: float | None) -> list[str]:
                 shape,
                 "bfloat16" if kind == EAGER_LAYERS else kind,
                 row["attention"],
-                ", ".join(row["fused_layers"]) or "no",
-                figure(row, "tokens_per_second"),
-                share(row, rate),
-                figure(row, "peak_gb", ".1f"),
-                figure(row, "planned_gb", ".1f"),
+                *speed_cells(row, rate),
                 figure(row, "kl", ".1e"),
                 figure(row, "largest_difference", ".2g"),
                 figure(row, "largest_logit", ".2g"),

@@ -17,6 +17,8 @@ import sys
 import time
 from typing import Any
 
+from benchmarks.common import argument_parser
+
 CARDS = {"sm_80": "A100", "sm_90": "H100", "sm_100": "B200", "sm_120": "RTX 5090"}
 # Query heads, key heads, head size, soft-cap (0 = none), sliding window (0 = none).
 SHAPES = {
@@ -70,7 +72,7 @@ def run(card: str, shape: str, direction: str) -> tuple[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argument_parser(__doc__)
     parser.add_argument("--cards", nargs="*", default=list(CARDS))
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES))
     parser.add_argument("--one", nargs=2, metavar=("SHAPE", "DIRECTION"), help=argparse.SUPPRESS)

@@ -14,7 +14,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from benchmarks.gpu.lora_training import plan_of, prepared, train
-from benchmarks.gpu.parts import ARENA, TRAINED, Case, Context, Row
+from benchmarks.gpu.parts import ARENA, TRAINING, Case, Context, Row
 from benchmarks.gpu.random_classifier import (
     PAD,
     build,
@@ -55,7 +55,8 @@ def shares(times: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Return each kind's share of the time, the largest first."""
     totals: dict[str, float] = {}
     for name, time_us in times:
-        totals[kind_of(name)] = totals.get(kind_of(name), 0.0) + time_us
+        kind = kind_of(name)
+        totals[kind] = totals.get(kind, 0.0) + time_us
     whole = sum(totals.values()) or 1.0
     return {kind: time_us / whole for kind, time_us in sorted(totals.items(), key=lambda item: -item[1]) if time_us}
 
@@ -64,7 +65,7 @@ def measure(case: Case, context: Context) -> Row:
     """Return the shares of the kinds of operations in training or scoring, and the names that take the most time."""
     shape, what = case
     member = member_of(shape, context)
-    times = profiled_training(member, context) if what == TRAINED else profiled_scoring(member, context)
+    times = profiled_training(member, context) if what == TRAINING else profiled_scoring(member, context)
     whole = sum(time_us for _, time_us in times) or 1.0
     longest = sorted(times, key=lambda item: -item[1])[:LISTED]
     return {

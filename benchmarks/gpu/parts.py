@@ -18,9 +18,9 @@ PROBLEM = "problem"  # key of a row whose case could not be measured: the reason
 OUT_OF_MEMORY = "out of memory"
 ARENA = "arena lengths"
 MODELS = ("smollm2-135m", "gemma3-270m")
-SCORED = ("bfloat16", "float16", "int8", "nf4")
+SCORED = ("bfloat16", "float16", "int8", "nf4")  # precisions of the base
 EAGER_LAYERS = "eager layers"  # option of a training or scoring case: without fused layers
-TRAINED, SCORING = "training", "scoring"  # passes whose operations are profiled
+TRAINING, SCORING = "training", "scoring"  # passes whose operations are profiled
 
 
 @dataclass(frozen=True)
@@ -161,13 +161,6 @@ class Part:
     cases: Callable[[Context], list[Case]]
 
 
-def attentions() -> list[str]:
-    """Return every attention implementation, compiled kernels of the hub included, fastest first."""
-    from oof.model.attention_table import ORDER  # imports torch
-
-    return list(ORDER)
-
-
 def _rates(context: Context) -> list[Case]:
     products = [" x ".join(map(str, matrix)) for matrix in context.size.matrices]
     cases = [("matrix product", dtype, product) for dtype in ("bfloat16", "float16") for product in products]
@@ -176,9 +169,11 @@ def _rates(context: Context) -> list[Case]:
 
 def _training(context: Context) -> list[Case]:
     """Return the cases with those that the goals need first, in case the time box ends."""
+    from oof.model.attention_table import ORDER  # imports torch
+
     size = context.size
     cases: list[Case] = [
-        (shape, lengths, attention) for lengths in size.lengths for attention in attentions() for shape in size.shapes
+        (shape, lengths, attention) for lengths in size.lengths for attention in ORDER for shape in size.shapes
     ]
     return [*cases, *((shape, ARENA, "auto", EAGER_LAYERS) for shape in size.shapes)]
 
@@ -196,7 +191,7 @@ def _qlora(context: Context) -> list[Case]:
 
 
 def _operations(context: Context) -> list[Case]:
-    return [(shape, kind) for kind in (TRAINED, SCORING) for shape in context.size.shapes]
+    return [(shape, kind) for kind in (TRAINING, SCORING) for shape in context.size.shapes]
 
 
 def _real(context: Context) -> list[Case]:

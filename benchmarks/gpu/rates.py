@@ -8,14 +8,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.gpu.parts import Case, Context, Row
-from oof.model.precision import device
+from oof.model.precision import DTYPES, device
 
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "tf32": torch.float32,
-    "float32": torch.float32,
-}
+STORED = DTYPES | {"tf32": torch.float32}  # precision of a product -> type of its matrices
 
 
 def measure(case: Case, context: Context) -> Row:
@@ -31,9 +26,9 @@ def measure(case: Case, context: Context) -> Row:
     if dtype == "tf32" and not torch.cuda.is_available():
         return {"flops_per_second": None}
     torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
-    a = torch.randn(m, k, device=device()).to(DTYPES[dtype])
-    b = torch.randn(k, n, device=device()).to(DTYPES[dtype])
-    out = torch.empty(m, n, device=device(), dtype=DTYPES[dtype])
+    a = torch.randn(m, k, device=device()).to(STORED[dtype])
+    b = torch.randn(k, n, device=device()).to(STORED[dtype])
+    out = torch.empty(m, n, device=device(), dtype=STORED[dtype])
     per_second = repetitions(lambda: torch.mm(a, b, out=out), size.rate_seconds)
     return {"flops_per_second": 2.0 * m * n * k * per_second}
 
