@@ -8,17 +8,17 @@ The head of each configuration says which cards it is for (``# Cards: 8 x H100 o
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.common import ROOT, argument_parser, chosen, run_script
 from oof import config as configuration
 from oof.common.atomic_files import replacing
 from oof.plan import Totals, make_plan, plan_totals
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 WITHOUT_A_CARD = ("demo",)
 # US dollars for an hour of one card, round figures of on-demand offers; they differ by provider and by month.
 PRICES = {"T4": 0.4, "L4": 0.7, "A10G": 1.0, "A100-80": 1.8, "H100": 2.5}
@@ -87,12 +87,12 @@ def totals(recipe: Recipe, price: float | None = None) -> dict[str, Totals | Non
     return {card: plan_totals(config, card, recipe.n_cards, prices[card], plan=plan) for card in recipe.cards}
 
 
-def page(chosen: Sequence[Recipe], price: float | None = None) -> str:
+def page(listed: Sequence[Recipe], price: float | None = None) -> str:
     """Return the page with the totals of some recipes."""
-    return "\n".join([HEAD, *_table(chosen, price), "", "## What each recipe gives up", "", *_sentences(chosen)]) + "\n"
+    return "\n".join([HEAD, *_table(listed, price), "", "## What each recipe gives up", "", *_sentences(listed)]) + "\n"
 
 
-def _table(chosen: Sequence[Recipe], price: float | None) -> Iterator[str]:
+def _table(listed: Sequence[Recipe], price: float | None) -> Iterator[str]:
     each = [f"{card} {PRICES[card]:.2f}" for card in PRICES] if price is None else [f"any card {price:.2f}"]
     yield "Money is wall hours x cards x the assumed price of a card for an hour, in dollars:"
     yield f"{', '.join(each)}. Give yours with `make recipes PRICE=2.5`, or plan"
@@ -100,7 +100,7 @@ def _table(chosen: Sequence[Recipe], price: float | None) -> Iterator[str]:
     yield ""
     yield "| recipe | cards | stage one | fold students | final student | wall hours | dollars |"
     yield "|---|---|---|---|---|---|---|"
-    for recipe in chosen:
+    for recipe in listed:
         for card, result in totals(recipe, price).items():
             yield f"| `configs/{recipe.path.name}` | {recipe.n_cards} x {card} | {_cells(result)} |"
 
@@ -112,20 +112,20 @@ def _cells(result: Totals | None) -> str:
     return " | ".join([*(f"{value:,.1f}" for value in hours), f"{result.money or 0:,.0f}"])
 
 
-def _sentences(chosen: Sequence[Recipe]) -> Iterator[str]:
-    for recipe in chosen:
+def _sentences(listed: Sequence[Recipe]) -> Iterator[str]:
+    for recipe in listed:
         yield f"- `configs/{recipe.path.name}`: {recipe.gives_up}"
 
 
 def main() -> None:
     """Print the page, or write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, whole_text=True)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="recipes to plan; default: all")
     parser.add_argument("--price-per-hour", type=float, help="of one card, of any kind")
     parser.add_argument("--write", type=Path, help="page to write; default: print it")
     arguments = parser.parse_args()
-    chosen = [recipe for recipe in recipes() if not arguments.only or recipe.name in arguments.only]
-    text = page(chosen, arguments.price_per_hour)
+    shipped = {recipe.name: recipe for recipe in recipes()}
+    text = page([shipped[name] for name in chosen(arguments.only, shipped)], arguments.price_per_hour)
     if arguments.write is None:
         print(text, end="")
         return
@@ -134,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.recipes import WITHOUT_A_CARD, Recipe, page, read_recipe, recipes, totals
+from benchmarks.recipes import WITHOUT_A_CARD, Recipe, main, page, read_recipe, recipes, totals
 from oof import config as configuration
+from oof.common.errors import UserError
 from oof.plan import CARDS
 from tests.fixtures.demo_run import ROOT
 
@@ -72,6 +73,14 @@ def test_a_price_of_ones_own_replaces_the_stated_ones() -> None:
     rows = re.findall(r"\| 2 x T4 \|.* ([\d.,]+) \| ([\d,]+) \|$", page([recipe], 100.0), re.M)
     [(wall, dollars)] = rows
     assert float(dollars.replace(",", "")) == pytest.approx(200 * float(wall), abs=10)
+
+
+def test_a_recipe_that_is_not_shipped_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = tmp_path / "page.md"
+    monkeypatch.setattr("sys.argv", ["recipes", "--only", "lmsis", "--write", str(written)])
+    with pytest.raises(UserError, match="no recipe 'lmsis'; there are: "):
+        main()
+    assert not written.exists()
 
 
 def test_a_configuration_without_its_cards_is_refused(tmp_path: Path) -> None:
