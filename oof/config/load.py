@@ -158,10 +158,9 @@ def _refuse_unknown(origin: str, tree: object, schema: type, prefix: str = "") -
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
             alias = ALIASES.get(str(key))
-            near = [alias] if alias in known else [] if alias else near
-            meant = f"{prefix}{near[0]}" if near else nearest_setting(str(key), Config)
+            near = [alias] if alias else difflib.get_close_matches(str(key), known, n=1)
+            meant = f"{prefix}{near[0]}" if near and near[0] in known else nearest_setting(str(key), Config)
             hint = f"did you mean {meant}?" if meant else f"known keys: {', '.join(known)}"
             raise UserError(f"{origin}: unknown key {one_line(name)!r}; {hint}")
         if isinstance(value, int) and abs(value) > sys.float_info.max:  # OmegaConf fails to convert it to a float

@@ -75,8 +75,8 @@ class Train:
     # The weights do not depend on it, but the content keys of existing runs do: so it is not marked "speed only".
     checkpoint_steps: int = setting(
         0,
-        "optimizer steps between checkpoints; 0 = none (a killed job starts again). Choose about ten minutes of work. "
-        "A finished job is trained again after a change",
+        "optimizer steps between checkpoints, beside those of `checkpoint_minutes`; 0 = none. After a change, finished "
+        "jobs are trained again, so prefer `checkpoint_minutes`",
         unit="optimizer steps",
         range=(0, 10_000_000),
     )

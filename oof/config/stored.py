@@ -139,7 +139,8 @@ def _make_absolute(tree: dict[str, Any]) -> None:
     distill = tree.get("distill")
     recipes += [distill.get("student")] if isinstance(distill, dict) else []
     for recipe in recipes:
-        if isinstance(recipe, dict) and Path(str(recipe.get("checkpoint") or "")).is_dir() and recipe["checkpoint"]:
+        checkpoint = recipe.get("checkpoint") if isinstance(recipe, dict) else None
+        if checkpoint and Path(str(checkpoint)).is_dir():
             recipe["checkpoint"] = _absolute(recipe["checkpoint"])
 
 

@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from oof.common.errors import UserError
@@ -72,8 +73,11 @@ def plain_value(name: str, text: str, schema: Any) -> object | None:
     """Return the value of an override that is no YAML: the path or paths of a setting that takes a list of texts."""
     parts = name.split(".")
     while parts and parts[0] in sections(schema) | named_sections(schema):
-        schema = (sections(schema) | named_sections(schema))[parts[0]]
-        parts = parts[2:] if parts[0] == "members" else parts[1:]
+        first, *parts = parts
+        if first in named_sections(schema):
+            schema, parts = named_sections(schema)[first], parts[1:]  # without the user's own name
+        else:
+            schema = sections(schema)[first]
     hint = get_type_hints(schema).get(parts[0]) if len(parts) == 1 else None
     is_list = get_origin(hint) is list and get_args(hint) == (str,)
     is_number = text.lstrip("-").isdigit()  # no path, and refused with its own message
@@ -100,8 +104,7 @@ def fit(origin: str, tree: dict[Any, Any], schema: Any, prefix: str = "") -> Non
 
 
 def _fitted(place: str, value: object, hint: Any, choices: tuple[str, ...]) -> object:
-    kinds = get_args(hint) if get_origin(hint) is not list and get_origin(hint) is not dict else (hint,)
-    kinds = kinds or (hint,)
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if isinstance(value, bool) and "off" in choices:
         return "on" if value else "off"  # YAML reads these as true and false
     if value is None and type(None) in kinds:
