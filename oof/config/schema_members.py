@@ -145,9 +145,9 @@ class Member:
     attn: str = setting(
         "auto",
         "attention implementation. `auto`: the first of FlashAttention 4, 3, 2 (if installed; 16 bits on a GPU of "
-        "compute capability 8.0 or higher), `sdpa` and `blockwise` that agrees with `eager` on this machine; `eager` in "
-        "a training for which the plan predicts that it is faster than `blockwise`, and fits. "
-        "Soft-capped attention scores never run on sdpa, which does not compute them",
+        "compute capability 8.0 or higher), `sdpa` and `blockwise` that agrees with `eager` on this machine; `eager` "
+        "in a training for which the plan predicts that it is faster than `blockwise`, and fits. Soft-capped attention "
+        "scores never run on sdpa, which does not compute them",
         choices=(
             "auto",
             "eager",
