@@ -65,9 +65,15 @@ class ParsedRows:
         self.faults.append(RowFault(self.raw.rows[i], column, str(reason), remedy, chosen, i))
 
     def parse_column(self, column: str, parse: Callable[[Any], Any], default: Any = None) -> list[Any]:
-        """Return ``parse`` of each cell of a column; a bad cell becomes a fault and ``default``."""
+        """Return ``parse`` of each cell of a column; a bad cell becomes a fault and ``default``.
+
+        A column that the file lacks has the default everywhere.
+        """
+        cells = self.raw.columns.get(column)
+        if cells is None:
+            return [default] * self.n
         values: list[Any] = []
-        for i, cell in enumerate(self.raw.columns.get(column) or [None] * self.n):
+        for i, cell in enumerate(cells):
             try:
                 values.append(parse(cell))
             except CellError as error:

@@ -25,6 +25,8 @@ def draw_subset(table: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
         share: of the train battles, above 0 and at most 1.
         seed: of the draw.
     """
+    if share == 1:
+        return table
     train = np.flatnonzero((table["role"] == "train").to_numpy())
     ids = table["id"].gather(train).to_list()
     ranks = np.array([hashlib.blake2b(f"{seed}\x1f{name}".encode(), digest_size=16).digest() for name in ids], "S16")
