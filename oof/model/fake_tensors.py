@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 
 @contextmanager
@@ -30,6 +29,15 @@ def fake_weights(model: nn.Module) -> Iterator[None]:
                 if buffer is not None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
         yield
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return the tensors among an operator's arguments or results, which are alone or in lists."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []
 
 
 class TensorMeter(TorchDispatchMode):
@@ -60,7 +68,6 @@ class TensorMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        for value in tree_iter(out):
-            if isinstance(value, torch.Tensor):
-                self.add(value)
+        for tensor in tensors_in(out):
+            self.add(tensor)
         return out

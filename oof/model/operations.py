@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
+
+from oof.model.fake_tensors import tensors_in
 
 MATRIX, ATTENTION, NORM, SOFTMAX = "matrix products", "attention", "norms", "softmax"
 ELEMENTWISE, COPY, HEAD, OPTIMIZER = "elementwise", "copies and casts", "head and loss", "optimizer"
@@ -141,8 +142,7 @@ def _place_kind(name: str, module: nn.Module) -> str:
 def operation_of(func: Any, args: Any, kwargs: Any, out: Any, place: str, place_kind: str) -> Operation | None:
     """Return the record of an operation, or None where it neither computes nor moves anything."""
     packet = func._overloadpacket
-    results = [value for value in tree_iter(out) if isinstance(value, torch.Tensor)]
-    inputs = [value for value in tree_iter((args, kwargs)) if isinstance(value, torch.Tensor)]
+    results, inputs = tensors_in(out), tensors_in([*args, *kwargs.values()])
     mutable = func._schema.is_mutable
     if packet.__name__ in FREE or not (results or mutable):
         return None
@@ -189,7 +189,7 @@ def _bytes(func: Any, inputs: Sequence[torch.Tensor], results: Sequence[torch.Te
     written = sum(_stored(value) for value in results)
     if func._schema.is_mutable:
         targets = [arg for arg, of in zip(args, func._schema.arguments, strict=False) if of.is_write]
-        written = sum(_stored(value) for value in tree_iter(targets) if isinstance(value, torch.Tensor))
+        written = sum(_stored(value) for value in tensors_in(targets))
     if name in GATHERS:
         return float(2 * written + sum(_stored(value) for value in inputs[1:]))
     if name in OVERWRITES:  # the target is written, not read
