@@ -178,10 +178,8 @@ def draft_pairs(config: Config, table: pl.DataFrame, test: pl.DataFrame) -> Pair
     """
     if not config.pretrain.data:
         return PairsDraft("", lambda: None)
-    folder, scored = (
-        Path(config.run) / PAIRS,
-        [frame.select(COMPARED_COLUMNS) for frame in (table, test) if frame.height],
-    )
+    folder = Path(config.run) / PAIRS
+    scored = [frame.select(COMPARED_COLUMNS) for frame in (table, test) if frame.height]
     step = Step(folder, _pairs_step_key(config, scored), manifest="battles.json")
     if step.done:
         return PairsDraft(str(_manifest(Path(config.run))["battles"]), lambda: None)
