@@ -66,6 +66,16 @@ def parameters(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
+def has_parameters(owner: type, name: str, used_by: str, *names: str) -> Private:
+    """Return the case of a method with exactly these parameters."""
+    return Private(owner.__name__, name, used_by, lambda: parameters(getattr(owner, name)) == [*names])
+
+
+def tells_whether(package: Any, name: str, used_by: str) -> Private:
+    """Return the case of a function without arguments that returns a bool."""
+    return Private(package.__name__, name, used_by, lambda: isinstance(getattr(package, name)(), bool))
+
+
 def source(function: Any) -> str:
     return inspect.getsource(function)
 
@@ -161,12 +171,7 @@ RELIED_ON = [
     ),
     Private("PretrainedConfig", "layer_types", TRACE, lambda: len(Gemma2Config(num_hidden_layers=4).layer_types) == 4),
     Private("Gemma2Config", "attn_logit_softcapping", ATTENTION, lambda: Gemma2Config().attn_logit_softcapping == 50.0),
-    Private(
-        "PreTrainedModel",
-        "_sdpa_can_dispatch",
-        ATTENTION,
-        lambda: parameters(PreTrainedModel._sdpa_can_dispatch) == ["self", "is_init_check"],
-    ),
+    has_parameters(PreTrainedModel, "_sdpa_can_dispatch", ATTENTION, "self", "is_init_check"),
     Private(
         "transformers.modeling_utils",
         "ALL_ATTENTION_FUNCTIONS",
@@ -175,22 +180,10 @@ RELIED_ON = [
     ),
     Private("modeling_gemma2", "eager_attention_forward", BLOCKWISE, eager_computes_a_soft_cap),
     Private("masking_utils", "AttentionMaskInterface", BLOCKWISE, lambda: AttentionMaskInterface.register),
-    Private(
-        "masking_utils",
-        "eager_mask",
-        BLOCKWISE,
-        lambda: "attention_mask" in parameters(eager_mask),
-    ),
-    Private(
-        "AttentionInterface", "register", BLOCKWISE, lambda: parameters(AttentionInterface.register) == ["key", "value"]
-    ),
+    Private("masking_utils", "eager_mask", BLOCKWISE, lambda: "attention_mask" in parameters(eager_mask)),
+    has_parameters(AttentionInterface, "register", BLOCKWISE, "key", "value"),
     *(
-        Private(
-            "transformers.utils.import_utils",
-            name,
-            ATTENTION,
-            lambda name=name: isinstance(getattr(transformers.utils.import_utils, name)(), bool),
-        )
+        tells_whether(transformers.utils.import_utils, name, ATTENTION)
         for name in (
             "is_flash_attn_2_available",
             "is_flash_attn_3_available",
@@ -228,12 +221,7 @@ RELIED_ON = [
     Private(
         "huggingface_hub.constants", "HF_HUB_OFFLINE", ATTENTION, lambda: constants.HF_HUB_OFFLINE in (True, False)
     ),
-    Private(
-        "transformers.utils.import_utils",
-        "is_bitsandbytes_available",
-        CLASSIFIER,
-        lambda: isinstance(transformers.utils.import_utils.is_bitsandbytes_available(), bool),
-    ),
+    tells_whether(transformers.utils.import_utils, "is_bitsandbytes_available", CLASSIFIER),
     Private("loading info", "missing_keys", CLASSIFIER, lambda: "score.weight" in loading_info()["missing_keys"]),
     Private("loading info", "mismatched_keys", CLASSIFIER, lambda: not loading_info()["mismatched_keys"]),
     Private(
@@ -268,22 +256,10 @@ RELIED_ON = [
     ),
     Private("TrainingArguments", "_n_gpu", GPUS, lambda: "return self._n_gpu" in source(TrainingArguments.n_gpu.fget)),
     Private("Trainer", "_wrap_model", GPUS, lambda: "self.args.n_gpu > 1" in source(Trainer._wrap_model)),
-    Private("Trainer", "_prepare_inputs", TRAINER, lambda: parameters(Trainer._prepare_inputs) == ["self", "inputs"]),
-    Private(
-        "Trainer",
-        "get_decay_parameter_names",
-        TRAINER,
-        lambda: parameters(Trainer.get_decay_parameter_names) == ["self", "model"],
-    ),
-    Private(
-        "Trainer",
-        "training_step",
-        TRAINER,
-        lambda: parameters(Trainer.training_step) == ["self", "model", "inputs", "num_items_in_batch"],
-    ),
-    Private(
-        "Trainer", "floating_point_ops", TRAINER, lambda: parameters(Trainer.floating_point_ops) == ["self", "inputs"]
-    ),
+    has_parameters(Trainer, "_prepare_inputs", TRAINER, "self", "inputs"),
+    has_parameters(Trainer, "get_decay_parameter_names", TRAINER, "self", "model"),
+    has_parameters(Trainer, "training_step", TRAINER, "self", "model", "inputs", "num_items_in_batch"),
+    has_parameters(Trainer, "floating_point_ops", TRAINER, "self", "inputs"),
     Private(
         "Trainer",
         "_save_checkpoint",
@@ -303,12 +279,7 @@ RELIED_ON = [
             in source(Trainer._maybe_log_save_evaluate)
         ),
     ),
-    Private(
-        "Trainer",
-        "_clip_grad_norm",
-        "tests/fixtures/several_processes.py",
-        lambda: parameters(Trainer._clip_grad_norm) == ["self", "model"],
-    ),
+    has_parameters(Trainer, "_clip_grad_norm", "tests/fixtures/several_processes.py", "self", "model"),
     Private(
         "integration_utils",
         "TensorBoardCallback",
@@ -363,7 +334,12 @@ RELIED_ON = [
     ),
     Private("torch", "_subclasses", FAKE, lambda: torch._subclasses.fake_tensor.FakeTensorMode),
     Private("torch.utils", "_python_dispatch", FAKE, lambda: torch.utils._python_dispatch.TorchDispatchMode),
-    Private("torch.utils", "_pytree", FAKE, lambda: list(torch.utils._pytree.tree_iter([1, {"a": 2}])) == [1, 2]),
+    Private(
+        "torch.utils",
+        "_pytree",
+        "oof/model/cuda_autocast.py",
+        lambda: torch.utils._pytree.tree_map(str, [1, {"a": 2}]) == ["1", {"a": "2"}],
+    ),
     Private("torch.utils.flop_counter", "flop_registry", OPERATIONS, lambda: flop_formula_of("addmm")),
     Private("OpOverload", "_schema", OPERATIONS, lambda: torch.ops.aten.mul_.Tensor._schema.is_mutable),
     *(
