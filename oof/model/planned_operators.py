@@ -8,6 +8,7 @@ or nf4 weights for one matrix product, in the forward and again in the backward 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -23,22 +24,38 @@ BYTES_PER_WEIGHT = {"nf4": 0.516, "int8": 1.0}  # nf4 with double quantisation: 
 PLANNED = "planned_attention"
 
 
-@torch.library.custom_op("arena_distill::planned_attention", mutates_args=())
+def operator(mutates_args: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator: a function on fake tensors becomes a torch operator of its name, which real tensors refuse.
+
+    Args:
+        mutates_args: names of the arguments that the kernel overwrites.
+    """
+
+    def register(on_fake_tensors: Callable[..., Any]) -> Any:
+        schema = torch.library.infer_schema(on_fake_tensors, mutates_args=mutates_args)
+        name = f"oof::{on_fake_tensors.__name__}"
+        registered: Any = torch.library.custom_op(name, _refuse, mutates_args=mutates_args, schema=schema)
+        registered.register_fake(on_fake_tensors)
+        return registered
+
+    return register
+
+
+def _refuse(*_: Any) -> Any:
+    raise NotImplementedError("for traces on fake tensors only")
+
+
+@operator()
 def planned_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Return (b, t, h, d) outputs and (b, h, t) float32 statistics of (b, h, t, d) queries."""
-    raise NotImplementedError("for traces on fake tensors only")
-
-
-@planned_attention.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     batch, heads, tokens, size = query.shape
     statistics = query.new_empty((batch, heads, tokens), dtype=torch.float32)
     return query.new_empty((batch, tokens, heads, size)), statistics
 
 
-@torch.library.custom_op("arena_distill::planned_attention_backward", mutates_args=())
+@operator()
 def planned_attention_backward(
     gradient: torch.Tensor,
     query: torch.Tensor,
@@ -48,18 +65,6 @@ def planned_attention_backward(
     statistics: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of queries, keys and values."""
-    raise NotImplementedError("for traces on fake tensors only")
-
-
-@planned_attention_backward.register_fake
-def _(
-    gradient: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    statistics: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
@@ -68,7 +73,7 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _backward(ctx: Any, gradient: torch.Tensor, _: Any) -> Any:
-    return torch.ops.arena_distill.planned_attention_backward(gradient, *ctx.saved_tensors)
+    return planned_attention_backward(gradient, *ctx.saved_tensors)
 
 
 planned_attention.register_autograd(_backward, setup_context=_save)
@@ -77,7 +82,7 @@ planned_attention.register_autograd(_backward, setup_context=_save)
 def _attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
 ) -> tuple[torch.Tensor, None]:
-    out, _statistics = torch.ops.arena_distill.planned_attention(query, key, value)
+    out, _statistics = planned_attention(query, key, value)
     return out, None
 
 
@@ -85,14 +90,9 @@ AttentionInterface.register(PLANNED, _attention)
 AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
 
 
-@torch.library.custom_op("arena_distill::dequantised", mutates_args=())
+@operator()
 def dequantised(weight: torch.Tensor, bytes_per_weight: float) -> torch.Tensor:
     """Return a quantised weight in the dtype of the products."""
-    raise NotImplementedError("for traces on fake tensors only")
-
-
-@dequantised.register_fake
-def _(weight: torch.Tensor, bytes_per_weight: float) -> torch.Tensor:
     return torch.empty_like(weight)
 
 
@@ -103,13 +103,13 @@ class _QuantisedProduct(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bytes_per_weight: float) -> torch.Tensor:
         ctx.save_for_backward(weight)
         ctx.bytes_per_weight = bytes_per_weight
-        dequantised_weight: torch.Tensor = torch.ops.arena_distill.dequantised(weight, bytes_per_weight)
+        dequantised_weight: torch.Tensor = dequantised(weight, bytes_per_weight)
         return x @ dequantised_weight.t()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return gradients[0] @ torch.ops.arena_distill.dequantised(weight, ctx.bytes_per_weight), None, None
+        return gradients[0] @ dequantised(weight, ctx.bytes_per_weight), None, None
 
 
 class QuantisedLayers:
@@ -148,34 +148,24 @@ def _lora_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.add(result, update)
 
 
-@torch.library.custom_op("arena_distill::fused_norm", mutates_args=())
+@operator()
 def fused_norm(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return normalised x and one float32 statistic of each row."""
-    raise NotImplementedError("for traces on fake tensors only")
-
-
-@fused_norm.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.custom_op("arena_distill::fused_norm_backward", mutates_args=())
+@operator()
 def fused_norm_backward(
     gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, statistic: torch.Tensor
 ) -> torch.Tensor:
     """Return the gradient of x."""
-    raise NotImplementedError("for traces on fake tensors only")
-
-
-@fused_norm_backward.register_fake
-def _(gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, statistic: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
 class _FusedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        out, statistic = torch.ops.arena_distill.fused_norm(x, weight)
+        out, statistic = fused_norm(x, weight)
         ctx.save_for_backward(x, weight, statistic)
         result: torch.Tensor = out
         return result
@@ -183,29 +173,19 @@ class _FusedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         x, weight, statistic = ctx.saved_tensors
-        out = torch.ops.arena_distill.fused_norm_backward(gradients[0], x, weight, statistic)
+        out = fused_norm_backward(gradients[0], x, weight, statistic)
         return out, torch.empty_like(weight) if ctx.needs_input_grad[1] else None
 
 
-@torch.library.custom_op("arena_distill::fused_gate", mutates_args=())
+@operator()
 def fused_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Return activation(gate) * up."""
-    raise NotImplementedError("for traces on fake tensors only")
-
-
-@fused_gate.register_fake
-def _(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(gate)
 
 
-@torch.library.custom_op("arena_distill::fused_gate_backward", mutates_args=("gate", "up"))
+@operator(("gate", "up"))
 def fused_gate_backward(gradient: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> None:
     """Write the gradients of gate and up over them."""
-    raise NotImplementedError("for traces on fake tensors only")
-
-
-@fused_gate_backward.register_fake
-def _(gradient: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> None:
     return None
 
 
@@ -213,13 +193,13 @@ class _FusedGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        out: torch.Tensor = torch.ops.arena_distill.fused_gate(gate, up)
+        out: torch.Tensor = fused_gate(gate, up)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = (tensor.detach() for tensor in ctx.saved_tensors)
-        torch.ops.arena_distill.fused_gate_backward(gradients[0], gate, up)
+        fused_gate_backward(gradients[0], gate, up)
         return gate, up
 
 
