@@ -24,9 +24,10 @@ from oof.model.cards import CARDS, Card, card_named
 from oof.model.checkpoint_shapes import shared_config
 from oof.model.cost_model import PassOperations, as_installed, attention_windows, pass_operations
 from oof.model.operations import ATTENTION, OPTIMIZER
+from oof.model.pass_trace import traced_dtype
+from oof.model.precision import DTYPES
 
 LENGTHS = 6  # representative lengths of a set of batches
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Row = tuple[str, str]  # class and dtype of operations
 Amounts = NDArray[np.float64]  # FLOPs, bytes, seconds
@@ -153,12 +154,11 @@ class Prediction:
         """Return the amounts of all layers' attention of one pass."""
         model = model_attention(shared_config(member.checkpoint, member.revision), member.attn_softcap)
         dtype, windows = self._dtype(member), [min(w or tokens, tokens) for w in attention_windows(member)]
-        traced = torch.float32 if dtype == "float32" else torch.bfloat16  # all 16-bit types cost the same
         total = np.zeros(3)
         for backward, layers in ((False, operations.forwards), (True, operations.backwards)):
             for window in set(windows) if layers else ():
                 share = windows.count(window) / len(windows)
-                each = attention_operations(self.attention, model, traced, tokens, window, backward)
+                each = attention_operations(self.attention, model, traced_dtype(dtype), tokens, window, backward)
                 labels = [dtype if x.dtype != "float32" else x.dtype for x in each]
                 times = [self.card.seconds(label, x.flops, x.bytes) for label, x in zip(labels, each, strict=True)]
                 amounts = [[x.flops, x.bytes, float(time)] for x, time in zip(each, times, strict=True)]
@@ -193,8 +193,8 @@ def seconds(amounts: dict[Row, Amounts]) -> float:
 
 def predicted_training_seconds(
     gpu: str, member: Member, lengths: NDArray[np.integer], budget: int, checkpointing: bool, attention: str
-) -> float | None:
-    """Return the predicted seconds of a training, or None for a card or an attention that the plan does not know.
+) -> float:
+    """Return the predicted seconds of a training.
 
     Args:
         gpu: name in :data:`oof.model.cards.CARDS`.
@@ -216,7 +216,7 @@ def predicted_on_this_gpu(
     if card is None:
         return {}
     arguments = as_installed(member), lengths, budget, checkpointing, attention
-    return {"predicted_seconds": round(predicted_training_seconds(card, *arguments) or 0.0, 1)}
+    return {"predicted_seconds": round(predicted_training_seconds(card, *arguments), 1)}
 
 
 def predicted_scoring_seconds(gpu: str, member: Member, lengths: NDArray[np.integer], attention: str) -> float:

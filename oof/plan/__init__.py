@@ -1,6 +1,7 @@
 """Resource plan of a configuration (``make plan``): memory, hours, disk and money before a card is rented.
 
-:mod:`oof.plan.members` plans each member and the student on each card, :mod:`oof.plan.totals` adds up the stages.
+:mod:`oof.plan.card_settings` finds the settings that fit on a card, :mod:`oof.plan.members` plans each member and the
+student with them, and :mod:`oof.plan.totals` adds up the stages.
 Parameters, memory and operations come from :mod:`oof.model.cost_model` (no weights are downloaded), token counts from
 a sample of the real battles, or from the arena's lengths where no data are set.
 """
@@ -8,7 +9,8 @@ a sample of the real battles, or from the arena's lengths where no data are set.
 from __future__ import annotations
 
 from oof.model.cards import CARDS
-from oof.plan.members import CardSetting, MemberPlan, Plan, make_plan
+from oof.plan.card_settings import CardSetting
+from oof.plan.members import MemberPlan, Plan, make_plan
 from oof.plan.text import format_plan
 from oof.plan.totals import Totals, plan_totals
 

@@ -9,7 +9,8 @@ import numpy as np
 from oof.model.cards import BANDWIDTH_EFFICIENCY, MATRIX_EFFICIENCY
 from oof.model.cost_model import USABLE_MEMORY
 from oof.model.operations import CLASSES_OF_OPERATIONS
-from oof.plan.members import CardSetting, MemberPlan, Plan
+from oof.plan.card_settings import CardSetting
+from oof.plan.members import MemberPlan, Plan
 from oof.plan.totals import STAGE_ONE, Totals, plan_totals
 
 SHOWN_SHARE = 0.001  # operations below it, in FLOPs, bytes and time, are added up in one line

@@ -16,8 +16,9 @@ from math import comb
 import numpy as np
 
 from oof.config import Config
+from oof.plan.card_settings import CardSetting
 from oof.plan.lengths import BattleLengths, Lengths
-from oof.plan.members import STUDENT, CardSetting, Plan, make_plan
+from oof.plan.members import STUDENT, Plan, make_plan
 
 STAGE_ONE, FOLD_STUDENTS, FINAL_STUDENT, TEST = "stage one", "fold students", "final student", "test battles"
 

@@ -10,8 +10,9 @@ import pytest
 from oof import config as configuration
 from oof.config import Config, Member
 from oof.model.cost_model import Cost
+from oof.plan.card_settings import CardSetting
 from oof.plan.lengths import BattleLengths
-from oof.plan.members import CardSetting, MemberPlan, Plan
+from oof.plan.members import MemberPlan, Plan
 from oof.plan.totals import FINAL_STUDENT, FOLD_STUDENTS, STAGE_ONE, TEST, job_groups, plan_totals
 
 NONE = np.empty(0)
