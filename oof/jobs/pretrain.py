@@ -157,14 +157,6 @@ class PairsDraft:
     write: Callable[[], None]
 
 
-def prepare_pairs(config: Config, table: pl.DataFrame, test: pl.DataFrame) -> None:
-    """Write the run's pairs, without near-duplicates of scored prompts, unless that is done.
-
-    Args and Raises: as :func:`draft_pairs`.
-    """
-    draft_pairs(config, table, test).write()
-
-
 def draft_pairs(config: Config, table: pl.DataFrame, test: pl.DataFrame) -> PairsDraft:
     """Read the run's pairs and leave out near-duplicates of scored prompts, unless that is done; nothing is written.
 
@@ -242,7 +234,7 @@ def near_scored(table: pl.DataFrame, config: Config) -> pl.Series:
 
 
 def load_pairs(run: Path) -> pl.DataFrame:
-    """Return the run's pairs, as :func:`prepare_pairs` wrote them.
+    """Return the run's pairs, as :func:`draft_pairs` has them written.
 
     Raises:
         UserError: they have not been prepared, or their file is damaged.

@@ -21,7 +21,7 @@ from oof.audit.run import audit_run
 from oof.encoding.batches import TrainingSteps
 from oof.jobs import fold_job
 from oof.jobs.dataset import load_battles, read_test
-from oof.jobs.pretrain import prepare_pairs, pretrain_job
+from oof.jobs.pretrain import draft_pairs, pretrain_job
 from oof.plan import format_plan, make_plan
 from oof.plan.lengths import pair_tokens
 from tests.fixtures.demo_run import ROOT
@@ -145,14 +145,14 @@ def test_another_test_file_repeats_only_the_comparison_of_prompts(base: list[str
     config = config_of(base, run)
     test = read_test(config)
     stranger = test[:1].with_columns(id=pl.lit("stranger"), prompt=pl.Series([["a prompt unlike all others"]]))
-    prepare_pairs(config, load_battles(run), pl.concat([test, stranger]))
+    draft_pairs(config, load_battles(run), pl.concat([test, stranger])).write()
     assert "stranger" in pl.read_parquet(run / "pretrain" / "test.parquet")["id"]
     same = pretrain_job(config, "llama3_1")
     assert same is not None
     assert same.step.done  # the same pairs are left
     prompt = pl.read_parquet(run / "pretrain" / "battles.parquet")["prompt"][5].to_list()
     also = pl.concat([test, test[:1].with_columns(id=pl.lit("new"), prompt=pl.Series([prompt]))])
-    prepare_pairs(config, load_battles(run), also)
+    draft_pairs(config, load_battles(run), also).write()
     after = pretrain_job(config, "llama3_1")
     assert after is not None
     assert not after.step.done  # one pair less
