@@ -35,9 +35,9 @@ from oof.model.optimizations import checkpoint_trainable_layers
 from oof.model.precision import device, resolve_dtype
 from oof.model.predicted_time import predicted_on_this_gpu
 from oof.training.held_out_loss import HeldOut, sample
-from oof.training.losses import cross_entropy
+from oof.training.losses import RowLoss, cross_entropy
 from oof.training.trackers import tracked_run
-from oof.training.trainer import RowLoss, train_classifier
+from oof.training.trainer import train_classifier
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
 """Device and floating-point types of training and scoring.
 
 Frozen weights have the member's ``dtype``; autocast runs the matrix products in it. Adapters, head and losses are
-float32. float16 ends at 65,504 and at 6e-8, so its training needs loss scaling (:mod:`oof.training.trainer`).
+float32. float16 ends at 65,504 and at 6e-8, so its training needs loss scaling
+(:mod:`oof.training.classifier_trainer`).
 """
 
 from __future__ import annotations

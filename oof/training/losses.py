@@ -15,6 +15,7 @@ from torch.nn.functional import cosine_similarity, log_softmax
 from oof.classes import SWAPPED
 from oof.config import Losses
 
+RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits (b, 3), targets (b, 3m)) -> (b,) losses
 RowTerm = Callable[[torch.Tensor], torch.Tensor]  # one teacher's (b, 3) targets -> (b,)
 SMALLEST = 1e-8  # probabilities are clamped here before their logarithm is taken
 

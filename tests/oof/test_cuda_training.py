@@ -18,8 +18,9 @@ from oof.config import Lora, Member, Train
 from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.model.classifier import load_base, load_tokenizer
 from oof.model.lora import add_adapters
+from oof.training.classifier_trainer import ClassifierTrainer
 from oof.training.losses import cross_entropy
-from oof.training.trainer import ClassifierTrainer, train_classifier
+from oof.training.trainer import train_classifier
 from tests.fixtures.real_heads import FAMILIES, REAL_HEADS
 from tests.fixtures.tiny_classifiers import encoded_transcripts
 from tests.fixtures.tiny_models import save_tiny

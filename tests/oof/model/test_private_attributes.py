@@ -154,7 +154,8 @@ def sequence_numbers_link_both_passes() -> bool:
     return y.grad_fn._sequence_nr() == made and seen == [number]  # type: ignore[union-attr]
 
 
-TRAINER, OPTIMIZATIONS, ATTENTION = "oof/training/trainer.py", "oof/model/optimizations.py", "oof/model/attention.py"
+TRAINER, OPTIMIZATIONS = "oof/training/classifier_trainer.py", "oof/model/optimizations.py"
+ATTENTION = "oof/model/attention.py"
 ATTENTION_CHECK = "oof/model/attention_check.py"
 BLOCKWISE, COST, FAKE = "oof/model/blockwise_attention.py", "oof/model/cost_model.py", "oof/model/fake_tensors.py"
 CLASSIFIER, MERGE = "oof/model/classifier.py", "ensemble/distillation/merge.py"

@@ -15,9 +15,10 @@ from oof.common.errors import UserError
 from oof.config import Member
 from oof.model.classifier import load_base
 from oof.model.lora import add_adapters
+from oof.training.classifier_trainer import ClassifierTrainer
 from oof.training.finite_steps import FiniteSteps, loss_spikes
 from oof.training.losses import cross_entropy
-from oof.training.trainer import ClassifierTrainer, train_classifier
+from oof.training.trainer import train_classifier
 from tests.fixtures.tiny_classifiers import training_steps
 from tests.fixtures.tiny_models import MEMBER
 

@@ -13,8 +13,9 @@ from oof.common.errors import UserError
 from oof.config import Lora, Member
 from oof.model.classifier import load_base, load_classifier
 from oof.model.lora import add_adapters, save_classifier
+from oof.training.classifier_trainer import ClassifierTrainer
 from oof.training.losses import cross_entropy
-from oof.training.trainer import ClassifierTrainer, train_classifier
+from oof.training.trainer import train_classifier
 from tests.fixtures.demo_run import BASES
 from tests.fixtures.tiny_classifiers import training_steps
 from tests.fixtures.tiny_models import MEMBER
