@@ -117,13 +117,12 @@ class FusedLayers:
         self.kinds = sorted({*self.kinds, kind})
 
 
-def fuse(layer: Any, kernels: Kernels, dtypes: frozenset[torch.dtype]) -> bool:
-    """Let a layer of a known class compute by ``kernels`` in these precisions; return whether its class is known."""
+def fuse(layer: Any, kernels: Kernels, dtypes: frozenset[torch.dtype]) -> None:
+    """Let a layer of a known class compute by ``kernels`` in these precisions; any other layer stays as it is."""
     kind = _kind(layer)
     if kind:
         forward = _norm_forward if kind == "rms_norm" else _feed_forward
         layer.forward = MethodType(forward(kernels, kind, layer, dtypes), layer)
-    return bool(kind)
 
 
 def load_kernels() -> Kernels | None:
