@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -140,7 +141,8 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     from oof.plan import format_plan, make_plan
 
-    print(format_plan(make_plan(config), arguments.cards, arguments.price_per_hour))
+    plan = make_plan(config, workers=os.cpu_count() or 1)
+    print(format_plan(plan, arguments.cards, arguments.price_per_hour))
 
 
 def _synth(arguments: argparse.Namespace) -> None:

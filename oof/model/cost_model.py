@@ -136,21 +136,21 @@ def trace(member: Member, batch: int, tokens: int, training: bool, checkpointing
         attention: "eager" or "sdpa"; FlashAttention and blockwise attention use as much memory as sdpa.
     """
     depth, traced = _depth(member), _traced(member)
-    # With fused kernels memory grows with the tokens, however they are cut; stored scores grow with the length, too.
-    length = tokens if attention == "eager" else TRACED_TOKENS
-
     stores_scores = attention == "eager"
 
-    def at(sequences: int) -> NDArray[np.float64]:
-        """Return parameters, trainable ones, bytes of the weights and peak bytes of a small batch at full depth."""
+    def at(sequences: int, length: int) -> NDArray[np.float64]:
+        """Return parameters, trainable ones, bytes of the weights and peak bytes of a batch at full depth."""
         total = np.zeros(4)
         for traced_depth, weight in _depth_weights(member, depth):
             each = trace_pass(traced, traced_depth, sequences, length, training, checkpointing, stores_scores)
             total += weight * np.array([each.parameters, each.trainable, each.weight_bytes, each.peak_bytes])
         return total
 
-    parameters, trainable, weights, one = at(1)
-    peak = one + (at(2)[3] - one) * (batch * tokens / length - 1)
+    if stores_scores:
+        parameters, trainable, weights, peak = at(batch, tokens)
+    else:  # memory grows with the tokens, however they are cut into sequences: the traces of all batches are shared
+        parameters, trainable, weights, one = at(1, TRACED_TOKENS)
+        peak = one + (at(2, TRACED_TOKENS)[3] - one) * (batch * tokens / TRACED_TOKENS - 1)
     saved = 0.0
     if member.quantise != "none":
         width = 4 if traced.dtype == "float32" else 2

@@ -1,7 +1,4 @@
-"""Memory meter for passes on fake tensors, which have shapes and dtypes but no data.
-
-A dispatch mode sees every operation and adds up the live storages.
-"""
+"""Fake weights of a model, which have shapes and dtypes but no data, and a meter of the memory of fake tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextmanager
@@ -40,15 +36,14 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return []
 
 
-class TensorMeter(TorchDispatchMode):
-    """Counts the memory of all operations inside.
+class TensorMeter:
+    """Counts the memory of the tensors that are added to it.
 
     Attributes:
         now, peak: bytes of the live storages, now and at most.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.live: dict[int, tuple[Any, int]] = {}
 
@@ -64,10 +59,3 @@ class TensorMeter(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self.now -= self.live.pop(key)[1]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        for tensor in tensors_in(out):
-            self.add(tensor)
-        return out

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from oof.model.fake_tensors import tensors_in
+from oof.model.fake_tensors import TensorMeter, tensors_in
 
 MATRIX, ATTENTION, NORM, SOFTMAX = "matrix products", "attention", "norms", "softmax"
 ELEMENTWISE, COPY, HEAD, OPTIMIZER = "elementwise", "copies and casts", "head and loss", "optimizer"
@@ -70,14 +70,18 @@ class Operation:
 class OperationLog(TorchDispatchMode):
     """Records the operations inside, in order.
 
+    Args:
+        meter: counts the memory of their results, if given.
+
     Attributes:
         operations: those so far.
         stack: name and class of each module whose forward pass runs, the innermost last.
         default: class of operations outside of all modules; "" = told apart.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, meter: TensorMeter | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.meter = meter
         self.operations: list[Operation] = []
         self.stack: list[tuple[str, str]] = []
         self.default = ""
@@ -125,6 +129,9 @@ class OperationLog(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if self.meter is not None:
+            for tensor in tensors_in(out):
+                self.meter.add(tensor)
         place, kind = self._place()
         operation = operation_of(func, args, kwargs, out, place, kind)
         if operation is not None:

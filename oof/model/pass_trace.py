@@ -70,7 +70,8 @@ def trace_pass(
     dtype = traced_dtype(member.dtype)
     model = build_on_meta(member, depth, dtype, "eager" if stores_scores else PLANNED)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    meter, log = TensorMeter(), OperationLog()
+    meter = TensorMeter()
+    log = OperationLog(meter)
     with fake_weights(model), ExitStack() as stack:
         stack.enter_context(_without_garbage_collection())
         if checkpointing:
@@ -91,7 +92,7 @@ def trace_pass(
             meter.add(parameter.grad)
         ids = torch.ones(batch, tokens, dtype=torch.long)
         stack.enter_context(log.inside(model))
-        with meter, log, torch.set_grad_enabled(training):
+        with log, torch.set_grad_enabled(training):
             with emulated_autocast(dtype):
                 logits = model(input_ids=ids).logits
             if training:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -88,15 +91,36 @@ class TokenCounts:
     longest: int
 
 
-def make_plan(config: Config, cards: Sequence[str] = tuple(CARDS)) -> Plan:
+def make_plan(config: Config, cards: Sequence[str] = tuple(CARDS), workers: int = 1) -> Plan:
     """Return the plan of a configuration on each of some cards (names of :data:`CARDS`).
+
+    Args:
+        config: members, student and data are read.
+        cards: to plan on.
+        workers: processes; each base is planned in one of them, because its members share traces.
 
     Raises:
         UserError: a checkpoint's configuration, or the data, cannot be read.
     """
-    lengths = battle_lengths(config)
-    members = planned_members(config).items()
-    return Plan(config, lengths, cards, [_plan_member(config, name, each, lengths, cards) for name, each in members])
+    lengths, members = battle_lengths(config), planned_members(config)
+    plan_one = partial(_plan_members, config, lengths=lengths, cards=cards)
+    bases: dict[tuple[str, str], dict[str, Member]] = {}
+    for name, member in members.items():
+        bases.setdefault((member.checkpoint, member.revision), {})[name] = member
+    if min(workers, len(bases)) > 1:
+        # Forked, because to import the libraries again takes as long as to plan. No thread of them runs yet.
+        with ProcessPoolExecutor(min(workers, len(bases)), multiprocessing.get_context("fork")) as pool:
+            parts = list(pool.map(plan_one, bases.values()))
+    else:
+        parts = [plan_one(of_base) for of_base in bases.values()]
+    plans = {plan.name: plan for part in parts for plan in part}
+    return Plan(config, lengths, cards, [plans[name] for name in members])
+
+
+def _plan_members(
+    config: Config, members: Mapping[str, Member], lengths: BattleLengths, cards: Sequence[str]
+) -> list[MemberPlan]:
+    return [_plan_member(config, name, member, lengths, cards) for name, member in members.items()]
 
 
 def planned_members(config: Config) -> dict[str, Member]:

@@ -334,7 +334,12 @@ RELIED_ON = [
         lambda: torch.ops.aten.addmm_.default._overloadpacket is torch.ops.aten.addmm_,
     ),
     Private("torch", "_subclasses", FAKE, lambda: torch._subclasses.fake_tensor.FakeTensorMode),
-    Private("torch.utils", "_python_dispatch", FAKE, lambda: torch.utils._python_dispatch.TorchDispatchMode),
+    Private(
+        "torch.utils",
+        "_python_dispatch",
+        "oof/model/operations.py",
+        lambda: torch.utils._python_dispatch.TorchDispatchMode,
+    ),
     Private(
         "torch.utils",
         "_pytree",

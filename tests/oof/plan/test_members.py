@@ -28,3 +28,10 @@ def test_every_shipped_configuration_is_loaded_and_planned(path: Path) -> None:
         assert 0 < member.cost.trainable < 0.3 * member.cost.parameters
         assert any(member.fastest.values())
         assert member.name in text
+
+
+def test_planning_bases_in_processes_of_their_own_changes_nothing() -> None:
+    config = configuration.load(ROOT / "configs" / "demo.yaml")
+    one, two = (make_plan(config, ["T4"], workers) for workers in (1, 2))
+    assert format_plan(one) == format_plan(two)
+    assert [plan.name for plan in two.members] == ["gemma2", "llama3_1", "student"]
