@@ -118,6 +118,7 @@ def test_a_time_limit_stops_between_two_steps_and_the_next_call_resumes(
     assert logits(run).equals(logits(whole))
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_job_take_the_same_steps(config: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = call(config, run, "jobs.nproc=2")
