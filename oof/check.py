@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,7 @@ from oof.data.build_table import BattleSet, build_table
 from oof.data.parse_file import ParsedFile, parse_file
 from oof.data.problems import Problem, rows_in_words
 from oof.data.profile import LengthMeasure, has_texts, length_measure, line, percent, profile_lines
+from oof.data.suggested_settings import UnreadableColumnsError, remedy, suggested_settings
 
 LISTED = 20  # reasons of one kind that are listed; the rows of the others as ranges
 RANGE_CHARACTERS = 500  # of the list of ranges
@@ -47,8 +49,8 @@ def check_files(
         tokenizer: a folder with the ``tokenizer.json`` to count tokens with.
         groups: settings of the grouping by near-duplicate prompts.
         seed: draws the side of the chosen response in chosen/rejected pairs.
-        write: a YAML file for the settings of reading: those of ``data``, and the columns suggested for a file that
-            cannot be read.
+        write: a YAML file for the settings of reading: those of ``data``, and those suggested for a file that cannot
+            be read, unless there are two possibilities.
 
     Raises:
         UserError: the arguments are wrong: no such file, an unknown name in ``columns``, no tokenizer in its folder.
@@ -59,7 +61,7 @@ def check_files(
     measure = length_measure(tokenizer)
     grouping = groups or Groups()
     data = data or Data()
-    suggested: dict[str, str] = {}
+    suggested: dict[str, Any] = {}
     parsed: list[ParsedFile] = []
     printed: set[Problem] = set()
     usable = True
@@ -69,28 +71,21 @@ def check_files(
         except UserError as error:
             usable = False
             print(f"{path}\n  cannot be used: {error}\n")
-            suggested |= _suggested_columns(path)
+            suggested |= error.common if isinstance(error, UnreadableColumnsError) else {}
             continue
         for file in of_path:
             battles = build_table([file], "drop")
-            problems = [*battles.problems, *_column_problems(file)]
+            problems = [*battles.problems, *_column_problems(file), *_unread_verdicts(path, file, data)]
             _print_profile(file.name, battles, grouping, measure)
             printed.update(problems)
             usable &= _print_problems(problems, file.role, battles)
         parsed += of_path
     if write:
-        _write_settings(write, replace(data, columns={**suggested, **data.columns}))
+        columns = {**suggested.pop("columns", {}), **data.columns}
+        _write_settings(write, replace(data, columns=columns, **suggested))
     if len(parsed) > 1:
         usable &= _check_together(parsed, printed, grouping, measure)
     return 0 if usable else 1
-
-
-def _suggested_columns(path: str) -> dict[str, str]:
-    try:
-        tables = readers.read_raw(path, schemas.FILE_COLUMNS)
-    except UserError:
-        return {}
-    return dict(schemas.suggested(tables[0]).columns) if tables else {}
 
 
 def _write_settings(path: str, data: Data) -> None:
@@ -154,6 +149,20 @@ def _column_problems(file: ParsedFile) -> Iterator[Problem]:
     for name, ours in schemas.near_misses(names):
         text = f"column {name!r} is not read; did you mean {ours!r}?"
         yield Problem("warning", file.name, text, f"rename it, or set data.columns.{ours}={name}", name)
+
+
+def _unread_verdicts(path: str, file: ParsedFile, data: Data) -> Iterator[Problem]:
+    """Yield a warning if a file without verdicts has a column that may hold them."""
+    raw = file.rows.raw
+    try:
+        schemas.require_verdict(raw, file.rows.schema, data.columns)
+    except schemas.UnknownColumnsError as error:
+        theirs = next((theirs for ours, theirs in error.columns.items() if ours in schemas.VERDICT_COLUMNS), None)
+        if theirs is not None:
+            settings = remedy(suggested_settings(path, raw, error.columns, data))
+            yield Problem(
+                "warning", file.name, f"column {theirs!r} may hold verdicts", f"if it does, {settings}", theirs
+            )
 
 
 def _print_problems(problems: list[Problem], role: str, battles: BattleSet) -> bool:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ Turns = list[str | None] | None  # None = the whole cell is null; inside the lis
 
 FLAGS: dict[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}  # 1 == 1.0 == True
 PLAIN_YAML = re.compile(r"[\w./?>=-]+( [\w./>=()-]+)*")
+SHELL_CHARACTERS = re.compile(r"[\"'()<>&|;$`\\!*#~]")
 TOOL_ROLES = ("tool", "function", "observation", "function_response")
 WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+")
 
@@ -39,12 +41,18 @@ def show(cell: object) -> str:
 
 
 def flow_mapping(values: Mapping[str, str]) -> str:
-    """Return a mapping as one line of YAML, which may be pasted into ARGS or a configuration."""
+    """Return a mapping as one line of YAML."""
     return "{" + ", ".join(f"{_plain(key)}: {_plain(value)}" for key, value in values.items()) + "}"
 
 
 def _plain(text: str) -> str:
-    return text if PLAIN_YAML.fullmatch(text) else "'" + text.replace("'", "''") + "'"
+    return text if PLAIN_YAML.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+
+
+def setting_word(name: str, values: Mapping[str, str]) -> str:
+    """Return a mapping as an override that may be pasted into a shell or ARGS; quoted where a shell would change it."""
+    word = f"{name}={flow_mapping(values)}"
+    return shlex.quote(word) if SHELL_CHARACTERS.search(word) else word
 
 
 # --- texts -----------------------------------------------------------------------------------------------

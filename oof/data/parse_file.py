@@ -25,6 +25,7 @@ from oof.data.schemas import (
     TABLE_SCHEMA,
     TEXTS,
 )
+from oof.data.suggested_settings import UnreadableColumnsError, suggested_settings
 from oof.data.text_columns import strings, turn_lists
 from oof.data.verdicts import SIDES, cells_in_words
 
@@ -77,11 +78,14 @@ def parse_file(path: str, role: str, data: Data, seed: int, weight: float = 1.0)
         join_inputs(cells)
         ranking = None if set(columns) & {"prompt", "chosen"} else ranking_name(cells)
         pairs = expand_rankings(cells, ranking) if ranking else cells
-        raw, schema = schemas.apply_schema(pairs, columns)
+        try:
+            raw, schema = schemas.apply_schema(pairs, columns)
+            file_role = role if role != "any" else "train" if schema.verdict else "unlabelled"
+            if file_role in LABELLED_ROLES:
+                schemas.require_verdict(raw, schema, columns)
+        except schemas.UnknownColumnsError as error:
+            raise UnreadableColumnsError(error, suggested_settings(path, cells, error.columns, data)) from None
         schema = replace(schema, name=f"{ranking}: rankings as pairs") if ranking else schema
-        file_role = role if role != "any" else "train" if schema.verdict else "unlabelled"
-        if file_role in LABELLED_ROLES:
-            schemas.require_verdict(raw, schema)
         rows = parse_rows(raw, schema, file_role in LABELLED_ROLES, seed, data)
         if role == "test" and rows.n and not rows.ids_given:
             raise UserError(f"{raw.name}: missing column id, which a submission needs; set data.columns.id")

@@ -20,7 +20,7 @@ from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.data.layouts import Layout, layout_of
 from oof.data.raw_table import RawTable
-from oof.data.suggestions import SuggestedColumns, suggest_columns
+from oof.data.suggestions import suggest_columns
 from oof.data.verdicts import PROB_COLUMNS, VOTE_COLUMNS, form_of
 
 LABELLED_ROLES = ("train", "extra")
@@ -62,6 +62,17 @@ FILE_COLUMNS = (  # all columns that are read, and that data.columns may name
 MT_BENCH = "MT-bench human judgements"
 
 
+class UnknownColumnsError(UserError):
+    """A file lacks columns under our names; ``columns`` is a mapping, ours first, "?" where no column fits.
+
+    ``condition`` says when the mapping is right, where that is not plain from the names.
+    """
+
+    def __init__(self, message: str, columns: Mapping[str, str], condition: str = "") -> None:
+        super().__init__(message)
+        self.columns, self.condition = dict(columns), condition
+
+
 @dataclass(frozen=True)
 class Schema:
     """Schema of a battle file, recognised by its columns.
@@ -95,7 +106,8 @@ def apply_schema(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, S
         mapping: our column name -> the file's.
 
     Raises:
-        UserError: one of our names is unknown, or no schema fits.
+        UnknownColumnsError: no schema fits.
+        UserError: one of our names is unknown.
     """
     for ours in mapping:
         if ours not in FILE_COLUMNS:
@@ -111,12 +123,13 @@ def apply_schema(raw: RawTable, mapping: Mapping[str, str]) -> tuple[RawTable, S
     renamed = RawTable(raw.name, names, columns, raw.rows, raw.faults, own_names)
     try:
         return renamed, recognise(renamed, list(mapping), layout)
-    except UserError:
+    except UnknownColumnsError as error:
         for ours, theirs in mapping.items():
             if theirs not in raw.names and ours not in raw.names:
                 where = f"{raw.name}: data.columns.{ours}={theirs}"
                 raise UserError(f"{where}: no such column; {_suggestion(theirs, raw.names)}") from None
-        raise
+        mapped = {ours: theirs for ours, theirs in mapping.items() if theirs in raw.names}
+        raise UnknownColumnsError(str(error), {**mapped, **error.columns}) from None
 
 
 def _suggestion(name: str, columns: Collection[str]) -> str:
@@ -138,7 +151,7 @@ def recognise(raw: RawTable, mapped: Sequence[str] = (), layout: Layout | None =
         layout: the known layout that gave the columns their names.
 
     Raises:
-        UserError: no schema fits; the message names the nearest one and its missing columns.
+        UnknownColumnsError: no schema fits; the message names the nearest one and its missing columns.
     """
     names = set(raw.names)
     verdict = form_of(names, mapped)
@@ -152,7 +165,14 @@ def recognise(raw: RawTable, mapped: Sequence[str] = (), layout: Layout | None =
         return Schema(layout.name if layout else "chosen/rejected pairs", "pairs", "pair")
     if "id" in names and not names & {*TEXTS, *SOURCE_COLUMNS} and (verdict or names <= {"id", "fold", *NAME_COLUMNS}):
         return Schema("ids with labels only" if verdict else "ids only", "labels", verdict)
-    raise UserError(f"{raw.name}: {_missing_columns(raw.names)}; the file has the columns {_listed(raw.names)}")
+    columns = suggest_columns(raw.names, FILE_COLUMNS)
+    missing = _missing_columns(raw.names, columns)
+    if columns and (open_columns := [name for name in missing if name not in columns]):
+        left = [name for name in raw.names if name not in {*FILE_COLUMNS, *columns.values()}]
+        guess = left[0] if open_columns == ["prompt"] and len(left) == 1 else "?"
+        columns = {**dict.fromkeys(open_columns, guess), **columns}
+    there = f"the file has the columns {_listed(raw.names)}"
+    raise UnknownColumnsError(f"{raw.name}: missing columns {', '.join(missing)}; {there}", columns)
 
 
 def _conversation_name(names: Collection[str]) -> str:
@@ -165,20 +185,12 @@ def _conversation_name(names: Collection[str]) -> str:
     return "chatbot_arena_conversations"
 
 
-def suggested(raw: RawTable) -> SuggestedColumns:
-    """Return the mapping that makes most sense of a file's columns."""
-    return suggest_columns(raw.names, FILE_COLUMNS)
-
-
-def _missing_columns(names: Sequence[str]) -> str:
-    """Return which columns the nearest schema lacks, and the remedy."""
-    suggestion = suggest_columns(names, FILE_COLUMNS)
-    known = {*names, *suggestion.columns}
+def _missing_columns(names: Sequence[str], suggested: Mapping[str, str]) -> list[str]:
+    """Return which columns the nearest schema lacks."""
+    known = {*names, *suggested}
     shapes = [TEXTS, ("conversation_a", "conversation_b"), ("chosen", "rejected"), ("id", "label")]
     nearest = max(shapes, key=lambda shape: len(set(shape) & known) / len(shape))
-    missing = [column for column in nearest if column not in names]
-    remedy = f"set {suggestion.setting}" if suggestion.columns else "name the file's own columns in data.columns"
-    return f"missing columns {', '.join(missing)}; {remedy}"
+    return [column for column in nearest if column not in names]
 
 
 def near_misses(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -189,23 +201,28 @@ def near_misses(names: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, matches[0]) for name, matches in near if matches]
 
 
-def require_verdict(raw: RawTable, schema: Schema) -> None:
+def require_verdict(raw: RawTable, schema: Schema, mapping: Mapping[str, str]) -> None:
     """Refuse a file without verdicts, for roles that need them.
 
+    Args:
+        raw: its cells, with our column names.
+        schema: of the file.
+        mapping: ``data.columns``.
+
     Raises:
-        UserError: names the missing columns, and the setting for a column that may hold the verdicts.
+        UnknownColumnsError: names the missing columns, and the column that may hold the verdicts.
     """
-    if schema.verdict is None:
-        missing = [column for column in WINNER_COLUMNS if column not in raw.names]
-        raise UserError(
-            f"{raw.name}: no verdicts: missing columns {', '.join(missing)} (or winner, or label); "
-            f"{_verdict_hint(raw.names)}, or give the file as data.unlabelled or data.test"
-        )
-
-
-def _verdict_hint(names: Sequence[str]) -> str:
-    columns = suggest_columns(names, FILE_COLUMNS).columns
-    verdicts = {ours: theirs for ours, theirs in columns.items() if ours in VERDICT_COLUMNS}
+    if schema.verdict is not None:
+        return
+    missing = [column for column in WINNER_COLUMNS if column not in raw.names]
+    problem = f"{raw.name}: no verdicts: missing columns {', '.join(missing)} (or winner, or label); "
+    suggested = suggest_columns(raw.names, FILE_COLUMNS)
+    verdicts = {ours: theirs for ours, theirs in suggested.items() if ours in VERDICT_COLUMNS}
     if not verdicts:
-        return "name the file's own columns in data.columns"
-    return f"if column {next(iter(verdicts.values()))!r} holds them, set {SuggestedColumns(verdicts).setting}"
+        raise UnknownColumnsError(f"{problem}give the file as data.unlabelled or data.test", {}, "or ")
+    mapped = {ours: theirs for ours, theirs in mapping.items() if raw.renamed.get(ours) == theirs}
+    raise UnknownColumnsError(
+        f"{problem}give the file as data.unlabelled or data.test",
+        {**mapped, **verdicts},
+        f"or, if column {next(iter(verdicts.values()))!r} holds them, ",
+    )

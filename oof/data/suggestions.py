@@ -9,9 +9,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-
-from oof.data.parse_cells import flow_mapping
 
 ENDINGS = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"), ("one", "two"), ("i", "ii"))
 PAIRED = {  # our pair of columns -> stems of a pair of columns
@@ -48,20 +45,8 @@ SINGLE = {  # our column -> common names of it, most specific first
 VERDICTS = ("winner", "label", "winner_model_a", "signed_score", "preference_1_to_2", "votes_a", "prob_a")
 
 
-@dataclass(frozen=True)
-class SuggestedColumns:
-    """A mapping of columns, ours first, as ``data.columns`` takes it."""
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def setting(self) -> str:
-        """The mapping as an override, ready to paste into ARGS or, after ``data.``, into a configuration."""
-        return f"data.columns={flow_mapping(self.columns)}"
-
-
-def suggest_columns(names: Sequence[str], known: Collection[str]) -> SuggestedColumns:
-    """Return a mapping of unknown columns that gives a file the texts, verdicts and names that it lacks.
+def suggest_columns(names: Sequence[str], known: Collection[str]) -> dict[str, str]:
+    """Return a mapping of unknown columns, ours first, that gives a file the texts, verdicts and names that it lacks.
 
     Args:
         names: the file's columns.
@@ -86,7 +71,7 @@ def suggest_columns(names: Sequence[str], known: Collection[str]) -> SuggestedCo
         columns = {ours: theirs for ours, theirs in columns.items() if ours not in ("chosen", "rejected")}
     columns |= _misspelt(free, columns, names)
     order = ("prompt", "response_a", "response_b", "conversation_a", "conversation_b", "chosen", "rejected")
-    return SuggestedColumns(dict(sorted(columns.items(), key=lambda item: (*order, item[0]).index(item[0]))))
+    return dict(sorted(columns.items(), key=lambda item: (*order, item[0]).index(item[0])))
 
 
 def _plain(name: str) -> str:

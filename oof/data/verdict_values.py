@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from oof.classes import CLASSES
 from oof.common.errors import UserError
-from oof.data.parse_cells import WHOLE_FLOAT, CellError, flow_mapping, is_missing, number, show
+from oof.data.parse_cells import WHOLE_FLOAT, CellError, is_missing, number, setting_word, show
 from oof.data.raw_table import RawTable
 
 VERDICT_WORDS = {
@@ -100,6 +100,16 @@ def meanings_of(column: str, own: Mapping[str, Meaning]) -> dict[str, Meaning]:
     return {**WORDS, **numbers, **own}
 
 
+def two_codings(values: Iterable[str]) -> tuple[dict[str, str], ...]:
+    """Return the two mappings that the numbers 1 and 2 of a label can mean; none for other values."""
+    numbers = {number(value) for value in values if _is_number(value)}
+    if not {1.0, 2.0} <= numbers <= {1.0, 2.0, 3.0}:
+        return ()
+    if 3.0 in numbers:
+        return {"1": "a", "2": "b", "3": "tie"}, {"1": "b", "2": "a", "3": "tie"}
+    return {"1": "a", "2": "b"}, {"0": "a", "1": "b", "2": "tie"}
+
+
 def refuse_ambiguous(raw: RawTable, column: str, values: Sequence[str]) -> None:
     """Refuse numbers that fit more than one coding.
 
@@ -121,11 +131,8 @@ def refuse_ambiguous(raw: RawTable, column: str, values: Sequence[str]) -> None:
             f"{place} has negative values ({few}), which are not labels; set data.columns.signed_score={own_name} with "
             f"data.positive_score=a or data.positive_score=b (the side that a positive score favours)"
         )
-    if {1.0, 2.0} <= set(numbers) <= {1.0, 2.0, 3.0}:
-        options = ("{1: a, 2: b, 3: tie}", "{1: b, 2: a, 3: tie}")
-        if 3.0 not in numbers:
-            options = ("{1: a, 2: b}", "{0: a, 1: b, 2: tie}")
-        settings = " or ".join(f"data.verdicts={option}" for option in options)
+    if options := two_codings(values):
+        settings = " or ".join(setting_word("data.verdicts", option) for option in options)
         raise UserError(f"{place} has the values {' and '.join(shown)}, which can mean two things; set {settings}")
 
 
@@ -140,13 +147,24 @@ def _is_number(value: str) -> bool:
 def mapping_remedy(column: str, unknown: Sequence[str], own: Mapping[str, Meaning]) -> str:
     """Return the remedy for values without a meaning: a mapping to paste where their meanings can be guessed."""
     plain = "write model_a, model_b or tie" if column == "winner" else "write 0, 1 or 2"
-    if len(unknown) > MAPPED_VALUES or not all(value.isprintable() and len(value) <= 40 for value in unknown):
+    guesses = guessed_verdicts(unknown)
+    if not guesses:
         return f"{plain}, or say what the file's own values mean in data.verdicts"
     known = {value: "both_bad" if meaning.both_bad else CLASSES[meaning.label] for value, meaning in own.items()}
-    guesses = known | {value: _guess(value) or "?" for value in unknown}
-    hint = "" if "?" not in guesses.values() else " (a, b, tie or both_bad for each ?)"
-    mapping = f"data.verdicts={flow_mapping(guesses)}{hint}"
+    mapping = setting_word("data.verdicts", known | guesses) + hint_for(guesses)
     return mapping if own else f"{plain}, or set {mapping}"
+
+
+def guessed_verdicts(unknown: Sequence[str]) -> dict[str, str]:
+    """Return value -> class as ``data.verdicts`` takes it, "?" where it cannot be guessed; {} for too many values."""
+    if len(unknown) > MAPPED_VALUES or not all(value.isprintable() and len(value) <= 40 for value in unknown):
+        return {}
+    return {value: _guess(value) or "?" for value in unknown}
+
+
+def hint_for(verdicts: Mapping[str, str]) -> str:
+    """Return what to write for the values whose meaning could not be guessed; "" if there are none."""
+    return " (a, b, tie or both_bad for each ?)" if "?" in verdicts.values() else ""
 
 
 def _guess(value: str) -> str | None:

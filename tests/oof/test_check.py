@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from oof.__main__ import main
 from oof.check import check_files
 from oof.common.errors import UserError
 from oof.config import load
@@ -198,11 +201,12 @@ def test_make_check_passes_a_mapping_on_and_a_pasted_suggestion_works(tmp_path: 
     rows = ["question,answer_1,answer_2,preference", *(f"p{i},a,b,{1 + i % 2}" for i in range(60))]
     (folder / "my dätä.csv").write_text("\n".join(rows))
     first = make("check", f"DATA={folder}/my dätä.csv")
-    suggestion = "data.columns={prompt: question, response_a: answer_1, response_b: answer_2, label: preference}"
-    assert suggestion in first.stdout
-    second = make("check", f"DATA={folder}/my dätä.csv", f"ARGS={suggestion}")
+    columns = "data.columns={prompt: question, response_a: answer_1, response_b: answer_2, label: preference}"
+    lines = [line.strip() for line in first.stdout.splitlines() if line.startswith("  data.columns=")]
+    assert lines == [f"{columns} data.verdicts={verdicts}" for verdicts in ("{1: a, 2: b}", "{0: a, 1: b, 2: tie}")]
+    second = make("check", f"DATA={folder}/my dätä.csv", f"ARGS={columns}")
     assert "data.verdicts={1: a, 2: b} or data.verdicts={0: a, 1: b, 2: tie}" in second.stdout
-    settings = f"{suggestion} data.verdicts={{1: a, 2: b}} --write {tmp_path}/read.yaml"
+    settings = f"{lines[0]} --write {tmp_path}/read.yaml"
     third = make("check", f"DATA={folder}/my dätä.csv", f"ARGS={settings}")
     assert "a 30 (50.0 %), b 30 (50.0 %), tie 0 (0.0 %)" in third.stdout
     assert "preference: 1 → A, 2 → B" in third.stdout
@@ -210,3 +214,51 @@ def test_make_check_passes_a_mapping_on_and_a_pasted_suggestion_works(tmp_path: 
     assert third.returncode == 0
     assert load(tmp_path / "read.yaml").data.verdicts == {"1": "a", "2": "b"}
     assert load(tmp_path / "read.yaml").data.columns["label"] == "preference"
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "counts"),
+    [
+        ("question,answer_1,answer_2,preference", ["1", "2"], ["a 30 (50.0 %)", "a 0 (0.0 %)"]),
+        ("instruction,text_left,text_right,choice", ["left", "right", "draw"], ["a 20 (33.3 %)"]),
+        ("question,response1,response2,score", ["-2", "3", "0"], None),
+        ("question,response1,response2,preference", ["-2", "3", "0"], ["a 20 (33.3 %)", "a 20 (33.3 %)"]),
+        ('"my, question",answer_1,answer_2,preference', ["a>b", "b>a", "a=b"], ["a 20 (33.3 %)"]),
+        ("question,response1,response2,winner", ["first", "second"], ["a 30 (50.0 %)"]),
+        ("prompt,response_a,response_b,vote", ["1", "2"], ["a 30 (50.0 %)", "a 0 (0.0 %)"]),
+    ],
+)
+def test_the_suggested_line_holds_columns_and_verdicts_and_works_when_pasted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    header: str,
+    values: list[str],
+    counts: list[str] | None,
+) -> None:
+    folder = tmp_path / "mein Ordner ä"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    rows = [header, *(f"p{i},a,b,{values[i % len(values)]}" for i in range(60))]
+    Path("my dätä.csv").write_text("\n".join(rows))
+    main(["check", "my dätä.csv"])
+    out = capsys.readouterr().out
+    lines = re.findall(r"(?:set |^  )('?data\.columns=.*)", out, flags=re.MULTILINE)
+    assert len(lines) == (1 if counts is None else len(counts))
+    for line, expected in zip(lines, counts or ["verdicts    none"], strict=True):
+        assert main(["check", "my dätä.csv", *shlex.split(line)]) == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_what_cannot_be_guessed_is_a_question_mark_and_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["stuff,other,answer_1,answer_2,preference", *(f"x,y,a,b,{word}" for word in ("gut", "schlecht"))]
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    status, out = run(capsys, tmp_path / "a.csv", write=str(tmp_path / "read.yaml"))
+    assert status == 1
+    assert "data.columns={prompt: ?, response_a: answer_1, response_b: answer_2, label: preference}" in out
+    assert "data.verdicts={gut: ?, schlecht: ?} (a column of the file for ?) (a, b, tie or both_bad for each ?)" in out
+    data = load(tmp_path / "read.yaml").data
+    assert data.columns == {"response_a": "answer_1", "response_b": "answer_2", "label": "preference"}
+    assert data.verdicts == {}

@@ -289,7 +289,7 @@ def test_a_wrong_columns_map_is_one_error(tmp_path: Path, columns: dict[str, str
     [
         (
             "id,prompt,responce_a,response_b,winner",
-            "missing columns response_a; set data.columns=\\{response_a: responce_a}",
+            "missing columns response_a; the file has the columns .*; set data.columns=\\{response_a: responce_a}",
         ),
         ("id,prompt,response_a,response_b", "no verdicts: missing columns winner_model_a, winner_model_b, winner_tie"),
         ("id,prompt,response_a,response_b,winner_model_a,winner_tie", "missing columns winner_model_b"),
