@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,16 @@ from numpy.typing import NDArray
 
 from ensemble.distillation.plan import ONLY_LOGITS
 from ensemble.serving.chunks import cut_file
+from ensemble.serving.earlier_submission import (
+    MANIFEST,
+    SUBMISSION,
+    PredictedBattles,
+    keep_other_battles,
+    refuse_other_battles,
+)  # fmt: skip
 from ensemble.stacking.stage import load_ensemble
 from oof.classes import WINNER_COLUMNS, A, B
-from oof.common.atomic_files import parse_json, read_json, read_parquet, replacing, write_parquet
+from oof.common.atomic_files import read_json, read_parquet, replacing, write_parquet
 from oof.common.digests import digest, file_digest
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS, logits_of
@@ -40,7 +47,6 @@ from oof.jobs.dataset import FORMAT, load_battles, other_arena, resolve_data
 from oof.jobs.source_files import remember
 from oof.metrics import softmax_mean
 
-SUBMISSION = "submission.csv"
 SUM_TOLERANCE = 1e-6
 COLUMNS = {"probabilities": ["id", *WINNER_COLUMNS], "winner": ["id", "winner"]}  # by predict.format
 WINNERS = ("model_a", "model_b")  # the values of column "winner"
@@ -88,7 +94,7 @@ def run_predict(config: Config, redo: bool = False) -> Prediction:
     settings = [config.predict.model, data.columns, data.on_bad_row]
     settings += [config.predict.format] if config.predict.format != "probabilities" else []
     key = digest("submission", FORMAT, settings, model_key, config.prompts, files)
-    step = Step(run, key, manifest="submission.json")
+    step = Step(run, key, manifest=MANIFEST)
     parts = Step(run / "predict", digest(key, config.predict.chunk))
     finished = step.manifest()
     if finished is not None:
@@ -96,19 +102,24 @@ def run_predict(config: Config, redo: bool = False) -> Prediction:
         return Prediction(False, data.test, int(finished["n"]))
     if not Step(manifest.parent, model_key).done:
         raise UserError(f"{manifest.parent}: damaged (see above); run 'make {stage}' with this RUN again")
-    if not redo:
-        _refuse_other_battles(config, data, files)
+    if not redo and not parts.begun:  # a call that was killed has been let through before
+        with tempfile.TemporaryDirectory() as folder:
+            digests = [sha for _, sha in files]
+            refuse_other_battles(run, ", ".join(data.test), digests, chunks(config, data, Path(folder)))
     scorer = _student_scorer(config) if config.predict.model == "student" else _ensemble_scorer(config)
+    battles = PredictedBattles()
     parts.begin()
     try:
-        paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(chunks(config, data, parts.folder))]
-        kept = keep_other_battles(run, paths)
+        tables = (battles.add(table) for table in chunks(config, data, parts.folder))
+        paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(tables)]
+        kept = keep_other_battles(run, battles)
         n = write_submission(run / SUBMISSION, paths, config.predict.format)
     except UserError:
         shutil.rmtree(parts.folder)
         raise
     remember(config, ("predict", "data.test"))
-    step.finish({"model": config.predict.model, "n": n, "test": files}, files=[SUBMISSION])
+    entries = {"model": config.predict.model, "n": n, "test": files, "battles": battles.digest}
+    step.finish(entries, files=[SUBMISSION])
     shutil.rmtree(parts.folder)
     return Prediction(True, data.test, n, kept)
 
@@ -124,50 +135,6 @@ def _test_data(config: Config) -> Data:
     if not data.test:
         raise UserError("no battles to predict: set data.test (make predict TEST=test.csv)")
     return data
-
-
-def _refuse_other_battles(config: Config, data: Data, files: Sequence[tuple[str, str]]) -> None:
-    """Refuse to replace a submission of other ids. They are read only if the test files are not those of before."""
-    run = Path(config.run)
-    before = submission_ids(run / SUBMISSION)
-    try:
-        tested = [sha for _, sha in parse_json(run / "submission.json")["test"]]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        tested = []
-    if before is None or tested == [sha for _, sha in files]:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        ids = {name for table in chunks(config, data, Path(folder)) for name in table["id"]}
-    if ids != before:
-        raise UserError(
-            f"{run / SUBMISSION}: holds predictions of {len(before):,} battles, of which {', '.join(data.test)} has "
-            f"{len(ids & before):,} (it has {len(ids):,}); nothing was written. Add REDO=1 (--redo) to replace it; it "
-            f"is then kept as {_free_name(run).name}"
-        )
-
-
-def submission_ids(path: Path) -> set[str] | None:
-    """Return the ids of a submission; None if there is none or it cannot be read."""
-    try:
-        return set(pl.read_csv(path, columns=["id"], schema_overrides={"id": pl.String})["id"])
-    except (OSError, pl.exceptions.PolarsError):
-        return None
-
-
-def keep_other_battles(run: Path, parts: Sequence[Path]) -> Path | None:
-    """Copy the submission to a free name beside it if it has other ids than the new one's parts; return the copy."""
-    before = submission_ids(run / SUBMISSION)
-    if before is None or before == {name for part in parts for name in read_parquet(part)["id"]}:
-        return None
-    kept = _free_name(run)
-    with replacing(kept) as temporary:
-        shutil.copyfile(run / SUBMISSION, temporary)
-    return kept
-
-
-def _free_name(run: Path) -> Path:
-    names = (run / f"submission-{number}.csv" for number in count(1))
-    return next(path for path in names if not path.exists())
 
 
 def chunks(config: Config, data: Data, folder: Path) -> Iterator[pl.DataFrame]:

@@ -260,6 +260,54 @@ def test_a_submission_of_other_ids_is_replaced_only_on_request_and_kept(
     assert pl.read_csv(run / "submission.csv").height == 5
 
 
+def test_equal_ids_with_other_texts_are_another_test_set(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, test, copy = tmp_path / "Läufe 1" / "run", tmp_path / "other texts.csv", tmp_path / "same texts.csv"
+    shutil.copytree(small_run, run)
+    table = pl.read_csv(run / "synth" / "test.csv")
+    table.with_columns(prompt=pl.col("prompt").reverse()).write_csv(test)
+    table.reverse().write_csv(copy)
+    old, before = (run / "submission.csv").read_bytes(), digests(run)
+    words = [f"run={run}", "predict.chunk=5"]
+    assert ensemble_main(["predict", *words, f"data.test={test}"]) == 2
+    assert f"predictions of 12 battles, whose ids {test} has with other texts" in capsys.readouterr().err
+    assert digests(run) == before
+    assert ensemble_main(["predict", *words, f"data.test={test}", "--redo"]) == 0
+    assert (run / "submission-1.csv").read_bytes() == old
+    assert ensemble_main(["predict", *words, f"data.test={copy}", "--redo"]) == 0
+    assert ensemble_main(["predict", *words, f"data.test={run / 'synth' / 'test.csv'}"]) == 0  # other order, other name
+    assert not (run / "submission-3.csv").exists()
+
+
+def test_the_same_battles_by_another_model_are_predicted_without_asking(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run ü"
+    shutil.copytree(small_run, run)
+    for model in ("ensemble", "student"):
+        assert ensemble_main(["predict", f"run={run}", f"predict.model={model}"]) == 0
+    assert (run / "submission.csv").read_bytes() == (small_run / "submission.csv").read_bytes()
+    assert not (run / "submission-1.csv").exists()
+
+
+def test_a_killed_call_that_replaced_a_submission_keeps_the_earlier_one_once(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, test = tmp_path / "run", tmp_path / "other texts.csv"
+    shutil.copytree(small_run, run)
+    pl.read_csv(run / "synth" / "test.csv").with_columns(prompt=pl.col("prompt").reverse()).write_csv(test)
+    old = (run / "submission.csv").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submission, "remember", killed)  # the submission is written, its manifest is not
+        assert ensemble_main(["predict", f"run={run}", f"data.test={test}", "--redo"]) == 130
+    assert ensemble_main(["predict", f"run={run}", f"data.test={test}"]) == 0
+    assert (run / "submission-1.csv").read_bytes() == old
+    assert not (run / "submission-2.csv").exists()
+
+
 def test_a_test_file_that_cannot_be_read_leaves_nothing_behind(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
