@@ -27,6 +27,7 @@ from oof.data.parse_file import ParsedFile, parse_file
 from oof.data.problems import Problem, rows_in_words
 from oof.data.profile import LengthMeasure, has_texts, length_measure, line, percent, profile_lines
 from oof.data.suggested_settings import UnreadableColumnsError, remedy, suggested_settings
+from oof.data.votes import Votes, read_votes
 
 LISTED = 20  # reasons of one kind that are listed; the rows of the others as ranges
 RANGE_CHARACTERS = 500  # of the list of ranges
@@ -65,9 +66,10 @@ def check_files(
     parsed: list[ParsedFile] = []
     printed: set[Problem] = set()
     usable = True
+    votes = read_votes(data)
     for path in files:
         try:
-            of_path = parse_file(path, "any", data, seed)
+            of_path = parse_file(path, "any", data, seed, votes=votes)
         except UserError as error:
             usable = False
             print(f"{path}\n  cannot be used: {error}\n")
@@ -80,12 +82,26 @@ def check_files(
             printed.update(problems)
             usable &= _print_problems(problems, file.role, battles)
         parsed += of_path
+    if votes:
+        _print_votes(votes)
     if write:
         columns = {**suggested.pop("columns", {}), **data.columns}
         _write_settings(write, replace(data, columns=columns, **suggested))
     if len(parsed) > 1:
         usable &= _check_together(parsed, printed, grouping, measure)
     return 0 if usable else 1
+
+
+def _print_votes(votes: Votes) -> None:
+    """Print what the votes were joined to, and their problems.
+
+    Raises:
+        UserError: no battle has votes.
+    """
+    problems = votes.all_problems()
+    print(f"{votes.name}\n  votes       on {len(votes.given):,} of the battles above")
+    _print_list(problems)
+    print()
 
 
 def _write_settings(path: str, data: Data) -> None:
@@ -154,6 +170,8 @@ def _column_problems(file: ParsedFile) -> Iterator[Problem]:
 def _unread_verdicts(path: str, file: ParsedFile, data: Data) -> Iterator[Problem]:
     """Yield a warning if a file without verdicts has a column that may hold them."""
     raw = file.rows.raw
+    if file.role == "train":  # it has verdicts, or votes
+        return
     try:
         schemas.require_verdict(raw, file.rows.schema, data.columns)
     except schemas.UnknownColumnsError as error:

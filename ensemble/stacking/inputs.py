@@ -96,6 +96,7 @@ def external_inputs(config: Config) -> Inputs:
     battles = read_battles(with_fold_column(config), seed=config.seed, roles=("train",))
     table = draw_subset(battles.table.sort("id"), config.data.subset, config.seed)
     left_out = pl.concat([battles.dropped.select("id"), battles.table.join(table, on="id", how="anti").select("id")])
+    left_out = left_out.join(table, on="id", how="anti")  # a repeated row has the id of the one that was kept
     files = {name: read_logits(path) for name, path in config.stack.logits.items()}
     logits = {}
     for name, file in files.items():

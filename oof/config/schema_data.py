@@ -43,6 +43,11 @@ class Data:
         "2, or words such as model_a and tie",
         added=True,
     )  # fmt: skip
+    votes: list[str] = setting(
+        [], "votes of several annotators on the train battles, joined by `id`: numbers of votes (`votes_a`, `votes_b`, "
+        "`votes_tie`), or a row for each vote with `winner` or `label` and `annotator`",
+        added=True,
+    )  # fmt: skip
     positive_score: str = setting(
         "unset", "the side that a positive score favours, where verdicts are signed scores (`signed_score` in "
         "`data.columns`)",

@@ -32,7 +32,8 @@ HEADER = """\
 # What a command line sets is laid on top and stored here, too. CONFIG=FILE replaces all of them.
 """
 PATHS = (  # settings that name files; their relative paths start at the working folder
-    "data.train", "data.extra", "data.unlabelled", "data.test", "data.truth", "pretrain.data", "stack.logits",
+    "data.train", "data.extra", "data.unlabelled", "data.votes", "data.test", "data.truth", "pretrain.data",
+    "stack.logits",
 )  # fmt: skip
 EXAMPLE = "configs/demo.yaml"
 

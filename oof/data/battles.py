@@ -33,6 +33,7 @@ from oof.data.build_table import BattleSet, build_table
 from oof.data.parse_file import ParsedFile, parse_file, refuse_unused_columns
 from oof.data.problems import Problem
 from oof.data.schemas import OPTIONAL_SCHEMA, ROLES, TABLE_SCHEMA
+from oof.data.votes import read_votes
 
 __all__ = ["BattleSet", "Problem", "content_fingerprint", "read_battles", "read_file", "write_dropped"]
 CONTENT_COLUMNS = [name for name in (*TABLE_SCHEMA, *OPTIONAL_SCHEMA) if name not in ("file", "row")]
@@ -53,15 +54,19 @@ def read_battles(data: Data, *, seed: int, roles: Sequence[str] = ROLES) -> Batt
             a role has no rows; or, with ``on_bad_row="error"``, some rows cannot be used.
     """
     files: list[ParsedFile] = []
+    votes = read_votes(data) if "train" in roles and data.train else None
     for role in roles:
         patterns: list[str] = getattr(data, role)
         weight = data.extra_weight if role == "extra" else 1.0
-        of_role = [file for path in readers.expand(patterns) for file in parse_file(path, role, data, seed, weight)]
+        paths = readers.expand(patterns)
+        of_role = [file for path in paths for file in parse_file(path, role, data, seed, weight, votes)]
         if patterns and not sum(file.n_read for file in of_role):
             raise UserError(f"{', '.join(patterns)}: no rows; data.{role} needs at least one battle")
         files += of_role
-    refuse_unused_columns(files, data.columns)
+    refuse_unused_columns(files, data.columns, votes)
+    of_votes = votes.all_problems() if votes else []
     battles = build_table(files, data.on_bad_row)
+    battles.problems.extend(of_votes)
     for name, shown in battles.shown.items():
         logger.info("%s: %s", name, "\n  ".join(shown))
     for role in dict.fromkeys(file.role for file in files):
@@ -97,9 +102,13 @@ def read_file(
     if role not in ROLES:
         raise UserError(f"role {role!r}: choose one of {', '.join(ROLES)}")
     data = replace(data or Data(), columns=dict(columns or {}), on_bad_row=on_bad_row)
-    files = parse_file(str(path), role, data, seed, weight)
-    refuse_unused_columns(files, data.columns)
-    return build_table(files, on_bad_row)
+    votes = read_votes(data) if role == "train" else None
+    files = parse_file(str(path), role, data, seed, weight, votes)
+    refuse_unused_columns(files, data.columns, votes)
+    of_votes = votes.all_problems() if votes else []
+    battles = build_table(files, on_bad_row)
+    battles.problems.extend(of_votes)
+    return battles
 
 
 def write_dropped(frame: pl.DataFrame, path: str | Path) -> None:

@@ -17,6 +17,7 @@ import polars as pl
 from oof.common.errors import UserError
 from oof.data.parse_file import WORKING_SCHEMA, ParsedFile
 from oof.data.problems import (
+    ANOTHER_VERDICT,
     COUNTS,
     Problem,
     count_responses,
@@ -164,7 +165,7 @@ def _without_conflicts(rows: list[dict[str, Any]], space: str, changes: _IdChang
     for row in rows:
         by_content[_content(row)].append(row)
         by_file["" if space == "test" else row["file"]].append(row)
-    for difference, sets in (("another battle", by_file), ("another verdict", by_content)):
+    for difference, sets in (("another battle", by_file), (ANOTHER_VERDICT, by_content)):
         for same in sets.values():
             for row in same if len(same) > 1 else []:
                 other = same[1] if row is same[0] else same[0]

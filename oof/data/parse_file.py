@@ -28,6 +28,7 @@ from oof.data.schemas import (
 from oof.data.suggested_settings import UnreadableColumnsError, suggested_settings
 from oof.data.text_columns import strings, turn_lists
 from oof.data.verdicts import SIDES, cells_in_words
+from oof.data.votes import Votes
 
 T = TypeVar("T")
 SHOWN_BATTLES = 2
@@ -55,7 +56,9 @@ class ParsedFile:
         return self.rows.raw.n_read
 
 
-def parse_file(path: str, role: str, data: Data, seed: int, weight: float = 1.0) -> list[ParsedFile]:
+def parse_file(
+    path: str, role: str, data: Data, seed: int, weight: float = 1.0, votes: Votes | None = None
+) -> list[ParsedFile]:
     """Return a parsed file, or those of an archive, in a role of :data:`oof.data.schemas.ROLES`.
 
     In the role "any", a file with verdicts is read as train and one without as unlabelled.
@@ -66,6 +69,7 @@ def parse_file(path: str, role: str, data: Data, seed: int, weight: float = 1.0)
         data: columns, verdicts and the other settings of reading.
         seed: draws the side of the chosen response in chosen/rejected pairs.
         weight: of its battles in training.
+        votes: on train battles; the battles of the file get theirs.
 
     Raises:
         UserError: the file cannot be read, has no known schema, or lacks columns that the role needs.
@@ -80,13 +84,17 @@ def parse_file(path: str, role: str, data: Data, seed: int, weight: float = 1.0)
         pairs = expand_rankings(cells, ranking) if ranking else cells
         try:
             raw, schema = schemas.apply_schema(pairs, columns)
-            file_role = role if role != "any" else "train" if schema.verdict else "unlabelled"
-            if file_role in LABELLED_ROLES:
+            labelled = bool(schema.verdict or (votes and votes.on(raw)))
+            file_role = role if role != "any" else "train" if labelled else "unlabelled"
+            votes_here = votes if file_role == "train" else None
+            if file_role in LABELLED_ROLES and not votes_here:
                 schemas.require_verdict(raw, schema, columns)
         except schemas.UnknownColumnsError as error:
             raise UnreadableColumnsError(error, suggested_settings(path, cells, error.columns, data)) from None
         schema = replace(schema, name=f"{ranking}: rankings as pairs") if ranking else schema
         rows = parse_rows(raw, schema, file_role in LABELLED_ROLES, seed, data)
+        if votes_here:
+            votes_here.give(rows)
         if role == "test" and rows.n and not rows.ids_given:
             raise UserError(f"{raw.name}: missing column id, which a submission needs; set data.columns.id")
         mapped = frozenset(ours for ours, theirs in columns.items() if theirs in cells.names)
@@ -97,13 +105,19 @@ def parse_file(path: str, role: str, data: Data, seed: int, weight: float = 1.0)
     return files
 
 
-def refuse_unused_columns(files: list[ParsedFile], columns: Mapping[str, str]) -> None:
+def refuse_unused_columns(files: list[ParsedFile], columns: Mapping[str, str], votes: Votes | None = None) -> None:
     """Refuse an entry of ``data.columns`` whose column no file has; a test file alone needs no verdict column.
+
+    Args:
+        files: of battles.
+        columns: ``data.columns``.
+        votes: read with the same columns.
 
     Raises:
         UserError: names the entry.
     """
-    unused = [ours for ours in columns if not any(ours in file.mapped for file in files)]
+    mapped = {ours for file in files for ours in file.mapped} | (votes.mapped if votes else set())
+    unused = [ours for ours in columns if ours not in mapped]
     if unused and any(file.role in LABELLED_ROLES for file in files):
         names = ", ".join(file.name for file in files[:3])
         raise UserError(

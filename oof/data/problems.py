@@ -39,6 +39,8 @@ REMEDIES: dict[str | None, str] = {
     "winner": "write model_a, model_b or tie",
     "label": "write 0, 1 or 2",
 }
+ANOTHER_VERDICT = "another verdict"  # of a battle that occurs before
+SEVERAL_VOTES = f"{REMEDIES['id']}, or name the file in data.votes, too, if its rows are several votes on a battle"
 TEXT_REMEDY = 'write texts as UTF-8, turns as a JSON list such as ["Hello"]'
 
 
@@ -132,7 +134,8 @@ def rejected_rows(
     places = working.select("file_number", "row", "id")
     for at, reason in rejected_ids.items():
         number, row, name = places.row(at)
-        rejected.append(RejectedRow(number, row, name, "id", reason, REMEDIES["id"]))
+        remedy = SEVERAL_VOTES if reason.endswith(ANOTHER_VERDICT) else REMEDIES["id"]
+        rejected.append(RejectedRow(number, row, name, "id", reason, remedy))
     return sorted(rejected, key=lambda item: (item.file_number, item.row))
 
 
@@ -151,7 +154,11 @@ def dropped_frame(parsed: Sequence[ParsedRows], rejected: Sequence[RejectedRow])
     return pl.DataFrame(columns, schema=DROPPED)
 
 
-def rejection_message(parsed: Sequence[ParsedRows], rejected: Sequence[RejectedRow]) -> str:
+def rejection_message(
+    parsed: Sequence[ParsedRows],
+    rejected: Sequence[RejectedRow],
+    listed: str = "the run's dropped.csv then lists them",
+) -> str:
     """Return the error for rows that cannot be used: the first few, their number, and the remedies."""
     grouped: dict[tuple[int, str], list[RejectedRow]] = {}
     for item in rejected:
@@ -165,7 +172,7 @@ def rejection_message(parsed: Sequence[ParsedRows], rejected: Sequence[RejectedR
     n_rows, total = len({item.battle for item in rejected}), sum(rows.raw.n_read for rows in parsed)
     return (
         f"{'; '.join(shown)}{more}. {n_rows:,} of {total:,} rows cannot be used: {remedies}; "
-        f"or leave them out with data.on_bad_row=drop (the run's dropped.csv then lists them)"
+        f"or leave them out with data.on_bad_row=drop ({listed})"
     )
 
 

@@ -70,7 +70,7 @@ def suggest_columns(names: Sequence[str], known: Collection[str]) -> dict[str, s
     if {"chosen", "rejected"} & set(columns) and not {"chosen", "rejected"} <= {*names, *columns}:
         columns = {ours: theirs for ours, theirs in columns.items() if ours not in ("chosen", "rejected")}
     columns |= _misspelt(free, columns, names)
-    order = ("prompt", "response_a", "response_b", "conversation_a", "conversation_b", "chosen", "rejected")
+    order = ("id", "prompt", "response_a", "response_b", "conversation_a", "conversation_b", "chosen", "rejected")
     return dict(sorted(columns.items(), key=lambda item: (*order, item[0]).index(item[0])))
 
 

@@ -201,7 +201,7 @@ def _votes(*cells: Any) -> Verdict:
     votes = [0.0 if is_missing(cell) else number(cell) for cell in cells]
     if min(votes) < 0 or sum(votes) <= 0:
         raise CellError(f"the votes are {', '.join(map(show, cells))}; expected numbers, and at least one vote")
-    return _majority(votes)
+    return majority(votes)
 
 
 def _probabilities_without_b(prob_a: Any, prob_tie: Any = 0.0) -> Verdict:
@@ -213,10 +213,10 @@ def _probabilities(*cells: Any) -> Verdict:
     probs = [number(cell) for cell in cells]
     if min(probs) < 0 or abs(sum(probs) - 1) > ROUNDING:
         raise CellError(f"the probabilities are {', '.join(map(show, cells))}; expected numbers that sum to 1")
-    return _majority(probs)
+    return majority(probs)
 
 
-def _majority(weights: Sequence[float]) -> Verdict:
+def majority(weights: Sequence[float]) -> Verdict:
     """Return the class with the largest share, a tie where several have it, and all shares as the soft label."""
     total = sum(weights)
     a, b, tie = shares = tuple(weight / total for weight in (*weights, 0.0)[:3])

@@ -154,6 +154,7 @@ def _battles_step_key(config: Config, data: Data) -> str:
     settings += [data.min_prompt_quality] if data.min_prompt_quality else []
     settings += [changed] if (changed := changed_reading(data)) else []
     settings += [("subset", data.subset)] if data.subset < 1 else []
+    settings += [("votes", digested_files(data.votes))] if data.votes else []
     return digest("battles", FORMAT, sources, *settings)
 
 

@@ -22,8 +22,8 @@ from oof.data.readers import expand
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("data.train", "data.extra", "data.unlabelled", "pretrain.data")
-MOVABLE = SOURCES[:3]  # their paths may change, if the content does not
+SOURCES = ("data.train", "data.extra", "data.unlabelled", "data.votes", "pretrain.data")
+MOVABLE = SOURCES[:4]  # their paths may change, if the content does not
 Files = list[dict[str, Any]]  # of one setting: path, and where known bytes and sha256
 
 
@@ -37,7 +37,8 @@ class Difference(NamedTuple):
 def patterns_of(config: Config) -> dict[str, list[str]]:
     """Return the paths and globs of each setting that names source files."""
     data = config.data
-    return dict(zip(SOURCES, (data.train, data.extra, data.unlabelled, config.pretrain.data), strict=True))
+    patterns = (data.train, data.extra, data.unlabelled, data.votes, config.pretrain.data)
+    return dict(zip(SOURCES, patterns, strict=True))
 
 
 def digested_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
