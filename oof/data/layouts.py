@@ -43,7 +43,7 @@ LAYOUTS = (
         ("context", "response1", "response2"),
         {
             "prompt": "context", "response_a": "response1", "response_b": "response2",
-            "signed_score": "overall_preference",
+            "signed_score": "overall_preference", "signed_scores": "individual_preference",
         },
         positive="b",
     ),

@@ -51,7 +51,8 @@ OPTIONAL_SCHEMA: dict[str, pl.DataType] = {
 TEXTS = ("prompt", "response_a", "response_b")
 ONE_HOT_COLUMNS = f"{WINNER_COLUMNS[0]}..{WINNER_COLUMNS[-1]}"  # the three winner columns, as messages name them
 VERDICT_COLUMNS = (
-    *WINNER_COLUMNS, "winner", "label", "signed_score", "preference_1_to_2", *VOTE_COLUMNS, *PROB_COLUMNS
+    *WINNER_COLUMNS, "winner", "label", "signed_score", "signed_scores", "preference_1_to_2", *VOTE_COLUMNS,
+    *PROB_COLUMNS,
 )  # fmt: skip
 NAME_COLUMNS = ("model_a", "model_b", "language", "group_key")
 SOURCE_COLUMNS = ("conversation_a", "conversation_b", "chosen", "rejected", "chosen_model", "rejected_model")

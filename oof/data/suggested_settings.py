@@ -58,7 +58,7 @@ def suggested_settings(path: str, raw: RawTable, columns: Mapping[str, str], dat
     if not columns:
         return []
     form = form_of({*raw.names, *columns}, list(columns))
-    if form == "signed_score" and data.positive_score == "unset":
+    if form in ("signed_score", "signed_scores") and data.positive_score == "unset":
         return _signed(dict(columns))
     if form not in ("winner", "label"):
         return [{"columns": dict(columns)}]

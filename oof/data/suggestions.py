@@ -42,7 +42,16 @@ SINGLE = {  # our column -> common names of it, most specific first
     ),
     "language": ("language", "lang"),
 }  # fmt: skip
-VERDICTS = ("winner", "label", "winner_model_a", "signed_score", "preference_1_to_2", "votes_a", "prob_a")
+VERDICTS = (
+    "winner",
+    "label",
+    "winner_model_a",
+    "signed_score",
+    "signed_scores",
+    "preference_1_to_2",
+    "votes_a",
+    "prob_a",
+)
 
 
 def suggest_columns(names: Sequence[str], known: Collection[str]) -> dict[str, str]:

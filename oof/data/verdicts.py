@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from oof.classes import TIE, WINNER_COLUMNS, A, B
 from oof.common.errors import UserError
 from oof.config import Data
-from oof.data.parse_cells import CellError, is_missing, number, one_hot, show
+from oof.data.parse_cells import CellError, is_missing, number, one_hot, parse_json, show
 from oof.data.raw_table import RawTable
 from oof.data.verdict_values import (
     Meaning,
@@ -34,10 +34,15 @@ FORMS = {  # form of a verdict -> the columns that it needs, most explicit first
     "label": ("label",),
     "preference_1_to_2": ("preference_1_to_2",),
     "signed_score": ("signed_score",),
+    "signed_scores": ("signed_scores",),
     "votes": VOTE_COLUMNS[:2],
     "probabilities": PROB_COLUMNS[:1],
 }
 EXPECTED = {"winner": "model_a, model_b, tie or both_bad", "label": "0 (A wins), 1 (B wins) or 2 (tie)"}
+SCORE_REMEDIES = (
+    "write a number, negative or positive",
+    'write a list of scores, negative or positive, such as [-1, 2] or [{"score": -1}, {"score": 2}]',
+)
 ROUNDING = 0.011  # by which rounded probabilities may miss a sum of 1
 
 
@@ -94,7 +99,7 @@ def read_verdicts(raw: RawTable, form: str, data: Data, positive: str | None = N
         return _coded(raw, form, own)
     if form == "preference_1_to_2":
         return _preferences(raw)
-    if form == "signed_score":
+    if form in ("signed_score", "signed_scores"):
         return _scores(raw, data, positive)
     if form == "votes":
         return _shared(raw, VOTE_COLUMNS, _votes, "most votes win", "write numbers of votes, at least one above 0")
@@ -150,24 +155,48 @@ def _coded(raw: RawTable, column: str, own: Mapping[str, Meaning]) -> Verdicts:
 
 
 def _scores(raw: RawTable, data: Data, positive: str | None) -> Verdicts:
-    column = "signed_score"
+    """Return verdicts of signed scores: of a battle, of each annotator (soft labels), or of both."""
+    columns = tuple(name for name in ("signed_score", "signed_scores") if name in raw.columns)
+    one, several = columns[0] == "signed_score", columns[-1] == "signed_scores"
+    own_name = raw.own_name(columns[0])
     side = data.positive_score if data.positive_score != "unset" else positive
     if side is None:
         raise UserError(
-            f"{raw.name}: column {raw.own_name(column)} has signed scores, and either sign can favour A; set "
+            f"{raw.name}: column {own_name} has signed scores, and either sign can favour A; set "
             f"data.positive_score=a or data.positive_score=b (the side that a positive score favours)"
         )
     band = data.tie_band
     if_positive, if_negative = (A, B) if side == "a" else (B, A)
 
-    def parse(cell: Any) -> Verdict:
+    def label(cell: Any) -> int:
         score = number(cell)
-        return Verdict(TIE if abs(score) <= band else if_positive if score > 0 else if_negative)
+        return TIE if abs(score) <= band else if_positive if score > 0 else if_negative
+
+    def parse(*cells: Any) -> Verdict:
+        scores = _annotators_scores(cells[-1]) if several else []
+        if not one and not scores:
+            raise CellError(f"{show(cells[-1])} has no scores; expected a list of at least one")
+        votes = [label(score) for score in scores]
+        most = majority([votes.count(k) for k in range(len(SIDES))]) if votes else Verdict(None)
+        return Verdict(label(cells[0]), most.soft) if one else most
 
     low, high = SIDES[if_negative], SIDES[if_positive]
     bounds = ("negative", "positive", "0") if not band else (f"below -{band:g}", f"above {band:g}", "between")
-    coding = f"{raw.own_name(column)}: {bounds[0]} → {low}, {bounds[1]} → {high}, {bounds[2]} → tie"
-    return _each(raw, (column,), parse, coding, "write a number, negative or positive")
+    coding = f"{own_name}: {bounds[0]} → {low}, {bounds[1]} → {high}, {bounds[2]} → tie"
+    if several:
+        votes = f"each annotator's score in {raw.own_name('signed_scores')} is a vote, their shares the soft label"
+        coding += f"; {votes}" if one else f"; {votes}; most votes win, equal → tie"
+    return _each(raw, columns, parse, coding, SCORE_REMEDIES[several])
+
+
+def _annotators_scores(cell: Any) -> list[Any]:
+    """Return the scores of a list of numbers, or of objects with a ``score``, given as such or as JSON text."""
+    if is_missing(cell):
+        return []
+    items = parse_json(cell, "scores") if isinstance(cell, str) else cell
+    if not isinstance(items, list):
+        raise CellError(f"{show(cell)} is not a list of scores")
+    return [item.get("score") if isinstance(item, dict) else item for item in items]
 
 
 def _preferences(raw: RawTable) -> Verdicts:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from oof.__main__ import main
+from oof.common.errors import UserError
+from oof.config import Data
 from oof.data.battles import read_file
 from tests.fixtures.battle_files import encode
 
@@ -36,7 +38,8 @@ def alpaca_eval(i: int) -> Row:
 def help_steer(i: int) -> Row:
     context = [*say(i, "earlier"), {"role": "user", "content": "and now?"}]
     score = (-2, 3, 0)[i % 3]
-    votes = [{"score": score, "reasoning": "r", "feedback1": "f", "feedback2": "g"}]
+    remarks = {"reasoning": "r", "feedback1": "f", "feedback2": "g"}
+    votes = [{"score": s, **remarks} for s in ((-3, -1, 1), (3, 2, 2), (0, 1, -1))[i % 3]]
     texts = {"domain": "general", "language": "english", "context": context, "response1": "answer a"}
     return {**texts, "response2": "answer b", "overall_preference": score, "individual_preference": votes}
 
@@ -108,7 +111,7 @@ def wsdm(i: int) -> Row:
 THIRDS, NO_TIES = "a 20 (33.3 %), b 20 (33.3 %), tie 20 (33.3 %)", "tie 0 (0.0 %)"
 CASES = [
     (alpaca_eval, "AlpacaEval", 60, THIRDS, "preference: 1 → A, 2 → B, 1.5 and 0 → tie"),
-    (help_steer, "HelpSteer3", 60, THIRDS, "overall_preference: negative → A, positive → B, 0 → tie"),
+    (help_steer, "HelpSteer3", 60, THIRDS, "overall_preference: negative → A, positive → B, 0 → tie; each"),
     (nectar, "Nectar: rankings as pairs", 180, NO_TIES, "chosen → the winner"),
     (ultrafeedback, "UltraFeedback: rankings as pairs", 180, "tie 60 (33.3 %)", "chosen → the winner"),
     (reward_bench_2, "RewardBench 2: rankings as pairs", 180, NO_TIES, "chosen → the winner"),
@@ -184,3 +187,38 @@ def test_a_response_that_begins_with_a_bracket_is_no_ranking(tmp_path: Path) -> 
     (tmp_path / "r.jsonl").write_bytes(encode([row], "jsonl"))
     battles = read_file(tmp_path / "r.jsonl", "train")
     assert next(iter(battles.schemas.values())) == "chosen/rejected pairs"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "csv"])
+def test_individual_preferences_of_helpsteer3_are_soft_labels_with_its_tie_band(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"h.{form}"
+    rows = [help_steer(i) for i in range(4)]
+    rows[3]["individual_preference"] = []
+    if form == "csv":
+        rows = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+    path.write_bytes(encode(rows, form))
+    soft = ("soft_a", "soft_b", "soft_tie")
+    table = read_file(path, "train").table
+    assert table["label"].to_list() == [0, 1, 2, 0]
+    assert table.select(soft).rows() == [
+        pytest.approx((2 / 3, 1 / 3, 0.0)),
+        (0.0, 1.0, 0.0),
+        pytest.approx((1 / 3, 1 / 3, 1 / 3)),
+        (None, None, None),
+    ]
+    table = read_file(path, "train", data=Data(tie_band=1)).table
+    assert table.select(soft).rows()[:2] == [pytest.approx((1 / 3, 0.0, 2 / 3)), (0.0, 1.0, 0.0)]
+
+
+def test_scores_of_several_annotators_alone_are_votes(tmp_path: Path) -> None:
+    texts = {"prompt": "p", "response_a": "a", "response_b": "b"}
+    rows = [{**texts, "prompt": str(i), "scores": s} for i, s in enumerate(([-1, -2, 3], [1], [-1, 2]))]
+    (tmp_path / "s.jsonl").write_bytes(encode(rows, "jsonl"))
+    columns = {"signed_scores": "scores"}
+    battles = read_file(tmp_path / "s.jsonl", "train", columns=columns, data=Data(positive_score="a"))
+    assert battles.table["label"].to_list() == [1, 0, 2]
+    assert battles.table["soft_b"].to_list() == [pytest.approx(2 / 3), 0.0, 0.5]
+    rows[1]["scores"] = "many"
+    (tmp_path / "s.jsonl").write_bytes(encode(rows, "jsonl"))
+    with pytest.raises(UserError, match=r"row 2, column signed_scores: .*write a list of scores"):
+        read_file(tmp_path / "s.jsonl", "train", columns=columns, data=Data(positive_score="a"))
