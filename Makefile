@@ -10,14 +10,11 @@ EXTRAS ?= dev
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready-$(EXTRAS)
 
-comma := ,
-name_of = $(firstword $(subst =, ,$(1)))
-as_pairs = $(foreach pair,$(1),"$(call name_of,$(pair))": "$(patsubst $(call name_of,$(pair))=%,%,$(pair))"$(comma))
 quoted = '$(subst ','\'',$(1))'
 RUN_WORD  = $(if $(RUN),run=$(call quoted,$(RUN)),$(if $(LOGITS),run=runs/logits,$(if $(CONFIG),,run=runs/demo)))
 OVERRIDES = $(RUN_WORD) $(if $(DATA),data.train=$(call quoted,$(DATA))) \
             $(if $(TEST),data.test=$(call quoted,$(TEST))) \
-            $(if $(LOGITS),stack.logits=$(call quoted,{$(call as_pairs,$(LOGITS))})) $(ARGS)
+            $(if $(LOGITS),stack.logits=$(call quoted,$(LOGITS))) $(ARGS)
 # CONFIG counts only where it is given. A run that remembers no settings gets those of the demo, if it may begin here.
 SETTINGS = $(if $(CONFIG),$(call quoted,$(CONFIG))) $(OVERRIDES) $(if $(REDO),--redo)
 BEGIN    = --default $(DEMO)
@@ -61,7 +58,7 @@ table: $(READY)  ## print the log loss of every stage and write RUN/metrics.json
 	@$(PY) -m ensemble table $(SETTINGS)
 
 report: $(READY)  ## write RUN/report/index.html; RUN="runs/a runs/b" also compares (PRICE=2.5 an hour)
-	@if [ -d '$(RUN)' ]; then set -- '$(RUN)'; else set -- $(RUN_OR_DEMO); fi; $(PY) -m ensemble report "$$@" $(if $(PRICE),--price-per-hour $(PRICE))
+	@$(PY) -m ensemble report $(call quoted,$(RUN_OR_DEMO)) $(ARGS) $(if $(PRICE),--price-per-hour $(PRICE))
 
 demo: $(READY)  ## all three stages on the embedded synthetic arena, on a CPU
 	@$(MAKE) --no-print-directory oof stack distill predict table report CONFIG=$(DEMO)

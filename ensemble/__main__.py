@@ -8,13 +8,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from oof.command_line import add_config_arguments, load_config, locked_run, run_subcommand
 from oof.common.atomic_files import rewrite_json
 from oof.common.steps import locked
 from oof.config import Config
+from oof.config.load import OVERRIDE
+from oof.config.other_stages import refuse_other_stages
+from oof.config.stored import load_for_run
+from oof.config.user_values import split_paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,11 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _checked_run(config: Config, arguments: argparse.Namespace, reads: bool = False) -> Iterator[None]:
-    """Hold the lock of a run; refuse a command that names other data files than the run was made from."""
+    """Hold the lock of a run; refuse other data files than those it was made from, and settings of other stages."""
     from oof.jobs.source_files import check_files
 
     with locked_run(config):
         check_files(config, reads, arguments.redo)
+        refuse_other_stages(config, arguments.overrides, arguments.name)
         yield
 
 
@@ -96,7 +101,12 @@ def _table(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from ensemble.report.make import write_reports
 
-    for page in write_reports([Path(run) for run in arguments.runs], arguments.price_per_hour):
+    words = [word for word in arguments.runs if OVERRIDE.match(word) and not Path(word).is_dir()]
+    runs = [run for word in arguments.runs if word not in words for run in split_paths(word)]
+    for run in runs if words else []:
+        with chdir("."):  # where the run was made, its remembered paths start
+            refuse_other_stages(load_for_run(None, [f"run={run}", *words]), words, "report")
+    for page in write_reports([Path(run) for run in runs], arguments.price_per_hour):
         print(f"report: {page}")
 
 
@@ -144,9 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         subcommand = subcommands.add_parser(name, help=summary)
         add_config_arguments(subcommand)
-        subcommand.set_defaults(subcommand=function)
+        subcommand.set_defaults(subcommand=function, name=name)
     report = subcommands.add_parser("report", help="write RUN/report/index.html; several runs are also compared")
-    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, and settings that they have")
     report.add_argument(
         "--price-per-hour", type=float, default=0.0, help="price of the machine per hour, for the cost of each stage"
     )

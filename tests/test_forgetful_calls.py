@@ -210,10 +210,26 @@ says: student, ensemble
 remedy: ensemble predict run=runs/mine predict.model=ensemble
 then: by the ensemble
 
-wrong: ensemble table run=runs/mine stack.trials=9
-says: make stack
-remedy: ensemble table run=runs/mine
+# A setting of another stage has no effect, and is not ignored in silence.
+each: table | predict | distill | ablate
+wrong: ensemble EACH run=runs/mine stack.trials=9
+says: stack.trials=9 has no effect on EACH
+says: make stack RUN=runs/mine ARGS="stack.trials=9"
+remedy: ensemble table run=runs/mine stack.trials=2
 then: student
+
+wrong: ensemble report runs/mine stack.trials=9
+says: make stack RUN=runs/mine ARGS="stack.trials=9"
+remedy: ensemble report runs/mine stack.trials=2
+then: index.html
+
+wrong: ensemble stack run=runs/mine data.test=[other-test.csv]
+says: make predict RUN=runs/mine TEST="[other-test.csv]"
+finished: ensemble stack run=runs/mine data.test=[test.csv]
+
+wrong: ensemble stack run=runs/mine distill.losses.kl=2
+says: make distill RUN=runs/mine
+finished: ensemble stack run=runs/mine
 
 # Logits made elsewhere.
 wrong: ensemble stack run=runs/mine 'stack.logits={a: logits.csv}'

@@ -44,22 +44,38 @@ def words_of(*target: str) -> list[str]:
         (["audit", "RUN=runs/a b"], ["runs/a b"]),
         (["audit", "RUN=runs/it's"], ["runs/it's"]),
         (["distill", "RUN=runs/it's", "CONFIG=my 'best'.yaml"], ["my 'best'.yaml", "run=runs/it's"]),
-        (["stack", "LOGITS=a=it's.csv"], ["run=runs/logits", 'stack.logits={"a": "it\'s.csv",}', *DEFAULT]),
-        (["stack", "LOGITS=a=b.csv", "RUN=c"], ["run=c", 'stack.logits={"a": "b.csv",}', *DEFAULT]),
+        (["stack", "LOGITS=a=it's.csv"], ["run=runs/logits", "stack.logits=a=it's.csv", *DEFAULT]),
+        (["stack", "LOGITS=a=b.csv c=d e.csv", "RUN=c"], ["run=c", "stack.logits=a=b.csv c=d e.csv", *DEFAULT]),
+        (["report", "RUN=runs/l'été 2", "PRICE=2"], ["runs/l'été 2", "--price-per-hour", "2"]),
+        (["report", "RUN=a b", "ARGS=stack.trials=5"], ["a b", "stack.trials=5"]),
     ],
 )
 def test_a_target_names_the_run_and_only_a_configuration_that_is_given(target: list[str], words: list[str]) -> None:
     assert words_of(*target) == words
 
 
+@pytest.mark.parametrize(
+    "target", ["oof", "stack", "ablate", "distill", "predict", "table", "report", "plan", "check", "audit"]
+)
+def test_paths_with_an_apostrophe_and_a_space_reach_every_target_whole(target: str) -> None:
+    """Each given to make as one variable, as a user types it."""
+    paths = {name: f"/my/l'été 2/{name}" for name in ("RUN", "DATA", "TEST", "CONFIG", "LOGITS")}
+    words = words_of(target, *(f"{name}={path}" for name, path in (paths | {"LOGITS": f"a={paths['LOGITS']}"}).items()))
+    used = {"report": ["RUN"], "audit": ["RUN"], "check": ["DATA"]}.get(target, list(paths))
+    settings = {"RUN": "run=", "DATA": "data.train=", "TEST": "data.test=", "CONFIG": "", "LOGITS": "stack.logits=a="}
+    prefixes = settings if len(used) > 1 else {used[0]: ""}
+    assert {f"{prefixes[name]}{paths[name]}" for name in used} <= {*words}
+    assert len(words) == len(used) + 2 * (target in ("oof", "stack", "plan"))
+
+
 def test_the_demo_names_its_configuration_to_every_stage() -> None:
     lines = [line for line in make("demo", dry=True).stdout.splitlines() if line.startswith(f"{sys.executable} -m ")]
-    assert [shlex.split(line)[4] for line in lines] == ["configs/demo.yaml"] * 5
+    assert [shlex.split(line)[4] for line in lines] == ["configs/demo.yaml"] * 5 + ["runs/demo"]
 
 
 def test_run_alone_is_enough_after_the_first_command(small_run: Path, tmp_path: Path) -> None:
     """On a run that was made elsewhere and copied to a path with a space and a letter that is not ASCII."""
-    run = tmp_path / "Läufe 1" / "mein Lauf"
+    run = tmp_path / "Läufe 1" / "l'été 2"
     shutil.copytree(small_run, run)
     for target, says in (
         (["stack", "ARGS=stack.rounds=21"], "stack: done"),

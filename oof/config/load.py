@@ -34,6 +34,8 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")  # key.sub=value
 OVERRIDES = "overrides"  # where these come from, in messages
 MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also a folder's name in the run
 
+Setting = tuple[tuple[str, ...], dataclasses.Field[Any], object]  # path, field and value
+
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a YAML file (None = the defaults); ``key.sub=value`` overrides replace its values.
@@ -81,7 +83,6 @@ def resolve(layers: Mapping[str, dict[str, Any]], run: str) -> Config:
     Raises:
         UserError: a key is unknown, a value has the wrong type or range.
     """
-    place = next(iter(layers))
     for origin, values in layers.items():
         _refuse_unknown(origin, values, Config)
         fit(origin, values, Config)
@@ -92,12 +93,12 @@ def resolve(layers: Mapping[str, dict[str, Any]], run: str) -> Config:
         assert isinstance(merged, DictConfig)
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{place}: {_first_line(error)}") from error
+        raise UserError(f"{next(iter(layers))}: {_first_line(error)}") from error
     assert isinstance(config, Config)
-    for name, field, value in _values(config):
-        _check_value(f"{place}: {name}", field, value)
+    for path, field, value in _values(config):
+        _check_value(f"{_origin(layers, path)}: {'.'.join(path)}", field, value)
     if "\0" in config.run:
-        raise UserError(f"{place}: run={config.run!r}: a folder name cannot hold a NUL character")
+        raise UserError(f"{_origin(layers, ('run',))}: run={config.run!r}: a folder name cannot hold a NUL character")
     return config if config.run else dataclasses.replace(config, run=run)
 
 
@@ -180,19 +181,32 @@ def _refuse_unknown_members(origin: str, members: object, schema: type) -> None:
         _refuse_unknown(origin, member, schema, f"members.{name}.")
 
 
-def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], object]]:
+def _origin(layers: Mapping[str, dict[str, Any]], path: tuple[str, ...]) -> str:
+    """Return the last layer that sets a setting: its value is the one that counts."""
+
+    def sets(values: Any) -> bool:
+        for key in path:
+            if not isinstance(values, dict) or key not in values:
+                return False
+            values = values[key]
+        return True
+
+    return next((origin for origin in reversed(list(layers)) if sets(layers[origin])), next(iter(layers)))
+
+
+def _values(section: Any, path: tuple[str, ...] = ()) -> Iterator[Setting]:
     """Yield path, field and value of every setting of a section."""
     schema: Any = type(section)
     nested, named, fields = sections(schema), named_sections(schema), settings(schema)
     for field in dataclasses.fields(schema):
         name, value = field.name, getattr(section, field.name)
         if name in nested:
-            yield from _values(value, f"{prefix}{name}.")
+            yield from _values(value, (*path, name))
         elif name in named:
             for key, inner in value.items():
-                yield from _values(inner, f"{prefix}{name}.{key}.")
+                yield from _values(inner, (*path, name, str(key)))
         else:
-            yield f"{prefix}{name}", fields[name], value
+            yield (*path, name), fields[name], value
 
 
 def _check_value(place: str, field: dataclasses.Field[Any], value: object) -> None:

@@ -63,7 +63,7 @@ def load_for_run(path: str | None, overrides: Sequence[str], default: str | None
         raise UserError(_nothing_remembered(name))
     run, folder = Path(os.path.abspath(name)), working_folder(Path(name))
     if folder != Path.cwd() and folder.is_dir():
-        _make_absolute(changes)
+        make_absolute(changes)
         name = str(run)
         os.chdir(folder)
         logger.info("relative paths start at %s, where this run was made", folder)
@@ -128,7 +128,7 @@ def working_folder(run: Path) -> Path:
         return Path.cwd()
 
 
-def _make_absolute(tree: dict[str, Any]) -> None:
+def make_absolute(tree: dict[str, Any]) -> None:
     """Make the relative paths among settings absolute; a checkpoint is a path if such a folder exists."""
     for name in PATHS:
         section, key = name.split(".")
@@ -192,7 +192,7 @@ def store_settings(config: Config, names: Sequence[str] = ()) -> None:
             into[key] = source[key]
         if elsewhere:
             changed = {parent: tree[parent] for parent in {name.split(".")[0] for name in names}}
-            _make_absolute(changed)
+            make_absolute(changed)
     if (run / STORED).is_file() and before == tree:
         return
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)

@@ -25,6 +25,8 @@ ALIASES = {
     "num_folds": "k", "n_splits": "k", "lora_r": "rank", "r": "rank", "lora_alpha": "alpha", "n_trials": "trials",
     "model_name_or_path": "checkpoint", "attn_implementation": "attn",
 }  # fmt: skip
+EXAMPLES = {"stack.logits": "{gemma: gemma.csv}", "data.verdicts": "{1: a, 2: b, 0: tie}"}  # of mappings
+PAIR = re.compile(r"(?:^|(?<=\s))([A-Za-z0-9][\w.-]*)=(.*?)(?=\s+[A-Za-z0-9][\w.-]*=|\s*$)")  # of name=value words
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -70,7 +72,10 @@ def join_words(words: list[str]) -> list[str]:
 
 
 def plain_value(name: str, text: str, schema: Any) -> object | None:
-    """Return the value of an override that is no YAML: the path or paths of a setting that takes a list of texts."""
+    """Return the value of an override that is no YAML; None if it is.
+
+    It is the path or paths of a setting that takes a list of texts, or the pairs ``name=file other=file`` of a mapping.
+    """
     parts = name.split(".")
     while parts and parts[0] in sections(schema) | named_sections(schema):
         first, *parts = parts
@@ -79,6 +84,8 @@ def plain_value(name: str, text: str, schema: Any) -> object | None:
         else:
             schema = sections(schema)[first]
     hint = get_type_hints(schema).get(parts[0]) if len(parts) == 1 else None
+    if get_origin(hint) is dict and not text.startswith("{") and (pairs := PAIR.findall(text)):
+        return dict(pairs)
     is_list = get_origin(hint) is list and get_args(hint) == (str,)
     is_number = text.lstrip("-").isdigit()  # no path, and refused with its own message
     return split_paths(text) if is_list and not is_number and not text.startswith("[") else None
@@ -146,8 +153,9 @@ def _list(place: str, value: object, kind: Any) -> object:
 
 
 def _dict(place: str, value: object) -> object:
+    example = next((text for name, text in EXAMPLES.items() if place.endswith(name)), "{prompt: question}")
     if not isinstance(value, dict) or any(isinstance(item, list | dict) for item in value.values()):
-        raise UserError(f"{place}={short(value)}; it must be a mapping such as {{prompt: question}}")
+        raise UserError(f"{place}={short(value)}; it must be a mapping such as {example}")
     return {str(key): item if item is None else str(item) for key, item in value.items()}
 
 

@@ -21,6 +21,7 @@ from oof.config.user_values import join_words, split_paths
         ("data.columns=3", "data.columns=3; it must be a mapping such as {prompt: question}"),
         ("prompts.max_tokens=[1]", "it must be a whole number"),
         ("stack.trials=", "it must be a whole number"),
+        ("stack.logits=a.csv", "stack.logits=a.csv; it must be a mapping such as {gemma: gemma.csv}"),
         ("data.columns={prompt", "its value is not valid YAML"),
     ],
 )
@@ -32,6 +33,22 @@ def test_a_wrong_value_is_one_sentence_without_internals(override: str, message:
     assert "\n" not in text
     for word in ("full_key", "object_type", "reference_type", "OmegaConf", "NoneType"):
         assert word not in text
+
+
+def test_the_word_that_the_user_typed_is_blamed_and_not_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "été 2.yaml"
+    path.write_text("folds: {k: 3}\nmembers: {a.b: {checkpoint: x, train: {epochs: -1}}}\n", "utf-8")
+    with pytest.raises(UserError, match=r"^overrides: folds.k=1; it must lie between 2 and 100$"):
+        load(path, ["folds.k=1"])
+    with pytest.raises(UserError, match=f"^{path}: members.a.b.train.epochs=-1"):
+        load(path, ["folds.k=4"])
+
+
+def test_pairs_of_name_and_file_are_a_mapping_and_keep_their_spaces() -> None:
+    config = load(None, ["stack.logits=a=/l'été 2/a.csv  b-1=b=c.csv c.d=my file.csv"])
+    assert config.stack.logits == {"a": "/l'été 2/a.csv", "b-1": "b=c.csv", "c.d": "my file.csv"}
+    assert load(None, ["data.columns=prompt=my question"]).data.columns == {"prompt": "my question"}
+    assert load(None, ["data.columns={prompt: a b=c}"]).data.columns == {"prompt": "a b=c"}
 
 
 def test_one_path_is_a_list_of_it_and_a_split_mapping_is_joined() -> None:
