@@ -1,4 +1,4 @@
-"""Slices of the battles for comparisons: length, turns, language, code, prompt quality, verdict, corpus."""
+"""Slices of the battles for comparisons: length, turns, language, code, prompt quality, verdict, both bad, corpus."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ def battle_properties(table: pl.DataFrame) -> pl.DataFrame:
         refusal_a=a.str.contains(REFUSALS),
         refusal_b=b.str.contains(REFUSALS),
     )
+    if "both_bad" in table.columns:  # data.both_bad=keep
+        properties = properties.with_columns(table["both_bad"].fill_null(False))
     quality = pl.Series("quality", prompt_quality(prompt_texts(table)))
     return properties.with_columns(quality, log_ratio=((pl.col("chars_a") + 1) / (pl.col("chars_b") + 1)).log())
 
@@ -78,6 +80,9 @@ def slices_of(properties: pl.DataFrame, labels: Integers, in_corpus: Bools | Non
         Slice("verdict", "decided", labels != 2),
         Slice("verdict", "tie", labels == 2),
     ]
+    if "both_bad" in properties.columns:
+        both_bad = properties["both_bad"].to_numpy()
+        slices += [Slice("both bad", "both bad", both_bad), Slice("both bad", "not both bad", ~both_bad)]
     if in_corpus is not None:
         slices += [Slice("corpus", "in corpus", in_corpus), Slice("corpus", "not in corpus", ~in_corpus)]
     return [part for part in slices if part.flags.sum() >= LEAST and not part.flags.all()]

@@ -10,13 +10,14 @@ import polars as pl
 import pytest
 
 from ensemble.report.junk_prompts import junk_report
+from ensemble.report.make import collect
 from ensemble.report.predictor_comparison import compare_members
-from ensemble.report.run_data import RunData
+from ensemble.report.run_data import RunData, load_run
 from ensemble.report.slices import battle_properties, slices_of
 from ensemble.report.ties import tie_report
 from oof.data.prompt_quality import JUNK, prompt_flags, prompt_quality
 from oof.metrics import softmax_mean
-from tests.fixtures.report_runs import WORDS, make_report_arena
+from tests.fixtures.report_runs import WORDS, make_report_arena, write_run
 from tests.fixtures.small_tables import words
 
 
@@ -140,3 +141,20 @@ GOOD = [
 @pytest.mark.parametrize("text", GOOD)
 def test_real_prompts_in_many_languages_are_not_junk(text: str) -> None:
     assert prompt_quality(pl.Series([text]))[0] == 1.0
+
+
+def test_battles_whose_responses_are_both_bad_are_a_slice_where_they_were_kept(tmp_path: Path) -> None:
+    """Under ``data.both_bad: keep``; a file without such verdicts leaves the column empty."""
+    arena = make_report_arena(200)
+    ties = np.flatnonzero(arena.labels == 2)
+    bad: list[bool | None] = [None] * 200
+    for i in ties:
+        bad[i] = bool(i in ties[:25])
+    kept = arena._replace(table=arena.table.with_columns(pl.Series("both_bad", bad, dtype=pl.Boolean)))
+    run = load_run(write_run(tmp_path / "Lauf ü", kept))
+    rows = {row["slice"]: row for row in collect(run)["members"][0]["slices"]}
+    losses = -np.log(run.probs["one"][np.arange(200), arena.labels])
+    assert rows["both bad"]["loss_first"] == pytest.approx(losses[ties[:25]].mean(), abs=1e-6)
+    assert rows["both bad"]["advantage"]["low"] < rows["both bad"]["advantage"]["high"]
+    assert (rows["both bad"]["n"], rows["not both bad"]["n"]) == (25, 175)
+    assert "both bad" not in {part.name for part in slices_of(battle_properties(arena.table), arena.labels)}
