@@ -150,7 +150,8 @@ def _absolute(value: Any) -> Any:
         return [_absolute(item) for item in value]
     if isinstance(value, dict):
         return {key: _absolute(item) for key, item in value.items()}
-    return str(Path(value).absolute()) if isinstance(value, str) else value
+    is_path = isinstance(value, str) and not value.startswith("hf:")  # a dataset of the hub has no folder
+    return str(Path(value).absolute()) if is_path else value
 
 
 def _drop_replaced(stored: dict[str, Any], overrides: Sequence[str]) -> None:

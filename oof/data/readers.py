@@ -16,6 +16,7 @@ from typing import IO, cast
 
 from oof.common.errors import UserError
 from oof.data.formats import Opener, read_csv, read_json, read_parquet
+from oof.data.hub_datasets import hub_file, is_hub_name
 from oof.data.raw_table import RawTable
 
 FORMATS = {
@@ -31,16 +32,18 @@ PACKED = (".gz", ".zst", ".zip")
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Return the files of paths and globs: each once, those of a glob in sorted order.
+    """Return the files of paths, globs and names of hub datasets: each once, those of a glob in sorted order.
 
     Raises:
-        UserError: a path does not exist, is a folder, or a glob matches nothing.
+        UserError: a path does not exist, is a folder, a glob matches nothing, or a hub dataset cannot be fetched.
     """
     paths: list[str] = []
     for pattern in patterns:
         if "\0" in pattern:
             raise UserError(f"{pattern!r}: a file name cannot contain a NUL character; remove it")
-        if Path(pattern).exists():
+        if is_hub_name(pattern):
+            files = [hub_file(pattern)]
+        elif Path(pattern).exists():
             files = [pattern]
         else:
             files = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
