@@ -71,6 +71,11 @@ class StudentPlan:
         return len(self.inputs.labels)
 
     @property
+    def extra_folds(self) -> NDArray[np.int64]:
+        """(n,) folds of the extra battles; -1 for all others, and for an extra battle that no fold holds out."""
+        return np.where((self.table["role"] == "extra").to_numpy(), self.folds, -1)
+
+    @property
     def teachers(self) -> list[str]:
         """The teachers' names: members, or the one name "stack" for the calibrated ensemble."""
         return teacher_names(self.config)
@@ -116,6 +121,9 @@ def plan_student(config: Config) -> StudentPlan:
     sources = [[job.step.key for job in jobs], digest(ensemble_probs.round(9)), stack_settings]
     data: list[object] = [texts_key(table), digest(labels, folds, weights, teacher_probs.round(9)), sources]
     data += [digest(table.select(SOFT_COLUMNS).rows())] if SOFT_COLUMNS[0] in table.columns else []
+    held_out = (table["role"] == "extra") & (table["fold"] >= 0)
+    # Before, the students of nested teachers learned from fold jobs that had trained on these battles.
+    data += ["nested jobs score extra battles"] if config.distill.teacher == "nested" and held_out.any() else []
     checkpoint = checkpoint_digest(config.distill.student.checkpoint)
     pretrain = pretrain_job(config, None)
     pretrain_key = [] if pretrain is None else [pretrain.step.key]

@@ -27,6 +27,13 @@ logger = logging.getLogger(__name__)
 
 def run_teacher_jobs(plan: StudentPlan) -> None:
     """Run every unfinished teacher job of the plan, then fit the nested stacks that read their scores."""
+    n_seen = int(((plan.table["role"] == "extra").to_numpy() & (plan.folds < 0)).sum())
+    if n_seen:
+        logger.warning(
+            "%d extra battles are in no fold, so every member has trained on them and their teacher probabilities are "
+            "in-sample; they get folds in a run that is made anew, in another RUN",
+            n_seen,
+        )
     todo = [job for job in teacher_jobs(plan) if not job.done]
     for kind in (ScoringJob, NestedJob):  # the latter train, and need the memory of the former's base
         jobs = [job for job in todo if isinstance(job, kind)]
@@ -58,17 +65,23 @@ def _score(job: ScoringJob) -> None:
         logits = texts.logits(model, rows, job.label, partial_logits)
     frame = logits_frame(table["id"], logits, fold_job.fold, texts.scoring.counts)
     write_parquet(step.folder / "logits.parquet", frame)
-    step.finish({"member": fold_job.name, "fold": fold_job.fold, "n": table.height})
+    step.finish({"member": fold_job.name, "fold": fold_job.fold, "n": table.height, **_for_audit(job)})
     logger.info("%s: %d battles scored", job.label, table.height)
+
+
+def _for_audit(job: ScoringJob | NestedJob) -> dict[str, object]:
+    """Return what the audit of extra battles needs to know of a job; nothing in a plan without such battles."""
+    if not (job.plan.table["role"] == "extra").any():
+        return {}
+    return {"teacher": job.plan.config.distill.teacher, "fold_job": job.fold_job.step.key}
 
 
 def _train_and_score(job: NestedJob) -> None:
     plan, step = job.plan, job.step
     step.begin()
     texts = EncodedBattles(job.member, plan.table, plan.config)
-    outside = np.isin(plan.folds, job.without)
-    rows = np.flatnonzero(~outside & (plan.labels >= 0) & (plan.weights > 0))
-    held_out = np.flatnonzero(outside[: plan.n_scored])
+    rows = np.flatnonzero(~np.isin(plan.folds, job.without) & (plan.labels >= 0) & (plan.weights > 0))
+    held_out = job.rows
     targets = training_targets(plan.table[rows]).astype(np.float32)
     seed = job_seed(plan.config.seed, job.name, *job.without)
     start = start_of(job.fold_job.pretrain)
@@ -79,6 +92,8 @@ def _train_and_score(job: NestedJob) -> None:
     logits = texts.logits(model, held_out, f"{job.label}: predict", step.folder / "partial")
     frame = logits_frame(plan.table["id"][held_out], logits, plan.folds[held_out])
     write_parquet(step.folder / "logits.parquet", frame)
+    if _for_audit(job):
+        write_parquet(step.folder / "trained.parquet", plan.table[rows].select("id"))
     shutil.rmtree(step.folder / "adapter")  # its scores are all that is needed
-    step.finish({**summary, **drift, "member": job.name, "without": list(job.without)})
+    step.finish({**summary, **drift, "member": job.name, "without": list(job.without), **_for_audit(job)})
     logger.info("%s: trained on %d battles, %.0f s", job.label, len(rows), summary["seconds"])

@@ -11,8 +11,13 @@
   members replaces it.
 
 The average of a member's fold jobs, through the final stack, labels the unlabelled battles. For a fold student with
-``nested`` or ``fold_matched``, fold job k alone labels them (with ``nested`` through the stack without fold k). An
-extra battle is labelled by the fold job that held it out, if there is one.
+``nested`` or ``fold_matched``, fold job k alone labels them (with ``nested`` through the stack without fold k).
+
+Extra battles have folds of their own, and student k does not train on those of fold k. With ``oof``, and for the final
+student in every mode, the fold job that held an extra battle out labels it. With ``nested`` the model without {j, k}
+labels one of fold j: it saw neither that battle's label nor a label of fold k. With ``fold_matched`` fold job k labels
+it, in-sample as the scored battles: no fold job is free of both. Runs that were made before have extra battles in no
+fold; the rule of unlabelled battles applies to these, whose probabilities are in-sample.
 
 Sources: the winning solution of Kaggle's LMSYS competition (fold_matched); WSDM Cup 2025, first place (oof).
 """
@@ -166,23 +171,53 @@ def nested_stack(plan: StudentPlan, fold: int) -> Step:
 
 
 def _unscored(plan: StudentPlan, fold: int) -> Floats:
-    """Return (n - n_scored, t, 3) of the extra and unlabelled battles."""
-    mode, table = plan.config.distill.teacher, plan.table[plan.n_scored :]
+    """Return (n - n_scored, t, 3) of the extra and unlabelled battles; NaN for those that no job may score."""
+    own = plan.extra_folds[plan.n_scored :]
+    nested = plan.config.distill.teacher == "nested" and fold != FINAL
+    out = np.full((len(own), len(plan.teachers), 3), np.nan)
+    for rows in (np.flatnonzero(own < 0), np.flatnonzero((own >= 0) & ~(nested & (own == fold)))):
+        if len(rows):
+            at = rows + plan.n_scored
+            logits = {name: _logits_of_unscored(plan, name, at, fold) for name in teaching_members(plan)}
+            out[rows] = _unscored_probs(plan, fold, at, logits)
+    return out
+
+
+def _logits_of_unscored(plan: StudentPlan, name: str, rows: NDArray[np.int64], fold: int) -> NDArray[np.float32]:
+    """Return a member's (m, 2, 3) logits for student ``fold`` of m battles that stage one does not score.
+
+    Args:
+        plan: of the students.
+        name: of the member.
+        rows: (m,) positions in the plan's table: extra battles that some fold holds out, or none of these.
+        fold: as in :func:`student_targets`.
+    """
+    mode, ids, own = plan.config.distill.teacher, plan.table["id"][rows], plan.extra_folds[rows]
     one_job = mode != "oof" and fold != FINAL
-    held_out_by = np.where((table["role"] == "extra").to_numpy(), plan.folds[plan.n_scored :], -1)
-    logits: Logits = {}
-    for name in teaching_members(plan):
-        per_fold = [_read_logits(scoring_job(plan, name, k).step, table["id"]) for k in range(plan.config.folds.k)]
-        mean: Floats = np.stack(per_fold).mean(axis=0, dtype=np.float64)
-        for k, values in enumerate(per_fold):
-            mean[held_out_by == k] = values[held_out_by == k]
-        logits[name] = (per_fold[fold] if one_job else mean).astype(np.float32)
+    if (own < 0).all() or (one_job and mode == "fold_matched"):
+        job_folds = [fold] if one_job else range(plan.config.folds.k)
+        per_fold = [_read_logits(scoring_job(plan, name, k).step, ids) for k in job_folds]
+        mean: NDArray[np.float32] = np.stack(per_fold).mean(axis=0, dtype=np.float64).astype(np.float32)
+        return mean
+    logits = np.empty((len(rows), 2, 3), dtype=np.float32)
+    for k in np.unique(own).tolist():
+        job = NestedJob(plan, name, (min(k, fold), max(k, fold))) if one_job else scoring_job(plan, name, k)
+        logits[own == k] = _read_logits(job.step, ids.filter(own == k))
+    return logits
+
+
+def _unscored_probs(plan: StudentPlan, fold: int, rows: NDArray[np.int64], logits: Logits) -> Floats:
+    """Return (m, t, 3) calibrated probabilities; ``rows`` as in :func:`_logits_of_unscored`."""
+    mode, inputs, outside = plan.config.distill.teacher, plan.inputs, _outside(plan, fold)
     if plan.teachers == ["stack"] and mode != "fold_matched":
-        return _teacher_probs(plan, logits, _stacked(plan, fold, table, logits), {})
-    inputs, outside = plan.inputs, plan.folds[: plan.n_scored] != fold
+        return _teacher_probs(plan, logits, _stacked(plan, fold, plan.table[rows], logits), {})
+    if mode == "nested" and fold != FINAL and plan.extra_folds[rows[0]] >= 0:
+        fitted_on = _nested_logits(plan, fold)
+    else:
+        fitted_on = {name: inputs.logits[name][outside] for name in logits}
     temperatures = {
-        name: fit_temperature(inputs.logits[name].astype(np.float64).mean(axis=1)[outside], inputs.labels[outside])
-        for name in logits
+        name: fit_temperature(values.astype(np.float64).mean(axis=1), inputs.labels[outside])
+        for name, values in fitted_on.items()
     }
     return _teacher_probs(plan, logits, None, temperatures)
 
@@ -193,6 +228,8 @@ def _stacked(plan: StudentPlan, fold: int, table: pl.DataFrame, logits: Logits) 
         result = StackResult.load(nested_stack(plan, fold).folder / "model")
     else:
         result = load_stack(plan.config, plan.inputs)
-    counts = read_parquet(scoring_job(plan, next(iter(plan.config.members)), 0).step.folder / "logits.parquet")
+    jobs = [scoring_job(plan, next(iter(plan.config.members)), k) for k in range(plan.config.folds.k)]
+    frames = [read_parquet(job.step.folder / "logits.parquet") for job in jobs if len(job.rows)]
+    counts = pl.concat(frames).unique("id", keep="first", maintain_order=True)
     design = result.design(with_counts(table, counts), logits)
     return result.calibrator.apply_symmetric(result.combiner.logits(design))

@@ -1,7 +1,7 @@
 """Teacher jobs: the model scores behind the students' targets, their folders and keys. Imports no torch.
 
 A scoring job scores battles with a finished fold job that stage one did not score with it. A nested job trains a member
-without two of the folds and scores both. Each is a step in ``RUN/teacher``;
+without two of the folds and scores both, scored and extra battles. Each is a step in ``RUN/teacher``;
 :mod:`ensemble.distillation.run_teacher_jobs` runs them.
 """
 
@@ -36,11 +36,16 @@ class ScoringJob:
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
-        """The battles that are not scored in stage one, and with ``fold_matched`` those that the job trained on."""
+        """The battles that are not scored in stage one, and with ``fold_matched`` those that the job trained on.
+
+        Of the extra battles that some fold holds out, those of the job's own fold, and with ``fold_matched`` all.
+        """
         plan = self.plan
         wanted = np.arange(len(plan.folds)) >= plan.n_scored
         if plan.config.distill.teacher == "fold_matched":
             wanted |= plan.folds != self.fold_job.fold
+        else:
+            wanted &= np.isin(plan.extra_folds, (-1, self.fold_job.fold))
         return np.flatnonzero(wanted)
 
     @cached_property
@@ -57,7 +62,7 @@ class ScoringJob:
 
 @dataclass(frozen=True)
 class NestedJob:
-    """Train a member without two folds and score both folds."""
+    """Train a member without two folds and score both folds, with their extra battles."""
 
     plan: StudentPlan
     name: str
@@ -77,9 +82,20 @@ class NestedJob:
         return next(job for job in self.plan.jobs if job.name == self.name)
 
     @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """The scored and the extra battles of both folds."""
+        scored = np.arange(len(self.plan.folds)) < self.plan.n_scored
+        return np.flatnonzero(np.where(scored, np.isin(self.plan.folds, self.without), self._extra))
+
+    @property
+    def _extra(self) -> NDArray[np.bool_]:
+        return np.isin(self.plan.extra_folds, self.without)
+
+    @cached_property
     def step(self) -> Step:
         folder = teacher_folder(self.plan) / "nested" / self.name / "without-{}-{}".format(*self.without)
-        return Step(folder, digest("nested", FORMAT, self.fold_job.step.key, self.without))
+        extra = ["extra battles"] if self._extra.any() else []  # older jobs do not score them
+        return Step(folder, digest("nested", FORMAT, self.fold_job.step.key, self.without, *extra))
 
     @property
     def done(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from oof.audit import prompts
+from oof.audit.extra_battles import audit_extra_battles
 from oof.audit.findings import Finding, Status, read_columns
 from oof.audit.predictions import audit_member
 from oof.audit.pretrain import audit_pretraining
@@ -40,7 +41,8 @@ def audit_run(run: Path, sample: int = 1000) -> list[Finding]:
         UserError: the folder is not a run: it has no battles or folds, or they cannot be read.
     """
     table = read_columns(
-        run / "battles.parquet", ("id", "role", "label", "prompt", "response_a", "response_b", "group", "fold")
+        run / "battles.parquet",
+        ("id", "role", "label", "weight", "prompt", "response_a", "response_b", "group", "fold"),
     )
     folds = read_columns(run / "folds.parquet", ("id", "role", "group", "fold"))
     groups, k, pretrained = _configuration(run, table)
@@ -60,7 +62,7 @@ def audit_run(run: Path, sample: int = 1000) -> list[Finding]:
         findings.append(Finding("predictions", "violated", "no member has out-of-fold logits; run 'make oof'"))
     for member in members:
         findings += audit_member(member, table, k)
-    return findings
+    return findings + audit_extra_battles(run, table, k)
 
 
 def format_findings(findings: Sequence[Finding]) -> str:

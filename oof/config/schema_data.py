@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from oof.config.setting import setting
 
 SEEDS = (0, 2**31 - 1)
-READING = ("verdicts", "positive_score", "tie_band", "both_bad")  # settings of Data: how verdicts are read
+READING = ("verdicts", "positive_score", "tie_band", "both_bad", "non_text")  # settings of Data: how cells are read
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Data:
 
     train: list[str] = setting([], "labelled battles: trained on and scored out of fold")
     extra: list[str] = setting(
-        [], "labelled battles that are trained on but never scored; near-duplicates of scored prompts follow their fold"
-    )
+        [], "labelled battles that are trained on but count in no score; each is held out by one fold, that of its "
+        "near-duplicates if these are scored",
+    )  # fmt: skip
     unlabelled: list[str] = setting([], "battles without a label, for distillation")
     test: list[str] = setting([], "battles to predict")
     truth: str | None = setting(

@@ -2,8 +2,10 @@
 
 scikit-learn's ``StratifiedGroupKFold`` makes the split. It gets the groups in the order of a content key, so that
 shuffling rows or splitting files differently changes no battle's fold. It is a Python loop over the groups (11 s at
-57,000), so above ``MAX_UNITS`` groups it gets small random bundles of groups with equal label counts instead. Battles
-that are never scored follow the scored battles of their group.
+57,000), so above ``MAX_UNITS`` groups it gets small random bundles of groups with equal label counts instead.
+
+Extra battles follow the scored battles of their group. The others are split in the same way, by themselves: a student's
+teacher scores each of them with a fold job that did not train on it. They change no scored battle's fold.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from oof.classes import CLASSES
 from oof.common.errors import UserError
 from oof.data.schemas import TEXTS
+from oof.folds.given_folds import given_extra_folds, given_folds
 
 MAX_UNITS = 4_000
 
@@ -27,10 +30,12 @@ def assign_folds(table: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: i
     """Return (n,) folds 0..k-1 of the (n,) battles; -1 where a battle belongs to no fold.
 
     Scored battles (role train) are stratified by label, whole groups at a time. Battles of roles extra and
-    unlabelled get the fold of their group's scored battles, so that no fold job that scores the group trains on them;
-    without a scored battle in the group they get -1, as test battles always do.
+    unlabelled get the fold of their group's scored battles, so that no fold job that scores the group trains on them.
+    Without a scored battle in the group, extra battles are stratified among themselves, whole groups at a time;
+    unlabelled ones get -1, as test battles always do.
 
-    If every train battle has a ``fold`` in its file, those folds are used, renumbered 0..k-1 in their order.
+    If every train battle has a ``fold`` in its file, those folds are used, renumbered 0..k-1 in their order; so are
+    those of the extra battles, if they have any.
 
     Args:
         table: canonical table of battles.
@@ -44,17 +49,23 @@ def assign_folds(table: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: i
 
     Warns:
         UserWarning: a class occurs in fewer than k groups, so that some fold has no battle of it; a group is larger
-            than a fold should be.
+            than a fold should be; only extra battles have folds in their files.
     """
-    scored = np.flatnonzero((table["role"] == "train").to_numpy())
+    scored, extra, unlabelled = (
+        np.flatnonzero((table["role"] == role).to_numpy()) for role in ("train", "extra", "unlabelled")
+    )
     train = table[scored]
     _refuse_impossible(train, groups[scored], k)
-    given = _given_folds(train, groups[scored], k)
+    given = given_folds(train, groups[scored], k)
     folds = np.full(table.height, -1, dtype=np.int32)
     folds[scored] = given if given is not None else _split(train, groups[scored], k, seed)
     _refuse_empty(folds[scored], groups[scored], k)
-    following = np.flatnonzero(table["role"].is_in(["extra", "unlabelled"]).to_numpy())
-    folds[following] = _follow(groups[scored], folds[scored], groups[following])
+    folds[unlabelled] = _follow(groups[scored], folds[scored], groups[unlabelled])
+    given = given_extra_folds(train, table[extra], groups[scored], groups[extra])
+    folds[extra] = _follow(groups[scored], folds[scored], groups[extra]) if given is None else given
+    alone = extra[folds[extra] < 0]
+    if len(alone):
+        folds[alone] = _split_extra(table[alone], groups[alone], k, seed)
     return folds
 
 
@@ -99,33 +110,6 @@ def _refuse_empty(folds: NDArray[np.int32], groups: NDArray[np.int64], k: int) -
         )
 
 
-def _given_folds(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -> NDArray[np.int32] | None:
-    """Return the file's own folds, renumbered 0..k-1, or None if it has none."""
-    if "fold" not in train.columns or train["fold"].is_null().all():
-        return None
-    missing = train.filter(pl.col("fold").is_null())
-    if missing.height:
-        first = missing.row(0, named=True)
-        raise UserError(
-            f"{first['file']}, row {first['row']}, column fold: empty, but {train.height - missing.height:,} train "
-            f"battles have a fold; fill in the whole column or none of it"
-        )
-    values, folds = np.unique(train["fold"].to_numpy(), return_inverse=True)
-    if len(values) != k:
-        raise UserError(f"column fold: {len(values)} different folds, but folds.k={k}; set folds.k={len(values)}")
-    order = np.argsort(groups, kind="stable")
-    same_group = groups[order][1:] == groups[order][:-1]
-    split = np.flatnonzero(same_group & (folds[order][1:] != folds[order][:-1]))
-    if len(split):
-        one, two = (train.row(int(order[i]), named=True) for i in (split[0], split[0] + 1))
-        n_split = len(np.unique(groups[order][1:][split]))
-        raise UserError(
-            f"column fold: battles {one['id']} (fold {one['fold']}) and {two['id']} (fold {two['fold']}) belong to one "
-            f"group; the file's folds separate {n_split:,} group(s); drop the column fold, or group by another column"
-        )
-    return folds.astype(np.int32)
-
-
 def _split(train: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int32]:
     labels = train["label"].to_numpy()
     ordered = _canonical(train, groups)
@@ -145,6 +129,15 @@ def _split(train: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: int) ->
                 f"folds.k={k}: no class has {k} battles among the {train.height:,} train battles; lower folds.k"
             ) from error
     return folds
+
+
+def _split_extra(extra: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int32]:
+    """Return (n,) folds of extra battles whose groups have no scored battle; few groups leave folds empty."""
+    n_groups = len(np.unique(groups))
+    if n_groups >= k <= np.bincount(extra["label"].to_numpy()).max():
+        return _split(extra, groups, k, seed)
+    dealt = np.random.default_rng(seed).permutation(n_groups) % k  # too few for the splitter
+    return dealt[_canonical(extra, groups)].astype(np.int32)
 
 
 def _canonical(train: pl.DataFrame, groups: NDArray[np.int64]) -> NDArray[np.int64]:

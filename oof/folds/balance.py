@@ -16,7 +16,8 @@ def fold_report(table: pl.DataFrame, groups: NDArray[np.int64], folds: NDArray[n
 
     Keys: k, battles, groups, largest_group (scored battles), groups_of_several, shares (of the labels),
     largest_share_difference (of any class in any fold from its overall share), folds (the same per fold, and the
-    numbers of extra and unlabelled battles held out with it), extra and unlabelled (held_out, free).
+    numbers of extra and unlabelled battles held out with it), extra and unlabelled (held_out: in a fold, whether with
+    scored battles of their group or without; free: in none).
     """
     role, label = table["role"].to_numpy(), table["label"].fill_null(-1).to_numpy()
     scored = role == "train"

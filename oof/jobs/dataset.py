@@ -159,15 +159,16 @@ def _battles_step_key(config: Config, data: Data) -> str:
 
 
 def _log_summary(table: pl.DataFrame, balance: dict[str, Any], schemas: Mapping[str, str]) -> None:
-    for role in ("extra", "unlabelled"):
-        held_out, free = balance[role]["held_out"], balance[role]["free"]
-        if held_out or free:
-            logger.info(
-                "%s: %d battles; %d of them have the prompt of a scored battle and are held out with its fold",
-                role,
-                held_out + free,
-                held_out,
-            )
+    per_fold = [fold["extra"] for fold in balance["folds"]]
+    if sum(per_fold):
+        logger.info("extra: %d battles, held out by fold: %s", sum(per_fold), ", ".join(map(str, per_fold)))
+    held_out, free = balance["unlabelled"]["held_out"], balance["unlabelled"]["free"]
+    if held_out or free:
+        logger.info(
+            "unlabelled: %d battles; %d of them have the prompt of a scored battle and are held out with its fold",
+            held_out + free,
+            held_out,
+        )
     scored = table.filter(pl.col("role") == "train")
     logger.info(
         "battles: %d scored in %d groups and %d folds (%s)",

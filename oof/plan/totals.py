@@ -143,8 +143,8 @@ def job_groups(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:
 
     Stage three follows :mod:`ensemble.distillation.plan` and its teacher jobs: a student per fold, trained without that
     fold, and the final student (none with ``distill.final: fold_average``). ``distill.teacher: nested`` trains each
-    teaching member without every pair of folds; ``fold_matched`` scores each fold job's own training battles; battles
-    that are not scored out of fold (extra, unlabelled) are scored by every fold job of the teachers.
+    teaching member without every pair of folds; ``fold_matched`` scores each fold job's own training battles. Every
+    fold job of the teachers scores the unlabelled battles, and the extra ones of its fold.
     """
     yield from _stage_one(config, lengths)
     if config.distill.student.checkpoint:
@@ -160,8 +160,7 @@ def _stage_one(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:
         pairs = both * config.pretrain.epochs * _training_tokens(config, lengths.pairs)
         if pairs:
             yield JobGroup(STAGE_ONE, 0, name, 1, pairs, 0.0, nproc)
-        labelled = left * _training_tokens(config, lengths.train) + _training_tokens(config, lengths.extra)
-        trained = both * member.train.epochs * labelled
+        trained = both * member.train.epochs * left * _training_tokens(config, lengths.labelled)
         yield JobGroup(STAGE_ONE, 1, name, k, trained, _scoring_tokens(config, lengths.train) / k, nproc)
         if lengths.test is not None:
             yield JobGroup(TEST, 2, name, k, 0.0, _scoring_tokens(config, lengths.test))
@@ -170,17 +169,19 @@ def _stage_one(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:
 def _teacher_jobs(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:
     distill, k = config.distill, config.folds.k
     teachers = [distill.teachers] if distill.teachers in config.members else list(config.members)
-    scored = _scoring_tokens(config, np.concatenate([lengths.extra, _unlabelled(config, lengths)]))
+    scored = _scoring_tokens(config, _unlabelled(config, lengths))
     if distill.teacher == "fold_matched":
-        scored += _scoring_tokens(config, lengths.train) * (k - 1) / k
+        scored += _scoring_tokens(config, lengths.train) * (k - 1) / k + _scoring_tokens(config, lengths.extra)
+    else:
+        scored += _scoring_tokens(config, lengths.extra) / k
     for name in teachers:
         if scored:
             yield JobGroup(FOLD_STUDENTS, 4, name, k, 0.0, scored)
         if distill.teacher == "nested":
             recipe = config.members[name].train
             both = 2 if recipe.swap == "paired" else 1
-            left = _training_tokens(config, lengths.train) * (k - 2) / k + _training_tokens(config, lengths.extra)
-            held_out = _scoring_tokens(config, lengths.train) * 2 / k
+            left = _training_tokens(config, lengths.labelled) * (k - 2) / k
+            held_out = _scoring_tokens(config, lengths.labelled) * 2 / k
             yield JobGroup(FOLD_STUDENTS, 4, name, comb(k, 2), both * recipe.epochs * left, held_out)
 
 
@@ -190,13 +191,12 @@ def _students(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:
     pairs = both * config.pretrain.epochs * _training_tokens(config, lengths.pairs)
     if pairs:
         yield JobGroup(FOLD_STUDENTS, 3, STUDENT, 1, pairs, 0.0)
-    train = both * recipe.epochs * _training_tokens(config, lengths.train)
-    unscored = np.concatenate([lengths.extra, _unlabelled(config, lengths)])
-    others = both * recipe.epochs * _training_tokens(config, unscored)
+    labelled = both * recipe.epochs * _training_tokens(config, lengths.labelled)
+    unlabelled = both * recipe.epochs * _training_tokens(config, _unlabelled(config, lengths))
     held_out = _scoring_tokens(config, lengths.train) / k
-    yield JobGroup(FOLD_STUDENTS, 5, STUDENT, k, train * (k - 1) / k + others, held_out)
+    yield JobGroup(FOLD_STUDENTS, 5, STUDENT, k, labelled * (k - 1) / k + unlabelled, held_out)
     if config.distill.final == "all":
-        yield JobGroup(FINAL_STUDENT, 5, STUDENT, 1, train + others, 0.0)
+        yield JobGroup(FINAL_STUDENT, 5, STUDENT, 1, labelled + unlabelled, 0.0)
     if lengths.test is not None and config.predict.model == STUDENT:
         yield JobGroup(TEST, 6, STUDENT, 1, 0.0, _scoring_tokens(config, lengths.test))
 

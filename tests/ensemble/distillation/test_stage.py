@@ -18,6 +18,7 @@ from ensemble.distillation import export, train
 from ensemble.distillation.plan import plan_student
 from oof import config as configuration
 from oof.__main__ import main as oof_main
+from oof.audit.extra_battles import HELD_OUT, TEACHER
 from oof.audit.run import audit_run
 from oof.data.synth import write_arena
 from oof.encoding.batches import TrainingSteps
@@ -182,6 +183,7 @@ def test_every_teacher_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Pat
     assert oof_main(["oof", *base]) == 0
     assert ensemble_main(["stack", *base]) == 0
     folds = load_battles(run)
+    assert set(folds.filter(pl.col("role") == "extra")["fold"]) == {0, 1, 2}
     for settings in (
         ["distill.teacher=oof"],
         ["distill.teacher=fold_matched", "distill.teachers=members", "distill.final=fold_average"],
@@ -192,7 +194,13 @@ def test_every_teacher_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Pat
         for fold in range(3):
             n = json.loads((run / "distill" / f"fold-{fold}" / "job.json").read_text())["n_trained"]
             assert n == int((folds["fold"] != fold).sum())  # also for extra and unlabelled battles of the fold
-    assert [finding.check for finding in audit_run(run) if finding.status == "violated"] == []
+    findings = audit_run(run)
+    assert [finding.check for finding in findings if finding.status == "violated"] == []
+    (held_out,) = (finding for finding in findings if finding.check == HELD_OUT)
+    assert held_out.message == "each of 40 is held out by one fold job of each member"
+    (teacher,) = (finding for finding in findings if finding.check == TEACHER)
+    # Each of 2 members scores each battle by its fold job and by 2 jobs without its fold and another one.
+    assert teacher.message.startswith("240 scores, each by a model that did not train")
 
 
 def test_a_student_is_not_trained_on_battles_of_weight_0(small_run: Path, tmp_path: Path) -> None:

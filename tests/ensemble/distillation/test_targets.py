@@ -14,7 +14,7 @@ from scipy.special import log_softmax, softmax
 from ensemble.distillation import plan as planning
 from ensemble.distillation import run_teacher_jobs
 from ensemble.distillation.plan import FINAL, StudentPlan
-from ensemble.distillation.targets import _nested_logits, student_targets
+from ensemble.distillation.targets import _logits_of_unscored, _nested_logits, student_targets
 from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
 from ensemble.stacking.stage import Inputs
 from oof import config as configuration
@@ -65,10 +65,9 @@ def store_random_logits(plan: StudentPlan) -> dict[tuple[object, ...], np.ndarra
     for job in teacher_jobs(plan):
         step = job.step
         step.begin()
-        if isinstance(job, NestedJob):
-            rows, name = np.flatnonzero(np.isin(plan.folds[:SCORED], job.without)), (job.name, job.without)
-        else:
-            rows, name = job.rows, (job.fold_job.name, job.fold_job.fold)
+        rows = job.rows
+        nested = isinstance(job, NestedJob)
+        name = (job.name, job.without) if nested else (job.fold_job.name, job.fold_job.fold)
         logits[name] = np.random.default_rng(len(logits) + 1).normal(size=(N, 2, 3)).astype(np.float32)
         frame = logits_frame(plan.table["id"][rows], logits[name][rows], 0)
         write_parquet(step.folder / "logits.parquet", frame.sample(fraction=1, shuffle=True, seed=1))
@@ -106,6 +105,78 @@ def test_unscored_battles_are_labelled_by_the_average_of_the_fold_jobs(tmp_path:
         # An extra battle is labelled by the fold job that held it out.
         z = per_fold[fold, i] if extra and fold >= 0 else per_fold[:, i].mean(axis=0)
         np.testing.assert_allclose(targets[i], softmax(z.mean(axis=0) / temperature), atol=1e-6)
+
+
+EXTRA_ROWS = np.arange(SCORED, SCORED + EXTRA)
+
+
+def test_nested_targets_of_extra_battles_come_from_the_job_without_their_fold_and_the_student_s(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "distill.teacher=nested", "distill.teachers=gemma2")
+    logits = store_random_logits(plan)
+    fitted_on = _nested_logits(plan, 2)["gemma2"].astype(np.float64).mean(axis=1)
+    temperature = planning.fit_temperature(fitted_on, plan.labels[:SCORED][plan.folds[:SCORED] != 2])
+    targets = student_targets(plan, 2)[:, :3]
+    for row in EXTRA_ROWS:
+        if plan.folds[row] in (0, 1):
+            z = logits["gemma2", (int(plan.folds[row]), 2)][row].astype(np.float64)
+            np.testing.assert_allclose(targets[row], softmax(z.mean(axis=0) / temperature), atol=1e-6)
+    assert np.isnan(targets[EXTRA_ROWS[plan.folds[EXTRA_ROWS] == 2]]).all()  # the student does not train on these
+    assert np.isfinite(targets[plan.folds != 2]).all()
+
+
+def label_dependent(plan: StudentPlan) -> None:
+    """Finish every teacher job with logits that change with any label that its model trains on, and no other."""
+    for job in teacher_jobs(plan):
+        without = job.without if isinstance(job, NestedJob) else (job.fold_job.fold,)
+        trained = ~np.isin(plan.folds, without) & (plan.labels >= 0)
+        job.step.begin()
+        seed = [*plan.labels[trained].tolist(), len(plan.labels)]
+        values = np.random.default_rng(seed).normal(size=(len(job.rows), 2, 3))
+        write_parquet(job.step.folder / "logits.parquet", logits_frame(plan.table["id"][job.rows], values, 0))
+        job.step.finish()
+
+
+@pytest.mark.parametrize("mode", ["oof", "nested", "fold_matched"])
+def test_no_extra_battle_s_label_reaches_the_model_that_scores_it(tmp_path: Path, mode: str) -> None:
+    row = SCORED + 1
+    label = np.arange(N) % 3
+    changed = label.copy()
+    changed[row] = (changed[row] + 1) % 3
+    overrides = (f"distill.teacher={mode}", "distill.teachers=gemma2")
+    plans = [make_plan(tmp_path / str(i), *overrides, labels=labels) for i, labels in enumerate((label, changed))]
+    for plan in plans:
+        label_dependent(plan)
+    j = int(plans[0].folds[row])
+    other = next(int(r) for r in EXTRA_ROWS if plans[0].folds[r] not in (-1, j))
+    for fold in (FINAL, *range(K)):
+        if mode == "nested" and fold in (j, plans[0].folds[other]):
+            continue  # not among that student's battles
+        one, two = (_logits_of_unscored(plan, "gemma2", np.array([row, other]), fold) for plan in plans)
+        same = (one == two).all(axis=(1, 2))
+        in_sample = mode == "fold_matched" and fold not in (FINAL, j)
+        assert same[0] == (not in_sample), fold
+        assert not same[1] or (fold == j and mode == "fold_matched"), fold
+
+
+def test_fold_jobs_score_only_the_extra_battles_that_they_hold_out(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    for job in teacher_jobs(plan):
+        of_extra = plan.folds[np.intersect1d(job.rows, EXTRA_ROWS)]
+        assert set(of_extra.tolist()) == {-1, job.fold_job.fold}  # -1: a run that was made before extra had folds
+        assert set(job.rows) >= set(range(SCORED + EXTRA, N))
+
+
+def test_in_sample_teacher_probabilities_of_an_older_run_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = make_plan(tmp_path)
+    plan = replace(older, folds=np.where(ROLES == "extra", np.arange(N) % K, older.folds))
+    for of_run in (plan, older):
+        store_random_logits(of_run)
+    run_teacher_jobs.run_teacher_jobs(plan)
+    assert not caplog.text
+    run_teacher_jobs.run_teacher_jobs(older)
+    assert "2 extra battles are in no fold, so every member has trained on them" in caplog.text
 
 
 def test_fold_matched_targets_are_in_sample(tmp_path: Path) -> None:

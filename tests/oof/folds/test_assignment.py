@@ -91,10 +91,69 @@ def test_roles_follow_their_group_and_test_battles_have_no_fold() -> None:
     groups = np.array([*range(20), 3, 4, 5, 90, 91])
     table = table_of(["x"] * 25, role=roles, label=[0, 1, 2, 0] * 5 + [0, None, None, 1, None])
     folds = assign_folds(table, groups, 4, 0)
-    assert folds[20:].tolist() == [folds[3], folds[4], -1, -1, -1]
+    assert folds[[20, 21, 22, 24]].tolist() == [folds[3], folds[4], -1, -1]
+    assert 0 <= folds[23] < 4
     report = fold_report(table, groups, folds, 4)
-    assert report["extra"] == {"held_out": 1, "free": 1}
+    assert report["extra"] == {"held_out": 2, "free": 0}
     assert report["unlabelled"] == {"held_out": 1, "free": 1}
+
+
+def with_extra(n_extra: int, n_groups: int, seed: int) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+    """Return 30 scored battles in 25 groups and extra ones, some of them in the scored battles' groups."""
+    rng = np.random.default_rng(seed)
+    scored = np.concatenate([np.arange(25), rng.integers(0, 25, 5)])
+    groups = np.concatenate([scored, rng.integers(20, 20 + n_groups, n_extra)]).astype(np.int64)
+    label = rng.integers(0, 3, len(groups)).tolist()
+    roles = ["train"] * 30 + ["extra"] * n_extra
+    return table_of([f"prompt {group}" for group in groups], label=label, role=roles), groups
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(n_extra=st.integers(1, 60), n_groups=st.integers(1, 50), k=st.integers(2, 7), seed=st.integers(0, 999))
+def test_every_extra_battle_gets_one_fold_with_its_group_and_moves_no_scored_battle(
+    n_extra: int, n_groups: int, k: int, seed: int
+) -> None:
+    table, groups = with_extra(n_extra, n_groups, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folds = assign_folds(table, groups, k, seed)
+        alone = assign_folds(table[:30], groups[:30], k, seed)
+    assert folds[:30].tolist() == alone.tolist()
+    assert set(folds.tolist()) <= set(range(k))
+    assert n_split_groups(groups, folds) == 0
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(n_extra=st.sampled_from([1, 3, 6, 40]), seed=st.integers(0, 999))
+def test_folds_of_extra_battles_depend_on_seed_and_content_only(n_extra: int, seed: int) -> None:
+    table, groups = with_extra(n_extra, 30, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = table.with_columns(pl.Series("wanted", assign_folds(table, groups, 4, 3)), pl.Series("group", groups))
+        shuffled = table.sample(fraction=1.0, shuffle=True, seed=seed)
+        numbers = np.random.default_rng(seed).permutation(1000)[shuffled["group"].to_numpy()]
+        assert assign_folds(shuffled, numbers, 4, 3).tolist() == shuffled["wanted"].to_list()
+
+
+def test_extra_battles_are_balanced_over_the_folds_and_move_with_the_seed() -> None:
+    n = 300
+    label = [0, 1, 2] * 10 + ([0, 1, 1, 2] * n)[:n]
+    table = table_of([f"p{i}" for i in range(30 + n)], label=label, role=["train"] * 30 + ["extra"] * n)
+    groups = np.arange(30 + n)
+    folds = assign_folds(table, groups, 5, 0)
+    extra = np.array(label[30:])
+    for c, size in ((0, 15), (1, 30), (2, 15)):
+        assert np.bincount(folds[30:][extra == c]).tolist() == [size] * 5
+    assert assign_folds(table, groups, 5, 1)[30:].tolist() != folds[30:].tolist()
+    assert [row["extra"] for row in fold_report(table, groups, folds, 5)["folds"]] == [60] * 5
+
+
+def test_fewer_extra_groups_than_folds_are_held_out_once_each() -> None:
+    label, roles = [0, 1, 2] * 10 + [0, 1, 0], ["train"] * 30 + ["extra"] * 3
+    table = table_of([f"p{i}" for i in range(33)], label=label, role=roles)
+    folds = assign_folds(table, np.array([*range(30), 50, 51, 50]), 7, 0)
+    assert folds[30] == folds[32] != folds[31]
+    assert min(folds[30:]) >= 0
 
 
 def test_labels_are_stratified_at_the_size_of_the_competition_and_quickly() -> None:
@@ -257,3 +316,32 @@ def test_another_number_of_folds_in_the_file_is_refused() -> None:
     own = pl.Series("fold", [0, 1, 2] * 4, dtype=pl.Int32)
     with pytest.raises(UserError, match=r"set folds\.k=3"):
         assign_folds(table.with_columns(own), groups, 5, 0)
+
+
+def test_folds_of_the_file_are_used_for_extra_battles_too() -> None:
+    own = [3, 7] * 10 + [7, 7, 3]
+    table = table_of(["p"] * 23, role=["train"] * 20 + ["extra"] * 3, fold=own)
+    folds = assign_folds(table, np.arange(23), 2, 0)
+    assert folds.tolist() == [0 if fold == 3 else 1 for fold in own]
+
+
+@pytest.mark.parametrize(
+    ("extra", "groups", "message"),
+    [
+        ([0, 1, 9], [20, 21, 22], r"row 23, column fold: 9, but the train battles have only folds 0, 1 \(1 such rows"),
+        ([0, None, 1], [20, 21, 22], r"row 22, column fold: empty, but 2 extra battles have a fold"),
+        ([0, 1, 1], [20, 20, 22], r"b20 \(fold 0\) and b21 \(fold 1\) belong to one group"),
+        ([0, 1, 1], [20, 21, 4], r"b4 \(fold 0\) and b22 \(fold 1\) belong to one group"),
+    ],
+)
+def test_unusable_folds_of_extra_battles_are_refused(extra: list[int | None], groups: list[int], message: str) -> None:
+    table = table_of(["p"] * 23, role=["train"] * 20 + ["extra"] * 3, fold=[0, 1] * 10 + extra)
+    with pytest.raises(UserError, match=message):
+        assign_folds(table, np.array([*range(20), *groups]), 2, 0)
+
+
+def test_folds_of_extra_battles_alone_are_left_aside_with_a_warning() -> None:
+    table = table_of(["p"] * 23, role=["train"] * 20 + ["extra"] * 3, fold=[None] * 20 + [5, 6, 7])
+    with pytest.warns(UserWarning, match="column fold of the extra battles is not used"):
+        folds = assign_folds(table, np.arange(23), 2, 0)
+    assert set(folds.tolist()) == {0, 1}

@@ -10,6 +10,7 @@ import pytest
 from oof.__main__ import main
 from oof.common.atomic_files import read_json
 from oof.common.digests import digest
+from oof.common.steps import Step
 from oof.config import Folds, without_speed_settings
 from oof.data.synth import write_arena
 from oof.jobs.cache_keys import battles_key
@@ -99,6 +100,49 @@ def test_ones_own_folds_are_used_and_refused_where_they_separate_a_group(
     arguments = [str(ROOT / "configs" / "demo.yaml"), f"run={tmp_path}/moved", *settings]
     assert main(["prepare", *arguments]) == 2
     assert "belong to one group; the file's folds separate 1 group(s)" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def extra(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of 20 battles on other prompts than those of ``folder``, most of them in groups of their own."""
+    folder = tmp_path_factory.mktemp("extra ö")
+    battles = pl.read_csv(write_arena(folder / "arena", 20, 9, 8)["train"]).with_columns(pl.col("id") + 1000)
+    battles.write_csv(folder / "extra.csv")
+    return folder / "extra.csv"
+
+
+def test_extra_battles_get_folds_of_their_own_and_move_no_other(
+    folder: Path, extra: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = prepare(tmp_path / "alone", f"{folder}/whole.csv", "folds.k=3")
+    with caplog.at_level("INFO"):
+        table = prepare(tmp_path / "run", f"{folder}/whole.csv", "folds.k=3", f"data.extra=[{extra}]")
+    assert table.filter(pl.col("role") == "train").select("id", "fold").equals(alone.select("id", "fold"))
+    sizes = table.filter(pl.col("role") == "extra")["fold"].value_counts().sort("fold")
+    assert sizes["fold"].to_list() == [0, 1, 2]
+    assert f"extra: 20 battles, held out by fold: {', '.join(map(str, sizes['count']))}" in caplog.text
+
+
+def test_ones_own_folds_of_train_battles_need_none_of_extra_ones(folder: Path, extra: Path, tmp_path: Path) -> None:
+    drawn = prepare(tmp_path / "drawn", f"{folder}/whole.csv", "folds.k=3")
+    battles = pl.read_csv(folder / "whole.csv").with_columns(pl.col("id").cast(pl.String))
+    battles.join(drawn.select("id", my_fold="fold"), on="id").write_csv(tmp_path / "own.csv")
+    settings = ["folds.column=my_fold", "folds.k=3", f"data.extra=[{extra}]"]
+    table = prepare(tmp_path / "own", f"{tmp_path}/own.csv", *settings)
+    assert set(table.filter(pl.col("role") == "extra")["fold"]) == {0, 1, 2}
+
+
+def test_a_run_with_extra_battles_in_no_fold_keeps_its_folds(folder: Path, extra: Path, tmp_path: Path) -> None:
+    """As older versions wrote them: its finished fold jobs stay valid. A new run's fold jobs have other keys."""
+    settings = ["folds.k=3", f"data.extra=[{extra}]"]
+    table = prepare(tmp_path, f"{folder}/whole.csv", *settings)
+    free = pl.when(pl.col("role") == "train").then("fold").otherwise(pl.lit(-1)).cast(pl.Int32)
+    older = table.with_columns(fold=free)
+    older.write_parquet(tmp_path / "battles.parquet")
+    step = Step(tmp_path, read_json(tmp_path / "battles.json")["key"], manifest="battles.json")
+    step.finish({}, files=["battles.parquet"])
+    assert prepare(tmp_path, f"{folder}/whole.csv", *settings).equals(older)
+    assert battles_key(older) != battles_key(table)
 
 
 def test_the_content_key_without_own_folds_is_that_of_older_runs() -> None:

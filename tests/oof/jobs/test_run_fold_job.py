@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from oof import config as configuration
 from oof.__main__ import main as oof_main
+from oof.audit.extra_battles import HELD_OUT
 from oof.audit.run import audit_run
 from oof.common.errors import UserError
 from oof.data.synth import write_arena
@@ -60,6 +62,38 @@ def test_battles_of_weight_0_are_scored_as_before_but_not_trained_on(
         manifest = json.loads((job / "job.json").read_text())
         assert manifest["n_trained"] == int((folds["fold"] != fold).sum())
     assert [finding for finding in audit_run(run) if finding.status == "violated"] == []
+
+
+def test_an_extra_battle_s_label_does_not_reach_the_fold_job_that_holds_it_out(
+    base: list[str], extra: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files give the folds, so that a changed label changes nothing but the label."""
+    train = pl.read_csv(next(a for a in base if "data.train" in a).removeprefix("data.train=[").removesuffix("]"))
+    columns = {"own": pl.int_range(pl.len()) % 2, "group_key": pl.col("id")}
+    train.with_columns(**columns).write_csv(tmp_path / "train ä.csv")
+    battles = pl.read_csv(extra).with_columns(**columns)
+    first = pl.int_range(pl.len()) == 0  # in fold 0
+    verdict = [name for name in battles.columns if name.startswith("winner_")]
+    rolled = {
+        old: pl.when(first).then(new).otherwise(old) for old, new in zip(verdict, np.roll(verdict, 1), strict=True)
+    }
+    settings = [f"data.train=[{tmp_path}/train ä.csv]", "folds.column=own", f"data.extra=[{tmp_path}/extra ä.csv]"]
+    runs = [tmp_path / "as given", tmp_path / "changed"]
+    for run, frame in zip(runs, (battles, battles.with_columns(**rolled)), strict=True):
+        frame.write_csv(tmp_path / "extra ä.csv")
+        assert run_oof(base, run, monkeypatch, "groups.column=group_key", *settings) == 0
+    one, two = (load_battles(run).filter(pl.col("role") == "extra") for run in runs)
+    changed = one.filter(one["label"] != two["label"])
+    assert changed["fold"].to_list() == [0]
+    assert one["fold"].value_counts().sort("fold").rows() == [(0, N_EXTRA // 2), (1, N_EXTRA // 2)]
+    weights = [[(run / "oof/llama3_1" / f"fold-{fold}/adapter/adapter_model.safetensors").read_bytes() for run in runs]
+               for fold in range(2)]  # fmt: skip
+    assert weights[0][0] == weights[0][1]  # the job that scores it for a student's targets
+    assert weights[1][0] != weights[1][1]
+    findings = [f for f in audit_run(runs[1]) if f.check == HELD_OUT]
+    assert [(f.status, f.message) for f in findings] == [
+        ("ok", "each of 20 is held out by one fold job of each member")
+    ]
 
 
 @pytest.mark.parametrize("frozen", [[], ["lora.layers=upper_half", "frozen=stored"]])

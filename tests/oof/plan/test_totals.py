@@ -141,6 +141,28 @@ def test_students_train_on_extra_and_unlabelled_battles_too() -> None:
     assert more.trained == pytest.approx(plain.trained * 2)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "scored_by_fold_job", "scored_by_nested_job"),
+    [("oof", 2, 0), ("nested", 2, 4), ("fold_matched", 10, 0)],
+)
+def test_each_fold_holds_out_its_share_of_the_extra_battles(
+    teacher: str, scored_by_fold_job: int, scored_by_nested_job: int
+) -> None:
+    config = config_of(f"distill.teacher={teacher}")
+    plain, more = (
+        [g for g in job_groups(config, lengths) if g.part != FINAL_STUDENT]
+        for lengths in (lengths_of(), lengths_of(extra=10))
+    )
+    before = {(g.phase, g.name, g.trained > 0): g for g in plain}
+    tokens = 2 * 100  # of a battle in both orders
+    for group in more:
+        old = before.get((group.phase, group.name, group.trained > 0), replace(group, trained=0.0, scored=0.0))
+        assert group.trained == pytest.approx(old.trained * (50 + 10) / 50)  # in the folds' shares, whatever the epochs
+        teacher_job = scored_by_nested_job if group.trained else scored_by_fold_job
+        expected = teacher_job if group.phase == 4 else 0
+        assert group.scored - old.scored == pytest.approx(expected * tokens)
+
+
 def test_pretraining_runs_once_per_member_and_for_the_student() -> None:
     lengths = replace(lengths_of(), pairs=np.full(10, 100.0))
     groups = [group for group in job_groups(config_of("pretrain.epochs=2"), lengths) if group.phase in (0, 3)]
