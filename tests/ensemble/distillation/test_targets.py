@@ -19,9 +19,11 @@ from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
 from ensemble.stacking.stage import Inputs
 from oof import config as configuration
 from oof.common.atomic_files import write_parquet
+from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.common.logits_format import logits_frame
 from oof.data.schemas import SOFT_COLUMNS
+from oof.jobs.dataset import FORMAT
 from oof.jobs.fold_job import FoldJob
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.small_tables import table_of
@@ -156,6 +158,14 @@ def test_no_extra_battle_s_label_reaches_the_model_that_scores_it(tmp_path: Path
         in_sample = mode == "fold_matched" and fold not in (FINAL, j)
         assert same[0] == (not in_sample), fold
         assert not same[1] or (fold == j and mode == "fold_matched"), fold
+
+
+def test_nested_jobs_without_extra_battles_keep_the_key_of_older_ones(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "distill.teacher=nested")
+    without = replace(plan, folds=np.where(ROLES == "extra", -1, plan.folds))
+    new, old = (NestedJob(p, "gemma2", (0, 1)) for p in (plan, without))
+    assert old.step.key == digest("nested", FORMAT, old.fold_job.step.key, (0, 1))
+    assert new.step.key != old.step.key
 
 
 def test_fold_jobs_score_only_the_extra_battles_that_they_hold_out(tmp_path: Path) -> None:

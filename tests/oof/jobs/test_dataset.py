@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from oof import config as configuration
 from oof.__main__ import main
 from oof.common.atomic_files import read_json
 from oof.common.digests import digest
@@ -15,6 +16,7 @@ from oof.config import Folds, without_speed_settings
 from oof.data.synth import write_arena
 from oof.jobs.cache_keys import battles_key
 from oof.jobs.dataset import load_battles
+from oof.jobs.fold_job import fold_jobs
 from oof.jobs.source_files import digested_files
 from tests.fixtures.demo_run import ROOT
 
@@ -132,8 +134,10 @@ def test_ones_own_folds_of_train_battles_need_none_of_extra_ones(folder: Path, e
     assert set(table.filter(pl.col("role") == "extra")["fold"]) == {0, 1, 2}
 
 
-def test_a_run_with_extra_battles_in_no_fold_keeps_its_folds(folder: Path, extra: Path, tmp_path: Path) -> None:
-    """As older versions wrote them: its finished fold jobs stay valid. A new run's fold jobs have other keys."""
+def test_a_run_with_extra_battles_in_no_fold_keeps_its_folds_and_training(
+    folder: Path, extra: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As older versions wrote them. A change that would draw the folds anew is refused before anything is written."""
     settings = ["folds.k=3", f"data.extra=[{extra}]"]
     table = prepare(tmp_path, f"{folder}/whole.csv", *settings)
     free = pl.when(pl.col("role") == "train").then("fold").otherwise(pl.lit(-1)).cast(pl.Int32)
@@ -142,7 +146,16 @@ def test_a_run_with_extra_battles_in_no_fold_keeps_its_folds(folder: Path, extra
     step = Step(tmp_path, read_json(tmp_path / "battles.json")["key"], manifest="battles.json")
     step.finish({}, files=["battles.parquet"])
     assert prepare(tmp_path, f"{folder}/whole.csv", *settings).equals(older)
-    assert battles_key(older) != battles_key(table)
+    arguments = [str(ROOT / "configs" / "demo.yaml"), f"run={tmp_path}", f"data.train=[{folder}/whole.csv]", *settings]
+    for job in fold_jobs(configuration.load(arguments[0], arguments[1:]), older):
+        job.step.begin()
+        job.step.finish({"seconds": 3600.0, "depends": job.depends})
+    assert main(["prepare", *arguments, f"data.unlabelled=[{folder}/part-0.csv]"]) == 2
+    message = capsys.readouterr().err
+    assert "would replace finished training that took 6.0 hours" in message
+    assert "changed: battles" in message
+    assert "REDO=1" in message
+    assert load_battles(tmp_path).equals(older)
 
 
 def test_the_content_key_without_own_folds_is_that_of_older_runs() -> None:
