@@ -25,6 +25,7 @@ from oof.common.logits_format import logits_frame
 from oof.common.steps import UNFINISHED, Step
 from oof.config import Config
 from oof.distributed.gpus import prepare_gpu
+from oof.jobs.base_check import check_bases
 from oof.jobs.commits import needs_commit, record_commit
 from oof.jobs.finished_training import Training, losses, refuse_to_replace
 from oof.jobs.run_preparation import trainings
@@ -57,6 +58,7 @@ def run_distill(config: Config, redo: bool = False, asked: bool = False) -> bool
         refuse_to_replace(config, [*needed_trainings(plan), *students], "make distill", redo)
         plan = _pinned_plan(plan, config)
         step = _step(plan)
+        check_bases({"student": plan.config.distill.student}, config.jobs)
     remember(config, ("distill", "jobs"))
     if stale:
         if asked and not redo:

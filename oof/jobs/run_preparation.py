@@ -15,6 +15,8 @@ import polars as pl
 from oof.common.errors import UserError
 from oof.config import Config
 from oof.jobs import dataset
+from oof.jobs.base_check import check_bases
+from oof.jobs.commits import RECORD
 from oof.jobs.finished_training import Training, refuse_to_replace
 from oof.jobs.fold_job import FoldJob, check_members, fold_jobs, pinned_fold_jobs
 from oof.jobs.pretrain import PretrainJob, draft_pairs
@@ -37,19 +39,19 @@ def prepare_run(config: Config, redo: bool = False, test: bool = True) -> tuple[
     if dataset.other_arena(config):  # every training depends on its battles, so their new content does not matter
         unknown = [FoldJob(config, name, fold, "") for name in config.members for fold in range(config.folds.k)]
         refuse_to_replace(config, trainings(unknown), "make oof", redo)
-    made_here = Path(config.run) / "synth"
-    new = not made_here.exists()
+    made_here = [path for path in (Path(config.run) / "synth", Path(config.run) / RECORD) if not path.exists()]
     try:
         needs_test = test or bool(config.pretrain.data)
         test_table = dataset.read_test(config) if needs_test else pl.DataFrame()
         draft = dataset.draft_battles(config)
         pairs = draft_pairs(config, draft.table, test_table)
         refuse_to_replace(config, trainings(fold_jobs(config, draft.table, pairs.battles)), "make oof", redo)
-        if test:  # the jobs are about to run: a checkpoint that the hub lacks is an error before anything is written
-            pinned_fold_jobs(config, draft.table, pairs=pairs.battles)
+        if test:  # the jobs are about to run: a base that cannot be opened is an error before anything is written
+            jobs = pinned_fold_jobs(config, draft.table, pairs=pairs.battles)
+            check_bases({job.name: job.member for job in jobs if not job.step.done}, config.jobs)
     except UserError:
-        if new:
-            shutil.rmtree(made_here, ignore_errors=True)
+        for path in made_here:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise
     remember(config)
     draft.write()

@@ -10,9 +10,11 @@ import pytest
 from ensemble.__main__ import main as ensemble_main
 from oof.__main__ import main as oof_main
 from oof.jobs.dataset import load_battles
-from tests.fixtures.command_line import digests
-from tests.fixtures.demo_run import ROOT, small_arguments
+from oof.model.checkpoint_shapes import base_config
+from tests.fixtures.command_line import call, digests
+from tests.fixtures.demo_run import BASES, ROOT, small_arguments
 from tests.fixtures.pretrain_runs import LLAMA, finished, overrides_in
+from tests.fixtures.working_folder import FILES, write_working_folder
 
 
 @pytest.fixture
@@ -88,3 +90,51 @@ def test_a_refused_first_command_leaves_no_folder(tmp_path: Path, capsys: pytest
         assert capsys.readouterr().err.startswith("error: ")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.csv"], wrong
     assert (ROOT / "configs").is_dir()
+
+
+@pytest.fixture
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a working folder with test files and bases that cannot be used."""
+    folder = write_working_folder(tmp_path / "Läufe von mir")
+    (folder / "short.csv").write_text("id,prompt,response_a\n1,a,b\n")
+    for base, name, without in (
+        ("tiny-llama", "no-tokenizer", "tokenizer*"),
+        ("tiny-gemma2", "large", "*.safetensors"),
+    ):
+        shutil.copytree(BASES / base, folder / name, ignore=shutil.ignore_patterns(without))
+    base_config("google/gemma-2-9b-it").save_pretrained(folder / "large")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("data.test=short.csv", "short.csv: missing columns response_b"),
+        ("folds.k=60", "lower folds.k to at most"),
+        ("members.m.checkpoint=no-tokenizer", "checkpoint 'no-tokenizer' cannot be opened"),
+        ("members.m.checkpoint=org/no-such", "checkpoint 'org/no-such' cannot be opened"),
+        ("members.m.checkpoint=large", "m: large has 9.2 billion parameters"),
+        ("members.m.revision=main", "is a local folder, which has no revisions"),
+    ],
+)
+def test_a_new_run_that_cannot_begin_leaves_no_file(
+    working_folder: Path, capfd: pytest.CaptureFixture[str], wrong: str, says: str
+) -> None:
+    before = digests(working_folder)
+    answer = call(f"oof oof mine.yaml 'run=runs/Lauf ü' {FILES} {wrong}", capfd)
+    assert (answer.status, says in answer.text) == (2, True), answer.text
+    assert "Traceback" not in answer.text
+    assert digests(working_folder) == before
+    assert not (working_folder / "runs").exists()
+
+
+def test_a_student_that_cannot_be_opened_leaves_the_finished_one(
+    copied: Path, working_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = digests(copied)
+    for redo in ("", "--redo"):
+        base = working_folder / "no-tokenizer"
+        answer = call(f"ensemble distill 'run={copied}' 'distill.student.checkpoint={base}' {redo}", capfd)
+        assert (answer.status, "cannot be opened" in answer.text) == (2, True), answer.text
+        assert digests(copied) == before
