@@ -120,7 +120,7 @@ def _verdicts(table: pl.DataFrame) -> str:
     counts = class_counts(labels)
     shown = ", ".join(f"{name} {n:,} ({percent(n, len(labels))})" for name, n in zip(CLASSES, counts, strict=True))
     shares = counts[counts > 0] / len(labels)
-    return line("verdicts", f"{shown}; the log loss of these shares is {-(shares * np.log(shares)).sum():.3f}")
+    return line("verdicts", f"{shown}; the log loss of these shares is {abs((shares * np.log(shares)).sum()):.3f}")
 
 
 def _soft_labels(table: pl.DataFrame) -> str:

@@ -171,7 +171,7 @@ def recognise(raw: RawTable, mapped: Sequence[str] = (), layout: Layout | None =
     if columns and (open_columns := [name for name in missing if name not in columns]):
         left = [name for name in raw.names if name not in {*FILE_COLUMNS, *columns.values()}]
         guess = left[0] if open_columns == ["prompt"] and len(left) == 1 else "?"
-        columns = {**dict.fromkeys(open_columns, guess), **columns}
+        columns = {**{name: columns.get(name, guess) for name in missing}, **columns}
     there = f"the file has the columns {_listed(raw.names)}"
     raise UnknownColumnsError(f"{raw.name}: missing columns {', '.join(missing)}; {there}", columns)
 

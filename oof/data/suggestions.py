@@ -27,7 +27,10 @@ SINGLE = {  # our column -> common names of it, most specific first
     ),
     "chosen": ("chosen", "preferred", "accepted", "better", "winning_response", "win", "good", "best_response"),
     "rejected": ("rejected", "dispreferred", "worse", "losing_response", "lose", "loss", "bad", "non_preferred"),
-    "votes_tie": ("votes_tie", "n_votes_tie", "num_votes_tie", "votes_equal", "ties", "count_tie"),
+    "votes_tie": (
+        "votes_tie", "n_votes_tie", "num_votes_tie", "votes_equal", "ties", "count_tie", "n_tie", "n_ties",
+        "votes_ties", "votes_draw", "votes_both",
+    ),
     "prob_a": ("prob_a", "p_a", "probability_a", "p_win_a", "prob_response_a", "win_rate_a"),
     "prob_b": ("prob_b", "p_b", "probability_b", "p_win_b", "prob_response_b", "win_rate_b"),
     "prob_tie": ("prob_tie", "p_tie", "probability_tie"),
@@ -110,7 +113,7 @@ def _misspelt(free: Mapping[str, str], columns: Mapping[str, str], names: Sequen
         rest = {plain: name for plain, name in free.items() if name not in {*columns.values(), *near.values()}}
         match = difflib.get_close_matches(ours, list(rest), n=1, cutoff=0.8)
         verdict_known = ours == "label" and {*names, *columns} & set(VERDICTS)
-        other_side = match and ours[-2:] in ("_a", "_b") and match[0][-1] == {"a": "b", "b": "a"}[ours[-1]]
-        if match and not other_side and ours not in names and ours not in columns and not verdict_known:
+        same_side = match and (ours[-2:] not in ("_a", "_b") or match[0][-1] == ours[-1])  # "responses" is no side
+        if match and same_side and ours not in names and ours not in columns and not verdict_known:
             near[ours] = rest[match[0]]
     return near

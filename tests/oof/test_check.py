@@ -262,3 +262,18 @@ def test_what_cannot_be_guessed_is_a_question_mark_and_is_not_written(
     data = load(tmp_path / "read.yaml").data
     assert data.columns == {"response_a": "answer_1", "response_b": "answer_2", "label": "preference"}
     assert data.verdicts == {}
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "suggestion"),
+    [
+        ("question,responses,ranks", "p,a,1", "data.columns={prompt: question, response_a: ?, response_b: ?}"),
+        ("prompt,response_a,response_b,n_a,n_b,n_tie", "p,a,b,2,1,3", "{votes_a: n_a, votes_b: n_b, votes_tie: n_tie}"),
+        ("prompt,response_a,response_b,p_a,p_b", "p,a,b,0.5,0.5", "{prob_a: p_a, prob_b: p_b}"),
+    ],
+)
+def test_a_suggestion_names_all_columns_of_a_form_and_no_wrong_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: str, row: str, suggestion: str
+) -> None:
+    (tmp_path / "a.csv").write_text(f"{header}\n{row}\n")
+    assert suggestion in run(capsys, tmp_path / "a.csv")[1]

@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 
+from oof.__main__ import main
 from oof.common.errors import UserError
-from oof.config import Data
+from oof.config import Data, load
 from oof.data.battles import BattleSet, read_file
+from tests.fixtures.demo_run import ROOT
 
 PLAIN = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "b"}]
 IMAGE = [{"type": "text", "text": "p"}, {"type": "image", "image": "data"}]
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "search"}}]}
 TOOLS = [PLAIN[0], CALL, {"role": "tool", "content": "42"}, {"role": "assistant", "content": "a"}]
+
+
+def say(i: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"question {i * 7919}"}, PLAIN[1]]
 
 
 def read(tmp_path: Path, conversation: Any, winner: str = "tie", **settings: str) -> BattleSet:
@@ -55,3 +61,26 @@ def test_placeholders_stand_for_them(tmp_path: Path, conversation: Any) -> None:
     table = read(tmp_path, conversation, non_text="placeholder").table
     assert table["prompt"].to_list() == [["p"], ["p"], ["p\n[image]"]]
     assert table["response_a"].to_list()[1] == ["[tool call: search]\n\n[tool result]\n\na"]
+
+
+def test_a_run_reads_its_battles_again_with_another_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mein Ordner ä"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    image = [{"role": "user", "content": IMAGE}, PLAIN[1]]
+    rows = [
+        {"question_id": i, **{f"conversation_{s}": image if i % 3 else say(i) for s in "ab"}, "winner": "tie"}
+        for i in range(60)
+    ]
+    Path("bïlder.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    call = ["prepare", str(ROOT / "configs" / "demo.yaml"), "data.train=bïlder.jsonl", "run=läuf"]
+    assert main(call) != 0
+    assert "set data.non_text=drop, or =placeholder" in capsys.readouterr().err
+    main([*call, "data.non_text=drop"])
+    assert "prepare: 20 battles" in capsys.readouterr().out
+    main(["prepare", "run=läuf", "data.non_text=placeholder"])
+    assert "prepare: 60 battles" in capsys.readouterr().out
+    assert main(["check", "bïlder.jsonl", "data.non_text=drop", "--write", "lesen.yaml"]) == 0
+    assert load("lesen.yaml").data.non_text == "drop"
