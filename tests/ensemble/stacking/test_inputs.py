@@ -253,3 +253,20 @@ def test_a_million_rows_are_read_and_joined_in_two_minutes(tmp_path: Path) -> No
     print(f"{seconds:.1f} s for {n:,} battles and two members")
     np.testing.assert_allclose(inputs.logits["one"], inputs.logits["two"], atol=1e-6)
     assert seconds < 120
+
+
+def test_a_battle_that_the_labels_repeat_keeps_its_logits_and_one_row_a_vote_gives_soft_labels(
+    arena: Arena, tmp_path: Path
+) -> None:
+    logits = tmp_path / "logits.csv"
+    both_orders(arena, "one").write_csv(logits)
+    labels = labels_file(tmp_path, arena)
+    rows = pl.read_csv(labels)
+    pl.concat([rows, rows.head(3)]).write_csv(labels)
+    repeated = inputs_of(tmp_path / "repeated", labels, "data.on_bad_row=drop", strong=logits)
+    assert repeated.table["id"].sort().to_list() == ids_of(arena).sort().to_list()
+    other = rows.head(3).with_columns(label=(pl.col("label") + 1) % 3)
+    pl.concat([rows, other]).write_csv(labels)
+    voted = inputs_of(tmp_path / "voted", labels, f"data.votes=[{labels}]", strong=logits)
+    halves = voted.table.filter(pl.col("soft_a").is_in([0.5]) | pl.col("soft_b").is_in([0.5]))
+    assert halves["id"].sort().to_list() == ids_of(arena).head(3).sort().to_list()
