@@ -46,11 +46,13 @@ def resolve_data(config: Config) -> Data:
     """Return the data section with files to read: without ``data.train``, the synthetic arena in ``RUN/synth``.
 
     Raises:
-        UserError: neither ``data.train`` nor ``data.synth.battles`` is set.
+        UserError: neither ``data.train`` nor ``data.synth.battles`` is set, or ``data.votes`` without the former.
     """
     data = with_fold_column(config)
     if data.train:
         return data
+    if data.votes:
+        raise UserError("data.votes needs the battles that were voted on: set data.train (make … DATA=train.csv)")
     if not data.synth.battles:
         raise UserError("no training battles: set data.train (make … DATA=train.csv) or data.synth.battles")
     step = _arena_step(config)

@@ -162,6 +162,15 @@ def test_a_run_depends_on_its_file_of_votes(files: Files, capsys: pytest.Capture
     assert "40 battles" in capsys.readouterr().out
 
 
+def test_votes_without_battles_are_refused_before_anything_is_written(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files(COUNTS)
+    assert main(["prepare", str(ROOT / "configs" / "demo.yaml"), "data.votes=my vötes.csv", "run=läuf"]) != 0
+    assert "data.votes needs the battles that were voted on: set data.train" in capsys.readouterr().err
+    assert not Path("läuf").exists()
+
+
 def independent_counts(name: str) -> tuple[Counter[str], dict[str, tuple[float, ...]]]:
     """Return the majorities and the shares of a real file of votes, read with nothing of ours."""
     majorities: Counter[str] = Counter()
