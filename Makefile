@@ -10,6 +10,12 @@ EXTRAS ?= dev
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready-$(EXTRAS)
 
+# A word that make takes for a variable of its own, as run=runs/mine or stack.trials=5, would be ignored in silence.
+KNOWN   := RUN CONFIG DATA TEST LOGITS ARGS REDO CARDS PRICE QUICK EXTRAS PYTHON VENV PY USE_UV
+UNKNOWN := $(foreach v,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
+$(if $(strip $(UNKNOWN)),$(error $(strip $(UNKNOWN)) is no variable here: these are RUN, CONFIG, DATA, TEST, LOGITS, REDO and \
+  ARGS, which takes settings (ARGS="stack.trials=5")))
+
 quoted = '$(subst ','\'',$(1))'
 RUN_WORD  = $(if $(RUN),run=$(call quoted,$(RUN)),$(if $(LOGITS),run=runs/logits,$(if $(CONFIG),,run=runs/demo)))
 OVERRIDES = $(RUN_WORD) $(if $(DATA),data.train=$(call quoted,$(DATA))) \

@@ -68,6 +68,14 @@ def test_paths_with_an_apostrophe_and_a_space_reach_every_target_whole(target: s
     assert len(words) == len(used) + 2 * (target in ("oof", "stack", "plan"))
 
 
+@pytest.mark.parametrize("word", ["run=runs/mine", "stack.trials=5", "redo=1"])
+def test_a_word_that_no_target_reads_is_refused(word: str) -> None:
+    refused = make("stack", "RUN=runs/mine", word, dry=True)
+    assert refused.returncode == 2
+    assert f"{word.split('=')[0]} is no variable here: these are RUN, CONFIG" in refused.stderr
+    assert 'ARGS="stack.trials=5"' in refused.stderr
+
+
 def test_the_demo_names_its_configuration_to_every_stage() -> None:
     lines = [line for line in make("demo", dry=True).stdout.splitlines() if line.startswith(f"{sys.executable} -m ")]
     assert [shlex.split(line)[4] for line in lines] == ["configs/demo.yaml"] * 5 + ["runs/demo"]

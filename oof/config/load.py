@@ -32,6 +32,10 @@ OPENING = (
 CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")  # key.sub=value
 OVERRIDES = "overrides"  # where these come from, in messages
+MAKE_VARIABLES = {
+    "RUN": "run=", "DATA": "data.train=", "TEST": "data.test=", "LOGITS": "stack.logits=", "REDO": "--redo",
+    "CONFIG": "the path alone, before the settings",
+}  # fmt: skip
 MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also a folder's name in the run
 
 Setting = tuple[tuple[str, ...], dataclasses.Field[Any], object]  # path, field and value
@@ -61,6 +65,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not re.match(r"[A-Za-z_][\w.-]*=(?!=)", override):
             raise UserError(f"override {one_line(override)!r}: expected key.sub=value, for example stack.trials=5")
         name, text = override.split("=", 1)
+        if name in MAKE_VARIABLES:
+            meant = MAKE_VARIABLES[name] + (text if MAKE_VARIABLES[name].endswith("=") else "")
+            raise UserError(f"override {short(override)}: {name} is a variable of make; here it is {short(meant)}")
         value = plain_value(name, text, Config)
         try:
             if value is None:
@@ -114,6 +121,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, is not YAML, or holds no 'key: value' lines.
     """
     try:
+        if path.is_dir():
+            raise UserError(
+                f"{path}: a folder, not a configuration; to go on with a run, name it run={path} (RUN={path})"
+            )
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES:,} bytes; this is not a configuration")
         text = path.read_text(encoding="utf-8")

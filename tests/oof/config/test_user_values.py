@@ -21,6 +21,8 @@ from oof.config.user_values import join_words, split_paths
         ("data.columns=3", "data.columns=3; it must be a mapping such as {prompt: question}"),
         ("prompts.max_tokens=[1]", "it must be a whole number"),
         ("stack.trials=", "it must be a whole number"),
+        ("RUN=runs/mine", "override RUN=runs/mine: RUN is a variable of make; here it is run=runs/mine"),
+        ("REDO=1", "here it is --redo"),
         ("stack.logits=a.csv", "stack.logits=a.csv; it must be a mapping such as {gemma: gemma.csv}"),
         ("data.columns={prompt", "its value is not valid YAML"),
     ],

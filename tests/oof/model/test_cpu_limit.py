@@ -61,7 +61,8 @@ def test_a_job_is_refused_before_weights_are_read_and_the_setting_lets_it_go_on(
     config, run = only_llama(tmp_path), tmp_path / "run"
     refused = call(config, run, f"members.llama3_1.checkpoint={large}")
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith(f"error: llama3_1 fold 0: {large} has 9.2 billion parameters")
+    assert refused.stderr.splitlines()[-1].startswith(f"error: llama3_1: {large} has 9.2 billion parameters")
+    assert not run.exists()
     allowed = call(config, run, f"members.llama3_1.checkpoint={large}", "jobs.device=cpu")
     assert allowed.returncode == 2
     assert "no file named model.safetensors" in allowed.stderr.splitlines()[-1]
