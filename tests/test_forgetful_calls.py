@@ -66,6 +66,44 @@ wrong: oof oof mine.yaml run=train.csv FILES
 says: choose another RUN
 remedy: oof prepare run=runs/mine
 
+# Stages before their time, words of another tool.
+each: stack | distill | table | ablate
+wrong: ensemble EACH run=runs/mine
+says: stage one is not finished
+says: make oof
+remedy: oof prepare run=runs/mine
+
+wrong: ensemble predict run=runs/mine
+says: make distill
+remedy: oof prepare run=runs/mine
+
+wrong: oof prepare runs/mine
+says: a folder, not a configuration
+says: run=runs/mine
+remedy: oof prepare run=runs/mine
+
+wrong: oof prepare RUN=runs/mine
+says: RUN is a variable of make; here it is run=
+remedy: oof prepare run=runs/mine
+
+wrong: oof prepare run=runs/mine stack.trials=2,
+says: stack.trials=2,
+says: a whole number
+remedy: oof prepare run=runs/mine stack.trials=2
+
+wrong: oof oof mine.yaml run=runs/mine data.train=[test.csv] data.test=[train.csv]
+says: not from test.csv
+says: leave out DATA
+remedy: oof prepare run=runs/mine
+
+# The table of battles was deleted.
+first: rename runs/mine/battles.parquet kept.parquet
+wrong: ensemble stack run=runs/mine
+says: no battles yet
+says: make oof
+remedy: oof prepare run=runs/mine
+then: 60 battles
+
 wrong: oof job run=runs/mine --member n --fold 0
 says: members m, folds 0 to 1
 remedy: oof oof run=runs/mine members.m.train.lr=2e-3
@@ -205,6 +243,18 @@ says: no such file
 remedy: ensemble predict run=runs/mine data.test=[test.csv] --redo
 then: submission-2.csv
 
+first: no-ids test.csv no-ids.csv
+wrong: ensemble predict run=runs/mine data.test=[no-ids.csv]
+says: no-ids.csv: missing column id
+finished: ensemble predict run=runs/mine
+
+# Equal ids, other texts.
+first: other-texts test.csv other-texts.csv
+wrong: ensemble predict run=runs/mine data.test=[other-texts.csv]
+says: whose ids other-texts.csv has with other texts
+says: REDO=1
+finished: ensemble predict run=runs/mine
+
 wrong: ensemble predict run=runs/mine predict.model=ensembel
 says: student, ensemble
 remedy: ensemble predict run=runs/mine predict.model=ensemble
@@ -215,13 +265,11 @@ each: table | predict | distill | ablate
 wrong: ensemble EACH run=runs/mine stack.trials=9
 says: stack.trials=9 has no effect on EACH
 says: make stack RUN=runs/mine ARGS="stack.trials=9"
-remedy: ensemble table run=runs/mine stack.trials=2
-then: student
+finished: ensemble stack run=runs/mine stack.trials=2
 
 wrong: ensemble report runs/mine stack.trials=9
 says: make stack RUN=runs/mine ARGS="stack.trials=9"
-remedy: ensemble report runs/mine stack.trials=2
-then: index.html
+finished: ensemble stack run=runs/mine stack.trials=2
 
 wrong: ensemble stack run=runs/mine data.test=[other-test.csv]
 says: make predict RUN=runs/mine TEST="[other-test.csv]"
@@ -255,6 +303,18 @@ says: elsewhere
 says: RUN of your own
 finished: ensemble distill run=runs/mine
 
+# A run that was renamed, and its old name; a folder inside a run.
+first: rename runs/mine runs/é-2
+wrong: ensemble stack run=runs/mine
+says: runs here: runs/
+says: runs/é-2
+finished: ensemble stack run=runs/é-2
+
+first: rename runs/é-2 runs/mine
+wrong: ensemble stack run=runs/mine/stack
+says: no settings are remembered here
+finished: ensemble stack run=runs/mine
+
 # Names of runs, options.
 wrong: ensemble stack run=runs/mien
 says: runs here:
@@ -268,7 +328,7 @@ then: 0 violated
 
 wrong: ensemble report runs/mien
 says: make oof
-remedy: ensemble report runs/mine
+remedy: ensemble report runs/mine stack.trials=2
 then: index.html
 
 wrong: oof oof run=runs/mine --fold 0
@@ -284,6 +344,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path.cwd()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_forty_wrong_or_forgetful_calls(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before, later = list(blocks(BEFORE_TRAINING)), list(blocks(LATER))
     assert len(before) + len(later) >= 40
