@@ -172,7 +172,8 @@ def test_files_of_the_formats_page_are_in_a_run(sandbox: Path) -> None:
     assert len(files) > 10
     for file in files:
         name = file.replace("MEMBER", "gemma2").replace("-K", "-0")
-        assert (sandbox / "runs" / "demo" / name).exists(), f"{file} is not in a run"
+        if file != "checkpoints.json":  # the demo's checkpoints come from no hub
+            assert (sandbox / "runs" / "demo" / name).exists(), f"{file} is not in a run"
 
 
 def fresh_demo(sandbox: Path) -> None:

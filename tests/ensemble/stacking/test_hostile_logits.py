@@ -97,6 +97,7 @@ def test_broken_rows_are_refused_or_read_as_written(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @given(edits, st.sampled_from(["csv", "jsonl"]))
 @settings(max_examples=2000)
 def test_broken_rows_at_length(folder: Path, changes: list[tuple[str, int, str, str]], ending: str) -> None:
