@@ -37,7 +37,7 @@ SINGLE = {  # our column -> common names of it, most specific first
     "label": (
         "label", "winner", "preference", "human_preference", "verdict", "choice", "preferred_response", "vote",
         "judgment", "judgement", "decision", "better_response", "better", "best", "gold", "gold_label", "annotation",
-        "outcome", "human_label", "labels", "target", "pref", "which",
+        "outcome", "human_label", "labels", "target", "pref", "which", "score",
     ),
     "id": (
         "id", "question_id", "pair_id", "battle_id", "example_id", "sample_id", "qid", "uid", "uuid", "index", "idx",
@@ -45,6 +45,7 @@ SINGLE = {  # our column -> common names of it, most specific first
     ),
     "language": ("language", "lang"),
 }  # fmt: skip
+VERDICT_STEMS = ("prefer", "winn", "verdict", "judg", "vote", "better", "label")  # in names such as preferred_by_user
 VERDICTS = (
     "winner",
     "label",
@@ -75,8 +76,10 @@ def suggest_columns(names: Sequence[str], known: Collection[str]) -> dict[str, s
             continue
         if our_name == "label" and {*names, *columns} & set(VERDICTS):
             continue
-        taken = set(columns.values())
-        match = next((free[c] for c in candidates if c in free and free[c] not in taken), None)
+        left = {plain: name for plain, name in free.items() if name not in columns.values()}
+        match = next((left[candidate] for candidate in candidates if candidate in left), None)
+        if match is None and our_name == "label" and has_pair:
+            match = _only_verdict(left)
         if match is not None:
             columns[our_name] = match
     if {"chosen", "rejected"} & set(columns) and not {"chosen", "rejected"} <= {*names, *columns}:
@@ -84,6 +87,12 @@ def suggest_columns(names: Sequence[str], known: Collection[str]) -> dict[str, s
     columns |= _misspelt(free, columns, names)
     order = ("id", "prompt", "response_a", "response_b", "conversation_a", "conversation_b", "chosen", "rejected")
     return dict(sorted(columns.items(), key=lambda item: (*order, item[0]).index(item[0])))
+
+
+def _only_verdict(left: Mapping[str, str]) -> str | None:
+    """Return the column whose name contains a stem of verdict names, if there is exactly one."""
+    matches = [name for plain, name in left.items() if any(stem in plain for stem in VERDICT_STEMS)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _plain(name: str) -> str:

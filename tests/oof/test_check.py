@@ -221,7 +221,9 @@ def test_make_check_passes_a_mapping_on_and_a_pasted_suggestion_works(tmp_path: 
     [
         ("question,answer_1,answer_2,preference", ["1", "2"], ["a 30 (50.0 %)", "a 0 (0.0 %)"]),
         ("instruction,text_left,text_right,choice", ["left", "right", "draw"], ["a 20 (33.3 %)"]),
-        ("question,response1,response2,score", ["-2", "3", "0"], None),
+        ("question,response1,response2,score", ["-2", "3", "0"], ["a 20 (33.3 %)", "a 20 (33.3 %)"]),
+        ("question,response1,response2,preferred_by_user", ["left", "right"], ["a 30 (50.0 %)"]),
+        ("question,response1,response2,opinion", ["left", "right"], None),
         ("question,response1,response2,preference", ["-2", "3", "0"], ["a 20 (33.3 %)", "a 20 (33.3 %)"]),
         ('"my, question",answer_1,answer_2,preference', ["a>b", "b>a", "a=b"], ["a 20 (33.3 %)"]),
         ("question,response1,response2,winner", ["first", "second"], ["a 30 (50.0 %)"]),
