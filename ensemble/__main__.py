@@ -11,15 +11,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from oof.command_line import add_config_arguments, load_config, locked_run, run_subcommand
+from oof.command_line import add_config_arguments, add_run_argument, load_config, locked_run, run_folder, run_subcommand
 from oof.common.atomic_files import rewrite_json
+from oof.common.errors import UserError
 from oof.common.steps import locked
 from oof.config import Config
+from oof.subcommand import Subcommand, build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status (:func:`oof.command_line.run_subcommand` lists them)."""
-    return run_subcommand(_parser(), argv)
+    description = "Stages two and three: stacking, distillation, prediction, evaluation."
+    return run_subcommand(build_parser("python -m ensemble", description, SUBCOMMANDS), argv)
 
 
 @contextmanager
@@ -96,14 +99,17 @@ def _table(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from ensemble.report.make import write_reports
 
-    for page in write_reports([Path(run) for run in arguments.runs], arguments.price_per_hour):
+    runs = [Path(run) for run in (*arguments.words, *arguments.run)]
+    if not runs:
+        raise UserError("name a run: arena-distill report runs/demo")
+    for page in write_reports(runs, arguments.price_per_hour):
         print(f"report: {page}")
 
 
 def _seen(arguments: argparse.Namespace) -> None:
     from ensemble.contamination.check import check_contamination
 
-    run = Path(arguments.run)
+    run = run_folder(arguments)
     with locked(run):
         matches = check_contamination(run, arguments.corpus, arguments.threshold, arguments.column)
     print(f"seen: {int(matches['seen'].sum()):,} of {matches.height:,} battles ({run / 'seen' / 'seen.parquet'})")
@@ -131,43 +137,70 @@ def _features(_: argparse.Namespace) -> None:
         print(f"| {family} | {meaning} |")
 
 
-def _parser() -> argparse.ArgumentParser:
-    description = "Stages two and three: stacking, distillation, prediction, evaluation."
-    parser = argparse.ArgumentParser(prog="python -m ensemble", description=description)
-    subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
-    for name, function, summary in (
-        ("stack", _stack, "stack and calibrate the out-of-fold logits, cross-fitted"),
-        ("ablate", _ablate, "measure what each part of stage two contributes: RUN/stack/ablations.json"),
-        ("distill", _distill, "distil the ensemble into one student and export it"),
-        ("predict", _predict, "write submission.csv for data.test"),
-        ("table", _table, "print the log loss of each stage and write metrics.json"),
-    ):
-        subcommand = subcommands.add_parser(name, help=summary)
-        add_config_arguments(subcommand)
-        subcommand.set_defaults(subcommand=function)
-    report = subcommands.add_parser("report", help="write RUN/report/index.html; several runs are also compared")
-    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    report.add_argument(
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="RUN", help="run folders")
+    parser.add_argument("--run", action="append", default=[], metavar="RUN", help="run folder, too")
+    parser.add_argument(
         "--price-per-hour", type=float, default=0.0, help="price of the machine per hour, for the cost of each stage"
     )
-    report.set_defaults(subcommand=_report)
-    seen = subcommands.add_parser(
-        "seen", help="contamination check: mark battles whose prompt is in a training corpus, for the report"
-    )
-    seen.add_argument("run", help="run folder")
-    seen.add_argument("--corpus", nargs="+", required=True, metavar="FILE", help="Parquet, JSONL (.gz, .zst) or CSV")
-    seen.add_argument("--column", help="column of the text (default: conversation, or the first known one)")
-    seen.add_argument("--threshold", type=float, help="Jaccard similarity (default: the run's groups.threshold)")
-    seen.set_defaults(subcommand=_seen)
-    judge = subcommands.add_parser(
-        "judge", help="read JSON lines with prompt, response_a, response_b from stdin, write verdicts to stdout"
-    )
-    judge.add_argument("folder", help="exported student, for example runs/demo/distill/student")
-    judge.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
-    judge.set_defaults(subcommand=_judge)
-    features = subcommands.add_parser("features", help="print the stacker's families of features and their meaning")
-    features.set_defaults(subcommand=_features)
-    return parser
+
+
+def _seen_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_argument(parser)
+    parser.add_argument("--corpus", nargs="+", required=True, metavar="FILE", help="Parquet, JSONL (.gz, .zst) or CSV")
+    parser.add_argument("--column", help="column of the text (default: conversation, or the first known one)")
+    parser.add_argument("--threshold", type=float, help="Jaccard similarity (default: the run's groups.threshold)")
+
+
+def _judge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="exported student, for example runs/demo/distill/student")
+    parser.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
+
+
+SUBCOMMANDS = (
+    Subcommand(
+        "seen", _seen, "data", "contamination check: mark battles whose prompt is in a training corpus",
+        "arena-distill seen runs/demo --corpus corpus.jsonl", _seen_arguments,
+    ),
+    Subcommand(
+        "stack", _stack, "stages", "stage two: stack and calibrate the out-of-fold logits",
+        "arena-distill stack --run runs/demo stack.trials=3", add_config_arguments,
+        ("stack.trials", "stack.final", "stack.calibrator", "stack.order", "stack.logits", "stack.workers"),
+    ),
+    Subcommand(
+        "distill", _distill, "stages", "stage three: distil the ensemble into one student and export it",
+        "arena-distill distill --run runs/demo", add_config_arguments,
+        (
+            "distill.student.checkpoint", "distill.student.train.epochs", "distill.teacher", "distill.final",
+            "distill.temperature", "distill.variants",
+        ),
+    ),
+    Subcommand(
+        "predict", _predict, "use", "predict the test battles: write RUN/submission.csv",
+        "arena-distill predict --run runs/demo --test test.csv --redo", add_config_arguments,
+        ("predict.model", "predict.format", "predict.chunk"),
+    ),
+    Subcommand(
+        "judge", _judge, "use", "judge pairs of answers: JSON lines in, verdicts out",
+        "arena-distill judge runs/demo/distill/student < battles.jsonl > verdicts.jsonl", _judge_arguments,
+    ),
+    Subcommand(
+        "table", _table, "look at", "print the log loss of each stage and write metrics.json",
+        "arena-distill table --run runs/demo", add_config_arguments,
+    ),
+    Subcommand(
+        "report", _report, "look at", "write RUN/report/index.html; several runs are also compared",
+        "arena-distill report runs/demo", _report_arguments,
+    ),
+    Subcommand(
+        "ablate", _ablate, "look at", "measure what each part of stage two contributes",
+        "arena-distill ablate --run runs/demo", add_config_arguments, ("stack.trials", "stack.workers"),
+    ),
+    Subcommand(
+        "features", _features, "tools", "print the stacker's families of features and their meaning",
+        "arena-distill features",
+    ),
+)  # fmt: skip
 
 
 if __name__ == "__main__":
