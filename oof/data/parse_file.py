@@ -17,6 +17,7 @@ from oof.data.layouts import LAYOUT_COLUMNS, join_inputs
 from oof.data.parse_rows import parse_rows
 from oof.data.parsed_rows import ParsedRows
 from oof.data.rankings import RANKING_COLUMNS, expand_rankings, ranking_name
+from oof.data.raw_table import RawTable
 from oof.data.schemas import (
     FILE_COLUMNS,
     LABELLED_ROLES,
@@ -69,28 +70,36 @@ def parse_file(path: str, role: str, data: Data, seed: int, weight: float = 1.0)
     Raises:
         UserError: the file cannot be read, has no known schema, or lacks columns that the role needs.
     """
-    files = []
+    return [parse_table(cells, role, data, seed, weight) for cells in readers.read_raw(path, wanted_columns(data))]
+
+
+def wanted_columns(data: Data) -> set[str]:
+    """Return all columns of battle files that are read with these settings."""
+    return {*FILE_COLUMNS, *LAYOUT_COLUMNS, *RANKING_COLUMNS, *data.columns.values()}
+
+
+def parse_table(cells: RawTable, role: str, data: Data, seed: int, weight: float = 1.0) -> ParsedFile:
+    """Return the parsed file of one table of cells; arguments and errors are those of :func:`parse_file`."""
     columns = data.columns
-    for cells in readers.read_raw(path, {*FILE_COLUMNS, *LAYOUT_COLUMNS, *RANKING_COLUMNS, *columns.values()}):
-        if not cells.names:
-            raise UserError(f"{cells.name}: no rows; give a file with battles")
-        join_inputs(cells)
-        ranking = None if set(columns) & {"prompt", "chosen"} else ranking_name(cells)
-        pairs = expand_rankings(cells, ranking) if ranking else cells
-        raw, schema = schemas.apply_schema(pairs, columns)
-        schema = replace(schema, name=f"{ranking}: rankings as pairs") if ranking else schema
-        file_role = role if role != "any" else "train" if schema.verdict else "unlabelled"
-        if file_role in LABELLED_ROLES:
-            schemas.require_verdict(raw, schema)
-        rows = parse_rows(raw, schema, file_role in LABELLED_ROLES, seed, data)
-        if role == "test" and rows.n and not rows.ids_given:
-            raise UserError(f"{raw.name}: missing column id, which a submission needs; set data.columns.id")
-        mapped = frozenset(ours for ours, theirs in columns.items() if theirs in cells.names)
-        files.append(_usable_rows(rows, file_role, weight, mapped, data.both_bad))
-        for columns_of_cells in (cells.columns, raw.columns):  # the frame holds the texts; one copy in memory is enough
-            columns_of_cells.clear()
-        rows.forget_texts()
-    return files
+    if not cells.names:
+        raise UserError(f"{cells.name}: no rows; give a file with battles")
+    join_inputs(cells)
+    ranking = None if set(columns) & {"prompt", "chosen"} else ranking_name(cells)
+    pairs = expand_rankings(cells, ranking) if ranking else cells
+    raw, schema = schemas.apply_schema(pairs, columns)
+    schema = replace(schema, name=f"{ranking}: rankings as pairs") if ranking else schema
+    file_role = role if role != "any" else "train" if schema.verdict else "unlabelled"
+    if file_role in LABELLED_ROLES:
+        schemas.require_verdict(raw, schema)
+    rows = parse_rows(raw, schema, file_role in LABELLED_ROLES, seed, data)
+    if role == "test" and rows.n and not rows.ids_given:
+        raise UserError(f"{raw.name}: missing column id, which a submission needs; set data.columns.id")
+    mapped = frozenset(ours for ours, theirs in columns.items() if theirs in cells.names)
+    parsed = _usable_rows(rows, file_role, weight, mapped, data.both_bad)
+    for columns_of_cells in (cells.columns, raw.columns):  # the frame holds the texts; one copy in memory is enough
+        columns_of_cells.clear()
+    rows.forget_texts()
+    return parsed
 
 
 def refuse_unused_columns(files: list[ParsedFile], columns: Mapping[str, str]) -> None:
