@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from oof.common.errors import UserError
 
@@ -23,10 +24,31 @@ def recipes_folder() -> Path:
 def shipped_recipe(name: str) -> str | None:
     """Return the path of the shipped recipe of a name such as ``lmsys`` or ``lmsys.yaml``; None if there is none."""
     path = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
-    if not path.is_file():
-        return None
+    return path_from_here(path) if path.is_file() else None
+
+
+def path_from_here(path: Path) -> str:
+    """Return a path relative to the working folder if it is below it, so that both can be moved; else absolute."""
     here = os.path.relpath(path)
-    return str(path) if here.startswith(os.pardir) else here  # below the working folder, a run can be moved with it
+    return str(path.absolute()) if here.split(os.sep)[0] == os.pardir else here
+
+
+def resolve_checkpoints(tree: dict[str, Any], folder: Path) -> None:
+    """Replace every relative checkpoint that is a folder beside the configuration by its path from here, in place.
+
+    Args:
+        tree: content of a YAML file, not yet validated.
+        folder: of that file.
+    """
+    members, distill = tree.get("members"), tree.get("distill")
+    recipes = list(members.values()) if isinstance(members, dict) else []
+    recipes += [distill.get("student")] if isinstance(distill, dict) else []
+    for recipe in (recipe for recipe in recipes if isinstance(recipe, dict)):
+        checkpoint = recipe.get("checkpoint")
+        if not isinstance(checkpoint, str) or not checkpoint or os.path.isabs(checkpoint):
+            continue
+        if os.path.isdir(folder / checkpoint):
+            recipe["checkpoint"] = path_from_here(folder / checkpoint)
 
 
 def find_recipe(name: str) -> str:
