@@ -14,9 +14,12 @@ from pathlib import Path
 from oof.command_line import add_config_arguments, add_run_argument, load_config, locked_run, run_folder, run_subcommand
 from oof.common.atomic_files import rewrite_json
 from oof.common.errors import UserError
+from oof.common.progress import progress
 from oof.common.steps import locked
 from oof.config import Config
 from oof.subcommand import Subcommand, build_parser
+
+UP_TO_DATE = "up to date, nothing to do"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +45,10 @@ def _stack(arguments: argparse.Namespace) -> None:
 
     with _checked_run(config, arguments, reads=bool(config.stack.logits)):
         ran = run_stack(config)
-    print(f"stack: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'stack'})")
+    following = "report" if config.stack.logits or not config.distill.student.checkpoint else "distill"
+    arguments.call.end(
+        "stack", f"{'done' if ran else UP_TO_DATE} ({Path(config.run) / 'stack'})", following, config.run
+    )
 
 
 def _distill(arguments: argparse.Namespace) -> None:
@@ -54,7 +60,9 @@ def _distill(arguments: argparse.Namespace) -> None:
     with _checked_run(config, arguments):
         words = [word for word in arguments.overrides if not word.startswith(NO_TRAINING)]
         ran = run_distill(config, arguments.redo, asked=any(word.startswith(("distill.", "stack.")) for word in words))
-    print(f"distill: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'distill' / 'student'})")
+    following = "predict" if config.data.test or not config.data.train else "table"
+    student = Path(config.run) / "distill" / "student"
+    arguments.call.end("distill", f"{'done' if ran else UP_TO_DATE} ({student})", following, config.run)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -68,10 +76,12 @@ def _predict(arguments: argparse.Namespace) -> None:
         prediction = run_predict(config, arguments.redo)
     path = Path(config.run) / "submission.csv"
     battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {config.predict.model}"
-    print(f"predict: {'written' if prediction.ran else 'up to date, nothing to do'}: {battles}")
+    outcome = f"{'written' if prediction.ran else UP_TO_DATE}: {battles}"
+    following = "table" if (path.parent / "distill" / "manifest.json").is_file() else "report"
     print(f"predict: {path}, columns {', '.join(COLUMNS[config.predict.format])}")
     if prediction.kept is not None:
         print(f"predict: the submission of other battles is kept in {prediction.kept}")
+    arguments.call.end("predict", outcome, following, config.run)
 
 
 def _judge(arguments: argparse.Namespace) -> None:
@@ -81,8 +91,9 @@ def _judge(arguments: argparse.Namespace) -> None:
     prepare_process()
     judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-    for line in judge_lines(judge, sys.stdin):
-        print(line, flush=True)
+    with progress("judge", silent=True):  # it waits for lines
+        for line in judge_lines(judge, sys.stdin):
+            print(line, flush=True)
 
 
 def _table(arguments: argparse.Namespace) -> None:
@@ -94,6 +105,7 @@ def _table(arguments: argparse.Namespace) -> None:
         metrics = compute_metrics(config)
         rewrite_json(Path(config.run) / "metrics.json", metrics)
     print_table(metrics)
+    arguments.call.end("table", f"written to {Path(config.run) / 'metrics.json'}", "report", config.run)
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -103,7 +115,7 @@ def _report(arguments: argparse.Namespace) -> None:
     if not runs:
         raise UserError("name a run: arena-distill report runs/demo")
     for page in write_reports(runs, arguments.price_per_hour):
-        print(f"report: {page}")
+        arguments.call.end("report", str(page))
 
 
 def _seen(arguments: argparse.Namespace) -> None:
@@ -112,7 +124,8 @@ def _seen(arguments: argparse.Namespace) -> None:
     run = run_folder(arguments)
     with locked(run):
         matches = check_contamination(run, arguments.corpus, arguments.threshold, arguments.column)
-    print(f"seen: {int(matches['seen'].sum()):,} of {matches.height:,} battles ({run / 'seen' / 'seen.parquet'})")
+    outcome = f"{int(matches['seen'].sum()):,} of {matches.height:,} battles ({run / 'seen' / 'seen.parquet'})"
+    arguments.call.end("seen", outcome, "report", run)
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
@@ -123,6 +136,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
     with _checked_run(config, arguments):
         content = run_ablations(config)
     print_ablations(content)
+    arguments.call.end("ablate", f"written to {Path(config.run) / 'stack' / 'ablations.json'}", "report", config.run)
 
 
 def _features(_: argparse.Namespace) -> None:

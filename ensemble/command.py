@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from oof.command_line import add_config_arguments, run_subcommand
 from oof.common import interrupts
 from oof.common.atomic_files import replacing
 from oof.common.digests import file_digest
+from oof.common.progress import progress
+from oof.common.stage_end import GOALS
 from oof.common.wording import called_by_make, in_words_of_the_command
 from oof.config.load import parse_overrides
 from oof.config.recipes import FOLDER, recipes_folder, shipped_recipe
@@ -51,9 +54,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _call(words: list[str]) -> int:
     """Run a subcommand in a process of its own, as make does: results do not depend on what ran before it."""
-    process = subprocess.Popen([sys.executable, "-m", "ensemble.command", *words])  # noqa: S603  # our own command
+    environment = {**os.environ, GOALS: " ".join(DEMO)}
+    process = subprocess.Popen([sys.executable, "-m", "ensemble.command", *words], env=environment)  # noqa: S603
     try:
-        return process.wait()
+        with progress("demo", silent=True):  # the stage writes lines of its own
+            return process.wait()
     except (interrupts.Stopped, KeyboardInterrupt):
         process.terminate()  # the stage saves its work
         return process.wait()

@@ -69,7 +69,8 @@ def _oof(arguments: argparse.Namespace) -> None:
             score_test_battles(config, jobs, test)
         dataset.write_run(config)
     outcome = f"{len(unfinished)} fold jobs run" if unfinished else "up to date, nothing to do"
-    print(f"oof: {outcome} ({len(config.members)} members x {config.folds.k} folds in {run / 'oof'})")
+    outcome += f" ({len(config.members)} members x {config.folds.k} folds in {run / 'oof'})"
+    arguments.call.end("oof", outcome, "stack", run)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -79,7 +80,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     with locked_run(config):
         table, _ = prepare_run(config, arguments.redo, test=False)
-    print(f"prepare: {table.height} battles in {config.folds.k} folds ({config.run})")
+    outcome = f"{table.height} battles in {config.folds.k} folds ({config.run})"
+    arguments.call.end("prepare", outcome, "oof", config.run)
 
 
 def _job(arguments: argparse.Namespace) -> None:
@@ -110,7 +112,7 @@ def _job(arguments: argparse.Namespace) -> None:
             prepare_process()
             run_one(job)
     if process_group.rank() == 0:
-        print(f"job: {job.label} {'done' if unfinished else 'up to date, nothing to do'}")
+        arguments.call.end("job", f"{job.label} {'done' if unfinished else 'up to date, nothing to do'}")
 
 
 def _chosen_job(config: configuration.Config, member: str, fold: int | None) -> FoldJob | PretrainJob:
@@ -151,7 +153,8 @@ def _synth(arguments: argparse.Namespace) -> None:
     from oof.data import synth
 
     paths = synth.write_arena(Path(arguments.out), arguments.battles, arguments.seed, arguments.test_battles)
-    print(f"synth: {', '.join(str(path) for path in paths.values())}")
+    arguments.call.end("synth", ", ".join(str(path) for path in paths.values()))
+    arguments.call.print_next("synth", "check", paths["train"], "DATA")
 
 
 def _bases(arguments: argparse.Namespace) -> None:

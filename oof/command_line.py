@@ -11,7 +11,6 @@ import os
 import select
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from oof.common.errors import UserError, disk_problem
 from oof.common.logging_setup import quiet_libraries
 from oof.common.progress import heartbeat
 from oof.common.repeated_warnings import warnings_once
+from oof.common.stage_end import Call
 from oof.common.steps import locked
 from oof.config import Config, stored, user_values
 from oof.config.load import OVERRIDE
@@ -41,11 +41,11 @@ def run_subcommand(
         argv: words of the command line; None = those of this process.
         wording: of the error messages for the users of this command.
     """
-    began = time.monotonic()
+    call = Call()
     quiet_libraries()
     interrupts.install()
     arguments = parse(parser, argv)
-    arguments.began = began  # of the stage whose duration its last line tells
+    arguments.call = call
     before = Path.cwd()  # a run's remembered paths start in the folder where it was made: load_config goes there
     subcommand: Callable[[argparse.Namespace], int | None] = arguments.subcommand
     try:
