@@ -12,7 +12,7 @@ import re
 CALLER = "ARENA_DISTILL_CALLER"  # environment variable that the Makefile sets
 FREE = r"(?<![\w/.-])"  # before a word that is no part of a path
 REPLACEMENTS = (
-    (r"make setup EXTRAS=(?:dev,)?(\w+)", r'pip install "arena-distill[\1]"'),
+    (r"make setup EXTRAS=(\w+)", r'pip install "arena-distill[\1]"'),
     (FREE + r"make (?=(?:oof|stack|ablate|distill|predict|table|report|demo|plan|check|audit)\b)", "arena-distill "),
     (r"arena-distill (report|check|audit) (?:RUN|DATA)=", r"arena-distill \1 "),
     (FREE + r"REDO=1(?: \(--redo\))?", "--redo"),

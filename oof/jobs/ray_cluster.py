@@ -29,7 +29,7 @@ def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], names: S
     try:
         import ray
     except ImportError as error:
-        raise UserError("jobs.backend=ray needs Ray; run 'make setup EXTRAS=dev,cluster'") from error
+        raise UserError("jobs.backend=ray needs Ray; run 'make setup EXTRAS=cluster'") from error
     try:
         ray.init(
             address=jobs.address or "local", log_to_driver=True, logging_level=logging.ERROR, include_dashboard=False
