@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -42,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     run = parse_overrides(arguments.overrides).get("run") or DEMO_RUN
-    settings = [arguments.config or shipped_recipe("demo"), *arguments.overrides, f"run={run}"]
+    settings = [arguments.config or shipped_recipe("demo"), *arguments.overrides, f"run={json.dumps(run)}"]
     if arguments.redo:
         settings.append("--redo")
     for subcommand in DEMO:
         status = _call([subcommand, *([str(run)] if subcommand == "report" else settings)])
         if status:
-            return status
+            return status if status > 0 else 128 - status  # ended by a signal, as a shell reports it
     return 0
 
 
