@@ -24,7 +24,7 @@ from oof.common.progress import progress
 from oof.common.stage_end import GOALS
 from oof.common.wording import called_by_make, in_words_of_the_command
 from oof.config.load import parse_overrides
-from oof.config.recipes import FOLDER, recipes_folder, shipped_recipe
+from oof.config.shipped_recipes import FOLDER, recipes_folder, shipped_recipe
 from oof.subcommand import PROGRAM, Subcommand, build_parser
 
 DESCRIPTION = (

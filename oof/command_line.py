@@ -25,7 +25,7 @@ from oof.common.stage_end import Call
 from oof.common.steps import locked
 from oof.config import Config, stored, user_values
 from oof.config.load import OVERRIDE
-from oof.config.recipes import find_recipe
+from oof.config.shipped_recipes import find_recipe
 
 READER_GONE = 141  # 128 + SIGPIPE, as a shell reports it
 FREE_SPACE = "free some disk space and run the same command again; finished work is kept"

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from oof.common.errors import UserError
-from oof.config.recipes import resolve_checkpoints
 from oof.config.schema import Config, Distill, Member
 from oof.config.setting import named_sections, sections, settings
+from oof.config.shipped_recipes import resolve_checkpoints
 from oof.config.user_values import ALIASES, fit, join_words, nearest_setting, one_line, plain_value, short
 
 MAX_CONFIG_BYTES = 1_000_000

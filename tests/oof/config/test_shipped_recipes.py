@@ -12,7 +12,7 @@ import pytest
 from oof.common.digests import checkpoint_digest
 from oof.common.errors import UserError
 from oof.config import load
-from oof.config.recipes import find_recipe, recipes_folder
+from oof.config.shipped_recipes import find_recipe, recipes_folder
 from oof.jobs.cache_keys import training_key_parts
 from tests.fixtures.demo_run import BASES, ROOT
 
