@@ -56,7 +56,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _call(words: list[str]) -> int:
     """Run a subcommand in a process of its own, as make does: results do not depend on what ran before it."""
     environment = {**os.environ, GOALS: " ".join(DEMO)}
-    process = subprocess.Popen([sys.executable, "-m", "ensemble.command", *words], env=environment)  # noqa: S603
+    # The installed script, because with -m a user's ensemble.py in the working folder would come first.
+    script = Path(sys.argv[0])
+    start = [str(script)] if script.name == PROGRAM and script.is_file() else ["-m", "ensemble.command"]
+    process = subprocess.Popen([sys.executable, *start, *words], env=environment)  # noqa: S603  # our own command
     try:
         with progress("demo", silent=True):  # the stage writes lines of its own
             return process.wait()

@@ -1,6 +1,6 @@
 """Base checkpoints of the demo: a tiny Gemma2 and a tiny Llama, pre-trained on synthetic text.
 
-    python -m oof bases configs/bases --seed 1000003        (make bases; about 15 minutes on 2 cores)
+    arena-distill bases configs/bases --seed 1000003        (make bases; about 15 minutes on 2 cores)
 
 They replace ``google/gemma-2-9b-it`` and ``meta-llama/Llama-3.1-8B-Instruct`` where no hub is reachable. They have the
 real architectures (soft-capping, sliding window, grouped-query attention) and tokenizers trained with the

@@ -5,7 +5,7 @@ is streamed in chunks and never held in memory. A prompt is in the corpus if its
 run's ``groups.threshold`` with a text of the corpus, by exact Jaccard similarity. The state is written regularly, so
 that an interrupted check continues from there.
 
-Command: ``python -m ensemble seen RUN --corpus FILES``. Result: ``RUN/seen/seen.parquet`` with ``id``, ``seen`` (is the
+Command: ``arena-distill seen RUN --corpus FILES``. Result: ``RUN/seen/seen.parquet`` with ``id``, ``seen`` (is the
 prompt in the corpus?) and the ``similarity``, ``file`` and ``row`` (1-based) of the first match.
 """
 

@@ -1,4 +1,4 @@
-"""Ablations of stage two: ``python -m ensemble ablate CONFIG`` writes ``RUN/stack/ablations.json``.
+"""Ablations of stage two: ``arena-distill ablate`` writes ``RUN/stack/ablations.json``.
 
 Every item is cross-fitted on the folds of the stack, with one part left out: a member, a family of features, the second
 order, the calibration, or a share of the training battles. Nothing is tuned again: each outer fold keeps the parameters

@@ -5,7 +5,7 @@
     judge.compare("How do I boil an egg?", "Seven minutes.", "No idea.")
 
 Texts are truncated exactly as in training, and the logits of both orders are averaged, so that swapping A and B swaps
-their probabilities. ``python -m ensemble judge`` does the same for JSON lines, in bounded memory.
+their probabilities. ``arena-distill judge`` does the same for JSON lines, in bounded memory.
 """
 
 from __future__ import annotations

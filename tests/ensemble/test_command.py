@@ -185,7 +185,7 @@ def test_a_written_recipe_works_where_it_was_written(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_wheel_alone_runs_the_demo_in_an_empty_folder(tmp_path: Path) -> None:
-    """The demo is cut down; its recipe and base checkpoints come out of the wheel."""
+    """The demo is cut down; its recipe and base checkpoints come out of the wheel. A user's modules do not disturb it."""
     pytest.importorskip("hatchling")
     copy, site, empty = tmp_path / "copy", tmp_path / "site", tmp_path / "empty folder"
     for name in ("oof", "ensemble", "configs"):
@@ -213,6 +213,8 @@ def test_the_wheel_alone_runs_the_demo_in_an_empty_folder(tmp_path: Path) -> Non
     ]
     subprocess.run(install, check=True, capture_output=True)  # noqa: S603
     empty.mkdir()
+    (empty / "ensemble.py").write_text("raise SystemExit('a module of the user')")
+    (empty / "oof.py").write_text("raise SystemExit('a module of the user')")
     demo = shlex.join([str(site / "bin" / "arena-distill"), "demo", *SMALL])
     output = run(empty, f"export PYTHONPATH={site}; {demo}")
     assert "calibrated - best member" in output
