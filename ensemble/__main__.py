@@ -14,6 +14,7 @@ from pathlib import Path
 from oof.command_line import add_config_arguments, add_run_argument, load_config, locked_run, run_folder, run_subcommand
 from oof.common.atomic_files import rewrite_json
 from oof.common.errors import UserError
+from oof.common.json_output import add_json_option, print_json
 from oof.common.progress import progress
 from oof.common.steps import locked
 from oof.config import Config
@@ -104,6 +105,9 @@ def _table(arguments: argparse.Namespace) -> None:
     with _checked_run(config, arguments):
         metrics = compute_metrics(config)
         rewrite_json(Path(config.run) / "metrics.json", metrics)
+    if arguments.json:
+        print_json(metrics)
+        return
     print_table(metrics)
     arguments.call.end("table", f"written to {Path(config.run) / 'metrics.json'}", "report", config.run)
 
@@ -149,6 +153,11 @@ def _features(_: argparse.Namespace) -> None:
     print("| family | meaning |\n|---|---|")
     for family, meaning in describe().items():
         print(f"| {family} | {meaning} |")
+
+
+def _table_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    add_json_option(parser)
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +209,7 @@ SUBCOMMANDS = (
     ),
     Subcommand(
         "table", _table, "look at", "print the log loss of each stage and write metrics.json",
-        "arena-distill table --run runs/demo", add_config_arguments,
+        "arena-distill table --run runs/demo", _table_arguments,
     ),
     Subcommand(
         "report", _report, "look at", "write RUN/report/index.html; several runs are also compared",

@@ -11,7 +11,8 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from oof import config as configuration
 from oof.command_line import add_config_arguments, add_run_argument, load_config, locked_run, run_folder, run_subcommand
 from oof.common import interrupts
 from oof.common.errors import UserError
+from oof.common.json_output import add_json_option, print_json
 from oof.common.steps import ORPHAN_WAIT, locked
 from oof.config import user_values
 from oof.subcommand import Subcommand, build_parser
@@ -143,10 +145,13 @@ def _settings(_: argparse.Namespace) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from oof.plan import format_plan, make_plan
+    from oof.plan import format_plan, make_plan, plan_document
 
     plan = make_plan(config, workers=os.cpu_count() or 1)
-    print(format_plan(plan, arguments.cards, arguments.price_per_hour))
+    if arguments.json:
+        print_json(plan_document(plan, arguments.cards, arguments.price_per_hour))
+    else:
+        print(format_plan(plan, arguments.cards, arguments.price_per_hour))
 
 
 def _synth(arguments: argparse.Namespace) -> None:
@@ -173,16 +178,29 @@ def _check(arguments: argparse.Namespace) -> int:
     if not files:
         raise UserError("no file to check; name one: arena-distill check train.csv")
     config = configuration.load(None, overrides)
-    return check_files(
-        files, data=config.data, groups=config.groups, tokenizer=arguments.tokenizer, write=arguments.write
-    )
+    document: dict[str, object] = {}
+    with redirect_stdout(StringIO()) if arguments.json else nullcontext():
+        status = check_files(
+            files,
+            data=config.data,
+            groups=config.groups,
+            tokenizer=arguments.tokenizer,
+            write=arguments.write,
+            document=document,
+        )
+    if arguments.json:
+        print_json(document)
+    return status
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from oof.audit.run import audit_run, format_findings
+    from oof.audit.run import audit_run, findings_document, format_findings
 
     findings = audit_run(run_folder(arguments))
-    print(format_findings(findings))
+    if arguments.json:
+        print_json(findings_document(findings))
+    else:
+        print(format_findings(findings))
     return 1 if any(finding.status == "violated" for finding in findings) else 0
 
 
@@ -206,6 +224,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--cards", type=_positive, help="cards of one kind (default: jobs.workers x jobs.nproc)")
     parser.add_argument("--price-per-hour", type=float, help="price of one card for an hour, for the totals")
+    add_json_option(parser)
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -214,6 +233,12 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="Hugging Face folder whose tokenizer counts the tokens")
     parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names of the files")
     parser.add_argument("--write", metavar="FILE.yaml", help="write the settings of reading, as used or suggested")
+    add_json_option(parser)
+
+
+def _audit_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_argument(parser)
+    add_json_option(parser)
 
 
 def _synth_arguments(parser: argparse.ArgumentParser) -> None:
@@ -266,7 +291,7 @@ SUBCOMMANDS = (
     ),
     Subcommand(
         "audit", _audit, "look at", "prove a finished run's invariants: nothing leaked",
-        "arena-distill audit runs/demo", add_run_argument,
+        "arena-distill audit runs/demo", _audit_arguments,
     ),
     Subcommand(
         "settings", _settings, "tools", "print every setting: default, unit, allowed values, meaning",

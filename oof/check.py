@@ -1,7 +1,7 @@
 """Check of battle files before training: a profile of each file, and every problem with its remedy.
 
 A file with verdicts is read as training battles, one without as battles to predict.
-Command: ``python -m oof check FILE… [data.columns={…}]``
+Command: ``arena-distill check FILE… [data.columns={…}]``
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import yaml
 from numpy.typing import NDArray
 
-from oof.classes import WINNER_COLUMNS
+from oof.classes import CLASSES, WINNER_COLUMNS, class_counts
 from oof.common.atomic_files import replacing
 from oof.common.errors import UserError
 from oof.config import Data, Groups
@@ -27,6 +28,7 @@ from oof.data.problems import Problem, rows_in_words
 from oof.data.profile import LengthMeasure, has_texts, length_measure, line, percent, profile_lines
 
 LISTED = 20  # reasons of one kind that are listed; the rows of the others as ranges
+OF_A_FILE = ("file", "usable", "error", "battles", "dropped", "verdicts", "groups", "counts", "problems")  # in JSON
 RANGE_CHARACTERS = 500  # of the list of ranges
 
 
@@ -38,6 +40,7 @@ def check_files(
     groups: Groups | None = None,
     seed: int = 0,
     write: str | None = None,
+    document: dict[str, Any] | None = None,
 ) -> int:
     """Print the profile of each file and of all together; return 0 if every file can be used as it is, else 1.
 
@@ -49,6 +52,7 @@ def check_files(
         seed: draws the side of the chosen response in chosen/rejected pairs.
         write: a YAML file for the settings of reading: those of ``data``, and the columns suggested for a file that
             cannot be read.
+        document: filled with what is printed, as JSON values.
 
     Raises:
         UserError: the arguments are wrong: no such file, an unknown name in ``columns``, no tokenizer in its folder.
@@ -61,6 +65,7 @@ def check_files(
     data = data or Data()
     suggested: dict[str, str] = {}
     parsed: list[ParsedFile] = []
+    entries: list[dict[str, Any]] = []
     printed: set[Problem] = set()
     usable = True
     for path in files:
@@ -69,20 +74,36 @@ def check_files(
         except UserError as error:
             usable = False
             print(f"{path}\n  cannot be used: {error}\n")
+            entries.append({**dict.fromkeys(OF_A_FILE), "file": path, "usable": False, "error": str(error)})
             suggested |= _suggested_columns(path)
             continue
         for file in of_path:
             battles = build_table([file], "drop")
             problems = [*battles.problems, *_column_problems(file)]
-            _print_profile(file.name, battles, grouping, measure)
+            n_groups = _print_profile(file.name, battles, grouping, measure)
             printed.update(problems)
-            usable &= _print_problems(problems, file.role, battles)
+            file_usable = _print_problems(problems, file.role, battles)
+            usable &= file_usable
+            entries.append(_entry(file.name, file_usable, battles, n_groups, problems))
         parsed += of_path
     if write:
         _write_settings(write, replace(data, columns={**suggested, **data.columns}))
     if len(parsed) > 1:
         usable &= _check_together(parsed, printed, grouping, measure)
+    if document is not None:
+        document |= {"usable": usable, "files": entries}
     return 0 if usable else 1
+
+
+def _entry(
+    name: str, usable: bool, battles: BattleSet, n_groups: int | None, problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """Return what is printed about a file as JSON values, by the names of :data:`OF_A_FILE`."""
+    labels = battles.table["label"].drop_nulls().to_numpy()
+    verdicts = dict(zip(CLASSES, class_counts(labels).tolist(), strict=True))
+    listed = [problem.document() for problem in problems]
+    values = (name, usable, None, battles.table.height, battles.dropped.height, verdicts, n_groups, battles.counts)
+    return dict(zip(OF_A_FILE, (*values, listed), strict=True))
 
 
 def _suggested_columns(path: str) -> dict[str, str]:
@@ -114,22 +135,25 @@ def _check_together(parsed: list[ParsedFile], printed: set[Problem], groups: Gro
     return usable
 
 
-def _print_profile(title: str, battles: BattleSet, groups: Groups, measure: LengthMeasure) -> None:
+def _print_profile(title: str, battles: BattleSet, groups: Groups, measure: LengthMeasure) -> int | None:
+    """Print a profile and return the number of groups; None where no battle has texts."""
     print(title)
     for text in profile_lines(battles, measure):
         print(text)
-    if has_texts(battles):
-        for text in _group_lines(battles.table, groups):
-            print(text)
-
-
-def _group_lines(table: pl.DataFrame, groups: Groups) -> Iterator[str]:
-    """Yield the numbers of distinct prompts and of groups; comparing all prompts takes longest of the profile."""
+    if not has_texts(battles):
+        return None
     from oof.folds.groups import group_battles
 
+    sizes = np.bincount(group_battles(battles.table, groups))  # takes longest of the profile
+    for text in _group_lines(battles.table, sizes, groups):
+        print(text)
+    return len(sizes)
+
+
+def _group_lines(table: pl.DataFrame, sizes: NDArray[np.integer], groups: Groups) -> Iterator[str]:
+    """Yield the numbers of distinct prompts and of groups of ``sizes`` battles."""
     prompts = table.group_by("prompt").len()["len"].to_numpy()
     yield line("prompts", f"{len(prompts):,} distinct, each in {_range(prompts)} battles")
-    sizes = np.bincount(group_battles(table, groups))
     how = f"by column {groups.column}" if groups.column else f"near-duplicate prompts, threshold {groups.threshold:g}"
     yield line("groups", f"{len(sizes):,} groups of {_range(sizes)} battles ({how})")
     largest = int(sizes.max())

@@ -79,11 +79,11 @@ def run_all(
     spawn = multiprocessing.get_context("spawn")  # a forked torch hangs in its thread pools
     next_index = spawn.Value("i", 0)
     arguments = (os.getpid(), workers, next_index)
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=arguments) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=arguments)
+    with progress("jobs", silent=True), pool:  # its processes write lines of their own
         futures = {pool.submit(_unless_due, function, task): name for task, name in zip(tasks, names, strict=True)}
         try:
-            with progress("jobs", silent=True):  # their processes write lines of their own
-                finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
         except (interrupts.Stopped, KeyboardInterrupt):
             for process in multiprocessing.active_children():
                 process.terminate()  # on SIGTERM each writes a checkpoint and ends

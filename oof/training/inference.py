@@ -107,7 +107,7 @@ def _score(
     lengths = encoded.lengths.reshape(-1)
     n_orders = encoded.lengths.shape[1]
     todo = [rows for rows in own_batches if np.isnan(logits_so_far[rows]).any()]
-    with progress(f"{label}: scoring", sum(map(len, todo)), "sequences") as shown:
+    with progress(label, sum(map(len, todo)), "sequences") as shown:
         while todo:
             interrupts.check()
             rows = todo.pop(0)
