@@ -18,8 +18,11 @@ import yaml
 from ensemble.command import DEMO, SUBCOMMANDS, main
 from oof.command_line import READER_GONE
 from oof.common import interrupts
+from oof.common.atomic_files import write_parquet
+from oof.common.logits_format import logits_frame
 from oof.common.wording import CALLER
 from oof.subcommand import EXIT_STATUSES, GROUPS, Subcommand
+from tests.fixtures.arenas import make_arena
 from tests.fixtures.command_line import digests
 from tests.fixtures.demo_run import ROOT, SMALL
 from tests.fixtures.sandbox import run, write_command
@@ -49,9 +52,27 @@ def folder(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def stack_larger_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stack two members' logits of 240 battles in a folder: ablations need more battles than the small run has."""
+    monkeypatch.chdir(folder)
+    arena = make_arena(240)
+    table = arena.table.select("id", label=pl.Series(arena.labels))
+    table.write_csv("labels.csv")
+    for name, logits in arena.logits.items():
+        write_parquet(folder / f"{name}.parquet", logits_frame(table["id"], logits, 0).drop("fold"))
+    named = [f"stack.logits.{name}={name}.parquet" for name in arena.logits]
+    words = ["stack", "--config", "demo", "--run", "runs/demo", "--data", "labels.csv"]
+    assert main([*words, "stack.trials=2", "stack.rounds=20", *named]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("subcommand", list(examples()))
 def test_the_example_of_each_help_works(
-    subcommand: Subcommand, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    subcommand: Subcommand,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = shlex.split(subcommand.example)
     assert words[:2] == ["arena-distill", subcommand.name]
@@ -59,7 +80,7 @@ def test_the_example_of_each_help_works(
         run(folder, subcommand.example)
         assert len((folder / words[-1]).read_text("utf-8").splitlines()) == 3
         return
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(folder if subcommand.name != "ablate" else stack_larger_run(tmp_path, monkeypatch))
     assert main(words[1:]) == 0, capsys.readouterr().err
 
 
@@ -185,7 +206,7 @@ def test_a_written_recipe_works_where_it_was_written(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_wheel_alone_runs_the_demo_in_an_empty_folder(tmp_path: Path) -> None:
-    """The demo is cut down; its recipe and base checkpoints come out of the wheel. A user's modules do not disturb it."""
+    """A cut-down demo, with recipe and base checkpoints out of the wheel. A user's modules do not disturb it."""
     pytest.importorskip("hatchling")
     copy, site, empty = tmp_path / "copy", tmp_path / "site", tmp_path / "empty folder"
     for name in ("oof", "ensemble", "configs"):
