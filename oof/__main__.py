@@ -159,7 +159,7 @@ def _synth(arguments: argparse.Namespace) -> None:
 
     paths = synth.write_arena(Path(arguments.out), arguments.battles, arguments.seed, arguments.test_battles)
     arguments.call.end("synth", ", ".join(str(path) for path in paths.values()))
-    arguments.call.print_next("synth", "check", paths["train"], "DATA")
+    arguments.call.remember_next("synth", "check", paths["train"], "DATA")
 
 
 def _bases(arguments: argparse.Namespace) -> None:

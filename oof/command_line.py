@@ -51,6 +51,7 @@ def run_subcommand(
     try:
         with warnings_once(), heartbeat(subcommand.__name__.strip("_")):
             status = subcommand(arguments) or 0
+        call.print_next()
         sys.stdout.flush()
         return status
     except UserError as error:

@@ -16,15 +16,16 @@ GOALS = "ARENA_DISTILL_GOALS"  # environment variable: the stages of one call of
 STAGE_ONE = ("oof", "prepare", "job", "check", "plan", "audit", "synth")  # subcommands of python -m oof
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
-    """One call of a subcommand: when it began, and the working folder of its user."""
+    """One call of a subcommand: when it began, the working folder of its user, and the command that comes next."""
 
     began: float = field(default_factory=time.monotonic)
     folder: Path = field(default_factory=Path.cwd)
+    next_command: str = ""
 
     def end(self, stage: str, outcome: str, following: str = "", run: str | Path = "") -> None:
-        """Print the outcome of a stage with its duration, and the command that comes next.
+        """Print the outcome of a stage with its duration, and remember the command that comes next.
 
         Args:
             stage: the subcommand.
@@ -34,10 +35,10 @@ class Call:
         """
         print(f"{stage}: {outcome}, {duration(time.monotonic() - self.began)}")
         if following:
-            self.print_next(stage, following, run)
+            self.remember_next(stage, following, run)
 
-    def print_next(self, stage: str, following: str, path: str | Path, variable: str = "RUN") -> None:
-        """Print the next command in the words of this call, unless the call itself goes on after this stage.
+    def remember_next(self, stage: str, following: str, path: str | Path, variable: str = "RUN") -> None:
+        """Remember the next command in the words of this call, unless the call itself goes on after this stage.
 
         Args:
             stage: the subcommand that ends.
@@ -55,4 +56,9 @@ class Call:
             if Path(sys.argv[0]).name == "__main__.py":
                 package = "oof" if following in STAGE_ONE else "ensemble"
                 command = command.replace("arena-distill", f"python -m {package}", 1)
-        print(f"next: {command}")
+        self.next_command = command
+
+    def print_next(self) -> None:
+        """Print the command that comes next, as the last line of the call."""
+        if self.next_command:
+            print(f"next: {self.next_command}")

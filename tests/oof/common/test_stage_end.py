@@ -32,7 +32,9 @@ def test_the_next_command_is_called_as_this_one(
 ) -> None:
     monkeypatch.setattr(stage_end.sys, "argv", [program])
     monkeypatch.setenv(CALLER, caller)
-    Call().end("oof", "6 fold jobs run", "stack", "runs/my demo")
+    call = Call()
+    call.end("oof", "6 fold jobs run", "stack", "runs/my demo")
+    call.print_next()
     assert capsys.readouterr().out.splitlines() == ["oof: 6 fold jobs run, 0 s", f"next: {command}"]
 
 
@@ -44,13 +46,13 @@ def test_a_call_that_goes_on_names_no_next_command(
     goals: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(GOALS, goals)
-    Call().end("oof", "done", "stack", "runs/demo")
+    call = Call()
+    call.end("oof", "done", "stack", "runs/demo")
+    call.print_next()
     assert len(capsys.readouterr().out.splitlines()) == lines
 
 
-def test_the_path_starts_in_the_folder_of_the_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_path_starts_in_the_folder_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's remembered paths start where it was made, so the process has gone there."""
     (tmp_path / "project").mkdir()
     (tmp_path / "notes").mkdir()
@@ -58,14 +60,14 @@ def test_the_path_starts_in_the_folder_of_the_user(
     monkeypatch.setattr(stage_end.sys, "argv", ["arena-distill"])
     call = Call()
     monkeypatch.chdir(tmp_path / "project")
-    call.print_next("oof", "stack", "runs/demo")
-    call.print_next("synth", "check", "arena/train.csv", "DATA")
-    assert capsys.readouterr().out.splitlines() == [
-        "next: arena-distill stack --run ../project/runs/demo",
-        "next: arena-distill check ../project/arena/train.csv",
-    ]
+    call.remember_next("oof", "stack", "runs/demo")
+    assert call.next_command == "arena-distill stack --run ../project/runs/demo"
+    call.remember_next("synth", "check", "arena/train.csv", "DATA")
+    assert call.next_command == "arena-distill check ../project/arena/train.csv"
 
 
 def test_a_stage_that_nothing_follows_names_no_command(capsys: pytest.CaptureFixture[str]) -> None:
-    Call().end("report", "runs/demo/report/index.html")
+    call = Call()
+    call.end("report", "runs/demo/report/index.html")
+    call.print_next()
     assert capsys.readouterr().out == "report: runs/demo/report/index.html, 0 s\n"
