@@ -34,7 +34,7 @@ def test_a_line_tells_the_innermost_work(heard: pytest.LogCaptureFixture) -> Non
     assert heard.messages[0].startswith("inner: 3 of 10 texts, ")
     with progress("outer"):
         beat()
-    assert heard.messages[1] == "outer: at work, 0 s so far"
+    assert heard.messages[1].startswith("outer: at work, ")
 
 
 def test_work_that_failed_is_not_told_any_more(heard: pytest.LogCaptureFixture) -> None:

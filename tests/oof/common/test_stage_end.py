@@ -13,7 +13,8 @@ from oof.common.wording import CALLER
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo what `make test` sets for the commands that it calls itself."""
+    """Undo what `make test` sets for the commands that it calls itself, and give every stage the same duration."""
+    monkeypatch.setattr(stage_end, "duration", lambda _: "46 s")
     monkeypatch.delenv(GOALS, raising=False)
     monkeypatch.delenv(CALLER, raising=False)
 
@@ -35,7 +36,7 @@ def test_the_next_command_is_called_as_this_one(
     call = Call()
     call.end("oof", "6 fold jobs run", "stack", "runs/my demo")
     call.print_next()
-    assert capsys.readouterr().out.splitlines() == ["oof: 6 fold jobs run, 0 s", f"next: {command}"]
+    assert capsys.readouterr().out.splitlines() == ["oof: 6 fold jobs run, 46 s", f"next: {command}"]
 
 
 @pytest.mark.parametrize(
@@ -70,4 +71,4 @@ def test_a_stage_that_nothing_follows_names_no_command(capsys: pytest.CaptureFix
     call = Call()
     call.end("report", "runs/demo/report/index.html")
     call.print_next()
-    assert capsys.readouterr().out == "report: runs/demo/report/index.html, 0 s\n"
+    assert capsys.readouterr().out == "report: runs/demo/report/index.html, 46 s\n"
