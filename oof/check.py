@@ -66,6 +66,7 @@ def check_files(
     suggested: dict[str, str] = {}
     parsed: list[ParsedFile] = []
     entries: list[dict[str, Any]] = []
+    together: dict[str, Any] | None = None
     printed: set[Problem] = set()
     usable = True
     for path in files:
@@ -89,9 +90,10 @@ def check_files(
     if write:
         _write_settings(write, replace(data, columns={**suggested, **data.columns}))
     if len(parsed) > 1:
-        usable &= _check_together(parsed, printed, grouping, measure)
+        together = _check_together(parsed, printed, grouping, measure)
+        usable &= together["usable"]
     if document is not None:
-        document |= {"usable": usable, "files": entries}
+        document |= {"usable": usable, "files": entries, "together": together}
     return 0 if usable else 1
 
 
@@ -124,15 +126,18 @@ def _write_settings(path: str, data: Data) -> None:
     print(f"{path}: {len(changed)} settings of reading; put these lines into your configuration\n")
 
 
-def _check_together(parsed: list[ParsedFile], printed: set[Problem], groups: Groups, measure: LengthMeasure) -> bool:
-    """Print the profile of all files and the problems that none of them has alone."""
+def _check_together(
+    parsed: list[ParsedFile], printed: set[Problem], groups: Groups, measure: LengthMeasure
+) -> dict[str, Any]:
+    """Print the profile of all files and the problems that none of them has alone; return them as JSON values."""
     battles = build_table(parsed, "drop")
-    _print_profile(f"all {len(parsed)} files together", battles, groups, measure)
+    title = f"all {len(parsed)} files together"
+    n_groups = _print_profile(title, battles, groups, measure)
     problems = [problem for problem in battles.problems if problem.column == "id" and problem not in printed]
     _print_list(problems)
     usable = not any(problem.severity == "error" for problem in problems)
     print(f"  the files {'can' if usable else 'cannot'} be used together\n")
-    return usable
+    return _entry(title, usable, battles, n_groups, problems)
 
 
 def _print_profile(title: str, battles: BattleSet, groups: Groups, measure: LengthMeasure) -> int | None:

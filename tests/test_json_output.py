@@ -69,6 +69,18 @@ def test_check_lists_files_with_their_problems_and_keeps_its_status(
     assert second["problems"][0]["rows"][0]["rows"] == [1]
     assert (third["usable"], third["battles"]) == (False, None)
     assert "other.csv" in third["error"]
+    assert value["together"]["usable"] is True
+    assert value["together"]["battles"] == 2
+
+
+def test_problems_of_files_together_are_listed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    for path in (one, two):  # the same id with other texts
+        path.write_text(HEADER + f'g1,"[""Hello""]","[""{path.stem}""]","[""Hey""]",1,0,0\n')
+    value = document(capfd, "oof", "check", str(one), str(two))
+    assert not [problem for file in value["files"] for problem in file["problems"] if problem["column"] == "id"]
+    assert [problem["column"] for problem in value["together"]["problems"]] == ["id"]
+    assert document(capfd, "oof", "check", str(one))["together"] is None
 
 
 def test_table_prints_the_content_of_metrics_json(small_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
