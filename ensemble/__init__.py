@@ -1,6 +1,6 @@
-"""Stages two and three. ``from ensemble import Judge, Stack, Temperature``; ``import ensemble`` alone imports nothing.
+"""Stages two and three. ``from ensemble import Judge, Stack, Temperature, open_run``.
 
-``Judge`` opens an exported student and needs torch; ``Stack`` and ``Temperature`` work on arrays without it.
+``import ensemble`` alone imports nothing else, and only ``Judge``, which opens an exported student, needs torch.
 """
 
 from __future__ import annotations
@@ -8,18 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ensemble.evaluation.open_run import Run, open_run
     from ensemble.serving.judge import Judge, Verdict
     from ensemble.stacking.estimator import Stack
     from ensemble.stacking.temperature import Temperature
 
-__all__ = ["Judge", "Stack", "Temperature", "Verdict"]
+__all__ = ["Judge", "Run", "Stack", "Temperature", "Verdict", "open_run"]
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of this package
     _MODULES = {
         "Judge": "ensemble.serving.judge",
+        "Run": "ensemble.evaluation.open_run",
         "Stack": "ensemble.stacking.estimator",
         "Temperature": "ensemble.stacking.temperature",
         "Verdict": "ensemble.serving.judge",
+        "open_run": "ensemble.evaluation.open_run",
     }
 
     def __getattr__(name: str) -> object:
