@@ -11,19 +11,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-from oof.command_line import add_config_arguments, load_config, locked_run, run_subcommand
+from oof.command_line import add_config_arguments, add_run_argument, load_config, locked_run, run_folder, run_subcommand
 from oof.common.atomic_files import rewrite_json
+from oof.common.errors import UserError
+from oof.common.json_output import add_json_option, print_json
+from oof.common.progress import progress
 from oof.common.steps import locked
 from oof.config import Config
 from oof.config.load import OVERRIDE
 from oof.config.other_stages import refuse_other_stages
 from oof.config.stored import load_for_run
 from oof.config.user_values import split_paths
+from oof.subcommand import Subcommand, build_parser
+
+UP_TO_DATE = "up to date, nothing to do"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status (:func:`oof.command_line.run_subcommand` lists them)."""
-    return run_subcommand(_parser(), argv)
+    description = "Stages two and three: stacking, distillation, prediction, evaluation."
+    return run_subcommand(build_parser("python -m ensemble", description, SUBCOMMANDS), argv)
 
 
 @contextmanager
@@ -44,7 +51,10 @@ def _stack(arguments: argparse.Namespace) -> None:
 
     with _checked_run(config, arguments, reads=bool(config.stack.logits)):
         ran = run_stack(config)
-    print(f"stack: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'stack'})")
+    following = "report" if config.stack.logits or not config.distill.student.checkpoint else "distill"
+    arguments.call.end(
+        "stack", f"{'done' if ran else UP_TO_DATE} ({Path(config.run) / 'stack'})", following, config.run
+    )
 
 
 def _distill(arguments: argparse.Namespace) -> None:
@@ -56,7 +66,9 @@ def _distill(arguments: argparse.Namespace) -> None:
     with _checked_run(config, arguments):
         words = [word for word in arguments.overrides if not word.startswith(NO_TRAINING)]
         ran = run_distill(config, arguments.redo, asked=any(word.startswith(("distill.", "stack.")) for word in words))
-    print(f"distill: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'distill' / 'student'})")
+    following = "predict" if config.data.test or not config.data.train else "table"
+    student = Path(config.run) / "distill" / "student"
+    arguments.call.end("distill", f"{'done' if ran else UP_TO_DATE} ({student})", following, config.run)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -70,10 +82,12 @@ def _predict(arguments: argparse.Namespace) -> None:
         prediction = run_predict(config, arguments.redo)
     path = Path(config.run) / "submission.csv"
     battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {config.predict.model}"
-    print(f"predict: {'written' if prediction.ran else 'up to date, nothing to do'}: {battles}")
+    outcome = f"{'written' if prediction.ran else UP_TO_DATE}: {battles}"
+    following = "table" if (path.parent / "distill" / "manifest.json").is_file() else "report"
     print(f"predict: {path}, columns {', '.join(COLUMNS[config.predict.format])}")
     if prediction.kept is not None:
         print(f"predict: the submission of other battles is kept in {prediction.kept}")
+    arguments.call.end("predict", outcome, following, config.run)
 
 
 def _judge(arguments: argparse.Namespace) -> None:
@@ -83,8 +97,9 @@ def _judge(arguments: argparse.Namespace) -> None:
     prepare_process()
     judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-    for line in judge_lines(judge, sys.stdin):
-        print(line, flush=True)
+    with progress("judge", silent=True):  # it waits for lines
+        for line in judge_lines(judge, sys.stdin):
+            print(line, flush=True)
 
 
 def _table(arguments: argparse.Namespace) -> None:
@@ -95,28 +110,36 @@ def _table(arguments: argparse.Namespace) -> None:
     with _checked_run(config, arguments):
         metrics = compute_metrics(config)
         rewrite_json(Path(config.run) / "metrics.json", metrics)
+    if arguments.json:
+        print_json(metrics)
+        return
     print_table(metrics)
+    arguments.call.end("table", f"written to {Path(config.run) / 'metrics.json'}", "report", config.run)
 
 
 def _report(arguments: argparse.Namespace) -> None:
     from ensemble.report.make import write_reports
 
-    words = [word for word in arguments.runs if OVERRIDE.match(word) and not Path(word).is_dir()]
-    runs = [run for word in arguments.runs if word not in words for run in split_paths(word)]
+    given = [*arguments.words, *arguments.run]
+    words = [word for word in given if OVERRIDE.match(word) and not Path(word).is_dir()]
+    runs = [run for word in given if word not in words for run in split_paths(word)]
+    if not runs:
+        raise UserError("name a run: arena-distill report runs/demo")
     for run in runs if words else []:
         with chdir("."):  # where the run was made, its remembered paths start
             refuse_other_stages(load_for_run(None, [f"run={run}", *words]), words, "report")
     for page in write_reports([Path(run) for run in runs], arguments.price_per_hour):
-        print(f"report: {page}")
+        arguments.call.end("report", str(page))
 
 
 def _seen(arguments: argparse.Namespace) -> None:
     from ensemble.contamination.check import check_contamination
 
-    run = Path(arguments.run)
+    run = run_folder(arguments)
     with locked(run):
         matches = check_contamination(run, arguments.corpus, arguments.threshold, arguments.column)
-    print(f"seen: {int(matches['seen'].sum()):,} of {matches.height:,} battles ({run / 'seen' / 'seen.parquet'})")
+    outcome = f"{int(matches['seen'].sum()):,} of {matches.height:,} battles ({run / 'seen' / 'seen.parquet'})"
+    arguments.call.end("seen", outcome, "report", run)
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
@@ -127,6 +150,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
     with _checked_run(config, arguments):
         content = run_ablations(config)
     print_ablations(content)
+    arguments.call.end("ablate", f"written to {Path(config.run) / 'stack' / 'ablations.json'}", "report", config.run)
 
 
 def _features(_: argparse.Namespace) -> None:
@@ -141,43 +165,75 @@ def _features(_: argparse.Namespace) -> None:
         print(f"| {family} | {meaning} |")
 
 
-def _parser() -> argparse.ArgumentParser:
-    description = "Stages two and three: stacking, distillation, prediction, evaluation."
-    parser = argparse.ArgumentParser(prog="python -m ensemble", description=description)
-    subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
-    for name, function, summary in (
-        ("stack", _stack, "stack and calibrate the out-of-fold logits, cross-fitted"),
-        ("ablate", _ablate, "measure what each part of stage two contributes: RUN/stack/ablations.json"),
-        ("distill", _distill, "distil the ensemble into one student and export it"),
-        ("predict", _predict, "write submission.csv for data.test"),
-        ("table", _table, "print the log loss of each stage and write metrics.json"),
-    ):
-        subcommand = subcommands.add_parser(name, help=summary)
-        add_config_arguments(subcommand)
-        subcommand.set_defaults(subcommand=function, name=name)
-    report = subcommands.add_parser("report", help="write RUN/report/index.html; several runs are also compared")
-    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, and settings that they have")
-    report.add_argument(
+def _table_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    add_json_option(parser)
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="RUN", help="run folders, and settings that they have")
+    parser.add_argument("--run", action="append", default=[], metavar="RUN", help="run folder, too")
+    parser.add_argument(
         "--price-per-hour", type=float, default=0.0, help="price of the machine per hour, for the cost of each stage"
     )
-    report.set_defaults(subcommand=_report)
-    seen = subcommands.add_parser(
-        "seen", help="contamination check: mark battles whose prompt is in a training corpus, for the report"
-    )
-    seen.add_argument("run", help="run folder")
-    seen.add_argument("--corpus", nargs="+", required=True, metavar="FILE", help="Parquet, JSONL (.gz, .zst) or CSV")
-    seen.add_argument("--column", help="column of the text (default: conversation, or the first known one)")
-    seen.add_argument("--threshold", type=float, help="Jaccard similarity (default: the run's groups.threshold)")
-    seen.set_defaults(subcommand=_seen)
-    judge = subcommands.add_parser(
-        "judge", help="read JSON lines with prompt, response_a, response_b from stdin, write verdicts to stdout"
-    )
-    judge.add_argument("folder", help="exported student, for example runs/demo/distill/student")
-    judge.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
-    judge.set_defaults(subcommand=_judge)
-    features = subcommands.add_parser("features", help="print the stacker's families of features and their meaning")
-    features.set_defaults(subcommand=_features)
-    return parser
+
+
+def _seen_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_argument(parser)
+    parser.add_argument("--corpus", nargs="+", required=True, metavar="FILE", help="Parquet, JSONL (.gz, .zst) or CSV")
+    parser.add_argument("--column", help="column of the text (default: conversation, or the first known one)")
+    parser.add_argument("--threshold", type=float, help="Jaccard similarity (default: the run's groups.threshold)")
+
+
+def _judge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="exported student, for example runs/demo/distill/student")
+    parser.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
+
+
+SUBCOMMANDS = (
+    Subcommand(
+        "seen", _seen, "data", "contamination check: mark battles whose prompt is in a training corpus",
+        "arena-distill seen runs/demo --corpus corpus.jsonl", _seen_arguments,
+    ),
+    Subcommand(
+        "stack", _stack, "stages", "stage two: stack and calibrate the out-of-fold logits",
+        "arena-distill stack --run runs/demo stack.trials=3", add_config_arguments,
+        ("stack.trials", "stack.final", "stack.calibrator", "stack.order", "stack.logits", "stack.workers"),
+    ),
+    Subcommand(
+        "distill", _distill, "stages", "stage three: distil the ensemble into one student and export it",
+        "arena-distill distill --run runs/demo", add_config_arguments,
+        (
+            "distill.student.checkpoint", "distill.student.train.epochs", "distill.teacher", "distill.final",
+            "distill.temperature", "distill.variants",
+        ),
+    ),
+    Subcommand(
+        "predict", _predict, "use", "predict the test battles: write RUN/submission.csv",
+        "arena-distill predict --run runs/demo --test test.csv --redo", add_config_arguments,
+        ("predict.model", "predict.format", "predict.chunk"),
+    ),
+    Subcommand(
+        "judge", _judge, "use", "judge pairs of answers: JSON lines in, verdicts out",
+        "arena-distill judge runs/demo/distill/student < battles.jsonl > verdicts.jsonl", _judge_arguments,
+    ),
+    Subcommand(
+        "table", _table, "look at", "print the log loss of each stage and write metrics.json",
+        "arena-distill table --run runs/demo", _table_arguments,
+    ),
+    Subcommand(
+        "report", _report, "look at", "write RUN/report/index.html; several runs are also compared",
+        "arena-distill report runs/demo", _report_arguments,
+    ),
+    Subcommand(
+        "ablate", _ablate, "look at", "measure what each part of stage two contributes",
+        "arena-distill ablate --run runs/demo", add_config_arguments, ("stack.trials", "stack.workers"),
+    ),
+    Subcommand(
+        "features", _features, "tools", "print the stacker's families of features and their meaning",
+        "arena-distill features",
+    ),
+)  # fmt: skip
 
 
 if __name__ == "__main__":

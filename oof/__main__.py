@@ -11,16 +11,19 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oof import config as configuration
-from oof.command_line import add_config_arguments, load_config, locked_run, run_subcommand
+from oof.command_line import add_config_arguments, add_run_argument, load_config, locked_run, run_folder, run_subcommand
 from oof.common import interrupts
 from oof.common.errors import UserError
+from oof.common.json_output import add_json_option, print_json
 from oof.common.steps import ORPHAN_WAIT, locked
 from oof.config import user_values
+from oof.subcommand import Subcommand, build_parser
 
 if TYPE_CHECKING:
     from oof.jobs.fold_job import FoldJob
@@ -31,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status (:func:`oof.command_line.run_subcommand` lists them)."""
-    return run_subcommand(_parser(), argv)
+    parser = build_parser("python -m oof", "Stage one: out-of-fold logits, and its tools.", SUBCOMMANDS)
+    return run_subcommand(parser, argv)
 
 
 def _oof(arguments: argparse.Namespace) -> None:
@@ -67,7 +71,8 @@ def _oof(arguments: argparse.Namespace) -> None:
             score_test_battles(config, jobs, test)
         dataset.write_run(config)
     outcome = f"{len(unfinished)} fold jobs run" if unfinished else "up to date, nothing to do"
-    print(f"oof: {outcome} ({len(config.members)} members x {config.folds.k} folds in {run / 'oof'})")
+    outcome += f" ({len(config.members)} members x {config.folds.k} folds in {run / 'oof'})"
+    arguments.call.end("oof", outcome, "stack", run)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -77,7 +82,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     with locked_run(config):
         table, _ = prepare_run(config, arguments.redo, test=False)
-    print(f"prepare: {table.height} battles in {config.folds.k} folds ({config.run})")
+    outcome = f"{table.height} battles in {config.folds.k} folds ({config.run})"
+    arguments.call.end("prepare", outcome, "oof", config.run)
 
 
 def _job(arguments: argparse.Namespace) -> None:
@@ -108,7 +114,7 @@ def _job(arguments: argparse.Namespace) -> None:
             prepare_process()
             run_one(job)
     if process_group.rank() == 0:
-        print(f"job: {job.label} {'done' if unfinished else 'up to date, nothing to do'}")
+        arguments.call.end("job", f"{job.label} {'done' if unfinished else 'up to date, nothing to do'}")
 
 
 def _chosen_job(config: configuration.Config, member: str, fold: int | None) -> FoldJob | PretrainJob:
@@ -139,17 +145,21 @@ def _settings(_: argparse.Namespace) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from oof.plan import format_plan, make_plan
+    from oof.plan import format_plan, make_plan, plan_document
 
     plan = make_plan(config, workers=os.cpu_count() or 1)
-    print(format_plan(plan, arguments.cards, arguments.price_per_hour))
+    if arguments.json:
+        print_json(plan_document(plan, arguments.cards, arguments.price_per_hour))
+    else:
+        print(format_plan(plan, arguments.cards, arguments.price_per_hour))
 
 
 def _synth(arguments: argparse.Namespace) -> None:
     from oof.data import synth
 
     paths = synth.write_arena(Path(arguments.out), arguments.battles, arguments.seed, arguments.test_battles)
-    print(f"synth: {', '.join(str(path) for path in paths.values())}")
+    arguments.call.end("synth", ", ".join(str(path) for path in paths.values()))
+    arguments.call.remember_next("synth", "check", paths["train"], "DATA")
 
 
 def _bases(arguments: argparse.Namespace) -> None:
@@ -161,21 +171,36 @@ def _bases(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from oof.check import check_files
 
-    words = user_values.join_words([*arguments.files, *arguments.overrides])
+    words = user_values.join_words([*arguments.words, *arguments.data])
     overrides = [word for word in words if re.match(r"(data|groups)\.[\w.]+=", word)]
     overrides += [f"data.columns.{pair}" for pair in arguments.columns]
     files = [path for word in words if word not in overrides for path in user_values.split_paths(word)]
+    if not files:
+        raise UserError("no file to check; name one: arena-distill check train.csv")
     config = configuration.load(None, overrides)
-    return check_files(
-        files, data=config.data, groups=config.groups, tokenizer=arguments.tokenizer, write=arguments.write
-    )
+    document: dict[str, object] = {}
+    with redirect_stdout(StringIO()) if arguments.json else nullcontext():
+        status = check_files(
+            files,
+            data=config.data,
+            groups=config.groups,
+            tokenizer=arguments.tokenizer,
+            write=arguments.write,
+            document=document,
+        )
+    if arguments.json:
+        print_json(document)
+    return status
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from oof.audit.run import audit_run, format_findings
+    from oof.audit.run import audit_run, findings_document, format_findings
 
-    findings = audit_run(Path(arguments.run))
-    print(format_findings(findings))
+    findings = audit_run(run_folder(arguments))
+    if arguments.json:
+        print_json(findings_document(findings))
+    else:
+        print(format_findings(findings))
     return 1 if any(finding.status == "violated" for finding in findings) else 0
 
 
@@ -187,60 +212,96 @@ def _positive(word: str) -> int:
     return number
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m oof", description="Stage one: out-of-fold logits, and its tools.")
-    subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
-    oof = subcommands.add_parser("oof", help="train the fold jobs and write out-of-fold logits")
-    add_config_arguments(oof)
-    oof.set_defaults(subcommand=_oof)
-    prepare = subcommands.add_parser("prepare", help="read, group and split the battles into folds, without training")
-    add_config_arguments(prepare)
-    prepare.set_defaults(subcommand=_prepare)
-    job = subcommands.add_parser("job", help="run one fold job of a prepared run (for torchrun and queues)")
-    add_config_arguments(job)
-    job.add_argument("--member", required=True, help="name of the member in the configuration")
-    kind = job.add_mutually_exclusive_group(required=True)
+def _job_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--member", required=True, help="name of the member in the configuration")
+    kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--fold", type=int, help="fold to hold out, from 0")
     kind.add_argument("--pretrain", action="store_true", help="run the member's pretraining instead of a fold job")
-    job.set_defaults(subcommand=_job)
-    plan = subcommands.add_parser("plan", help="estimate parameters, memory, hours and disk before you pay for them")
-    add_config_arguments(plan)
-    plan.add_argument("--cards", type=_positive, help="cards of one kind (default: jobs.workers x jobs.nproc)")
-    plan.add_argument("--price-per-hour", type=float, help="price of one card for an hour, for the totals")
-    plan.set_defaults(subcommand=_plan)
-    settings = subcommands.add_parser("settings", help="print every setting: default, unit, allowed values, meaning")
-    settings.set_defaults(subcommand=_settings)
-    check = subcommands.add_parser("check", help="profile battle files and list every problem (exit 1 if there is one)")
-    check.add_argument("files", nargs="+", metavar="FILE", help="battle files or globs, and data.… settings")
-    check.add_argument("--tokenizer", help="Hugging Face folder whose tokenizer counts the tokens")
-    check.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names of the files")
-    check.add_argument("--write", metavar="FILE.yaml", help="write the settings of reading, as used or suggested")
-    check.set_defaults(subcommand=_check, overrides=[])
-    audit = subcommands.add_parser("audit", help="check a finished run's invariants (exit 1 if one is violated)")
-    audit.add_argument("run", help="run folder")
-    audit.set_defaults(subcommand=_audit)
-    synth = subcommands.add_parser(
-        "synth",
-        help="write a synthetic arena with known class probabilities",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    synth.add_argument("out", help="folder to write to")
-    synth.add_argument("--battles", type=int, default=3000, help="training battles")
-    synth.add_argument("--test-battles", type=int, default=300, help="test battles")
-    synth.add_argument("--seed", type=int, default=0, help="seed of the generator")
-    synth.set_defaults(subcommand=_synth)
-    bases = subcommands.add_parser(
-        "bases",
-        help="pre-train the demo's tiny base checkpoints",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    bases.add_argument("out", help="folder to write to")
-    bases.add_argument("--seed", type=int, default=1_000_003, help="seed of texts and weights")
-    bases.add_argument("--battles", type=int, default=40_000, help="synthetic battles to learn from")
-    bases.add_argument("--epochs", type=int, default=2, help="passes over them")
-    bases.add_argument("--only", nargs="*", default=[], choices=["tiny-gemma2", "tiny-llama"], help="build only these")
-    bases.set_defaults(subcommand=_bases)
-    return parser
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--cards", type=_positive, help="cards of one kind (default: jobs.workers x jobs.nproc)")
+    parser.add_argument("--price-per-hour", type=float, help="price of one card for an hour, for the totals")
+    add_json_option(parser)
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="FILE", help="battle files or globs, and data.… settings")
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="battle files or globs, too")
+    parser.add_argument("--tokenizer", help="Hugging Face folder whose tokenizer counts the tokens")
+    parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names of the files")
+    parser.add_argument("--write", metavar="FILE.yaml", help="write the settings of reading, as used or suggested")
+    add_json_option(parser)
+
+
+def _audit_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_argument(parser)
+    add_json_option(parser)
+
+
+def _synth_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", help="folder to write to")
+    parser.add_argument("--battles", type=int, default=3000, help="training battles")
+    parser.add_argument("--test-battles", type=int, default=300, help="test battles")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generator")
+
+
+def _bases_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", help="folder to write to")
+    parser.add_argument("--seed", type=int, default=1_000_003, help="seed of texts and weights")
+    parser.add_argument("--battles", type=int, default=40_000, help="synthetic battles to learn from")
+    parser.add_argument("--epochs", type=int, default=2, help="passes over them")
+    parser.add_argument("--only", nargs="*", default=[], choices=["tiny-gemma2", "tiny-llama"], help="build only these")
+
+
+SUBCOMMANDS = (
+    Subcommand(
+        "plan", _plan, "get started", "estimate memory, hours, disk and money before you pay",
+        "arena-distill plan --config lmsys --cards 8 --price-per-hour 2.5", _plan_arguments,
+        ("prompts.max_tokens", "folds.k", "members.NAME.quantise", "members.NAME.lora.layers", "jobs.nproc"),
+    ),
+    Subcommand(
+        "check", _check, "data", "profile battle files and list every problem",
+        "arena-distill check train.csv --write reading.yaml", _check_arguments,
+        ("data.columns", "data.verdicts", "data.on_bad_row", "data.min_prompt_quality", "groups.threshold"),
+    ),
+    Subcommand(
+        "prepare", _prepare, "data", "read, group and split the battles into folds, without training",
+        "arena-distill prepare --config demo --run runs/queue --data train.csv", add_config_arguments,
+        ("folds.k", "folds.column", "groups.threshold", "groups.column", "data.extra", "data.unlabelled"),
+    ),
+    Subcommand(
+        "synth", _synth, "data", "write a synthetic arena with known class probabilities",
+        "arena-distill synth arena --battles 300 --test-battles 30", _synth_arguments,
+    ),
+    Subcommand(
+        "oof", _oof, "stages", "stage one: train the fold jobs and write out-of-fold logits",
+        "arena-distill oof --config demo --run runs/mine --data train.csv", add_config_arguments,
+        (
+            "members.NAME.checkpoint", "members.NAME.train.lr", "members.NAME.train.epochs", "members.NAME.lora.rank",
+            "folds.k", "prompts.max_tokens", "jobs.workers", "jobs.device",
+        ),
+    ),
+    Subcommand(
+        "job", _job, "tools", "run one fold job of a prepared run (for torchrun and queues)",
+        "arena-distill job --run runs/demo --member gemma2 --fold 0", _job_arguments,
+        ("jobs.device", "jobs.time_limit", "jobs.report_to"),
+    ),
+    Subcommand(
+        "audit", _audit, "look at", "prove a finished run's invariants: nothing leaked",
+        "arena-distill audit runs/demo", _audit_arguments,
+    ),
+    Subcommand(
+        "settings", _settings, "tools", "print every setting: default, unit, allowed values, meaning",
+        "arena-distill settings",
+    ),
+    Subcommand(
+        "bases", _bases, "tools", "pre-train the demo's tiny base checkpoints",
+        "arena-distill bases bases --only tiny-llama --battles 100 --epochs 1", _bases_arguments,
+    ),
+)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Base checkpoints of the demo: a tiny Gemma2 and a tiny Llama, pre-trained on synthetic text.
 
-    python -m oof bases configs/bases --seed 1000003        (make bases; about 15 minutes on 2 cores)
+    arena-distill bases configs/bases --seed 1000003        (make bases; about 15 minutes on 2 cores)
 
 They replace ``google/gemma-2-9b-it`` and ``meta-llama/Llama-3.1-8B-Instruct`` where no hub is reachable. They have the
 real architectures (soft-capping, sliding window, grouped-query attention) and tokenizers trained with the
@@ -39,12 +39,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from oof.common.progress import progress
 from oof.config import Prompts
 from oof.data import synth
 from oof.encoding.batches import collate, cut
 from oof.encoding.encode import encode_battles
 from oof.encoding.templates import prepare_tokenizer
-from oof.training.progress import ProgressBar
+from oof.training.progress import StepProgress
 
 VOCABULARY = 1024
 RATINGS = "123456789"
@@ -265,10 +266,12 @@ def build_bases(out: Path, seed: int, battles: int = 40_000, epochs: int = 2, na
             report_to="none",
             use_cpu=not torch.cuda.is_available(),
         )
-        trainer = _LanguageModelTrainer(model=model, args=arguments, train_dataset=data, callbacks=[ProgressBar(name)])
+        trainer = _LanguageModelTrainer(model=model, args=arguments, train_dataset=data)
         trainer.auxiliary = nn.Linear(model.config.hidden_size, 2)
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        with progress(name, len(data) * epochs, "steps") as shown:
+            trainer.add_callback(StepProgress(shown))
+            trainer.train()
         for entry in trainer.state.log_history[-3:]:
             print(name, {key: round(value, 4) for key, value in entry.items()})
         model.to(torch.bfloat16).save_pretrained(out / name)

@@ -1,7 +1,7 @@
 """Check of battle files before training: a profile of each file, and every problem with its remedy.
 
 A file with verdicts is read as training battles, one without as battles to predict.
-Command: ``python -m oof check FILE… [data.columns={…}]``
+Command: ``arena-distill check FILE… [data.columns={…}]``
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import polars as pl
 import yaml
 from numpy.typing import NDArray
 
-from oof.classes import WINNER_COLUMNS
+from oof.classes import CLASSES, WINNER_COLUMNS, class_counts
 from oof.common.atomic_files import replacing
 from oof.common.errors import UserError
 from oof.config import Data, Groups
@@ -26,10 +26,11 @@ from oof.data.build_table import BattleSet, build_table
 from oof.data.parse_file import ParsedFile, parse_file
 from oof.data.problems import Problem, rows_in_words
 from oof.data.profile import LengthMeasure, has_texts, length_measure, line, percent, profile_lines
-from oof.data.suggested_settings import UnreadableColumnsError, remedy, suggested_settings
+from oof.data.suggested_settings import UnreadableColumnsError, file_column, remedy, suggested_settings
 from oof.data.votes import Votes, read_votes
 
 LISTED = 20  # reasons of one kind that are listed; the rows of the others as ranges
+OF_A_FILE = ("file", "usable", "error", "battles", "dropped", "verdicts", "groups", "counts", "problems")  # in JSON
 RANGE_CHARACTERS = 500  # of the list of ranges
 
 
@@ -41,6 +42,7 @@ def check_files(
     groups: Groups | None = None,
     seed: int = 0,
     write: str | None = None,
+    document: dict[str, Any] | None = None,
 ) -> int:
     """Print the profile of each file and of all together; return 0 if every file can be used as it is, else 1.
 
@@ -52,6 +54,7 @@ def check_files(
         seed: draws the side of the chosen response in chosen/rejected pairs.
         write: a YAML file for the settings of reading: those of ``data``, and those suggested for a file that cannot
             be read, unless there are two possibilities.
+        document: filled with what is printed, as JSON values.
 
     Raises:
         UserError: the arguments are wrong: no such file, an unknown name in ``columns``, no tokenizer in its folder.
@@ -64,6 +67,8 @@ def check_files(
     data = data or Data()
     suggested: dict[str, Any] = {}
     parsed: list[ParsedFile] = []
+    entries: list[dict[str, Any]] = []
+    together: dict[str, Any] | None = None
     printed: set[Problem] = set()
     usable = True
     votes = read_votes(data)
@@ -73,14 +78,17 @@ def check_files(
         except UserError as error:
             usable = False
             print(f"{path}\n  cannot be used: {error}\n")
+            entries.append({**dict.fromkeys(OF_A_FILE), "file": path, "usable": False, "error": str(error)})
             suggested |= error.common if isinstance(error, UnreadableColumnsError) else {}
             continue
         for file in of_path:
             battles = build_table([file], "drop")
             problems = [*battles.problems, *_column_problems(file), *_unread_verdicts(path, file, data)]
-            _print_profile(file.name, battles, grouping, measure)
+            n_groups = _print_profile(file.name, battles, grouping, measure)
             printed.update(problems)
-            usable &= _print_problems(problems, file.role, battles)
+            file_usable = _print_problems(problems, file.role, battles)
+            usable &= file_usable
+            entries.append(_entry(file.name, file_usable, battles, n_groups, problems))
         parsed += of_path
     if votes:
         _print_votes(votes)
@@ -88,7 +96,10 @@ def check_files(
         columns = {**suggested.pop("columns", {}), **data.columns}
         _write_settings(write, replace(data, columns=columns, **suggested))
     if len(parsed) > 1:
-        usable &= _check_together(parsed, printed, grouping, measure)
+        together = _check_together(parsed, printed, grouping, measure)
+        usable &= together["usable"]
+    if document is not None:
+        document |= {"usable": usable, "files": entries, "together": together}
     return 0 if usable else 1
 
 
@@ -104,6 +115,17 @@ def _print_votes(votes: Votes) -> None:
     print()
 
 
+def _entry(
+    name: str, usable: bool, battles: BattleSet, n_groups: int | None, problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """Return what is printed about a file as JSON values, by the names of :data:`OF_A_FILE`."""
+    labels = battles.table["label"].drop_nulls().to_numpy()
+    verdicts = dict(zip(CLASSES, class_counts(labels).tolist(), strict=True))
+    listed = [problem.document() for problem in problems]
+    values = (name, usable, None, battles.table.height, battles.dropped.height, verdicts, n_groups, battles.counts)
+    return dict(zip(OF_A_FILE, (*values, listed), strict=True))
+
+
 def _write_settings(path: str, data: Data) -> None:
     """Write the settings of reading that differ from the defaults as YAML lines of a configuration."""
     default = Data()
@@ -114,33 +136,39 @@ def _write_settings(path: str, data: Data) -> None:
     print(f"{path}: {len(changed)} settings of reading; put these lines into your configuration\n")
 
 
-def _check_together(parsed: list[ParsedFile], printed: set[Problem], groups: Groups, measure: LengthMeasure) -> bool:
-    """Print the profile of all files and the problems that none of them has alone."""
+def _check_together(
+    parsed: list[ParsedFile], printed: set[Problem], groups: Groups, measure: LengthMeasure
+) -> dict[str, Any]:
+    """Print the profile of all files and the problems that none of them has alone; return them as JSON values."""
     battles = build_table(parsed, "drop")
-    _print_profile(f"all {len(parsed)} files together", battles, groups, measure)
+    title = f"all {len(parsed)} files together"
+    n_groups = _print_profile(title, battles, groups, measure)
     problems = [problem for problem in battles.problems if problem.column == "id" and problem not in printed]
     _print_list(problems)
     usable = not any(problem.severity == "error" for problem in problems)
     print(f"  the files {'can' if usable else 'cannot'} be used together\n")
-    return usable
+    return _entry(title, usable, battles, n_groups, problems)
 
 
-def _print_profile(title: str, battles: BattleSet, groups: Groups, measure: LengthMeasure) -> None:
+def _print_profile(title: str, battles: BattleSet, groups: Groups, measure: LengthMeasure) -> int | None:
+    """Print a profile and return the number of groups; None where no battle has texts."""
     print(title)
     for text in profile_lines(battles, measure):
         print(text)
-    if has_texts(battles):
-        for text in _group_lines(battles.table, groups):
-            print(text)
-
-
-def _group_lines(table: pl.DataFrame, groups: Groups) -> Iterator[str]:
-    """Yield the numbers of distinct prompts and of groups; comparing all prompts takes longest of the profile."""
+    if not has_texts(battles):
+        return None
     from oof.folds.groups import group_battles
 
+    sizes = np.bincount(group_battles(battles.table, groups))  # takes longest of the profile
+    for text in _group_lines(battles.table, sizes, groups):
+        print(text)
+    return len(sizes)
+
+
+def _group_lines(table: pl.DataFrame, sizes: NDArray[np.integer], groups: Groups) -> Iterator[str]:
+    """Yield the numbers of distinct prompts and of groups of ``sizes`` battles."""
     prompts = table.group_by("prompt").len()["len"].to_numpy()
     yield line("prompts", f"{len(prompts):,} distinct, each in {_range(prompts)} battles")
-    sizes = np.bincount(group_battles(table, groups))
     how = f"by column {groups.column}" if groups.column else f"near-duplicate prompts, threshold {groups.threshold:g}"
     yield line("groups", f"{len(sizes):,} groups of {_range(sizes)} battles ({how})")
     largest = int(sizes.max())
@@ -177,7 +205,7 @@ def _unread_verdicts(path: str, file: ParsedFile, data: Data) -> Iterator[Proble
     except schemas.UnknownColumnsError as error:
         theirs = next((theirs for ours, theirs in error.columns.items() if ours in schemas.VERDICT_COLUMNS), None)
         if theirs is not None:
-            settings = remedy(suggested_settings(path, raw, error.columns, data))
+            settings = remedy(suggested_settings(file_column(path, raw.name), raw, error.columns, data))
             yield Problem(
                 "warning", file.name, f"column {theirs!r} may hold verdicts", f"if it does, {settings}", theirs
             )

@@ -19,15 +19,17 @@ from pathlib import Path
 import pytest
 
 from docs.hooks import reference
-from ensemble.__main__ import _parser as ensemble_parser
-from oof.__main__ import _parser as oof_parser
+from ensemble.__main__ import SUBCOMMANDS as ENSEMBLE
+from ensemble.command import SUBCOMMANDS
+from oof.__main__ import SUBCOMMANDS as OOF
+from oof.subcommand import PROGRAM
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.sandbox import DOCUMENTS, cut_down_copy, run
 
 REASONS = ("needs a GPU", "needs a cluster", "needs Slurm", "needs Kaggle", "installs packages")
 FENCE = re.compile(r"^(?:<!-- not run: (?P<why>[^>]+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]*)(#[^)\s]+)?\)")
-COMMAND = re.compile(r"(?:`|^)((?:make|python -m|python) [^`\n]+)", re.M)  # also inside a sentence
+COMMAND = re.compile(r"(?:`|^)((?:make|arena-distill|python -m|python) [^`\n]+)", re.M)  # also inside a sentence
 FILE = re.compile(r"`((?:oof|ensemble|tests|benchmarks|configs|docs)/[\w./-]+\.\w+)`")
 CURRENT = [path for path in DOCUMENTS if path.parent.name != "evidence"]
 FORMATS = ROOT / "docs" / "reference" / "file-formats.md"
@@ -58,7 +60,7 @@ def test_a_block_that_does_not_run_gives_its_reason(path: Path) -> None:
     assert text.count("<!-- not run:") == sum(block.why is not None for block in blocks(path))
     for block in blocks(path):
         assert block.why is None or block.why in REASONS, block.text
-        commands = re.findall(r"^(?:\$ )?(?:make|python) .*$", block.text, re.M)
+        commands = re.findall(r"^(?:\$ )?(?:make|python|arena-distill) .*$", block.text, re.M)
         assert block.kind == "bash" or not commands, "a fence of commands is marked bash, so that it is run"
 
 
@@ -80,9 +82,9 @@ def makefile() -> str:
 
 
 def subcommands() -> dict[tuple[str, str], argparse.ArgumentParser]:
-    """Return the parsers by (package, subcommand)."""
-    parsers = {"oof": oof_parser(), "ensemble": ensemble_parser()}
-    return {(p, name): command for p, main in parsers.items() for name, command, _ in reference.subcommands(main)}
+    """Return the parsers by (command or package, subcommand)."""
+    lists = {PROGRAM: SUBCOMMANDS, "oof": OOF, "ensemble": ENSEMBLE}
+    return {(name, s.name): reference.parser_of(s) for name, members in lists.items() for s in members}
 
 
 def benchmark_options(module: str) -> set[str]:
@@ -101,8 +103,11 @@ def check_command(command: str) -> None:
         assert set([w for w in words[1:] if re.fullmatch(r"[a-z][a-z-]*", w)][:1]) <= targets, command
         recipe = re.search(rf"^{words[1]}:.*\n\t@\$\(PY\) -m (benchmarks[\w.]+)", makefile(), re.M)
         module = recipe[1] if recipe else ""
-    elif module in ("oof", "ensemble"):
-        parser = subcommands().get((module, words[3]))
+    elif words[0] == PROGRAM or module in ("oof", "ensemble"):
+        name = (PROGRAM, words[1]) if words[0] == PROGRAM else (module, words[3])
+        if name[1] in ("--help", "--version", "SUBCOMMAND"):
+            return
+        parser = subcommands().get(name)
         assert parser is not None, command
         assert set(options) <= set(parser._option_string_actions), command
     elif not module:

@@ -19,10 +19,14 @@ DEFAULT = ["--default", "configs/demo.yaml"]
 
 def make(*words: str, dry: bool = False) -> subprocess.CompletedProcess[str]:
     """Call make in the repository, with this interpreter and without an installation."""
-    command = ["make", "-o", ".venv/.ready-dev", f"PY={sys.executable}", *(["-n"] if dry else []), *words]
-    # Inside `make test`, make would print the folders that it enters and take over the flags of the outer call.
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    finished = ["-o", ".venv/.ready-dev", "-o", ".venv/.ready-run"]
+    command = ["make", *finished, f"PY={sys.executable}", *(["-n"] if dry else []), *words]
+    return subprocess.run(command, cwd=ROOT, env=outside_make(), capture_output=True, text=True, check=False)  # noqa: S603
+
+
+def outside_make() -> dict[str, str]:
+    """Return the environment without what `make test` adds, which would change what an inner make prints and does."""
+    return {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
 
 
 def words_of(*target: str) -> list[str]:
@@ -76,9 +80,49 @@ def test_a_word_that_no_target_reads_is_refused(word: str) -> None:
     assert 'ARGS="stack.trials=5"' in refused.stderr
 
 
-def test_the_demo_names_its_configuration_to_every_stage() -> None:
-    lines = [line for line in make("demo", dry=True).stdout.splitlines() if line.startswith(f"{sys.executable} -m ")]
-    assert [shlex.split(line)[4] for line in lines] == ["configs/demo.yaml"] * 5 + ["runs/demo"]
+def installs(folder: Path, *words: str) -> list[str]:
+    """Return the requirements that make would install for targets into the environment of a folder."""
+    command = ["make", "-n", f"VENV={folder}", *words]
+    done = subprocess.run(command, cwd=ROOT, env=outside_make(), capture_output=True, text=True, check=True)  # noqa: S603
+    lines = [line for line in done.stdout.splitlines() if " -e " in line and "uv pip" not in line]
+    return [line.split(" -e ")[1].strip(" ;\\'") for line in lines]
+
+
+def test_a_run_installs_no_development_tools_and_tests_do(tmp_path: Path) -> None:
+    run, dev, gpu, both = (tmp_path / name for name in ("run", "dev", "gpu", "both"))
+    for target in ("demo", "oof", "stack", "predict", "plan", "check", "audit", "setup"):
+        assert installs(run, target) == ["."]
+    for target in ("test", "lint", "docs", "format", "fuzz"):
+        assert installs(dev, target) == [".[dev]"]
+    assert installs(gpu, "demo", "EXTRAS=gpu") == [".[gpu]"]
+    assert installs(both, "test", "EXTRAS=gpu") == installs(both, "test", "EXTRAS=dev,gpu") == [".[dev,gpu]"]
+
+
+def test_what_is_installed_is_not_installed_again(tmp_path: Path) -> None:
+    (tmp_path / ".ready-dev").touch()
+    for targets in (["demo"], ["test", "lint", "docs"], ["setup"], ["oof", "EXTRAS=dev"]):
+        assert installs(tmp_path, *targets) == []
+    assert installs(tmp_path, "oof", "EXTRAS=gpu") == [".[gpu]"]
+    os.utime(tmp_path / ".ready-dev", (0, 0))  # older than pyproject.toml: the same extras again
+    assert installs(tmp_path, "demo") == installs(tmp_path, "test") == [".[dev]"]
+
+
+def test_torch_without_cuda_comes_from_its_own_index(tmp_path: Path) -> None:
+    lines = make("setup", f"VENV={tmp_path}", "CPU=1", dry=True).stdout
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in lines
+    assert "whl/cpu" not in make("setup", f"VENV={tmp_path}", dry=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ([], ["demo", "configs/demo.yaml", "run=runs/demo"]),
+        (["RUN=runs/it's", "ARGS=stack.trials=5"], ["demo", "configs/demo.yaml", "run=runs/it's", "stack.trials=5"]),
+        (["REDO=1"], ["demo", "configs/demo.yaml", "run=runs/demo", "--redo"]),
+    ],
+)
+def test_the_demo_names_its_configuration(words: list[str], call: list[str]) -> None:
+    assert ["demo", *words_of("demo", *words)] == call
 
 
 def test_run_alone_is_enough_after_the_first_command(small_run: Path, tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from docs.hooks import reference
-from ensemble.__main__ import _parser as ensemble_parser
+from ensemble.command import SUBCOMMANDS
 from ensemble.features.design_matrix import describe
-from oof.__main__ import _parser as oof_parser
 from oof.config.reference import settings_reference
 from tests.fixtures.demo_run import ROOT
 
@@ -31,11 +30,11 @@ ORIGIN = {
 
 def test_commands_page_lists_every_subcommand_with_its_options() -> None:
     text = reference.commands()
-    for parser in (oof_parser(), ensemble_parser()):
-        for name, command, _ in reference.subcommands(parser):
-            assert f"### {parser.prog.removeprefix('python -m ')} {name}\n" in text
-            for option in command._option_string_actions:
-                assert option in ("-h", "--help") or f"| `{option}` |" in text, f"{name} {option}"
+    for subcommand in SUBCOMMANDS:
+        assert f"### {subcommand.name}\n" in text
+        assert subcommand.example in text
+        for option in reference.parser_of(subcommand)._option_string_actions:
+            assert option in ("-h", "--help") or f"| `{option}` |" in text, f"{subcommand.name} {option}"
 
 
 def test_settings_page_lists_every_section() -> None:

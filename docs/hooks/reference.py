@@ -14,7 +14,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from oof.subcommand import Subcommand
 
 ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:
@@ -43,32 +46,39 @@ def settings() -> str:
 
 
 def commands() -> str:
-    """Return usage, arguments and options of every subcommand of both packages."""
-    import ensemble.__main__
-    import oof.__main__
+    """Return example, usage, arguments and main settings of every subcommand, by task."""
+    from ensemble.command import SUBCOMMANDS
+    from oof.subcommand import GROUPS
 
     lines: list[str] = []
-    for main in (oof.__main__, ensemble.__main__):
-        parser = main._parser()
-        lines += [f"## {parser.prog}", "", parser.description or "", ""]
-        for name, command, summary in subcommands(parser):
-            lines += _command(name, command, summary)
+    for group in GROUPS:
+        lines += [f"## {group.capitalize()}", ""]
+        for subcommand in (subcommand for subcommand in SUBCOMMANDS if subcommand.group == group):
+            lines += _command(subcommand)
     return "\n".join(lines)
 
 
-def subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
-    """Yield name, parser and one-line help of every subcommand."""
-    group = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    for choice in group._choices_actions:
-        yield choice.dest, group.choices[choice.dest], choice.help or ""
+def parser_of(subcommand: Subcommand) -> argparse.ArgumentParser:
+    """Return the parser of one subcommand."""
+    from oof.subcommand import PROGRAM
+
+    name = f"{PROGRAM} {subcommand.name}"
+    parser = argparse.ArgumentParser(name, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=WIDTH))
+    if subcommand.arguments is not None:
+        subcommand.arguments(parser)
+    return parser
 
 
-def _command(name: str, command: argparse.ArgumentParser, summary: str) -> Iterable[str]:
-    command.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=WIDTH)
-    usage = command.format_usage().removeprefix("usage: ").strip()
-    yield from (f"### {command.prog.removeprefix('python -m ')}", "", f"{_sentence(summary)}", "")
-    yield from ("```text", usage, "```", "")
-    rows = [_argument(action) for action in command._actions if not isinstance(action, argparse._HelpAction)]
+def _command(subcommand: Subcommand) -> Iterable[str]:
+    from oof.subcommand import setting_row
+
+    parser = parser_of(subcommand)
+    yield from (f"### {subcommand.name}", "", f"{_sentence(subcommand.summary)} Example and usage:", "")
+    yield from ("```text", f"$ {subcommand.example}", parser.format_usage().strip(), "```", "")
+    if subcommand.settings:
+        names = ", ".join(f"`{name}`" for name, _ in map(setting_row, subcommand.settings))
+        yield from (f"Main [settings](settings.md) and their defaults: {names}.", "")
+    rows = [_argument(action) for action in parser._actions if not isinstance(action, argparse._HelpAction)]
     if rows:
         yield from _table(("argument", "meaning", "default"), rows)
 
@@ -80,6 +90,14 @@ def _argument(action: argparse.Action) -> tuple[str, str, str]:
     return f"`{shown}`", f"{_sentence(action.help or '')}{choices}", "required" if action.required else default
 
 
+def exit_statuses() -> str:
+    """Return the table of exit statuses."""
+    from oof.subcommand import EXIT_STATUSES
+
+    rows = [(f"{status}", _sentence(text)) for status, text in EXIT_STATUSES.items()]
+    return "\n".join(_table(("status", "meaning"), rows))
+
+
 def make_targets() -> str:
     """Return the table of the Makefile's targets."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -88,7 +106,7 @@ def make_targets() -> str:
 
 
 def features() -> str:
-    """Return the output of ``python -m ensemble features`` without its title, which the page has."""
+    """Return the output of ``arena-distill features`` without its title, which the page has."""
     from ensemble.__main__ import main
 
     output = io.StringIO()
@@ -145,6 +163,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
 GENERATED: dict[str, Callable[[], str]] = {
     "settings": settings,
     "commands": commands,
+    "exit statuses": exit_statuses,
     "make targets": make_targets,
     "features": features,
     "prompt qualities": prompt_qualities,

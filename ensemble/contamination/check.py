@@ -5,14 +5,13 @@ is streamed in chunks and never held in memory. A prompt is in the corpus if its
 run's ``groups.threshold`` with a text of the corpus, by exact Jaccard similarity. The state is written regularly, so
 that an interrupted check continues from there.
 
-Command: ``python -m ensemble seen RUN --corpus FILES``. Result: ``RUN/seen/seen.parquet`` with ``id``, ``seen`` (is the
+Command: ``arena-distill seen RUN --corpus FILES``. Result: ``RUN/seen/seen.parquet`` with ``id``, ``seen`` (is the
 prompt in the corpus?) and the ``similarity``, ``file`` and ``row`` (1-based) of the first match.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ensemble.contamination.corpus import read_prompts
 from ensemble.contamination.prompt_index import PromptIndex
 from oof.common.atomic_files import read_json, read_parquet, replacing, write_parquet
 from oof.common.digests import digest
 from oof.common.errors import UserError
+from oof.common.progress import progress
 from oof.common.steps import Step
 from oof.config import Groups
 from oof.data.text_columns import prompt_texts
@@ -106,31 +105,25 @@ def _stream(index: PromptIndex, paths: list[Path], column: str | None, folder: P
     """Match the corpus with the index from where an interrupted check stopped; return the corpus' number of rows."""
     state = _load_state(index, folder)
     index.drop_matched()
-    bar = tqdm(
-        desc="contamination check",
-        unit=" rows",
-        initial=state["total"],
-        disable=not sys.stderr.isatty(),
-        leave=False,
-    )
-    for number in range(state["file"], len(paths)):
-        done = state["row"] if number == state["file"] else 0
-        for k, prompts in enumerate(read_prompts(paths[number], column, done, CHUNK)):
-            rows = np.repeat(np.arange(len(prompts)), [len(p) for p in prompts]) + done + 1
-            texts = pl.Series([text for row in prompts for text in row], dtype=pl.String)
-            frame = pl.DataFrame({"text": minhash.cap(normalise(texts)), "row": rows}).filter(pl.col("text") != "")
-            frame = frame.unique("text", keep="first", maintain_order=True)
-            if frame.height:
-                index.match(frame["text"], number, frame["row"].to_numpy())
-            done += len(prompts)
-            state = {"file": number, "row": done, "total": state["total"] + len(prompts)}
-            bar.update(len(prompts))
-            if k % CHUNKS_PER_STATE == CHUNKS_PER_STATE - 1:
-                _save_state(index, folder, state)
-                index.drop_matched()
-        state = {"file": number + 1, "row": 0, "total": state["total"]}
-        _save_state(index, folder, state)
-    bar.close()
+    with progress("contamination check", unit="rows") as shown:
+        shown.resume_at(state["total"])
+        for number in range(state["file"], len(paths)):
+            done = state["row"] if number == state["file"] else 0
+            for k, prompts in enumerate(read_prompts(paths[number], column, done, CHUNK)):
+                rows = np.repeat(np.arange(len(prompts)), [len(p) for p in prompts]) + done + 1
+                texts = pl.Series([text for row in prompts for text in row], dtype=pl.String)
+                frame = pl.DataFrame({"text": minhash.cap(normalise(texts)), "row": rows}).filter(pl.col("text") != "")
+                frame = frame.unique("text", keep="first", maintain_order=True)
+                if frame.height:
+                    index.match(frame["text"], number, frame["row"].to_numpy())
+                done += len(prompts)
+                state = {"file": number, "row": done, "total": state["total"] + len(prompts)}
+                shown.update(len(prompts))
+                if k % CHUNKS_PER_STATE == CHUNKS_PER_STATE - 1:
+                    _save_state(index, folder, state)
+                    index.drop_matched()
+            state = {"file": number + 1, "row": 0, "total": state["total"]}
+            _save_state(index, folder, state)
     return int(state["total"])
 
 

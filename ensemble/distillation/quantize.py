@@ -50,7 +50,7 @@ def export_variant(plan: StudentPlan, student: Path, step: Step) -> None:
     """
     name = step.folder.name.removeprefix("student-")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"distill.variants={name} needs bitsandbytes; run 'make setup EXTRAS=dev,gpu', or leave it out")
+        raise UserError(f"distill.variants={name} needs bitsandbytes; run 'make setup EXTRAS=gpu', or leave it out")
     step.begin()
     model = load_quantised(student, name)
     model.save_pretrained(step.folder)

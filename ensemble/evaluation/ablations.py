@@ -1,4 +1,4 @@
-"""Ablations of stage two: ``python -m ensemble ablate CONFIG`` writes ``RUN/stack/ablations.json``.
+"""Ablations of stage two: ``arena-distill ablate`` writes ``RUN/stack/ablations.json``.
 
 Every item is cross-fitted on the folds of the stack, with one part left out: a member, a family of features, the second
 order, the calibration, or a share of the training battles. Nothing is tuned again: each outer fold keeps the parameters
@@ -12,7 +12,6 @@ the run: rerunning skips finished items.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from ensemble.features.design_matrix import Design, build_design
 from ensemble.stacking.calibration import fit_calibrator
@@ -34,6 +32,7 @@ from ensemble.statistics.bootstrap import Interval, Resamples
 from oof.common.atomic_files import read_json, write_json, write_parquet
 from oof.common.digests import digest
 from oof.common.errors import UserError
+from oof.common.progress import progress
 from oof.common.steps import Step
 from oof.config import Config
 from oof.metrics import Integers, row_log_loss, softmax
@@ -93,19 +92,28 @@ def run_ablations(config: Config) -> dict[str, Any]:
     tuned = {int(entry["fold"]): entry for entry in manifest["folds"]}
     design = build_design(inputs.table, inputs.logits)
     items = list_items(inputs, design)
-    for item in tqdm(items, desc="ablate", disable=not sys.stderr.isatty(), leave=False):
-        step = Step(folder / "ablations" / item.name, digest("ablation", ABLATION_VERSION, manifest["key"], item.name))
-        if step.done:
-            continue
-        step.clear()
-        variant = item.design()
-        result = cross_fit_item(variant, inputs, tuned, config, item.share)
-        predictions = {"calibrated": result.calibrated, "uncalibrated": result.uncalibrated}
-        write_parquet(step.folder / "predictions.parquet", predictions_frame(inputs.table["id"], predictions))
-        step.finish({"gain": _by_family(variant, result.gains), "trained_on": result.trained_on, "kind": item.kind})
+    with progress("ablate", len(items), "fits") as shown:
+        for item in items:
+            _fit_item(item, inputs, tuned, config, folder / "ablations", manifest["key"])
+            shown.update()
     content = summarise(folder / "ablations", items, inputs, config.seed)
     write_json(folder / "ablations.json", content)
     return content
+
+
+def _fit_item(
+    item: Item, inputs: Inputs, tuned: dict[int, dict[str, Any]], config: Config, folder: Path, key: str
+) -> None:
+    """Fit one item, unless it is finished, and write its predictions."""
+    step = Step(folder / item.name, digest("ablation", ABLATION_VERSION, key, item.name))
+    if step.done:
+        return
+    step.clear()
+    variant = item.design()
+    result = cross_fit_item(variant, inputs, tuned, config, item.share)
+    predictions = {"calibrated": result.calibrated, "uncalibrated": result.uncalibrated}
+    write_parquet(step.folder / "predictions.parquet", predictions_frame(inputs.table["id"], predictions))
+    step.finish({"gain": _by_family(variant, result.gains), "trained_on": result.trained_on, "kind": item.kind})
 
 
 def list_items(inputs: Inputs, design: Design) -> list[Item]:

@@ -6,6 +6,7 @@ All predictions are out of fold. A member's are the softmax of the mean of both 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,9 +25,22 @@ from oof.metrics import row_log_loss
 
 Interval = dict[str, float]
 ROWS = ("prior", "length_only", "text", "mean", *(f"combiner:{kind}" for kind in KINDS), "stack", "calibrated")
+BEFORE_MEMBERS = 3  # rows that no base model has a part in
+MEMBER = "stage one, uncalibrated"
+MEANINGS = {
+    "prior": "shares of the classes",
+    "length_only": "lengths alone",
+    "text": "TF-IDF, no language model",
+    "mean": "mean of the members",
+    **{f"combiner:{kind}": "candidate of the stack" for kind in KINDS},
+    "stack": "chosen candidate",
+    "calibrated": "stage two, calibrated",
+    "student": "stage three, distilled",
+    "bayes": "best possible loss",
+}
 
 
-def compute_metrics(config: Config) -> dict[str, object]:
+def compute_metrics(config: Config) -> dict[str, Any]:
     """Return the content of ``metrics.json`` for a run whose three stages are done.
 
     Raises:
@@ -50,7 +64,7 @@ def compute_metrics(config: Config) -> dict[str, object]:
         return group_interval(values, inputs.groups, seed=config.seed)
 
     members = {name: interval(losses[f"member:{name}"]) for name in config.members}
-    table: dict[str, object] = {name: interval(losses[name]) for name in ROWS if name in losses}
+    table: dict[str, Any] = {name: interval(losses[name]) for name in ROWS if name in losses}
     table |= {"members": members, "student": interval(losses["student"])}
     if truth is not None:
         table["bayes"] = interval(losses["bayes"])
@@ -63,7 +77,18 @@ def compute_metrics(config: Config) -> dict[str, object]:
     if "text" in losses:
         differences["calibrated_minus_text"] = losses["calibrated"] - losses["text"]
     paired = {name: interval(values) for name, values in differences.items()}
-    return {"n": len(labels), "best_member": best, "log_loss": table, "paired": paired}
+    rows = {name: row["value"] for name, row in table_rows(table).items() if name != "bayes"}
+    return {
+        "n": len(labels), "best": min(rows, key=rows.__getitem__), "best_member": best,
+        "log_loss": table, "paired": paired,
+    }  # fmt: skip
+
+
+def table_rows(losses: dict[str, Any]) -> dict[str, Interval]:
+    """Return the rows of the table in its order: name of a predictor or a member -> its loss with interval."""
+    members: dict[str, Interval] = losses["members"]
+    order = [*ROWS[:BEFORE_MEMBERS], *members, *ROWS[BEFORE_MEMBERS:], "student", "bayes"]
+    return {name: members.get(name) or losses[name] for name in order if name in members or name in losses}
 
 
 def true_probabilities(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
@@ -79,25 +104,24 @@ def true_probabilities(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
     return probs if len(probs) == len(ids) and np.isfinite(probs).all() else None
 
 
-def print_table(metrics: dict[str, object]) -> None:
-    """Print the content of ``metrics.json`` as a table."""
-    console = Console()
-    losses: dict[str, Interval] = dict(metrics["log_loss"])  # type: ignore[call-overload]
-    members: dict[str, Interval] = losses.pop("members")  # type: ignore[assignment]
+def print_table(metrics: dict[str, Any]) -> None:
+    """Print the content of ``metrics.json`` as a table, which fits 80 columns if no member has a long name."""
+    console = Console(highlight=False)
     table = Table(title=f"log loss out of fold, {metrics['n']} battles (95 % group bootstrap)")
-    for column in ("", "log loss", "low", "high"):
-        table.add_column(column, justify="left" if not column else "right")
-    order = [*ROWS[:3], *members, *ROWS[3:], "student", "bayes"]
-    for name in order:
-        row = members.get(name) or losses.get(name)
-        if row:
-            table.add_row(name, *(f"{row[key]:.4f}" for key in ("value", "low", "high")))
+    for column in ("", "log loss", "low", "high", "meaning"):
+        table.add_column(column, justify="right" if column in ("log loss", "low", "high") else "left")
+    members = metrics["log_loss"]["members"]
+    for name, row in table_rows(metrics["log_loss"]).items():
+        best = name == metrics["best"]
+        numbers = (f"{row[key]:.4f}" for key in ("value", "low", "high"))
+        meaning = MEMBER if name in members else MEANINGS[name]
+        table.add_row(f"{name} *" if best else name, *numbers, meaning, style="bold green" if best else "")
     console.print(table)
-    paired: dict[str, Interval] = metrics["paired"]  # type: ignore[assignment]
-    for name, row in paired.items():
+    console.print("* best row" + ("; bayes knows the true probabilities" if "bayes" in metrics["log_loss"] else ""))
+    for name, row in metrics["paired"].items():
         label = (
             name.replace("_minus_", " - ")
             .replace("_", " ")
             .replace("best member", f"best member ({metrics['best_member']})")
         )
-        console.print(f"{label}: {row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", highlight=False)
+        console.print(f"{label}: {row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", markup=False)

@@ -7,7 +7,7 @@ never by position.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -107,19 +107,40 @@ def build_design(table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -
     Raises:
         UserError: there is no member, or a logit is not finite.
     """
+    texts, families = battle_features.text_features(table)
+    return design_of(table["id"].to_list(), texts, families, logits)
+
+
+def design_of(
+    ids: Sequence[str],
+    features: pl.DataFrame,
+    families: Mapping[str, str],
+    logits: Mapping[str, NDArray[np.floating]],
+) -> Design:
+    """Return the design matrix of battles with these features and each member's logits.
+
+    Args:
+        ids: (n,).
+        features: (n) rows, or no columns; the names say how they change when A and B are swapped
+            (:func:`ensemble.features.battle_features.swap_features`).
+        families: each column's family.
+        logits: as in :func:`build_design`.
+
+    Raises:
+        UserError: there is no member, or a logit is not finite.
+    """
     if not logits:
         raise UserError("no member's logits to stack")
     for name, values in logits.items():
-        if values.shape != (table.height, 2, 3) or not np.isfinite(values).all():
-            raise UserError(f"logits of {name}: expected finite numbers of shape ({table.height}, 2, 3)")
-    texts, families = battle_features.text_features(table)
+        if values.shape != (len(ids), 2, 3) or not np.isfinite(values).all():
+            raise UserError(f"logits of {name}: expected finite numbers of shape ({len(ids)}, 2, 3)")
     columns, families_of_logits = _logit_columns(logits)
-    families |= families_of_logits
-    x = _matrix(texts, columns)
+    families = {**families, **families_of_logits}
+    x = _matrix(features, columns)
     swapped = {name: swap_orders(values) for name, values in logits.items()}
-    x_swapped = _matrix(battle_features.swap_features(texts), _logit_columns(swapped)[0])
+    x_swapped = _matrix(battle_features.swap_features(features), _logit_columns(swapped)[0])
     pool = np.stack([_centred(mean_of_orders(values)) for values in logits.values()], axis=1)
-    return Design(x, x_swapped, pool, list(families), families, list(logits), table["id"].to_list())
+    return Design(x, x_swapped, pool, list(families), families, list(logits), list(ids))
 
 
 def add_member(design: Design, name: str, logits: NDArray[np.floating]) -> Design:
@@ -156,7 +177,7 @@ def _matrix(texts: pl.DataFrame, logit_columns: Columns) -> NDArray[np.float32]:
     return np.column_stack([*(series.to_numpy() for series in texts), *logit_columns.values()]).astype(np.float32)
 
 
-def _logit_columns(logits: dict[str, NDArray[np.floating]]) -> tuple[Columns, dict[str, str]]:
+def _logit_columns(logits: Mapping[str, NDArray[np.floating]]) -> tuple[Columns, dict[str, str]]:
     """Return the columns made from members' logits, and each column's family: member:NAME or between."""
     columns: Columns = {}
     families: dict[str, str] = {}
@@ -189,7 +210,7 @@ def _member(name: str, logits: NDArray[np.floating]) -> dict[str, NDArray[np.flo
     }
 
 
-def _between(logits: dict[str, NDArray[np.floating]]) -> dict[str, NDArray[np.float64]]:
+def _between(logits: Mapping[str, NDArray[np.floating]]) -> dict[str, NDArray[np.float64]]:
     """Agreement of the members: mean and spread of their margins and pulls towards a tie, the share of members with the
     most common prediction, and the divergence of each pair (Jensen-Shannon).
     """

@@ -1,11 +1,10 @@
 """Report of a run: ``report.json`` with every number, and ``index.html`` made from it, in ``RUN/report``.
 
-Command: ``python -m ensemble report RUN [RUN …]``; several runs are also compared.
+Command: ``arena-distill report RUN [RUN …]``; several runs are also compared.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ensemble.report.summary import summary_report
 from oof.common.atomic_files import TEMPORARY, replacing, sweep, write_json
 from oof.common.digests import digest
 from oof.common.errors import UserError
+from oof.common.json_output import plain
 from oof.common.steps import Step
 
 FORMAT = 1
@@ -115,14 +115,3 @@ def _write(folder: Path, report: dict[str, Any], page: str) -> Path:
         temporary.write_text(page, encoding="utf-8")
     step.finish(files=["index.html", "report.json"])
     return folder / "index.html"
-
-
-def plain(value: Any) -> Any:
-    """Return a tree of JSON values: numpy numbers become Python numbers, NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

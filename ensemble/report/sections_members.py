@@ -131,7 +131,7 @@ def contamination(report: Report) -> Section:
     summary = report["seen"]
     if not summary:
         note = text(
-            "No corpus was checked. <code>python -m ensemble seen RUN --corpus FILES</code> finds the battles whose "
+            "No corpus was checked. <code>arena-distill seen RUN --corpus FILES</code> finds the battles whose "
             "prompt is a near-duplicate of one in a corpus that a base model was trained on."
         )
         return Section("seen", "Contamination check", [note])

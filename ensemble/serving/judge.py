@@ -2,19 +2,19 @@
 
     from ensemble import Judge
     judge = Judge.from_pretrained("runs/demo/distill/student")
-    judge.compare("How do I boil an egg?", "Seven minutes.", "No idea.")
+    judge.compare("How do I boil an egg?", "Seven minutes.", "No idea.").winner
 
 Texts are truncated exactly as in training, and the logits of both orders are averaged, so that swapping A and B swaps
-their probabilities. ``python -m ensemble judge`` does the same for JSON lines, in bounded memory.
+their probabilities. ``arena-distill judge`` does the same for JSON lines, in bounded memory.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -23,22 +23,40 @@ from numpy.typing import NDArray
 from ensemble.distillation.student import Student
 from oof.classes import CLASSES
 from oof.common.errors import UserError
+from oof.data import conversations
+from oof.data.parse_cells import CellError
 from oof.data.schemas import TEXTS
 from oof.data.text_columns import turn_lists
 from oof.metrics import softmax
 
-Text = str | Sequence[str]  # one text, or the turns of a conversation
+T = TypeVar("T")
+Message = Mapping[str, object]  # {"role": "user", "content": "Hello"}
+Text = str | Sequence[str] | Sequence[Message]  # one text, the turns of a conversation, or chat messages
 Battle = tuple[list[str], list[str], list[str]]  # turns of prompt, response A and response B
 CHUNK = 512  # battles encoded and scored at a time
 MAX_LINE = 64 << 20  # characters of one JSON line
 
 
 class Verdict(NamedTuple):
-    """Probabilities that A wins, that B wins, and of a tie; they sum to 1."""
+    """Probabilities that A wins, that B wins, and of a tie; they sum to 1.
+
+    Unpack it as a tuple: ``a, b, tie = verdict``.
+    """
 
     a: float
     b: float
     tie: float
+
+    @property
+    def winner(self) -> Literal["a", "b", "tie"]:
+        """The most probable outcome: "a", "b" or "tie"."""
+        best = max(self)
+        return "a" if self.a == best else "b" if self.b == best else "tie"
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The three probabilities by outcome: ``{"a": …, "b": …, "tie": …}``."""
+        return self._asdict()
 
 
 class Judge(Student):
@@ -47,12 +65,13 @@ class Judge(Student):
     Open one with :meth:`from_pretrained`. Swapping A and B swaps their probabilities.
     """
 
-    def compare(self, prompt: Text, response_a: Text, response_b: Text) -> Verdict:
-        """Return the probabilities of one battle.
+    def compare(self, prompt: Text | None, response_a: Text, response_b: Text) -> Verdict:
+        """Return the verdict on one battle.
 
         Args:
-            prompt: a text, or the user's turns of a conversation.
-            response_a: a text, or as many turns as the prompt has.
+            prompt: a text, the user's turns of a conversation, or the chat messages so far, each with role and
+                content. None, if both responses are whole conversations of messages.
+            response_a: a text; as many turns as the prompt has; or the messages that follow the prompt's.
             response_b: the same.
 
         Raises:
@@ -62,18 +81,19 @@ class Judge(Student):
         return Verdict(float(a), float(b), float(tie))
 
     def compare_many(
-        self, prompts: Sequence[Text], responses_a: Sequence[Text], responses_b: Sequence[Text]
+        self, prompts: Sequence[Text | None], responses_a: Sequence[Text], responses_b: Sequence[Text]
     ) -> NDArray[np.float64]:
         """Return (n, 3) float64 probabilities of (a, b, tie) of n battles.
 
         Args:
-            prompts: n prompts, each as in :meth:`compare`.
+            prompts: n prompts, each as in :meth:`compare`; a list, an array, or a column of a data frame.
             responses_a: n responses.
             responses_b: n responses.
 
         Raises:
             UserError: the lists differ in length, numbers of turns differ, or something is not text.
         """
+        prompts, responses_a, responses_b = _listed(prompts), _listed(responses_a), _listed(responses_b)
         n = len(prompts)
         if isinstance(prompts, str) or not len(responses_a) == len(responses_b) == n:
             raise UserError("compare_many needs three lists of equal length, one element per battle")
@@ -92,14 +112,46 @@ def _probabilities(judge: Judge, battles: Sequence[Battle]) -> NDArray[np.float6
     return softmax(judge.logits(table).mean(axis=1))
 
 
+def _listed(column: Sequence[T]) -> Sequence[T]:
+    """Return a column of a data frame, or an array, as a list of plain values."""
+    as_list = getattr(column, "to_list", None) or getattr(column, "tolist", None)
+    values: Sequence[T] = as_list() if as_list else column
+    return values
+
+
 def _battle(place: str, *texts: object) -> Battle:
     """Return the turns of a prompt and two responses; ``place`` names the battle in errors."""
+    if any(map(_is_messages, texts)):
+        texts = _turns_of_messages(place, *texts)
     prompt, a, b = (_turns(text, f"{place}: {name}") for name, text in zip(TEXTS, texts, strict=True))
     if not len(prompt) == len(a) == len(b):
         raise UserError(
             f"{place}: {len(prompt)} turns in prompt, {len(a)} in response_a, {len(b)} in response_b; give equally many"
         )
     return prompt, a, b
+
+
+def _is_messages(value: object) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
+
+
+def _turns_of_messages(place: str, prompt: object, *responses: object) -> tuple[object, object, object]:
+    """Return prompt, response A and response B as turns, where one of them is a list of messages."""
+    sides = []
+    for name, response in zip(TEXTS[1:], responses, strict=True):
+        answer = list(response) if isinstance(response, list | tuple) else response
+        try:
+            before = list(prompt) if isinstance(prompt, list | tuple) else prompt
+            sides.append(conversations.split_turns(conversations.answered(before or None, answer)))
+        except CellError as error:
+            raise UserError(
+                f"{place}: {name} after the prompt: {error}; give messages such as "
+                '{"role": "user", "content": "Hello"}, or texts alone'
+            ) from error
+    (users, a), (others, b) = sides
+    if users != others:
+        raise UserError(f"{place}: the user's messages before response_a and before response_b differ")
+    return users, a, b
 
 
 def _turns(value: object, place: str) -> list[str]:

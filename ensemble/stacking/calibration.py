@@ -105,9 +105,7 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
             "logits; were in-sample predictions given?"
         )
     if optimum.x > LOG_T_BOUND - 1e-3:
-        logger.warning(
-            "the logits say nothing about the labels of %d held-out battles (temperature at its bound)", len(z)
-        )
+        logger.warning("the logits say nothing about the labels of the held-out battles (temperature at its bound)")
     return float(np.exp(optimum.x))
 
 

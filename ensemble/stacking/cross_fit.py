@@ -9,7 +9,6 @@ was chosen.
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ensemble.features.design_matrix import Design, add_member, build_design
 from ensemble.stacking.baselines import (
@@ -39,6 +37,7 @@ from ensemble.stacking.selection import KINDS, Choice, choose, load_combiner, ou
 from ensemble.stacking.tuning import tune
 from oof.common.atomic_files import read_json, write_json
 from oof.common.errors import UserError
+from oof.common.progress import progress
 from oof.common.steps import ORPHAN_WAIT, locked
 from oof.config import Stack
 from oof.metrics import Integers, softmax
@@ -213,10 +212,10 @@ def cross_fit(
 def _fit_all(data: _Data, tasks: list[int]) -> dict[int, _Fit]:
     workers = data.config.workers or (cores() if len(data.labels) * data.config.trials >= MIN_PARALLEL_WORK else 1)
     fits: dict[int, _Fit] = {}
-    with tqdm(total=len(tasks), desc="stack", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with progress("stack", len(tasks), "fits") as shown:
         for i, fit in map_tasks(_fit, data, tasks, min(workers, len(tasks))):
             fits[tasks[i]] = fit
-            bar.update(1)
+            shown.update()
     return fits
 
 

@@ -31,6 +31,7 @@ from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.lightgbm_stacker import FIXED, Split, fit_early_stopped
 from oof.common.digests import digest
 from oof.common.errors import UserError
+from oof.common.progress import progress
 from oof.metrics import Integers, log_loss, row_log_loss, softmax
 
 logger = logging.getLogger(__name__)
@@ -158,11 +159,14 @@ def tune(
     settings = STACKING_VERSION, FIRST, rounds, seed, FIXED, optuna.__version__
     study = _study(journal, digest(*data, *settings)[:16])
     search = _Search(design, labels, inner, groups, rounds, seed)
-    for n in range(len(_finished(study)), trials):
-        study.sampler = optuna.samplers.TPESampler(seed=_trial_seed(seed, n), multivariate=True)
-        if n == 0:
-            study.enqueue_trial(first_parameters(len(labels)))
-        study.optimize(search.objective, n_trials=1)
+    with progress(f"tuning, {journal.stem}", trials, "trials", bar=False) as shown:
+        shown.resume_at(len(_finished(study)))
+        for n in range(shown.done, trials):
+            study.sampler = optuna.samplers.TPESampler(seed=_trial_seed(seed, n), multivariate=True)
+            if n == 0:
+                study.enqueue_trial(first_parameters(len(labels)))
+            study.optimize(search.objective, n_trials=1)
+            shown.update()
     complete = [trial for trial in _finished(study)[:trials] if trial.state == TrialState.COMPLETE]
     best = min(complete, key=lambda trial: (trial.values[0], trial.number))
     return search.result(best)

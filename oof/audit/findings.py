@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import polars as pl
 
@@ -13,6 +13,7 @@ from oof.common.atomic_files import read_parquet
 from oof.common.errors import UserError
 
 Status = Literal["ok", "warning", "violated"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ fold, or that this cannot be shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import polars as pl
 
 from oof.audit import prompts
 from oof.audit.extra_battles import audit_extra_battles
-from oof.audit.findings import Finding, Status, read_columns
+from oof.audit.findings import STATUSES, Finding, Status, read_columns
 from oof.audit.predictions import audit_member
 from oof.audit.pretrain import audit_pretraining
 from oof.classes import CLASSES
@@ -65,13 +66,19 @@ def audit_run(run: Path, sample: int = 1000) -> list[Finding]:
     return findings + audit_extra_battles(run, table, k)
 
 
+def findings_document(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return the findings and their numbers by status as JSON values."""
+    counts = {status: sum(f.status == status for f in findings) for status in STATUSES}
+    return {"sound": not counts["violated"], "counts": counts, "findings": [asdict(finding) for finding in findings]}
+
+
 def format_findings(findings: Sequence[Finding]) -> str:
     """Return one line per finding, its examples below it, and a last line that counts the findings."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.status:<9} {finding.check}: {finding.message}")
         lines += [f"{'':<9}   {example}" for example in finding.examples]
-    counts = {status: sum(f.status == status for f in findings) for status in ("ok", "warning", "violated")}
+    counts = findings_document(findings)["counts"]
     lines.append(f"audit: {', '.join(f'{n} {status}' for status, n in counts.items())}")
     return "\n".join(lines)
 

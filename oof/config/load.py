@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from oof.common.errors import UserError
 from oof.config.schema import Config, Distill, Member
 from oof.config.setting import named_sections, sections, settings
+from oof.config.shipped_recipes import resolve_checkpoints
 from oof.config.user_values import ALIASES, fit, join_words, nearest_setting, one_line, plain_value, short
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -51,7 +52,9 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     if path is None:
         return resolve({OVERRIDES: changes}, run=str(Path("runs") / OVERRIDES))
     path = Path(path)
-    return resolve({str(path): read_yaml(path), OVERRIDES: changes}, run=str(Path("runs") / path.stem))
+    tree = read_yaml(path)
+    resolve_checkpoints(tree, path.parent)
+    return resolve({str(path): tree, OVERRIDES: changes}, run=str(Path("runs") / path.stem))
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Reference of all settings as Markdown tables, generated from the schema's metadata.
 
-``python -m oof settings`` prints it.
+``arena-distill settings`` prints it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """The configuration schema: one frozen dataclass per section, defaults included; this module holds the root.
 
 :mod:`oof.config.load` reads a configuration from YAML and the command line. Nothing in it names a class or a function
-to call. ``python -m oof settings`` prints every setting.
+to call. ``arena-distill settings`` prints every setting.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from oof.data.parse_cells import TOOL_ROLES, CellError, NonTextError, content_text, parse_json, show
+from oof.data.parse_cells import TOOL_ROLES, CellError, NonTextError, content_text, is_missing, parse_json, show
 
 USERS = frozenset({"user", "human", "prompter"})
 ASSISTANTS = frozenset({"assistant", "gpt", "model", "bot", "chatbot"})
@@ -34,6 +35,30 @@ def parse_messages(cell: object) -> list[Message]:
         content = message["content"] if "content" in message else message.get("value")
         messages.append(("user" if role in USERS else role if role == "system" else "assistant", content_text(content)))
     return messages
+
+
+def answered(prompt: Any, answer: Any) -> list[Message]:
+    """Return the messages of a prompt followed by those of an answer to it.
+
+    Args:
+        prompt: a text, messages, parsed messages, or nothing.
+        answer: a text, messages, or a whole conversation, which replaces the prompt.
+
+    Raises:
+        CellError: as :func:`parse_messages`; or there is no prompt, and the answer is not a whole conversation.
+    """
+    if isinstance(answer, str) and is_missing(prompt):
+        return parse_hh_text(answer)
+    if isinstance(prompt, str):
+        before: list[Message] = [("user", prompt)]
+    elif isinstance(prompt, list) and prompt and isinstance(prompt[0], tuple):
+        before = prompt  # parsed before
+    else:
+        before = [] if is_missing(prompt) else parse_messages(prompt)
+    if not isinstance(answer, list):
+        return [*before, ("assistant", content_text(None if is_missing(answer) else answer))]
+    messages = parse_messages(answer)
+    return messages if any(role == "user" for role, _ in messages) else [*before, *messages]
 
 
 def split_turns(messages: list[Message]) -> tuple[list[str | None], list[str | None]]:

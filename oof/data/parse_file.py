@@ -17,6 +17,7 @@ from oof.data.layouts import LAYOUT_COLUMNS, join_inputs
 from oof.data.parse_rows import parse_rows
 from oof.data.parsed_rows import ParsedRows
 from oof.data.rankings import RANKING_COLUMNS, expand_rankings, ranking_name
+from oof.data.raw_table import RawTable
 from oof.data.schemas import (
     FILE_COLUMNS,
     LABELLED_ROLES,
@@ -25,7 +26,7 @@ from oof.data.schemas import (
     TABLE_SCHEMA,
     TEXTS,
 )
-from oof.data.suggested_settings import UnreadableColumnsError, suggested_settings
+from oof.data.suggested_settings import ColumnReader, UnreadableColumnsError, file_column, suggested_settings
 from oof.data.text_columns import strings, turn_lists
 from oof.data.verdicts import SIDES, cells_in_words
 from oof.data.votes import Votes
@@ -74,35 +75,56 @@ def parse_file(
     Raises:
         UserError: the file cannot be read, has no known schema, or lacks columns that the role needs.
     """
-    files = []
+    tables = readers.read_raw(path, wanted_columns(data))
+    return [parse_table(cells, role, data, seed, weight, votes, file_column(path, cells.name)) for cells in tables]
+
+
+def wanted_columns(data: Data) -> set[str]:
+    """Return all columns of battle files that are read with these settings."""
+    return {*FILE_COLUMNS, *LAYOUT_COLUMNS, *RANKING_COLUMNS, *data.columns.values()}
+
+
+def parse_table(
+    cells: RawTable,
+    role: str,
+    data: Data,
+    seed: int,
+    weight: float = 1.0,
+    votes: Votes | None = None,
+    column: ColumnReader | None = None,
+) -> ParsedFile:
+    """Return the parsed file of one table of cells; arguments and errors are those of :func:`parse_file`.
+
+    ``column`` reads one more column of the table, for a suggestion in an error; by default it must be in ``cells``.
+    """
     columns = data.columns
-    for cells in readers.read_raw(path, {*FILE_COLUMNS, *LAYOUT_COLUMNS, *RANKING_COLUMNS, *columns.values()}):
-        if not cells.names:
-            raise UserError(f"{cells.name}: no rows; give a file with battles")
-        join_inputs(cells)
-        ranking = None if set(columns) & {"prompt", "chosen"} else ranking_name(cells)
-        pairs = expand_rankings(cells, ranking) if ranking else cells
-        try:
-            raw, schema = schemas.apply_schema(pairs, columns)
-            labelled = bool(schema.verdict or (votes and votes.on(raw)))
-            file_role = role if role != "any" else "train" if labelled else "unlabelled"
-            votes_here = votes if file_role == "train" else None
-            if file_role in LABELLED_ROLES and not votes_here:
-                schemas.require_verdict(raw, schema, columns)
-        except schemas.UnknownColumnsError as error:
-            raise UnreadableColumnsError(error, suggested_settings(path, cells, error.columns, data)) from None
-        schema = replace(schema, name=f"{ranking}: rankings as pairs") if ranking else schema
-        rows = parse_rows(raw, schema, file_role in LABELLED_ROLES, seed, data)
-        if votes_here:
-            votes_here.give(rows)
-        if role == "test" and rows.n and not rows.ids_given:
-            raise UserError(f"{raw.name}: missing column id, which a submission needs; set data.columns.id")
-        mapped = frozenset(ours for ours, theirs in columns.items() if theirs in cells.names)
-        files.append(_usable_rows(rows, file_role, weight, mapped, data.both_bad))
-        for columns_of_cells in (cells.columns, raw.columns):  # the frame holds the texts; one copy in memory is enough
-            columns_of_cells.clear()
-        rows.forget_texts()
-    return files
+    if not cells.names:
+        raise UserError(f"{cells.name}: no rows; give a file with battles")
+    join_inputs(cells)
+    ranking = None if set(columns) & {"prompt", "chosen"} else ranking_name(cells)
+    pairs = expand_rankings(cells, ranking) if ranking else cells
+    try:
+        raw, schema = schemas.apply_schema(pairs, columns)
+        labelled = bool(schema.verdict or (votes and votes.on(raw)))
+        file_role = role if role != "any" else "train" if labelled else "unlabelled"
+        votes_here = votes if file_role == "train" else None
+        if file_role in LABELLED_ROLES and not votes_here:
+            schemas.require_verdict(raw, schema, columns)
+    except schemas.UnknownColumnsError as error:
+        read_column = column or cells.columns.__getitem__
+        raise UnreadableColumnsError(error, suggested_settings(read_column, cells, error.columns, data)) from None
+    schema = replace(schema, name=f"{ranking}: rankings as pairs") if ranking else schema
+    rows = parse_rows(raw, schema, file_role in LABELLED_ROLES, seed, data)
+    if votes_here:
+        votes_here.give(rows)
+    if role == "test" and rows.n and not rows.ids_given:
+        raise UserError(f"{raw.name}: missing column id, which a submission needs; set data.columns.id")
+    mapped = frozenset(ours for ours, theirs in columns.items() if theirs in cells.names)
+    parsed = _usable_rows(rows, file_role, weight, mapped, data.both_bad)
+    for columns_of_cells in (cells.columns, raw.columns):  # the frame holds the texts; one copy in memory is enough
+        columns_of_cells.clear()
+    rows.forget_texts()
+    return parsed
 
 
 def refuse_unused_columns(files: list[ParsedFile], columns: Mapping[str, str], votes: Votes | None = None) -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from oof.data import conversations, parse_cells
-from oof.data.conversations import Message
 from oof.data.non_text import with_placeholders
 from oof.data.parse_cells import CellError, Turns
 from oof.data.parsed_rows import ParsedRows
@@ -52,7 +51,7 @@ def _contexts(rows: ParsedRows) -> TurnColumns:
     for i, (context, *answers) in enumerate(zip(rows.raw.columns["prompt"], *sides, strict=True)):
         try:
             messages = conversations.parse_messages(context)
-            a, b = (conversations.split_turns(_pair_messages(messages, answer)) for answer in answers)
+            a, b = (conversations.split_turns(conversations.answered(messages, answer)) for answer in answers)
         except CellError as error:
             rows.fault(i, "prompt", error)
             a = b = ([None], [None])
@@ -86,9 +85,9 @@ def _pairs(rows: ParsedRows) -> TurnColumns:
         prompt: Any = prompt_column[i] if prompt_column else None
         column = "chosen"
         try:
-            first = conversations.split_turns(_pair_messages(prompt, rows.raw.columns["chosen"][i]))
+            first = conversations.split_turns(conversations.answered(prompt, rows.raw.columns["chosen"][i]))
             column = "rejected"
-            second = conversations.split_turns(_pair_messages(prompt, rows.raw.columns["rejected"][i]))
+            second = conversations.split_turns(conversations.answered(prompt, rows.raw.columns["rejected"][i]))
             if first[0] != second[0]:
                 raise CellError("its user messages differ from chosen's")
         except CellError as error:
@@ -98,21 +97,6 @@ def _pairs(rows: ParsedRows) -> TurnColumns:
         chosen.append(first[1])
         rejected.append(second[1])
     return prompts, chosen, rejected
-
-
-def _pair_messages(prompt: Any, answer: Any) -> list[Message]:
-    if isinstance(answer, str) and parse_cells.is_missing(prompt):
-        return conversations.parse_hh_text(answer)
-    if isinstance(prompt, str):
-        before: list[Message] = [("user", prompt)]
-    elif isinstance(prompt, list) and prompt and isinstance(prompt[0], tuple):
-        before = prompt  # parsed before
-    else:
-        before = [] if parse_cells.is_missing(prompt) else conversations.parse_messages(prompt)
-    if not isinstance(answer, list):
-        return [*before, ("assistant", parse_cells.content_text(None if parse_cells.is_missing(answer) else answer))]
-    messages = conversations.parse_messages(answer)
-    return messages if any(role == "user" for role, _ in messages) else [*before, *messages]
 
 
 def _no_texts(rows: ParsedRows) -> TurnColumns:

@@ -71,6 +71,12 @@ class Problem:
         where = f": {shown}{more}" if shown else ""
         return f"{self.file}: {self.message}{where}{'; ' if self.remedy else ''}{self.remedy}"
 
+    def document(self) -> dict[str, object]:
+        """Return the problem as JSON values, its rows by reason."""
+        rows = [{"reason": reason, "rows": rows} for reason, rows in self.by_reason()]
+        names = ("severity", "file", "message", "remedy", "column")
+        return {**{name: getattr(self, name) for name in names}, "rows": rows}
+
     def by_reason(self) -> list[tuple[str, list[int]]]:
         """Return each distinct reason with its rows, in the order of their first rows."""
         grouped: dict[str, list[int]] = {}

@@ -6,7 +6,7 @@ The names of the columns give ``data.columns``, and the values of its verdict co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oof.common.errors import UserError
@@ -26,6 +26,7 @@ from oof.data.verdict_values import (
 from oof.data.verdicts import form_of
 
 Settings = dict[str, Any]  # settings of oof.config.Data: name -> value
+ColumnReader = Callable[[str], Sequence[Any]]  # name of a column -> its cells
 
 
 class UnreadableColumnsError(UserError):
@@ -46,11 +47,22 @@ class UnreadableColumnsError(UserError):
         }
 
 
-def suggested_settings(path: str, raw: RawTable, columns: Mapping[str, str], data: Data) -> list[Settings]:
+def file_column(path: str, name: str) -> ColumnReader:
+    """Return the reader of one column's cells in a file, or in the file ``name`` of an archive."""
+
+    def read(column: str) -> Sequence[Any]:
+        return next(table for table in readers.read_raw(path, {column}) if table.name == name).columns[column]
+
+    return read
+
+
+def suggested_settings(
+    read_column: ColumnReader, raw: RawTable, columns: Mapping[str, str], data: Data
+) -> list[Settings]:
     """Return the settings with which a file can probably be read: one suggestion, or one for each possible coding.
 
     Args:
-        path: of the file or archive; it is read again, for the cells of the verdict column.
+        read_column: returns the cells of a column of the file, of which ``raw`` holds those with known names.
         raw: the file's cells.
         columns: the suggested mapping, ours first; if it is empty, nothing is suggested.
         data: the settings with which the file could not be read.
@@ -63,8 +75,7 @@ def suggested_settings(path: str, raw: RawTable, columns: Mapping[str, str], dat
     if form not in ("winner", "label"):
         return [{"columns": dict(columns)}]
     theirs = columns.get(form, form)
-    cells = next(table for table in readers.read_raw(path, {theirs}) if table.name == raw.name).columns[theirs]
-    values = sorted({value for value in map(value_or_none, cells) if value is not None})
+    values = sorted({value for value in map(value_or_none, read_column(theirs)) if value is not None})
     return _coded(dict(columns), form, values, data)
 
 

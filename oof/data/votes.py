@@ -20,7 +20,7 @@ from oof.data.parsed_rows import ParsedRows
 from oof.data.problems import DROPPED, Problem, rejected_rows, rejection_message, rows_in_words
 from oof.data.raw_table import RawTable
 from oof.data.schemas import FILE_COLUMNS, TEXTS, Schema
-from oof.data.suggested_settings import UnreadableColumnsError, suggested_settings
+from oof.data.suggested_settings import UnreadableColumnsError, file_column, suggested_settings
 from oof.data.verdicts import VOTE_COLUMNS, Shares, Verdict, majority, read_verdicts
 
 ANNOTATORS = ("judge", "annotator", "annotator_id", "worker", "worker_id")  # columns that say whose vote a row is
@@ -145,7 +145,10 @@ def read_votes(data: Data) -> Votes | None:
             try:
                 raw, schema = schemas.apply_schema(cells, data.columns)
             except schemas.UnknownColumnsError as error:
-                raise UnreadableColumnsError(error, suggested_settings(path, cells, error.columns, data)) from None
+                read_column = file_column(path, cells.name)
+                raise UnreadableColumnsError(
+                    error, suggested_settings(read_column, cells, error.columns, data)
+                ) from None
             votes.mapped |= {ours for ours, theirs in data.columns.items() if theirs in cells.names}
             _add_file(votes, raw, schema, data)
     return votes

@@ -16,6 +16,7 @@ from torch import distributed, nn
 
 from oof.common import interrupts
 from oof.common.errors import UserError
+from oof.common.progress import mute
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def start() -> None:
                 f"{name}={os.environ[name]} in the environment, but it is {value} in this process group: unset {name} "
                 "or start the job with torchrun"
             )
+    if rank() > 0:
+        mute()
 
 
 def ignore_stray_environment() -> None:

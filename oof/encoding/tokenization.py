@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,9 +20,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from oof.common.atomic_files import replacing
+from oof.common.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +102,11 @@ def encode_all(texts: Sequence[str], backend: Any, label: str | None = None) -> 
     """Return the ids of ``texts`` from a ``tokenizers.Tokenizer`` as it is set up, without its own BOS and EOS."""
     chunks: list[NDArray[np.int32]] = []
     lengths: list[int] = []
-    bar = tqdm(total=len(texts), desc=label, disable=label is None or not sys.stderr.isatty(), leave=False)
     # The tokenizer releases the interpreter's lock: one chunk is encoded while the previous one is unpacked.
-    with ThreadPoolExecutor(1) as worker:
+    with (
+        progress(label or "tokenise", len(texts), "texts", bar=label is not None) as shown,
+        ThreadPoolExecutor(1) as worker,
+    ):
         pending: Future[list[Any]] | None = None
         for start in range(0, len(texts) + CHUNK, CHUNK):
             done: list[Any] = pending.result() if pending else []
@@ -115,8 +116,7 @@ def encode_all(texts: Sequence[str], backend: Any, label: str | None = None) -> 
             rows = [np.array(encoding.ids, dtype=np.int32) for encoding in done]
             lengths += [len(ids) for ids in rows]
             chunks += [np.concatenate(rows)] if rows else []
-            bar.update(len(rows))
-    bar.close()
+            shown.update(len(rows))
     return TokenPool(np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int32), offsets_of(lengths))
 
 

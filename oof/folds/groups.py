@@ -20,6 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from oof.common.errors import UserError
+from oof.common.progress import progress
 from oof.config import Groups
 from oof.data.text_columns import prompt_texts
 from oof.folds import minhash, near_duplicates
@@ -47,8 +48,9 @@ def group_battles(table: pl.DataFrame, config: Groups) -> NDArray[np.int64]:
     """
     if table.height == 0:
         return np.empty(0, dtype=np.int64)
-    keys, texts = _prompt_keys(table)
-    alike = _alike(keys, texts, config.threshold)
+    with progress(f"near-duplicate prompts of {table.height:,} battles"):
+        keys, texts = _prompt_keys(table)
+        alike = _alike(keys, texts, config.threshold)
     links = [Link(np.arange(table.height), alike)]
     if config.column is not None:
         links, keys = _column_links(table, alike, config.column), _column_keys(table, keys)

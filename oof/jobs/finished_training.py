@@ -13,6 +13,7 @@ from typing import Any
 
 from oof.common.atomic_files import parse_json
 from oof.common.errors import UserError
+from oof.common.progress import duration
 from oof.common.steps import TRAINED, Step
 from oof.config import Config, to_dict, without_speed_settings
 from oof.config.load import resolve
@@ -145,10 +146,3 @@ def changed_settings(config: Config) -> list[str]:
 
 def _word(value: object) -> str:
     return str(value) if value or value == 0 else "nothing"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} hours"

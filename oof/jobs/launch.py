@@ -12,6 +12,7 @@ from pathlib import Path
 from oof.common import interrupts
 from oof.common.atomic_files import write_json
 from oof.common.errors import UserError
+from oof.common.progress import progress
 from oof.config import Config, to_dict
 from oof.distributed.process_group import LAUNCHER
 from oof.jobs.fold_job import FoldJob
@@ -74,7 +75,8 @@ def _run_under_torchrun(job: Job) -> None:
 def _call(command: list[str], environment: dict[str, str]) -> int:
     process = subprocess.Popen(command, env=environment)  # noqa: S603  # our own interpreter and module
     try:
-        return process.wait()
+        with progress("torchrun", silent=True):  # its first process writes lines of its own
+            return process.wait()
     except (interrupts.Stopped, KeyboardInterrupt):
         process.terminate()  # torchrun passes the signal on, and each process writes its checkpoint
         process.wait()

@@ -98,7 +98,7 @@ class PretrainJob:
             UserError: the pretraining has not finished, or its files are damaged.
         """
         if not self.step.done:
-            command = f"python -m oof job run={self.config.run} --member {self.name} --pretrain"
+            command = f"arena-distill job --run {self.config.run} --member {self.name} --pretrain"
             remedy = "make distill" if self.name is None else f"make oof' or '{command}"
             raise UserError(f"{self.folder}: no finished pretraining with these settings; run '{remedy}' first")
         return self.folder / "adapter"

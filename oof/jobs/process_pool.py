@@ -18,6 +18,7 @@ from oof.common import interrupts
 from oof.common.errors import UserError, disk_problem
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
+from oof.common.progress import heartbeat, progress
 from oof.common.steps import ORPHAN_WAIT, Step, locked
 from oof.distributed.gpus import see_one_gpu
 from oof.distributed.process_group import ignore_stray_environment
@@ -78,7 +79,8 @@ def run_all(
     spawn = multiprocessing.get_context("spawn")  # a forked torch hangs in its thread pools
     next_index = spawn.Value("i", 0)
     arguments = (os.getpid(), workers, next_index)
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=arguments) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=arguments)
+    with progress("jobs", silent=True), pool:  # its processes write lines of their own
         futures = {pool.submit(_unless_due, function, task): name for task, name in zip(tasks, names, strict=True)}
         try:
             finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -109,7 +111,8 @@ def failure(name: str, error: BaseException) -> UserError:
 
 def _unless_due(function: Callable[[Any], object], task: Any) -> object:
     interrupts.check()
-    return function(task)
+    with heartbeat("fold job"):
+        return function(task)
 
 
 def _start_worker(parent: int, workers: int, next_index: Any) -> None:

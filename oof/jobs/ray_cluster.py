@@ -10,6 +10,7 @@ from typing import Any
 
 from oof.common import interrupts
 from oof.common.errors import UserError
+from oof.common.progress import heartbeat, progress
 from oof.config import Jobs
 from oof.distributed.gpus import hide_gpus, see_one_gpu
 from oof.distributed.process_group import ignore_stray_environment
@@ -28,7 +29,7 @@ def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], names: S
     try:
         import ray
     except ImportError as error:
-        raise UserError("jobs.backend=ray needs Ray; run 'make setup EXTRAS=dev,cluster'") from error
+        raise UserError("jobs.backend=ray needs Ray; run 'make setup EXTRAS=cluster'") from error
     try:
         ray.init(
             address=jobs.address or "local", log_to_driver=True, logging_level=logging.ERROR, include_dashboard=False
@@ -46,11 +47,13 @@ def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], names: S
             task.remote(function, item, working_folder, threads, jobs.device): name
             for item, name in zip(tasks, names, strict=True)
         }
-        while pending:
-            interrupts.check()
-            done, _ = ray.wait(list(pending), timeout=1.0)
-            for reference in done:
-                _collect(ray, reference, pending.pop(reference))
+        with progress("jobs on Ray", len(names), "jobs") as shown:
+            while pending:
+                interrupts.check()
+                done, _ = ray.wait(list(pending), timeout=1.0)
+                for reference in done:
+                    _collect(ray, reference, pending.pop(reference))
+                    shown.update()
     finally:
         ray.shutdown()
 
@@ -98,4 +101,5 @@ def _in_worker(function: Callable[[Any], object], item: Any, working_folder: str
     else:
         see_one_gpu(0)
     torch.set_num_threads(threads)
-    function(item)
+    with heartbeat("fold job"):
+        function(item)

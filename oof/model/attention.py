@@ -138,7 +138,7 @@ def _passes(name: str, model: ModelAttention, dtype: torch.dtype, machine: Machi
 
 def _remedy(wanted: str, reason: str) -> str:
     if "not installed" in reason:
-        install = "run 'make setup EXTRAS=dev,gpu'" if wanted == "flash_attention_4" else "install it"
+        install = "run 'make setup EXTRAS=gpu'" if wanted == "flash_attention_4" else "install it"
         return f"{install}, or use attn=auto"
     return "use dtype=bfloat16 or attn=auto" if "16 bits" in reason else "use attn=auto"
 

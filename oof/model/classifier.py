@@ -208,7 +208,7 @@ def _quantised_loading(kind: str, dtype: torch.dtype) -> dict[str, Any]:
     if kind == "none":
         return {}
     if not is_bitsandbytes_available():
-        raise UserError(f"quantise={kind} needs bitsandbytes; run 'make setup EXTRAS=dev,gpu'")
+        raise UserError(f"quantise={kind} needs bitsandbytes; run 'make setup EXTRAS=gpu'")
     return {
         "quantization_config": quantization_config(kind, dtype),
         **(_placement(device()) or {"device_map": {"": device()}}),

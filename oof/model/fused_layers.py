@@ -229,7 +229,7 @@ def _difference(
 
 @cache
 def _log_missing(reason: str) -> None:
-    logger.info("RMSNorm and gated activations are not fused: %s; run 'make setup EXTRAS=dev,gpu'", reason)
+    logger.info("RMSNorm and gated activations are not fused: %s; run 'make setup EXTRAS=gpu'", reason)
 
 
 @cache

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -27,11 +26,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from tqdm import tqdm
 
 from oof.common import interrupts
 from oof.common.atomic_files import replacing
 from oof.common.digests import checkpoint_digest, digest
+from oof.common.progress import progress
 from oof.config import Member
 from oof.encoding.encode import Encoded
 from oof.model.optimizations import decoder_layers
@@ -133,17 +132,16 @@ class _Shards:
         hashed = {hashlib.blake2b(s.tobytes(), digest_size=HASH_BYTES).digest(): s for s in sequences}
         self._read_new_shards()
         missing = sorted(hashed.keys() - self.by_hash.keys())
-        bar = tqdm(total=len(missing), desc="frozen layers", disable=not sys.stderr.isatty(), leave=False)
         chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
         first = os.getpid() % max(1, len(chunks))  # several processes begin at different chunks
-        for chunk in chunks[first:] + chunks[:first]:
-            interrupts.check()
-            self._read_new_shards()
-            todo = [name for name in chunk if name not in self.by_hash]
-            if todo:
-                self._write(todo, [_states(model, self.member, depth, hashed[name]) for name in todo])
-            bar.update(len(chunk))
-        bar.close()
+        with progress("frozen layers", len(missing), "sequences") as shown:
+            for chunk in chunks[first:] + chunks[:first]:
+                interrupts.check()
+                self._read_new_shards()
+                todo = [name for name in chunk if name not in self.by_hash]
+                if todo:
+                    self._write(todo, [_states(model, self.member, depth, hashed[name]) for name in todo])
+                shown.update(len(chunk))
         self._read_new_shards()
         return {sequence.tobytes(): self.by_hash[name] for name, sequence in hashed.items()}
 

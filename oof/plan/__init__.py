@@ -10,8 +10,19 @@ from __future__ import annotations
 
 from oof.model.cards import CARDS
 from oof.plan.card_settings import CardSetting
+from oof.plan.document import plan_document
 from oof.plan.members import MemberPlan, Plan, make_plan
 from oof.plan.text import format_plan
 from oof.plan.totals import Totals, plan_totals
 
-__all__ = ["CARDS", "CardSetting", "MemberPlan", "Plan", "Totals", "format_plan", "make_plan", "plan_totals"]
+__all__ = [
+    "CARDS",
+    "CardSetting",
+    "MemberPlan",
+    "Plan",
+    "Totals",
+    "format_plan",
+    "make_plan",
+    "plan_document",
+    "plan_totals",
+]

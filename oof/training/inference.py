@@ -11,7 +11,6 @@ float16, and the difference must be small.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,11 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from oof.classes import swap_classes
 from oof.common import interrupts
 from oof.common.errors import UserError
+from oof.common.progress import progress
 from oof.config import Member
 from oof.distributed import process_group
 from oof.encoding.batches import collate, cut, score_tokens
@@ -108,26 +107,27 @@ def _score(
     lengths = encoded.lengths.reshape(-1)
     n_orders = encoded.lengths.shape[1]
     todo = [rows for rows in own_batches if np.isnan(logits_so_far[rows]).any()]
-    bar = tqdm(total=sum(map(len, todo)), desc=label, disable=not sys.stderr.isatty(), leave=False)
-    while todo:
-        interrupts.check()
-        rows = todo.pop(0)
-        sequences = [encoded.sequence(row // n_orders, row % n_orders) for row in rows]
-        try:
-            batch = {name: tensor.to(device()) for name, tensor in collate(sequences, pad_id).items()}
-            logits = model(**batch).logits.float().cpu().numpy()
-        except torch.OutOfMemoryError:
-            logits = None
-        if logits is None:  # outside the handler, whose traceback would keep the tensors alive
-            if len(rows) == 1:
-                raise UserError(f"{label}: one sequence of {lengths[rows[0]]} tokens does not fit; lower max_tokens")
-            torch.cuda.empty_cache()
-            logger.info("%s: out of memory on %d sequences; halved", label, len(rows))
-            todo = [half for batch_rows in (rows, *todo) for half in np.array_split(batch_rows, 2) if len(half)]
-            continue
-        logits_so_far[rows] = logits
-        bar.update(len(rows))
-    bar.close()
+    with progress(label, sum(map(len, todo)), "sequences") as shown:
+        while todo:
+            interrupts.check()
+            rows = todo.pop(0)
+            sequences = [encoded.sequence(row // n_orders, row % n_orders) for row in rows]
+            try:
+                batch = {name: tensor.to(device()) for name, tensor in collate(sequences, pad_id).items()}
+                logits = model(**batch).logits.float().cpu().numpy()
+            except torch.OutOfMemoryError:
+                logits = None
+            if logits is None:  # outside the handler, whose traceback would keep the tensors alive
+                if len(rows) == 1:
+                    raise UserError(
+                        f"{label}: one sequence of {lengths[rows[0]]} tokens does not fit; lower max_tokens"
+                    )
+                torch.cuda.empty_cache()
+                logger.info("%s: out of memory on %d sequences; halved", label, len(rows))
+                todo = [half for batch_rows in (rows, *todo) for half in np.array_split(batch_rows, 2) if len(half)]
+                continue
+            logits_so_far[rows] = logits
+            shown.update(len(rows))
 
 
 def _partial_of_rank(partial: Path) -> Path:

@@ -41,7 +41,7 @@ def build_optimizer(
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(settings, fused=torch.cuda.is_available() and not scaled)
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("train.optimizer=adamw_8bit needs bitsandbytes; run 'make setup EXTRAS=dev,gpu'")
+        raise UserError("train.optimizer=adamw_8bit needs bitsandbytes; run 'make setup EXTRAS=gpu'")
     from bitsandbytes.optim.adamw import AdamW8bit
 
     eight_bit: torch.optim.Optimizer = AdamW8bit(settings)  # type: ignore[no-untyped-call]

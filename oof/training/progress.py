@@ -1,85 +1,77 @@
-"""Progress of a training: a bar on a terminal, a line a minute in a log file, and the file metrics.jsonl."""
+"""Progress of a training: steps on its bar or lines of the heartbeat, and the file metrics.jsonl."""
 
 from __future__ import annotations
 
 import json
-import logging
-import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from oof.common.atomic_files import replacing
+from oof.common.progress import Progress, duration
 from oof.training.finite_steps import RECENT_LOSSES
 from oof.training.held_out_loss import HELD_OUT_LOSS
 
-logger = logging.getLogger(__name__)
 
-LINE_SECONDS = 60.0  # between two lines in a log file
+class StepProgress(TrainerCallback):
+    """Steps done, and on a bar the running loss, of a training with transformers' Trainer."""
 
-
-class ProgressBar(TrainerCallback):
-    """A progress bar with the time left and the running loss, shown where standard error is a terminal."""
-
-    def __init__(self, label: str) -> None:
-        self.label, self.bar = label, None
+    def __init__(self, shown: Progress) -> None:
+        self.shown = shown
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        quiet = not sys.stderr.isatty()
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, disable=quiet, leave=False)
+        self.shown.resume_at(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(1)
+        self.shown.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        if self.shown.bar is not None and logs and "loss" in logs:
+            self.shown.bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
 
-class ProgressLines(TrainerCallback):
-    """A log line when a minute has passed since the last, where standard error is no terminal that shows the bar.
+class TrainingProgress(StepProgress):
+    """The same, with step, loss, speed and time left in the lines of the process's heartbeat.
 
     Args:
-        label: name of the training.
+        shown: the progress of this training.
         tokens: (n,) tokens of each optimizer step, of all processes of the job.
     """
 
-    def __init__(self, label: str, tokens: NDArray[np.int64]) -> None:
-        self.label, self.until = label, np.concatenate([[0], np.cumsum(tokens)])
+    def __init__(self, shown: Progress, tokens: NDArray[np.int64]) -> None:
+        super().__init__(shown)
+        self.until = np.concatenate([[0], np.cumsum(tokens)])
         self.first, self.last = (0, 0.0), (0, 0.0)  # step and time at the start of this process, and of the last line
+        self.step, self.recent = 0, list[float]()  # a copy of the trainer's, because another thread reads them
+        shown.describe = self._state
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.first = self.last = state.global_step, time.monotonic()
+        self.step = state.global_step
+        self.first = self.last = self.step, time.monotonic()
+        super().on_train_begin(args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        late = time.monotonic() - self.last[1] >= LINE_SECONDS
-        if late and state.is_world_process_zero and not sys.stderr.isatty():
-            self._log_line(state)
+        self.step, self.recent = state.global_step, list(state.stateful_callbacks.get(RECENT_LOSSES, []))
+        super().on_step_end(args, state, control)
 
-    def _log_line(self, state: Any) -> None:
-        """Log step, mean loss since the last line (of at most 50 steps), tokens per second and the time left."""
-        step, now = state.global_step, time.monotonic()
-        recent = state.stateful_callbacks.get(RECENT_LOSSES, [])[-(step - self.last[0]) :]
+    def _state(self) -> str:
+        """Return step, mean loss since the last line (of at most 50 steps), tokens per second and the time left."""
+        step, now = self.step, time.monotonic()
+        at = f"step {step} of {len(self.until) - 1}"
+        if step == self.last[0]:
+            return f"{at}, {duration(now - self.first[1])} so far"
+        recent = self.recent[-(step - self.last[0]) :]
         loss = f"{sum(recent) / len(recent):.4f}" if recent else "not finite"
-        speed = (self.until[step] - self.until[self.last[0]]) / (now - self.last[1])
+        speed = (self.until[step] - self.until[self.last[0]]) / max(now - self.last[1], 1e-9)
         done = self.until[step] - self.until[self.first[0]]
-        left = timedelta(seconds=round((self.until[-1] - self.until[step]) * (now - self.first[1]) / done))
-        logger.info(
-            "%s: step %d of %d, loss %s, %.0f tokens/s, %s left", self.label, step, state.max_steps, loss, speed, left
-        )
+        left = duration((self.until[-1] - self.until[step]) * (now - self.first[1]) / done)
         self.last = step, now
+        return f"{at}, loss {loss}, {speed:.0f} tokens/s, {left} left"
 
 
 class MetricsFile(TrainerCallback):

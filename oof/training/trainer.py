@@ -10,6 +10,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from oof.common import interrupts
 from oof.common.errors import UserError
+from oof.common.progress import progress
 from oof.config import Member, Train
 from oof.distributed.gpus import train_on_one_gpu
 from oof.distributed.process_group import rank, ranks
@@ -28,7 +29,7 @@ from oof.training.classifier_trainer import ClassifierTrainer
 from oof.training.finite_steps import loss_spikes, overflow_steps, skipped_steps
 from oof.training.held_out_loss import HeldOut
 from oof.training.losses import RowLoss
-from oof.training.progress import MetricsFile, ProgressBar, ProgressLines
+from oof.training.progress import MetricsFile, TrainingProgress
 
 
 def train_classifier(
@@ -73,8 +74,6 @@ def train_classifier(
     optimizations = (LastTokens(model, steps.pad_id), FusedLora(model), fused)
     tokens = steps.tokens()
     callbacks = [
-        ProgressBar(label),
-        ProgressLines(label, tokens),
         stop,
         TimedCheckpoints(member.train.checkpoint_minutes),
         CompleteCheckpoints(),
@@ -91,7 +90,8 @@ def train_classifier(
     )
     trainer.held_out = held_out
     trainer.remove_callback(PrinterCallback)
-    with interrupts.deferred():
+    with interrupts.deferred(), progress(label, len(steps), "steps") as shown:
+        trainer.add_callback(TrainingProgress(shown, tokens))
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
     for optimization in optimizations:
         optimization.remove()

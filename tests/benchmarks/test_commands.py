@@ -39,6 +39,7 @@ ELSEWHERE = {
     "recipes": "tests/benchmarks/test_recipes.py",
     "gpu.attention_kernels": "needs a GPU",
     "gpu.compile_attention": "needs flash-attn-4",
+    "robustness.installation": "downloads gigabytes",
     "robustness.faults": "tests/benchmarks/test_faults.py is its short version",
     "robustness.subcommand_server": "started by robustness.faults",
     "speed.other_stackers": "started by speed.stack_peers",

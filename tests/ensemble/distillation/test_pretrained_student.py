@@ -16,15 +16,14 @@ from oof import config as configuration
 from oof.__main__ import main as oof_main
 from oof.audit.run import audit_run
 from oof.data.synth import write_arena
-from tests.fixtures.demo_run import ROOT, small_arguments
+from tests.fixtures.demo_run import only_llama, small_arguments
 
 STUDENT = "distill.student"
 
 
 def arguments_of(folder: Path) -> list[str]:
     """Return arguments of one member on 60 battles and 30 pairs, with learning rates of 0 after pretraining."""
-    text = (ROOT / "configs" / "demo.yaml").read_text()
-    (folder / "one.yaml").write_text(text[: text.index("  gemma2:")] + text[text.index("  llama3_1:") :])
+    path = only_llama(folder)
     train, pairs = (write_arena(folder / name, n, seed, 4) for name, n, seed in (("train", 60, 0), ("pairs", 30, 9)))
     frame = pl.read_csv(pairs["train"])
     frame.with_columns(prompt="[" + '"' + pl.format("question {} of nobody", "id") + '"' + "]").filter(
@@ -35,7 +34,7 @@ def arguments_of(folder: Path) -> list[str]:
     data += [f"pretrain.data=[{folder / 'pairs.csv'}]", "pretrain.on_bad_row=drop"]
     moving = ["pretrain.lr=2e-3", "pretrain.head_lr=5e-3", "pretrain.batch_battles=8"]
     still = [f"{part}.train.{rate}=0" for part in (STUDENT, "members.llama3_1") for rate in ("lr", "head_lr")]
-    return [str(folder / "one.yaml"), *small, *data, *moving, *still, f"run={folder / 'run'}"]
+    return [str(path), *small, *data, *moving, *still, f"run={folder / 'run'}"]
 
 
 @pytest.mark.slow

@@ -85,6 +85,43 @@ def test_strings_are_conversations_of_one_turn(judge: Judge) -> None:
     assert judge.compare_many([], [], []).shape == (0, 3)
 
 
+def test_a_verdict_has_a_winner_and_probabilities() -> None:
+    for verdict, winner in (
+        (Verdict(0.5, 0.2, 0.3), "a"),
+        (Verdict(0.2, 0.5, 0.3), "b"),
+        (Verdict(0.3, 0.3, 0.4), "tie"),
+    ):
+        assert verdict.winner == winner
+        assert verdict.probabilities == dict(zip(("a", "b", "tie"), verdict, strict=True))
+
+
+def message(role: str, content: object) -> dict[str, object]:
+    return {"role": role, "content": content}
+
+
+def test_messages_are_turns_of_a_conversation(judge: Judge) -> None:
+    one = judge.compare("p", "a", "b")
+    assert judge.compare([message("user", "p")], [message("assistant", "a")], "b") == one
+    assert judge.compare("p", "a", [message("assistant", [{"type": "text", "text": "b"}])]) == one
+    whole = [[message("user", "p"), message("assistant", side)] for side in "ab"]
+    assert judge.compare(None, *whole) == one
+    two = judge.compare(["p", "q"], ["x", "a"], ["x", "b"])
+    history = [message("user", "p"), message("assistant", "x"), message("user", "q")]
+    assert judge.compare(history, "a", "b") == two
+    assert judge.compare(tuple(history), (message("assistant", "a"),), "b") == two
+
+
+def test_columns_of_data_frames_are_compared(judge: Judge) -> None:
+    expected = judge.compare_many(["p", "q"], ["a", "c"], ["b", "d"])
+    columns = {"p": [["p"], ["q"]], "a": ["a", "c"], "b": ["b", "d"]}
+    frame = pl.DataFrame(columns)
+    np.testing.assert_array_equal(judge.compare_many(frame["p"], frame["a"], frame["b"]), expected)  # type: ignore[arg-type]
+    arrays = [np.array(values, dtype=object) for values in columns.values()]
+    np.testing.assert_array_equal(judge.compare_many(*arrays), expected)  # type: ignore[arg-type]
+    pandas = pytest.importorskip("pandas").DataFrame(columns)
+    np.testing.assert_array_equal(judge.compare_many(pandas["p"], pandas["a"], pandas["b"]), expected)
+
+
 def test_a_long_text_is_truncated(judge: Judge) -> None:
     long = "word " * 5000
     assert sum(judge.compare(long, long, "short")) == pytest.approx(1)
@@ -97,6 +134,10 @@ def test_a_long_text_is_truncated(judge: Judge) -> None:
         ((5, "a", "b"), "battle 0: prompt: expected a text"),
         (("p", ["a", 5], "b"), "response_a: expected a text"),
         (([], [], []), "prompt: expected a text"),
+        (([{"role": "user"}], [{"role": "judge", "content": "a"}], "b"), "response_a after the prompt: role 'judge'"),
+        ((["p"], [{"role": "assistant", "content": "a"}], "b"), "expected a message with role and content, not 'p'"),
+        ((None, [{"role": "user", "content": "p"}], [{"role": "user", "content": "q"}]), "user's messages.*differ"),
+        (("p", [{"role": "assistant", "content": [{"type": "image"}]}], "b"), "type 'image', which is not text"),
     ],
 )
 def test_an_invalid_battle_is_refused_in_a_sentence(judge: Judge, battle: tuple[object, ...], message: str) -> None:

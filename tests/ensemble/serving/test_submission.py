@@ -235,9 +235,9 @@ def test_predict_prints_files_rows_model_and_columns(
     shutil.copytree(small_run, run)
     shutil.copy(run / "synth" / "test.csv", test)
     assert ensemble_main(["predict", f"run={run}", f"data.test=[{test}]", "predict.model=ensemble"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert f"predict: written: 12 battles of {test} by the ensemble" in lines
-    assert f"predict: {run}/submission.csv, columns id, winner_model_a, winner_model_b, winner_tie" in lines
+    out = capsys.readouterr().out
+    assert f"predict: written: 12 battles of {test} by the ensemble, " in out
+    assert f"predict: {run}/submission.csv, columns id, winner_model_a, winner_model_b, winner_tie" in out.splitlines()
     assert not (run / "submission-1.csv").exists()  # the ids are the same
     capsys.readouterr()
     assert ensemble_main(["predict", f"run={run}"]) == 0

@@ -10,7 +10,7 @@ from oof.common.errors import UserError
 from oof.common.steps import Step
 from oof.config import load
 from oof.config.stored import store_settings
-from oof.jobs.finished_training import Training, duration, losses, refuse_to_replace
+from oof.jobs.finished_training import Training, losses, refuse_to_replace
 from tests.fixtures.demo_run import ROOT
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -71,14 +71,10 @@ def test_the_message_fits_on_a_screen_and_names_settings_and_hours(tmp_path: Pat
         refuse_to_replace(config, trainings, "make oof")
     lines = str(refused.value).splitlines()
     assert len(lines) <= 25
-    assert "150.0 hours" in lines[0]
-    assert "  model-0, fold-0, fold-1, fold-2, fold-3, fold-4: 5.0 hours" in lines
+    assert "150 h 0 min" in lines[0]
+    assert "  model-0, fold-0, fold-1, fold-2, fold-3, fold-4: 5 h 0 min" in lines
     assert "  members.model-0.train.lr: 0.0001 before, 0.5 now" in lines
     assert "  and 22 more" in lines
     assert "workers" not in str(refused.value)
     assert "REDO=1" in lines[-1]
     refuse_to_replace(config, trainings, "make oof", redo=True)
-
-
-def test_durations_have_units() -> None:
-    assert [duration(seconds) for seconds in (4.4, 90, 5400)] == ["4 s", "2 min", "1.5 hours"]

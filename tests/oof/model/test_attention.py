@@ -76,7 +76,7 @@ def test_auto_is_the_first_candidate_that_passes_its_self_check(
     ("wanted", "capability", "installed", "dtype", "message"),
     [
         (FA4, (0, 0), set(), torch.bfloat16, "attn=flash_attention_4 cannot run here: it needs a CUDA GPU; use attn="),
-        (FA4, H100, set(), torch.bfloat16, "package flash-attn-4 is not installed; run 'make setup EXTRAS=dev,gpu'"),
+        (FA4, H100, set(), torch.bfloat16, "package flash-attn-4 is not installed; run 'make setup EXTRAS=gpu'"),
         (FA2, A100, set(), torch.bfloat16, "package flash-attn is not installed; install it, or use attn=auto"),
         (FA2, A100, {FA2}, torch.float32, "16 bits, not in float32; use dtype=bfloat16 or attn=auto"),
         (FA2, T4, {FA2}, torch.float16, "compute capability 8.0 or higher, not 7.5; use attn=auto"),

@@ -289,7 +289,7 @@ def test_without_liger_kernel_a_log_line_gives_the_remedy(
     with caplog.at_level(logging.INFO, logger="oof"):
         assert load_kernels() is None
     assert "not fused" in caplog.text
-    assert "make setup EXTRAS=dev,gpu" in caplog.text
+    assert "make setup EXTRAS=gpu" in caplog.text
 
 
 def test_float16_scoring_checks_float16_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Progress of a training: log lines by time, and metrics.jsonl over kills and resumes."""
+"""Progress of a training: its log lines, and metrics.jsonl over kills and resumes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from oof.common import progress as heartbeat_lines
+from oof.common.progress import beat
 from oof.encoding.batches import TrainingSteps
 from oof.model.classifier import load_base
 from oof.model.lora import add_adapters
-from oof.training import progress
 from oof.training.losses import cross_entropy
-from oof.training.progress import gpu_use
+from oof.training.progress import TrainingProgress, gpu_use
 from oof.training.trainer import train_classifier
 from tests.fixtures.tiny_classifiers import training_steps
 from tests.fixtures.tiny_models import MEMBER
@@ -87,32 +88,37 @@ def test_a_resumed_training_has_the_history_and_the_metrics_lines_of_an_uninterr
     assert lines[2]["seconds"] >= lines[1]["seconds"]
 
 
-def test_a_log_file_gets_a_line_by_time_with_step_loss_speed_and_time_left(
+def test_lines_of_a_training_have_step_loss_speed_and_time_left(
     whole: tuple[Path, dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
-    caplog.set_level(logging.INFO, logger=progress.__name__)
+    def step_with_a_line(self: TrainingProgress, *arguments: Any, **more: Any) -> None:
+        on_step_end(self, *arguments, **more)
+        beat()
+
+    on_step_end = TrainingProgress.on_step_end
+    monkeypatch.setattr(TrainingProgress, "on_step_end", step_with_a_line)
+    caplog.set_level(logging.INFO, logger=heartbeat_lines.__name__)
     summary = train(tmp_path)
-    pattern = re.compile(r"fold 0: step (\d+) of 48, loss (\d\.\d{4}), (\d+) tokens/s, (\d+:\d\d:\d\d) left")
-    lines = [pattern.fullmatch(record.message) for record in caplog.records if record.name == progress.__name__]
+    pattern = re.compile(r"fold 0: step (\d+) of 48, loss (\d\.\d{4}), (\d+) tokens/s, (\d+ s) left")
+    lines = [pattern.fullmatch(record.message) for record in caplog.records if record.name == heartbeat_lines.__name__]
     assert [int(line[1]) for line in lines if line] == list(range(1, 49))
     losses = [float(line[2]) for line in lines if line]
     assert [(a + b) / 2 for a, b in zip(losses[::2], losses[1::2], strict=True)] == pytest.approx(
         [entry["loss"] for entry in summary["history"]], abs=1e-4
     )
     assert lines[-1] is not None
-    assert lines[-1][4] == "0:00:00"
+    assert lines[-1][4] == "0 s"
     assert summary["history"] == whole[1]["history"]
 
 
-def test_a_short_training_writes_no_line_by_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger=progress.__name__)
-    train(tmp_path)
-    assert not [record for record in caplog.records if record.name == progress.__name__]
+def test_a_short_training_writes_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger=heartbeat_lines.__name__)
+    with heartbeat_lines.heartbeat("oof"):
+        train(tmp_path)
+    assert not [record for record in caplog.records if record.name == heartbeat_lines.__name__]
 
 
 def test_gpu_use_is_left_out_on_a_cpu_and_where_the_driver_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
