@@ -119,7 +119,8 @@ def _report(arguments: argparse.Namespace) -> None:
     if not runs:
         raise UserError("name a run: arena-distill report runs/demo")
     for page in write_reports(runs, arguments.price_per_hour):
-        arguments.call.end("report", str(page))
+        print(f"report: {page}")
+    arguments.call.end("report", "written")
 
 
 def _seen(arguments: argparse.Namespace) -> None:
