@@ -129,7 +129,8 @@ def _report(arguments: argparse.Namespace) -> None:
         with chdir("."):  # where the run was made, its remembered paths start
             refuse_other_stages(load_for_run(None, [f"run={run}", *words]), words, "report")
     for page in write_reports([Path(run) for run in runs], arguments.price_per_hour):
-        arguments.call.end("report", str(page))
+        print(f"report: {page}")
+    arguments.call.end("report", "written")
 
 
 def _seen(arguments: argparse.Namespace) -> None:

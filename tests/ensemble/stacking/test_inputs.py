@@ -94,8 +94,8 @@ def test_a_leaky_member_is_named_in_the_output_and_in_the_manifest(
 def test_the_makefile_builds_the_setting_from_logits() -> None:
     command = ["make", "-n", "stack", "PYTHON=python3", "DATA=labels.csv", "LOGITS=one=a.csv two=sub/x=y.parquet"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
-    line = next(line for line in output.splitlines() if "ensemble stack" in line)
-    *words, option, default = shlex.split(line)[4:]
+    line = next(line for line in output.splitlines() if "ensemble.command stack" in line)
+    *words, option, default = shlex.split(line)[5:]
     assert (option, default) == ("--default", "configs/demo.yaml")  # for a run that remembers no settings
     config = load(default, words)
     assert config.stack.logits == {"one": "a.csv", "two": "sub/x=y.parquet"}
