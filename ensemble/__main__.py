@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oof.command_line import add_config_arguments, load_config, locked_run, run_subcommand
 from oof.common.atomic_files import rewrite_json
@@ -19,6 +20,9 @@ from oof.config.load import OVERRIDE
 from oof.config.other_stages import refuse_other_stages
 from oof.config.stored import load_for_run
 from oof.config.user_values import split_paths
+
+if TYPE_CHECKING:
+    from ensemble.serving.submission import Prediction
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,11 +44,22 @@ def _checked_run(config: Config, arguments: argparse.Namespace, reads: bool = Fa
 def _stack(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from ensemble.stacking.stage import run_stack
+    from ensemble.stacking.stage import load_inputs, run_stack
 
+    own, prediction = None, None
     with _checked_run(config, arguments, reads=bool(config.stack.logits)):
-        ran = run_stack(config)
+        inputs = load_inputs(config)
+        if config.stack.logits and config.stack.test_logits:
+            from ensemble.serving.own_logits import OwnLogitsTest
+            from ensemble.serving.submission import run_predict
+
+            own = OwnLogitsTest.read(config, inputs)  # before the fits, which take long
+        ran = run_stack(config, inputs)
+        if own is not None:
+            prediction = run_predict(config, arguments.redo, own)
     print(f"stack: {'done' if ran else 'up to date, nothing to do'} ({Path(config.run) / 'stack'})")
+    if prediction is not None:
+        _print_prediction(config, prediction)
 
 
 def _distill(arguments: argparse.Namespace) -> None:
@@ -62,14 +77,20 @@ def _distill(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from ensemble.serving.submission import COLUMNS, run_predict
+    from ensemble.serving.submission import run_predict
     from oof.common.process_tuning import prepare_process
 
     prepare_process()
     with _checked_run(config, arguments):
         prediction = run_predict(config, arguments.redo)
+    _print_prediction(config, prediction)
+
+
+def _print_prediction(config: Config, prediction: Prediction) -> None:
+    from ensemble.serving.submission import COLUMNS
+
     path = Path(config.run) / "submission.csv"
-    battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {config.predict.model}"
+    battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {prediction.model}"
     print(f"predict: {'written' if prediction.ran else 'up to date, nothing to do'}: {battles}")
     print(f"predict: {path}, columns {', '.join(COLUMNS[config.predict.format])}")
     if prediction.kept is not None:

@@ -15,16 +15,17 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.distillation.plan import ONLY_LOGITS
-from ensemble.serving.chunks import cut_file
+from ensemble.serving.chunks import chunks
 from ensemble.serving.earlier_submission import (
     MANIFEST,
     SUBMISSION,
@@ -32,7 +33,9 @@ from ensemble.serving.earlier_submission import (
     keep_other_battles,
     refuse_other_battles,
 )  # fmt: skip
-from ensemble.stacking.stage import load_ensemble
+from ensemble.serving.own_logits import OwnLogitsTest
+from ensemble.stacking.prediction_inputs import test_logits_paths
+from ensemble.stacking.stage import load_ensemble, load_inputs, load_stack
 from oof.classes import WINNER_COLUMNS, A, B
 from oof.common.atomic_files import read_json, read_parquet, replacing, write_parquet
 from oof.common.digests import digest, file_digest
@@ -41,7 +44,6 @@ from oof.common.logits_format import COUNT_COLUMNS, logits_of
 from oof.common.steps import Step
 from oof.config import Config, Data
 from oof.data import readers
-from oof.data.battles import read_battles
 from oof.jobs import fold_job
 from oof.jobs.dataset import FORMAT, load_battles, other_arena, resolve_data
 from oof.jobs.source_files import remember
@@ -61,67 +63,137 @@ class Prediction:
         ran: whether battles were scored; False: the submission was up to date.
         files: the test files.
         n: battles in the submission.
+        model: that predicted them, "student" or "ensemble".
         kept: where the earlier submission, of other battles, is kept; None if there was none.
     """
 
     ran: bool
     files: list[str]
     n: int
+    model: str
     kept: Path | None = None
 
 
-def run_predict(config: Config, redo: bool = False) -> Prediction:
+@dataclass(frozen=True)
+class _Source:
+    """Test battles and the model that predicts them.
+
+    Attributes:
+        model: "student" or "ensemble".
+        names: of the files of test battles.
+        files: path and sha256 of every file that the prediction depends on.
+        settings: that it depends on.
+        tables: folder for chunks of large files -> tables of battles.
+        scorer: opens the model; called only if there is something to score.
+        remembered: settings that the run remembers.
+    """
+
+    model: str
+    names: list[str]
+    files: list[tuple[str, str]]
+    settings: list[Any]
+    tables: Callable[[Path], Iterator[pl.DataFrame]]
+    scorer: Callable[[], Scorer]
+    remembered: tuple[str, ...]
+
+
+def run_predict(config: Config, redo: bool = False, own: OwnLogitsTest | None = None) -> Prediction:
     """Score the test battles with ``predict.model`` and write ``RUN/submission.csv`` unless it is up to date.
 
     Args:
         config: of the command.
         redo: replace a submission of other battles; it is kept beside the new one.
+        own: the test battles of ``stack.test_logits``, where they have been read.
 
     Raises:
         UserError: there are no test battles, the model's stage is missing, a submission of other battles would be
             replaced, or the result is not a valid submission. Nothing was written.
     """
     run = Path(config.run)
-    if config.stack.logits:
-        raise UserError(f"{run}: {ONLY_LOGITS}; predict in a RUN of your own fold jobs, which 'make oof' begins")
-    stage = {"student": "distill", "ensemble": "stack"}[config.predict.model]
+    model = "ensemble" if config.stack.logits else config.predict.model
+    stage = {"student": "distill", "ensemble": "stack"}[model]
     manifest = run / stage / "manifest.json"
     if not manifest.is_file():
-        raise UserError(f"{manifest}: no {config.predict.model} here yet; run 'make {stage}' with this RUN first")
-    data = _test_data(config)
+        raise UserError(f"{manifest}: no {model} here yet; run 'make {stage}' with this RUN first")
+    source = _own_logits_source(config, own) if config.stack.logits else _run_source(config)
     model_key = read_json(manifest)["key"]
-    files = [(path, file_digest(Path(path))) for path in readers.expand(data.test)]
-    settings = [config.predict.model, data.columns, data.on_bad_row]
-    settings += [config.predict.format] if config.predict.format != "probabilities" else []
-    key = digest("submission", FORMAT, settings, model_key, config.prompts, files)
+    key = digest("submission", FORMAT, source.settings, model_key, config.prompts, source.files)
     step = Step(run, key, manifest=MANIFEST)
     parts = Step(run / "predict", digest(key, config.predict.chunk))
     finished = step.manifest()
     if finished is not None:
         shutil.rmtree(parts.folder, ignore_errors=True)  # left by a kill after the manifest was written
-        return Prediction(False, data.test, int(finished["n"]))
+        return Prediction(False, source.names, int(finished["n"]), model)
     if not Step(manifest.parent, model_key).done:
         raise UserError(f"{manifest.parent}: damaged (see above); run 'make {stage}' with this RUN again")
     if not redo and not parts.begun:  # a call that was killed has been let through before
         with tempfile.TemporaryDirectory() as folder:
-            digests = [sha for _, sha in files]
-            refuse_other_battles(run, ", ".join(data.test), digests, chunks(config, data, Path(folder)))
-    scorer = _student_scorer(config) if config.predict.model == "student" else _ensemble_scorer(config)
+            digests = [sha for _, sha in source.files]
+            refuse_other_battles(run, ", ".join(source.names), digests, source.tables(Path(folder)))
+    scorer = source.scorer()
     battles = PredictedBattles()
     parts.begin()
     try:
-        tables = (battles.add(table) for table in chunks(config, data, parts.folder))
+        tables = (battles.add(table) for table in source.tables(parts.folder))
         paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(tables)]
         kept = keep_other_battles(run, battles)
         n = write_submission(run / SUBMISSION, paths, config.predict.format)
     except UserError:
         shutil.rmtree(parts.folder)
         raise
-    remember(config, ("predict", "data.test"))
-    entries = {"model": config.predict.model, "n": n, "test": files, "battles": battles.digest}
+    remember(config, source.remembered)
+    entries = {"model": model, "n": n, "test": source.files, "battles": battles.digest}
     step.finish(entries, files=[SUBMISSION])
     shutil.rmtree(parts.folder)
-    return Prediction(True, data.test, n, kept)
+    return Prediction(True, source.names, n, model, kept)
+
+
+def _run_source(config: Config) -> _Source:
+    """Return the battles of ``data.test``, predicted by the run's own models."""
+    if config.stack.test_logits:
+        raise UserError(
+            f"{config.run}: stack.test_logits (TEST_LOGITS) has no effect here: this run's own models predict "
+            "data.test; it belongs to a RUN with stack.logits (LOGITS)"
+        )
+    data = _test_data(config)
+    settings: list[Any] = [config.predict.model, data.columns, data.on_bad_row]
+    settings += [config.predict.format] if config.predict.format != "probabilities" else []
+    return _Source(
+        config.predict.model,
+        data.test,
+        _digests(data.test),
+        settings,
+        lambda folder: chunks(config, data, folder),
+        lambda: _student_scorer(config) if config.predict.model == "student" else _ensemble_scorer(config),
+        ("predict", "data.test"),
+    )
+
+
+def _own_logits_source(config: Config, own: OwnLogitsTest | None) -> _Source:
+    """Return the battles of ``stack.test_logits``, predicted by the stack; its files are read only if need be."""
+    paths = test_logits_paths(config)
+    read = cache(lambda: own or OwnLogitsTest.read(config, load_inputs(config)))
+    names = config.data.test or [next(iter(paths.values()))]
+    settings = ["own logits", list(paths), config.data.columns, config.data.on_bad_row, config.predict.format]
+
+    def scorer() -> Scorer:
+        battles = read()
+        stack = load_stack(config, battles.inputs)
+        return lambda table: battles.probabilities(stack, table)
+
+    return _Source(
+        "ensemble",
+        names,
+        _digests([*config.data.test, *paths.values()]),
+        settings,
+        lambda folder: read().tables(folder),
+        scorer,
+        ("predict", "data.test", "stack.logits", "stack.test_logits"),
+    )
+
+
+def _digests(patterns: Sequence[str]) -> list[tuple[str, str]]:
+    return [(path, file_digest(Path(path))) for path in readers.expand(patterns)]
 
 
 def _test_data(config: Config) -> Data:
@@ -135,22 +207,6 @@ def _test_data(config: Config) -> Data:
     if not data.test:
         raise UserError("no battles to predict: set data.test (make predict TEST=test.csv)")
     return data
-
-
-def chunks(config: Config, data: Data, folder: Path) -> Iterator[pl.DataFrame]:
-    """Yield tables of the test battles in their files' order, ``predict.chunk`` rows at a time.
-
-    Raises:
-        UserError: as :func:`oof.data.battles.read_battles`; names the file and the row, not the chunk.
-    """
-    rows = config.predict.chunk
-    for path in readers.expand(data.test):
-        for chunk in cut_file(Path(path), rows, folder / "chunk"):
-            try:
-                table = read_battles(replace(data, test=[str(chunk.path)]), seed=config.seed, roles=("test",)).table
-            except UserError as error:
-                raise chunk.error(error) from error
-            yield from (table[start : start + rows] for start in range(0, table.height, rows))
 
 
 def _part(folder: Path, i: int, table: pl.DataFrame, scorer: Scorer) -> Path:

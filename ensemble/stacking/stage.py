@@ -92,14 +92,20 @@ def _step(config: Config, inputs: Inputs) -> Step:
     logits = [digest(inputs.logits[name]) for name in sorted(inputs.logits)]
     battles = [inputs.table["id"].to_list(), digest(inputs.labels, inputs.groups, inputs.folds)]
     settings = without_speed_settings(config.stack)
+    settings.pop("test_logits", None)  # read by predict; the fits do not depend on them
     data = list(config.members), logits, battles, inputs.origin
     key = digest("stack", FORMAT, settings, config.seed, *data, FEATURES_VERSION, STACKING_VERSION)
     return Step(Path(config.run) / "stack", key)
 
 
-def run_stack(config: Config) -> bool:
-    """Cross-fit, calibrate and save the stack unless it is up to date; return whether anything ran."""
-    inputs = load_inputs(config)
+def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
+    """Cross-fit, calibrate and save the stack unless it is up to date; return whether anything ran.
+
+    Args:
+        config: of the command.
+        inputs: of :func:`load_inputs`, where they have been read.
+    """
+    inputs = inputs or load_inputs(config)
     step = _step(config, inputs)
     # All settings of a run with logits of its own stage one were stored by that; other logits have no stage before.
     remember(config, () if config.stack.logits else ("stack",))

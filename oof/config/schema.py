@@ -104,6 +104,10 @@ class Stack:
         unit="processes", range=(0, 256), speed_only=True,
     )  # fmt: skip
     logits: dict[str, str] = setting({}, "member name: file of logits made elsewhere; empty = the logits of stage one")
+    test_logits: dict[str, str] = setting(
+        {}, "member name: file of its logits of the test battles; where `logits` has files, `predict` needs them",
+        added=True,
+    )  # fmt: skip
     in_sample_margin: float = setting(
         0.05, "log loss by which a member must beat every other member before it is reported as possibly in-sample",
         unit="nats", range=(0.0, 100.0),
