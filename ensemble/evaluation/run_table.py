@@ -1,4 +1,4 @@
-"""Table of a run: log loss of every predictor with 95 % group-bootstrap intervals, and paired differences.
+"""Table of a run: log loss of every predictor with 95 % intervals by groups, and paired differences.
 
 All predictions are out of fold. A member's are the softmax of the mean of both orders' logits, uncalibrated.
 """
@@ -15,19 +15,19 @@ from rich.table import Table
 
 from ensemble.stacking.selection import KINDS
 from ensemble.stacking.stage import load_inputs, load_teacher, read_predictions
-from ensemble.statistics.bootstrap import group_interval
+from ensemble.statistics.bootstrap import Interval, group_interval
+from ensemble.statistics.interval_words import in_words
 from oof.classes import WINNER_COLUMNS
 from oof.common.atomic_files import read_json, verified
 from oof.common.errors import UserError
 from oof.config import Config
 from oof.metrics import row_log_loss
 
-Interval = dict[str, float]
 ROWS = ("prior", "length_only", "text", "mean", *(f"combiner:{kind}" for kind in KINDS), "stack", "calibrated")
 
 
 def compute_metrics(config: Config) -> dict[str, object]:
-    """Return the content of ``metrics.json`` for a run whose three stages are done.
+    """Return the content of ``metrics.json`` for a run whose three stages are done, or stage two of ``stack.logits``.
 
     Raises:
         UserError: a stage is missing.
@@ -37,10 +37,11 @@ def compute_metrics(config: Config) -> dict[str, object]:
     ids, labels = inputs.table["id"], inputs.labels
     load_teacher(config, inputs)  # raises if stage two is missing or out of date
     probs = read_predictions(run / "stack" / "predictions.parquet", ids)
-    student = run / "distill" / "predictions.parquet"
-    if not student.is_file():
-        raise UserError(f"{student}: the student is missing; run 'make distill' with this RUN first")
-    probs |= read_predictions(verified(student, "manifest.json", "make distill"), ids)
+    if not config.stack.logits:  # logits that were made elsewhere have no student
+        student = run / "distill" / "predictions.parquet"
+        if not student.is_file():
+            raise UserError(f"{student}: the student is missing; run 'make distill' with this RUN first")
+        probs |= read_predictions(verified(student, "manifest.json", "make distill"), ids)
     truth = true_probabilities(run, ids)
     if truth is not None:
         probs["bayes"] = truth  # its loss is the best possible
@@ -49,17 +50,18 @@ def compute_metrics(config: Config) -> dict[str, object]:
     def interval(values: NDArray[np.floating]) -> Interval:
         return group_interval(values, inputs.groups, seed=config.seed)
 
-    members = {name: interval(losses[f"member:{name}"]) for name in config.members}
+    members = {name: interval(losses[f"member:{name}"]) for name in inputs.logits}
     table: dict[str, object] = {name: interval(losses[name]) for name in ROWS if name in losses}
     table |= {"members": members, "student": interval(losses["student"])}
     if truth is not None:
         table["bayes"] = interval(losses["bayes"])
-    best = min(members, key=lambda name: members[name]["value"])
+    best = min(members, key=lambda name: float(losses[f"member:{name}"].mean()))
     differences = {
         "calibrated_minus_best_member": losses["calibrated"] - losses[f"member:{best}"],
         "stack_minus_lightgbm": losses["stack"] - losses["combiner:lightgbm"],
-        "student_minus_calibrated": losses["student"] - losses["calibrated"],
     }
+    if "student" in losses:
+        differences["student_minus_calibrated"] = losses["student"] - losses["calibrated"]
     if "text" in losses:
         differences["calibrated_minus_text"] = losses["calibrated"] - losses["text"]
     paired = {name: interval(values) for name, values in differences.items()}
@@ -68,7 +70,8 @@ def compute_metrics(config: Config) -> dict[str, object]:
 
 def true_probabilities(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
     """Return the (n, 3) true probabilities of synthetic battles; None unless the run has them for every battle."""
-    path = read_json(run / "battles.json").get("truth")
+    manifest = run / "battles.json"  # stage one's; a run of stack.logits has none
+    path = read_json(manifest).get("truth") if manifest.is_file() else None
     if path and not Path(path).is_file():
         path = run / "synth" / Path(path).name  # the run folder was moved or copied
     if not path or not Path(path).is_file():
@@ -84,14 +87,15 @@ def print_table(metrics: dict[str, object]) -> None:
     console = Console()
     losses: dict[str, Interval] = dict(metrics["log_loss"])  # type: ignore[call-overload]
     members: dict[str, Interval] = losses.pop("members")  # type: ignore[assignment]
-    table = Table(title=f"log loss out of fold, {metrics['n']} battles (95 % group bootstrap)")
+    table = Table(title=f"log loss out of fold, {metrics['n']} battles (95 % intervals by groups)")
     for column in ("", "log loss", "low", "high"):
         table.add_column(column, justify="left" if not column else "right")
     order = [*ROWS[:3], *members, *ROWS[3:], "student", "bayes"]
     for name in order:
         row = members.get(name) or losses.get(name)
         if row:
-            table.add_row(name, *(f"{row[key]:.4f}" for key in ("value", "low", "high")))
+            bounds = row["value"], row["low"], row["high"]
+            table.add_row(name, *("" if bound is None else f"{bound:.4f}" for bound in bounds))
     console.print(table)
     paired: dict[str, Interval] = metrics["paired"]  # type: ignore[assignment]
     for name, row in paired.items():
@@ -100,4 +104,4 @@ def print_table(metrics: dict[str, object]) -> None:
             .replace("_", " ")
             .replace("best member", f"best member ({metrics['best_member']})")
         )
-        console.print(f"{label}: {row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", highlight=False)
+        console.print(f"{label}: {in_words(row)}", highlight=False)

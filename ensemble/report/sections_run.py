@@ -46,8 +46,8 @@ def summary(report: Report) -> Section:
         figure(alt, charts.forest("summary", alt, forest, "log loss in nats (95 % interval)", zero=False)),
         table("Paired differences of log loss (below 0: the first is better)", ["first", "second", "difference"],
               [[p["first"], p["second"], interval(p["difference"], signed=True)] for p in content["paired"]]),
-        text("{n} battles. 95 % intervals: percentile bootstrap over groups of near-duplicate prompts.",
-             n=count(content["n"])),
+        text("{n} battles. 95 % intervals over groups of near-duplicate prompts: percentile bootstrap, and where there "
+             "are few groups the jackknife with Student's t.", n=count(content["n"])),
         *_cost(report["cost"]),
         table(f"Audit of the run: {_statuses(content['audit'])}", ["status", "check", "finding"],
               [[f["status"], f["check"], f["message"]] for f in content["audit"]], folded=True),
