@@ -71,6 +71,10 @@ def _leaks(run: RunData, losses: Mapping[str, Floats], audit: list[dict[str, Any
         "model that was trained on these battles."
         for name, reasons in run.step("stack").get("possibly_in_sample", {}).items()
     ]
+    notes = run.step("stack").get("in_sample_notes", {})
+    leaks += [
+        f"Possible leak: check that the logits of {name} are out of fold: {note}." for name, note in notes.items()
+    ]
     if "bayes" in losses:
         leaks += [
             f"Possible leak: {name} is better than the true class probabilities, and the 95 % interval excludes 0."

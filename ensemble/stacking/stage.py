@@ -118,7 +118,7 @@ def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
     # LightGBM, SciPy and scikit-learn take two seconds to import, so only when there is work for them.
     from ensemble.stacking.baselines import count_terms
     from ensemble.stacking.cross_fit import cross_fit
-    from ensemble.stacking.leakage import leaked_members
+    from ensemble.stacking.leakage import leaked_members, note_on_lone_member
     from ensemble.statistics.score_table import score_table
 
     design = build_design(inputs.table, inputs.logits)
@@ -132,9 +132,20 @@ def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
     write_parquet(step.folder / "predictions.parquet", frame)
     write_json(step.folder / "scores.json", score_table(predictions, inputs.labels, inputs.groups, config.seed))
     losses = {name: log_loss(probs, inputs.labels) for name, probs in result.predictions.items()}
-    leaked = leaked_members(inputs.logits, inputs.labels, inputs.folds, config.stack.in_sample_margin, config.seed)
+    leaked, notes = {}, {}
+    if config.stack.logits:  # of a run's own fold jobs, the audit proves that they are out of fold
+        labels, folds, groups = inputs.labels, inputs.folds, inputs.groups
+        margin = config.stack.in_sample_margin
+        leaked = leaked_members(inputs.logits, labels, folds, groups, margin, config.seed)
+        notes = note_on_lone_member(inputs.logits, labels, groups, config.seed)
     seconds = round(time.monotonic() - started, 1)  # of the last call, if the first was interrupted
-    entries = {"possibly_in_sample": leaked, "log_loss": losses, "features": result.features, "seconds": seconds}
+    entries = {
+        "possibly_in_sample": leaked,
+        "in_sample_notes": notes,
+        "log_loss": losses,
+        "features": result.features,
+        "seconds": seconds,
+    }
     step.finish({**entries, **inputs.origin, **result.manifest_entries()})
     logger.info("stack: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     return True

@@ -64,13 +64,13 @@ def standard_error(values: Floats, groups: Integers) -> float:
     return float(error_of_group_sums(np.square(sums).sum(), len(sums), len(values)))
 
 
-def error_of_group_sums(squares: Floats, n_groups: Integers | int, n_rows: Integers | int) -> NDArray[np.float64]:
+def error_of_group_sums(squares: Floats, n_groups: Integers | int, n_rows: Integers | float) -> NDArray[np.float64]:
     """Return standard errors of means whose rows are independent between groups only; scalars or arrays of one shape.
 
     Args:
         squares: sum over the groups of the squared group sums; a group sum adds its rows' deviations from the mean.
         n_groups: number of groups.
-        n_rows: number of rows.
+        n_rows: number of rows; of another estimate than a mean, the curvature of its loss.
     """
     return np.asarray(np.sqrt(squares * n_groups / np.maximum(np.asarray(n_groups) - 1, 1)) / n_rows)
 
