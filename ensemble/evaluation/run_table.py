@@ -52,7 +52,9 @@ def compute_metrics(config: Config) -> dict[str, object]:
 
     members = {name: interval(losses[f"member:{name}"]) for name in inputs.logits}
     table: dict[str, object] = {name: interval(losses[name]) for name in ROWS if name in losses}
-    table |= {"members": members, "student": interval(losses["student"])}
+    table |= {"members": members}
+    if "student" in losses:
+        table["student"] = interval(losses["student"])
     if truth is not None:
         table["bayes"] = interval(losses["bayes"])
     best = min(members, key=lambda name: float(losses[f"member:{name}"].mean()))

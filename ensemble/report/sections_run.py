@@ -119,9 +119,12 @@ def data(report: Report) -> Section:
              n=count(content["n"]), groups=count(content["n_groups"]), several=count(content["n_groups_of_several"]),
              largest=count(content["largest_group"]),
              **{k: percent(v) for k, v in zip(CLASSES, content["shares"], strict=True)}),
-        figure(alt, charts.histogram("lengths", alt, histogram["counts"], histogram["edges"], "characters")),
-        table("Quantiles of characters", ["", *quantiles], lengths),
     ]  # fmt: skip
+    if lengths:
+        drawn = charts.histogram("lengths", alt, histogram["counts"], histogram["edges"], "characters")
+        blocks += [figure(alt, drawn), table("Quantiles of characters", ["", *quantiles], lengths)]
+    else:
+        blocks.append(text("The battles have no texts, so this page has no slices by text, prompt quality or lengths."))
     if content["tokens"]:
         rows = [[t["tokenizer"], count(t["budget"]), percent(t["truncated"]), *(number(v, 0) for v in t["quantiles"])]
                 for t in content["tokens"]]  # fmt: skip

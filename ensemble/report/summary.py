@@ -66,7 +66,10 @@ def recommendation(losses: Mapping[str, Floats], run: RunData, best: str) -> dic
     """
     if not {"student", "calibrated"} <= set(losses):
         choice = next((name for name in ("student", "calibrated") if name in losses), best)
-        return {"choice": choice, "command": _command(choice), "reason": "it is the only model of this run"}
+        own = run.config.get("stack", {}).get("logits")
+        command = " ".join(f"{name}=FILE" for name in own) if own else ""
+        command = f'TEST_LOGITS="{command}"' if own else _command(choice)
+        return {"choice": choice, "command": command, "reason": "it is the only model of this run"}
     difference = paired_difference(losses["student"], losses["calibrated"], run.groups, run.seed)
     if "groups" in difference:
         choice, reason = "student", f"{too_few(difference['groups'])}, and it runs one model on each battle"

@@ -110,6 +110,7 @@ def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
     # All settings of a run with logits of its own stage one were stored by that; other logits have no stage before.
     remember(config, () if config.stack.logits else ("stack",))
     if step.done:
+        _keep_battles(config, inputs, step)
         return False
     n_folds, names = len(np.unique(inputs.folds)), ", ".join(inputs.logits)
     logger.info("stack: %s battles in %d folds, logits of %s", f"{inputs.table.height:,}", n_folds, names)
@@ -130,6 +131,7 @@ def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
     predictions = {**result.predictions, **members}
     frame = predictions_frame(inputs.table["id"], predictions)
     write_parquet(step.folder / "predictions.parquet", frame)
+    _keep_battles(config, inputs, step)
     write_json(step.folder / "scores.json", score_table(predictions, inputs.labels, inputs.groups, config.seed))
     losses = {name: log_loss(probs, inputs.labels) for name, probs in result.predictions.items()}
     leaked, notes = {}, {}
@@ -149,6 +151,13 @@ def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
     step.finish({**entries, **inputs.origin, **result.manifest_entries()})
     logger.info("stack: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     return True
+
+
+def _keep_battles(config: Config, inputs: Inputs, step: Step) -> None:
+    """Write the battles and folds of ``stack.logits`` for the audit; otherwise stage one has them."""
+    path = step.folder / "battles.parquet"
+    if config.stack.logits and not path.is_file():
+        write_parquet(path, inputs.table)
 
 
 def load_teacher(config: Config, inputs: Inputs) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from oof.classes import WINNER_COLUMNS
+from oof.common.atomic_files import sealed, write_json
 from oof.common.logits_format import logits_frame
 from tests.fixtures.arenas import make_arena
 from tests.fixtures.command_line import call, digests
@@ -296,3 +297,60 @@ def test_two_classes_give_a_submission_of_winners(here: Path, capfd: pytest.Capt
     made = pl.read_csv("runs/two/submission.csv")
     assert made.columns == ["id", "winner"]
     assert made.height == N_TEST
+
+
+def test_table_report_ablation_and_audit_work_on_own_logits_without_texts(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each is one command that needs RUN alone; what needs texts or models is left out or said."""
+    for verb in ("ensemble table run=", "ensemble ablate run=", "ensemble report ", "oof audit "):
+        done = call(f"{verb}runs/logits", capfd)
+        assert done.status == 0, done.text
+        assert "make oof" not in done.text
+    assert "predictions: the logits of one, two were made elsewhere" in done.text
+    assert "ok        groups across folds: 0 of 240 groups" in done.text
+    metrics = json.loads(Path("runs/logits/metrics.json").read_text())["log_loss"]
+    predictions = pl.read_parquet("runs/logits/stack/predictions.parquet").sort("id")
+    labels = pl.read_csv("labels.csv").sort("id")["label"].to_numpy()
+    for name in ("calibrated", "stack", "mean", "prior"):
+        probs = predictions.select(f"{name}|{c}" for c in "ab").to_numpy()
+        true = np.column_stack([probs, 1 - probs.sum(axis=1)])[np.arange(N), labels]
+        assert metrics[name]["value"] == pytest.approx(-np.log(true).mean(), abs=1e-6)
+    report = json.loads(Path("runs/logits/report/report.json").read_text())
+    page = Path("runs/logits/report/index.html").read_text()
+    assert [row["predictor"] for row in report["summary"]["table"]][-3:] == ["mean", "stack", "calibrated"]
+    assert report["summary"]["submit"] == {
+        "choice": "calibrated",
+        "command": 'TEST_LOGITS="one=FILE two=FILE"',
+        "reason": "it is the only model of this run",
+    }
+    assert report["stack"]["ablations"]["without"]
+    assert report["quality"] is None
+    assert report["position"]["length"] is None
+    assert "The battles have no texts" in page
+    assert "identical answers" not in page
+    assert "make oof" not in page
+
+
+@pytest.mark.parametrize("verb", ["ensemble distill run=runs/logits", "ensemble seen runs/logits --corpus labels.csv"])
+def test_what_needs_models_or_battles_says_why_it_does_not_apply(
+    here: Path, capfd: pytest.CaptureFixture[str], verb: str
+) -> None:
+    assert "stacks logits that were made elsewhere" in refused(verb, capfd)
+
+
+def test_the_audit_finds_folds_that_separate_a_group_and_a_member_that_looks_in_sample(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("runs/logits/stack/battles.parquet")
+    table = pl.read_parquet(path)
+    table.with_columns(group=pl.col("group") // 2).write_parquet(path)
+    manifest = path.with_name("manifest.json")
+    content = json.loads(manifest.read_text())
+    write_json(manifest, sealed(content | {"possibly_in_sample": {"two": ["it knows too much"]}}))
+    done = call("oof audit runs/logits", capfd)
+    assert done.status == 1
+    assert "violated  groups across folds" in done.text
+    assert "two is possibly in-sample: it knows too much" in done.text
+    path.unlink()
+    assert "run 'make stack' with this RUN first" in refused("oof audit runs/logits", capfd)
