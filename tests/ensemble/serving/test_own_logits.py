@@ -272,6 +272,13 @@ def test_a_stack_with_texts_needs_those_of_the_test_battles(here: Path, capfd: p
     )
     losses = -np.log(made.reverse().select(WINNER_COLUMNS).to_numpy()[np.arange(N_TEST), ARENA.labels[NEW]])
     assert losses.mean() < 1.0
+    for verb in ("ensemble table run=", "ensemble ablate run=", "ensemble report ", "oof audit "):
+        done = call(f"{verb}runs/texts", capfd)
+        assert done.status == 0, done.text
+    assert "prompts compared exactly with all" in done.text
+    page = Path("runs/texts/report/index.html").read_text()
+    assert "Length bias" in page
+    assert "have no texts" not in page
     pl.DataFrame({"id": ARENA.table["id"][NEW]}).write_csv("test.csv")
     assert "has no texts" in refused("ensemble predict run=runs/texts --redo", capfd)
 
