@@ -56,6 +56,7 @@ class Inputs:
         folds: (n,).
         logits: member -> (n, 2, 3) float32.
         origin: entries of the manifest that say where logits and folds came from; empty for a run's own.
+        left_out: reasons by member that ``stack.strict`` left out of ``logits``.
     """
 
     table: pl.DataFrame
@@ -64,6 +65,7 @@ class Inputs:
     folds: NDArray[np.int64]
     logits: dict[str, NDArray[np.float32]]
     origin: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def read_test_logits(config: Config, inputs: Inputs) -> MemberLogits:
     ids = frames[first]["id"]
     for name, frame in frames.items():
         refuse_other_ids(ids, frame["id"], paths[first], paths[name])
-    test = MemberLogits(ids, {n: join_logits(ids.to_list(), f, paths[n]) for n, f in frames.items()}, paths[first])
+    used = {name: frame for name, frame in frames.items() if name in inputs.logits}  # stack.strict may leave some out
+    test = MemberLogits(ids, {n: join_logits(ids.to_list(), f, paths[n]) for n, f in used.items()}, paths[first])
     _refuse_equal_members(test.logits, inputs.logits, paths)
     _refuse_training_battles(test, inputs, paths)
     _warn_of_other_orders(test.logits, inputs.logits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,8 @@ def load_inputs(config: Config) -> Inputs:
         UserError: stage one has not finished, or was made with other settings; a file of logits does not fit.
     """
     if config.stack.logits:
-        return external_inputs(config)
+        inputs = external_inputs(config)
+        return _without_suspects(config, inputs) if config.stack.strict else inputs
     run = Path(config.run)
     table = load_battles(run).filter(pl.col("role") == "train")
     if not (run / "run.json").is_file():
@@ -59,6 +60,35 @@ def load_inputs(config: Config) -> Inputs:
         logits[name] = join_logits(table["id"].to_list(), frame)
     labels, groups, folds = (table[name].to_numpy().astype(np.int64) for name in ("label", "group", "fold"))
     return Inputs(table, labels, groups, folds, logits)
+
+
+def _without_suspects(config: Config, inputs: Inputs) -> Inputs:
+    """Return the inputs without the members that are possibly in-sample.
+
+    Raises:
+        UserError: no member is left.
+    """
+    left_out = _suspects(config, inputs)
+    if not left_out:
+        return inputs
+    logits = {name: values for name, values in inputs.logits.items() if name not in left_out}
+    if not logits:
+        raise UserError(
+            f"stack.strict: every member is possibly in-sample ({', '.join(left_out)}), so none is left; give logits "
+            "of models that were not trained on these battles, or set stack.strict=false to see their scores"
+        )
+    logger.warning("stack.strict: left out: %s", ", ".join(left_out))
+    return replace(inputs, logits=logits, left_out=left_out)
+
+
+def _suspects(config: Config, inputs: Inputs) -> dict[str, list[str]]:
+    """Return the members that are possibly in-sample; of a run's own fold jobs, the audit proves that none is."""
+    from ensemble.stacking.leakage import leaked_members  # SciPy's optimisers take half a second to import
+
+    if not config.stack.logits:
+        return {}
+    rows = inputs.labels, inputs.folds, inputs.groups
+    return leaked_members(inputs.logits, *rows, config.stack.in_sample_margin, config.seed)
 
 
 def _refuse_other_settings(run: Path, config: Config) -> None:
@@ -119,7 +149,7 @@ def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
     # LightGBM, SciPy and scikit-learn take two seconds to import, so only when there is work for them.
     from ensemble.stacking.baselines import count_terms
     from ensemble.stacking.cross_fit import cross_fit
-    from ensemble.stacking.leakage import leaked_members, note_on_lone_member
+    from ensemble.stacking.leakage import note_on_lone_member
     from ensemble.statistics.score_table import score_table
 
     design = build_design(inputs.table, inputs.logits)
@@ -134,12 +164,9 @@ def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
     _keep_battles(config, inputs, step)
     write_json(step.folder / "scores.json", score_table(predictions, inputs.labels, inputs.groups, config.seed))
     losses = {name: log_loss(probs, inputs.labels) for name, probs in result.predictions.items()}
-    leaked, notes = {}, {}
-    if config.stack.logits:  # of a run's own fold jobs, the audit proves that they are out of fold
-        labels, folds, groups = inputs.labels, inputs.folds, inputs.groups
-        margin = config.stack.in_sample_margin
-        leaked = leaked_members(inputs.logits, labels, folds, groups, margin, config.seed)
-        notes = note_on_lone_member(inputs.logits, labels, groups, config.seed)
+    leaked = inputs.left_out or _suspects(config, inputs)
+    own = not config.stack.logits
+    notes = {} if own else note_on_lone_member(inputs.logits, inputs.labels, inputs.groups, config.seed)
     seconds = round(time.monotonic() - started, 1)  # of the last call, if the first was interrupted
     entries = {
         "possibly_in_sample": leaked,

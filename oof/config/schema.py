@@ -112,6 +112,10 @@ class Stack:
         0.05, "log loss by which a member must beat every other member before it is reported as possibly in-sample",
         unit="nats", range=(0.0, 100.0),
     )  # fmt: skip
+    strict: bool = setting(
+        False, "leave possibly in-sample members out of the stack, the tables and the report; only those of `logits`",
+        added=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,47 @@ def test_a_leaky_member_is_named_in_the_output_and_in_the_manifest(
     assert list(manifest["possibly_in_sample"]) == ["two"]
 
 
+def test_strict_without_any_honest_member_is_an_error(
+    arena: Arena, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each member saw a fold of its own."""
+    paths = {}
+    for fold, name in enumerate(("one", "two")):
+        seen = 2 * np.eye(3)[arena.labels] * (arena.folds == fold)[:, None]
+        paths[name] = tmp_path / f"{name}.csv"
+        values = arena.logits[name] / 3 + seen[:, None]
+        logits_frame(ids_of(arena), values, 0).drop("fold").write_csv(paths[name])
+    labels = labels_file(tmp_path, arena)
+    pl.read_csv(labels).with_columns(fold=arena.folds).write_csv(labels)
+    assert main(["stack", *overrides(tmp_path / "run", labels, **paths), "stack.strict=true"]) == 2
+    assert "every member is possibly in-sample (one, two), so none is left" in capsys.readouterr().err
+
+
+def test_strict_leaves_the_leaky_member_out_of_the_stack_its_scores_and_its_submission(
+    arena: Arena, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, labels = tmp_path / "one.csv", tmp_path / "two.csv", labels_file(tmp_path, arena)
+    both_orders(arena, "one").write_csv(one)
+    seen = arena.logits["two"] / 3 + 3 * np.eye(3)[arena.labels][:, None]
+    logits_frame(ids_of(arena), seen, 0).drop("fold").write_csv(two)
+    tests = []
+    for name, values in (("one", arena.logits["one"] + 0.5), ("two", arena.logits["two"])):
+        path = tmp_path / f"test-{name}.csv"
+        logits_frame(pl.Series("id", [f"t{i}" for i in range(240)]), values, 0).drop("fold").write_csv(path)
+        tests.append(f"stack.test_logits.{name}={path}")
+    losses = []
+    for run, members in (("alone", {"one": one}), ("strict", {"one": one, "two": two})):
+        words = overrides(tmp_path / run, labels, **members)
+        assert main(["stack", *words, *tests[: len(members)], "stack.strict=true"]) == 0
+        losses.append(read_json(tmp_path / run / "stack" / "manifest.json")["log_loss"])
+    assert losses[0] == losses[1]
+    manifest = read_json(tmp_path / "strict" / "stack" / "manifest.json")
+    assert list(manifest["possibly_in_sample"]) == ["two"]
+    assert "stack.strict: left out: two" in caplog.text
+    submissions = [(tmp_path / run / "submission.csv").read_bytes() for run in ("alone", "strict")]
+    assert submissions[0] == submissions[1]
+
+
 def test_the_makefile_builds_the_setting_from_logits() -> None:
     command = ["make", "-n", "stack", "PYTHON=python3", "DATA=labels.csv", "LOGITS=one=a.csv two=sub/x=y.parquet"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
