@@ -68,7 +68,7 @@ def _without_suspects(config: Config, inputs: Inputs) -> Inputs:
     Raises:
         UserError: no member is left.
     """
-    left_out = _suspects(config, inputs)
+    left_out = suspected_members(config, inputs)
     if not left_out:
         return inputs
     logits = {name: values for name, values in inputs.logits.items() if name not in left_out}
@@ -81,7 +81,7 @@ def _without_suspects(config: Config, inputs: Inputs) -> Inputs:
     return replace(inputs, logits=logits, left_out=left_out)
 
 
-def _suspects(config: Config, inputs: Inputs) -> dict[str, list[str]]:
+def suspected_members(config: Config, inputs: Inputs) -> dict[str, list[str]]:
     """Return the members that are possibly in-sample; of a run's own fold jobs, the audit proves that none is."""
     from ensemble.stacking.leakage import leaked_members  # SciPy's optimisers take half a second to import
 
@@ -164,7 +164,7 @@ def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
     _keep_battles(config, inputs, step)
     write_json(step.folder / "scores.json", score_table(predictions, inputs.labels, inputs.groups, config.seed))
     losses = {name: log_loss(probs, inputs.labels) for name, probs in result.predictions.items()}
-    leaked = inputs.left_out or _suspects(config, inputs)
+    leaked = inputs.left_out or suspected_members(config, inputs)
     own = not config.stack.logits
     notes = {} if own else note_on_lone_member(inputs.logits, inputs.labels, inputs.groups, config.seed)
     seconds = round(time.monotonic() - started, 1)  # of the last call, if the first was interrupted
