@@ -87,7 +87,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _print_prediction(config: Config, prediction: Prediction) -> None:
-    from ensemble.serving.submission import COLUMNS
+    from ensemble.serving.submission_file import COLUMNS
 
     path = Path(config.run) / "submission.csv"
     battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {prediction.model}"
