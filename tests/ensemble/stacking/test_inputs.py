@@ -188,7 +188,7 @@ def test_whole_float_ids_meet_whole_ids(arena: Arena, tmp_path: Path) -> None:
             lambda f: pl.concat([f, f.head(2).with_columns(id=pl.lit("zz") + pl.col("id"))]),
             r"2 unknown.*first unknown: zz",
         ),
-        (lambda f: pl.concat([f, f.head(2)]), "2 repeated"),
+        (lambda f: pl.concat([f, f.head(2)]), r"2 repeated.*first repeated: b0"),
         (lambda f: f.with_columns(ab_a=pl.lit(float("nan"))), r"row 1, column ab_a: .*(?i:nan).*240 such"),
         (lambda f: f.with_columns(ba_b=pl.lit(float("inf"))), "column ba_b: .*not a finite number"),
         (lambda f: f.with_columns(ba_b=pl.lit("high")), r"column ba_b: 'high' is not a finite number"),
