@@ -1,6 +1,7 @@
 # Every target makes what it needs first: `make demo` and `make test` work straight after `git clone`.
 #   CONFIG=configs/demo.yaml   RUN=runs/name   DATA="train.csv more.csv"   TEST=test.csv   ARGS="stack.trials=5"
 #   LOGITS="name=file.csv other=file.parquet": stack these instead of stage one's logits (RUN defaults to runs/logits)
+#   TEST_LOGITS="name=test.csv other=test.parquet": their logits of the test battles, for RUN/submission.csv
 # A run remembers its settings: after its first command, RUN alone is enough. REDO=1 replaces finished training.
 CONFIG ?=
 DEMO   := configs/demo.yaml
@@ -11,7 +12,7 @@ PY     := $(VENV)/bin/python
 ARENA  := ARENA_DISTILL_CALLER=make $(PY) -m ensemble.command
 
 # A word that make takes for a variable of its own, as run=runs/mine or stack.trials=5, would be ignored in silence.
-KNOWN   := RUN CONFIG DATA TEST LOGITS ARGS REDO CARDS PRICE QUICK CPU EXTRAS PYTHON VENV PY USE_UV
+KNOWN   := RUN CONFIG DATA TEST LOGITS TEST_LOGITS ARGS REDO CARDS PRICE QUICK CPU EXTRAS PYTHON VENV PY USE_UV
 UNKNOWN := $(foreach v,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 $(if $(strip $(UNKNOWN)),$(error $(strip $(UNKNOWN)) is no variable here: these are RUN, CONFIG, DATA, TEST, LOGITS, REDO and \
   ARGS, which takes settings (ARGS="stack.trials=5")))
@@ -25,7 +26,8 @@ quoted = '$(subst ','\'',$(1))'
 RUN_WORD  = $(if $(RUN),run=$(call quoted,$(RUN)),$(if $(LOGITS),run=runs/logits,$(if $(CONFIG),,run=runs/demo)))
 OVERRIDES = $(RUN_WORD) $(if $(DATA),data.train=$(call quoted,$(DATA))) \
             $(if $(TEST),data.test=$(call quoted,$(TEST))) \
-            $(if $(LOGITS),stack.logits=$(call quoted,$(LOGITS))) $(ARGS)
+            $(if $(LOGITS),stack.logits=$(call quoted,$(LOGITS))) \
+            $(if $(TEST_LOGITS),stack.test_logits=$(call quoted,$(TEST_LOGITS))) $(ARGS)
 # CONFIG counts only where it is given. A run that remembers no settings gets those of the demo, if it may begin here.
 SETTINGS = $(if $(CONFIG),$(call quoted,$(CONFIG))) $(OVERRIDES) $(if $(REDO),--redo)
 BEGIN    = --default $(DEMO)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.statistics.bootstrap import group_interval
+from ensemble.statistics.interval_words import below_zero, in_words
 from oof.common.atomic_files import read_json, replacing, write_json
 from oof.common.errors import UserError
 
@@ -100,18 +101,20 @@ def cpu_recipe(
 
 def cell(values: NDArray[np.float64], groups: NDArray[np.integer], sign: str = "", seed: int = 0) -> str:
     """Return the mean of (n,) values with its 95 % interval over groups; ``sign="+"`` for a difference."""
-    row = group_interval(values, groups, seed)
-    return f"{row['value']:{sign}.4f} [{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"
+    return in_words(group_interval(values, groups, seed), f"{sign}.4f")
 
 
 def verdict_cell(difference: NDArray[np.float64], groups: NDArray[np.integer], limit: float | None = None) -> str:
     """Return yes or no and the mean of (n,) loss differences with its interval.
 
-    Yes means that the interval is below 0 or, with a limit, that the mean is at most the limit.
+    Yes means that the interval is below 0 or, with a limit, that the mean is at most the limit. Too few groups have no
+    verdict.
     """
-    below_zero = group_interval(difference, groups, 0)["high"] < 0
-    holds = below_zero if limit is None else float(difference.mean()) <= limit
-    return f"{'yes' if holds else '**no**'}: {cell(difference, groups, '+')}"
+    interval = group_interval(difference, groups, 0)
+    if "groups" in interval:
+        return in_words(interval)
+    holds = below_zero(interval) if limit is None else float(difference.mean()) <= limit
+    return f"{'yes' if holds else '**no**'}: {in_words(interval)}"
 
 
 def best_member(losses: Mapping[str, NDArray[np.float64]]) -> str:

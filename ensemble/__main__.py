@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oof.command_line import add_config_arguments, add_run_argument, load_config, locked_run, run_folder, run_subcommand
 from oof.common.atomic_files import rewrite_json
@@ -25,6 +26,9 @@ from oof.config.user_values import split_paths
 from oof.subcommand import Subcommand, build_parser
 
 UP_TO_DATE = "up to date, nothing to do"
+
+if TYPE_CHECKING:
+    from ensemble.serving.submission import Prediction
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,10 +51,21 @@ def _checked_run(config: Config, arguments: argparse.Namespace, reads: bool = Fa
 def _stack(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from ensemble.stacking.stage import run_stack
+    from ensemble.stacking.stage import load_inputs, run_stack
 
+    own, prediction = None, None
     with _checked_run(config, arguments, reads=bool(config.stack.logits)):
-        ran = run_stack(config)
+        inputs = load_inputs(config)
+        if config.stack.logits and config.stack.test_logits:
+            from ensemble.serving.own_logits import OwnLogitsTest
+            from ensemble.serving.submission import run_predict
+
+            own = OwnLogitsTest.read(config, inputs)  # before the fits, which take long
+        ran = run_stack(config, inputs)
+        if own is not None:
+            prediction = run_predict(config, arguments.redo, own)
+    if prediction is not None:
+        _print_submission(config, prediction)
     following = "report" if config.stack.logits or not config.distill.student.checkpoint else "distill"
     arguments.call.end(
         "stack", f"{'done' if ran else UP_TO_DATE} ({Path(config.run) / 'stack'})", following, config.run
@@ -74,20 +89,25 @@ def _distill(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
-    from ensemble.serving.submission import COLUMNS, run_predict
+    from ensemble.serving.submission import run_predict
     from oof.common.process_tuning import prepare_process
 
     prepare_process()
     with _checked_run(config, arguments):
         prediction = run_predict(config, arguments.redo)
-    path = Path(config.run) / "submission.csv"
-    battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {config.predict.model}"
+    _print_submission(config, prediction)
+    battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {prediction.model}"
+    following = "table" if (Path(config.run) / "distill" / "manifest.json").is_file() else "report"
     outcome = f"{'written' if prediction.ran else UP_TO_DATE}: {battles}"
-    following = "table" if (path.parent / "distill" / "manifest.json").is_file() else "report"
-    print(f"predict: {path}, columns {', '.join(COLUMNS[config.predict.format])}")
+    arguments.call.end("predict", outcome, following, config.run)
+
+
+def _print_submission(config: Config, prediction: Prediction) -> None:
+    from ensemble.serving.submission_file import COLUMNS
+
+    print(f"predict: {Path(config.run) / 'submission.csv'}, columns {', '.join(COLUMNS[config.predict.format])}")
     if prediction.kept is not None:
         print(f"predict: the submission of other battles is kept in {prediction.kept}")
-    arguments.call.end("predict", outcome, following, config.run)
 
 
 def _judge(arguments: argparse.Namespace) -> None:

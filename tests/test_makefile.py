@@ -50,6 +50,7 @@ def words_of(*target: str) -> list[str]:
         (["distill", "RUN=runs/it's", "CONFIG=my 'best'.yaml"], ["my 'best'.yaml", "run=runs/it's"]),
         (["stack", "LOGITS=a=it's.csv"], ["run=runs/logits", "stack.logits=a=it's.csv", *DEFAULT]),
         (["stack", "LOGITS=a=b.csv c=d e.csv", "RUN=c"], ["run=c", "stack.logits=a=b.csv c=d e.csv", *DEFAULT]),
+        (["predict", "RUN=c", "TEST_LOGITS=a=it's new.csv"], ["run=c", "stack.test_logits=a=it's new.csv"]),
         (["report", "RUN=runs/l'été 2", "PRICE=2"], ["runs/l'été 2", "--price-per-hour", "2"]),
         (["report", "RUN=a b", "ARGS=stack.trials=5"], ["a b", "stack.trials=5"]),
     ],

@@ -215,7 +215,9 @@ def test_other_members_than_stage_one_s_are_named(
 ) -> None:
     added = "members.third.checkpoint=configs/bases/tiny-gemma2"
     assert ensemble_main(["stack", *small_arguments(small_run, added)]) == 2
-    assert "no member 'third'; run 'make oof' again" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "it is a setting of oof; leave that out, or apply it there" in refused
+    assert f'RUN={small_run} ARGS="{added}"' in refused
     demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text("utf-8"))
     del demo["members"]["llama3_1"]
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(demo), "utf-8")

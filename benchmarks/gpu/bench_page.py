@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.gpu.parts import ARENA, EAGER_LAYERS, PARTS, PROBLEM, Case, Context, Row
+from ensemble.statistics.bootstrap import Interval
+from ensemble.statistics.interval_words import in_words
 
 TITLE = "GPU benchmark"
 TRAINING_GOAL, SCORING_GOAL, TRAINER_GOAL = 0.45, 0.55, 1.5
@@ -305,5 +307,5 @@ def stage_lines(rows: Rows) -> list[str]:
     return [text, "", *table(" | ".join(["run", "seconds", *names]), cells), *problem_lines(rows)]
 
 
-def loss_cell(value: Mapping[str, float] | None) -> str:
-    return f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]" if value else ""
+def loss_cell(value: Interval | None) -> str:
+    return in_words(value, ".4f") if value else ""

@@ -19,6 +19,7 @@ from benchmarks.common import add_run_arguments, argument_parser, run_script
 from ensemble.__main__ import main as ensemble_main
 from ensemble.stacking.stage import load_inputs, read_predictions
 from ensemble.statistics.bootstrap import group_interval
+from ensemble.statistics.interval_words import below_zero, in_words
 from oof import config as configuration
 from oof.__main__ import main as oof_main
 from oof.classes import WINNER_COLUMNS
@@ -63,8 +64,8 @@ def main() -> int:
     print(f"labels permuted within folds, {n} battles; log loss minus the prior's {prior:.4f}")
     for name in (stage for stage in losses if stage != "prior"):
         row = group_interval(losses[name] - losses["prior"], inputs.groups, seed=arguments.seed)
-        leaks |= row["high"] < 0
-        print(f"  {name:16} {row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]")
+        leaks |= below_zero(row)
+        print(f"  {name:16} {in_words(row)}")
     print("LEAK: a stage beats the prior on permuted labels" if leaks else "no stage beats the prior")
     return int(leaks)
 

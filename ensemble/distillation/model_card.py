@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ensemble.distillation.plan import StudentPlan
+from ensemble.statistics.interval_words import in_words
 from oof.classes import CLASSES, WINNER_COLUMNS
 from oof.config import Distill
 
@@ -143,12 +144,12 @@ def _metrics(plan: StudentPlan, metrics: dict[str, Any]) -> str:
 ## Metrics
 
 Of the {plan.config.folds.k} fold students on {scores["n"]} battles, each battle scored in both orders by the student \
-that was not trained on its fold; 95 % intervals from a bootstrap over groups.{note}
+that was not trained on its fold; 95 % intervals over groups.{note}
 
 | metric | value |
 |---|---|
-| log loss (nats) | {interval["value"]:.4f} [{interval["low"]:.4f}, {interval["high"]:.4f}] |
-| log loss minus the ensemble's | {difference["value"]:+.4f} [{difference["low"]:+.4f}, {difference["high"]:+.4f}] |
+| log loss (nats) | {in_words(interval, ".4f")} |
+| log loss minus the ensemble's | {in_words(difference)} |
 | accuracy | {scores["accuracy"]:.4f} |
 | Brier score | {scores["brier"]:.4f} |
 | calibration error (expected from chance alone) | {scores["ece"]:.4f} ({scores["ece_bias"]:.4f}) |"""

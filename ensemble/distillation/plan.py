@@ -24,12 +24,11 @@ from oof.common.errors import UserError
 from oof.config import Config, Distill, without_speed_settings
 from oof.data.schemas import SOFT_COLUMNS, TEXTS
 from oof.jobs.commits import with_recorded_commits
-from oof.jobs.dataset import FORMAT, load_battles
+from oof.jobs.dataset import FORMAT, ONLY_LOGITS, load_battles
 from oof.jobs.fold_job import FoldJob, check_frozen, fold_jobs
 from oof.jobs.pretrain import PretrainJob, pretrain_job
 from oof.metrics import softmax
 
-ONLY_LOGITS = "stacks logits that were made elsewhere (stack.logits), so it holds no models and no battles to train on"
 FINAL = -1  # in place of a fold number: the student that is exported
 VARIANTS = ("int8", "nf4")
 
@@ -149,7 +148,7 @@ def _settings(config: Config, recipe: dict[str, Any]) -> dict[str, object]:
 def _check_settings(config: Config) -> None:
     distill = config.distill
     if config.stack.logits:
-        raise UserError(f"{config.run}: {ONLY_LOGITS}; distil in a RUN of your own fold jobs, which 'make oof' begins")
+        raise UserError(f"{config.run}: {ONLY_LOGITS}; a student needs a RUN of your own fold jobs")
     if not distill.student.checkpoint:
         raise UserError("distill.student.checkpoint is empty; set a Hugging Face folder or hub name")
     check_frozen("distill.student", distill.student, nproc=1)  # each student trains in one process

@@ -28,7 +28,8 @@ from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.lightgbm_stacker import Stacker, fit_stacker
 from ensemble.stacking.stage import load_ensemble, predictions_frame, read_predictions
 from ensemble.stacking.tuning import inner_folds
-from ensemble.statistics.bootstrap import Interval, Resamples
+from ensemble.statistics.interval_words import too_few
+from ensemble.statistics.resamples import Resamples
 from oof.common.atomic_files import read_json, write_json, write_parquet
 from oof.common.digests import digest
 from oof.common.errors import UserError
@@ -40,6 +41,7 @@ from oof.metrics import Integers, row_log_loss, softmax
 logger = logging.getLogger(__name__)
 
 ABLATION_VERSION = 1  # part of an item's key: raise it when the same inputs would give other predictions
+KEYS = ("value", "low", "high")  # of an interval, in the order of the printed columns
 SHARES = (0.125, 0.25, 0.5)  # of the training groups, for the learning curve
 NOTE = "parameters and rounds of each fold's study are kept, not tuned anew; differences are item minus full"
 
@@ -207,7 +209,6 @@ def _by_family(design: Design, gains: NDArray[np.float64]) -> dict[str, float]:
 def summarise(folder: Path, items: list[Item], inputs: Inputs, seed: int) -> dict[str, Any]:
     """Return the content of ``ablations.json``: log losses in nats and their differences from ``full``, paired."""
     resampled = Resamples.draw(inputs.groups, seed)
-    n = resampled.sums(np.ones(len(inputs.labels)))
     manifests = {item.name: read_json(folder / item.name / "manifest.json") for item in items}
 
     def losses(item: str, predictor: str = "calibrated") -> NDArray[np.float64]:
@@ -216,11 +217,9 @@ def summarise(folder: Path, items: list[Item], inputs: Inputs, seed: int) -> dic
 
     full = losses("full")
 
-    def mean(values: NDArray[np.float64]) -> Interval | None:
-        return resampled.interval(resampled.sums(values) / n)
-
     def row(name: str, values: NDArray[np.float64], **entries: Any) -> dict[str, Any]:
-        return {"name": name, **entries, "log_loss": mean(values), "difference": mean(values - full)}
+        intervals = {"log_loss": resampled.mean(values), "difference": resampled.mean(values - full)}
+        return {"name": name, **entries, **intervals}
 
     left_out = [row(i.name, losses(i.name), kind=i.kind) for i in items if i.kind not in ("full", "battles")]
     left_out.append(row("without-calibration", losses("full", "uncalibrated"), kind="calibration"))
@@ -228,7 +227,7 @@ def summarise(folder: Path, items: list[Item], inputs: Inputs, seed: int) -> dic
     return {
         "n": len(inputs.labels),
         "note": NOTE,
-        "full": mean(full),
+        "full": resampled.mean(full),
         "without": left_out,
         "learning_curve": [row(i.name, losses(i.name), battles=manifests[i.name]["trained_on"]) for i in curve],
         "gain": manifests["full"]["gain"],
@@ -238,15 +237,16 @@ def summarise(folder: Path, items: list[Item], inputs: Inputs, seed: int) -> dic
 def print_ablations(content: dict[str, Any]) -> None:
     """Print the content of ``ablations.json`` as a table."""
     console = Console()
-    table = Table(title=f"without a part: log loss of {content['n']} battles (95 % group bootstrap)")
+    table = Table(title=f"without a part: log loss of {content['n']} battles (95 % intervals by groups)")
     for column in ("", "log loss", "minus full", "low", "high"):
         table.add_column(column, justify="right" if column else "left")
     table.add_row("full", f"{content['full']['value']:.4f}", "", "", "")
     for row in [*content["without"], *content["learning_curve"][:-1]]:
-        low, value, high = (row["difference"][key] for key in ("low", "value", "high"))
-        cells = ["" if number is None else f"{number:+.4f}" for number in (value, low, high)]
+        cells = [("" if row["difference"][key] is None else f"{row['difference'][key]:+.4f}") for key in KEYS]
         table.add_row(row["name"], f"{row['log_loss']['value']:.4f}", *cells)
     console.print(table)
+    if "groups" in content["full"]:
+        console.print(f"{too_few(content['full']['groups'])}: the differences may be chance", highlight=False)
     gains = sorted(content["gain"].items(), key=lambda pair: -pair[1])
     console.print("gain of boosting: " + ", ".join(f"{name} {gain:.0%}" for name, gain in gains), highlight=False)
     console.print(content["note"], highlight=False)

@@ -1,4 +1,4 @@
-"""Table of a run: log loss of every predictor with 95 % group-bootstrap intervals, and paired differences.
+"""Table of a run: log loss of every predictor with 95 % intervals by groups, and paired differences.
 
 All predictions are out of fold. A member's are the softmax of the mean of both orders' logits, uncalibrated.
 """
@@ -16,14 +16,14 @@ from rich.table import Table
 
 from ensemble.stacking.selection import KINDS
 from ensemble.stacking.stage import load_inputs, load_teacher, read_predictions
-from ensemble.statistics.bootstrap import group_interval
+from ensemble.statistics.bootstrap import Interval, group_interval
+from ensemble.statistics.interval_words import in_words
 from oof.classes import WINNER_COLUMNS
 from oof.common.atomic_files import read_json, verified
 from oof.common.errors import UserError
 from oof.config import Config
 from oof.metrics import row_log_loss
 
-Interval = dict[str, float]
 ROWS = ("prior", "length_only", "text", "mean", *(f"combiner:{kind}" for kind in KINDS), "stack", "calibrated")
 BEFORE_MEMBERS = 3  # rows that no base model has a part in
 MEMBER = "stage one, uncalibrated"
@@ -41,7 +41,7 @@ MEANINGS = {
 
 
 def compute_metrics(config: Config) -> dict[str, Any]:
-    """Return the content of ``metrics.json`` for a run whose three stages are done.
+    """Return the content of ``metrics.json`` for a run whose three stages are done, or stage two of ``stack.logits``.
 
     Raises:
         UserError: a stage is missing.
@@ -51,10 +51,11 @@ def compute_metrics(config: Config) -> dict[str, Any]:
     ids, labels = inputs.table["id"], inputs.labels
     load_teacher(config, inputs)  # raises if stage two is missing or out of date
     probs = read_predictions(run / "stack" / "predictions.parquet", ids)
-    student = run / "distill" / "predictions.parquet"
-    if not student.is_file():
-        raise UserError(f"{student}: the student is missing; run 'make distill' with this RUN first")
-    probs |= read_predictions(verified(student, "manifest.json", "make distill"), ids)
+    if not config.stack.logits:  # logits that were made elsewhere have no student
+        student = run / "distill" / "predictions.parquet"
+        if not student.is_file():
+            raise UserError(f"{student}: the student is missing; run 'make distill' with this RUN first")
+        probs |= read_predictions(verified(student, "manifest.json", "make distill"), ids)
     truth = true_probabilities(run, ids)
     if truth is not None:
         probs["bayes"] = truth  # its loss is the best possible
@@ -63,17 +64,20 @@ def compute_metrics(config: Config) -> dict[str, Any]:
     def interval(values: NDArray[np.floating]) -> Interval:
         return group_interval(values, inputs.groups, seed=config.seed)
 
-    members = {name: interval(losses[f"member:{name}"]) for name in config.members}
+    members = {name: interval(losses[f"member:{name}"]) for name in inputs.logits}
     table: dict[str, Any] = {name: interval(losses[name]) for name in ROWS if name in losses}
-    table |= {"members": members, "student": interval(losses["student"])}
+    table |= {"members": members}
+    if "student" in losses:
+        table["student"] = interval(losses["student"])
     if truth is not None:
         table["bayes"] = interval(losses["bayes"])
-    best = min(members, key=lambda name: members[name]["value"])
+    best = min(members, key=lambda name: float(losses[f"member:{name}"].mean()))
     differences = {
         "calibrated_minus_best_member": losses["calibrated"] - losses[f"member:{best}"],
         "stack_minus_lightgbm": losses["stack"] - losses["combiner:lightgbm"],
-        "student_minus_calibrated": losses["student"] - losses["calibrated"],
     }
+    if "student" in losses:
+        differences["student_minus_calibrated"] = losses["student"] - losses["calibrated"]
     if "text" in losses:
         differences["calibrated_minus_text"] = losses["calibrated"] - losses["text"]
     paired = {name: interval(values) for name, values in differences.items()}
@@ -93,7 +97,8 @@ def table_rows(losses: dict[str, Any]) -> dict[str, Interval]:
 
 def true_probabilities(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
     """Return the (n, 3) true probabilities of synthetic battles; None unless the run has them for every battle."""
-    path = read_json(run / "battles.json").get("truth")
+    manifest = run / "battles.json"  # stage one's; a run of stack.logits has none
+    path = read_json(manifest).get("truth") if manifest.is_file() else None
     if path and not Path(path).is_file():
         path = run / "synth" / Path(path).name  # the run folder was moved or copied
     if not path or not Path(path).is_file():
@@ -107,13 +112,13 @@ def true_probabilities(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
 def print_table(metrics: dict[str, Any]) -> None:
     """Print the content of ``metrics.json`` as a table, which fits 80 columns if no member has a long name."""
     console = Console(highlight=False)
-    table = Table(title=f"log loss out of fold, {metrics['n']} battles (95 % group bootstrap)")
+    table = Table(title=f"log loss out of fold, {metrics['n']} battles (95 % intervals by groups)")
     for column in ("", "log loss", "low", "high", "meaning"):
         table.add_column(column, justify="right" if column in ("log loss", "low", "high") else "left")
     members = metrics["log_loss"]["members"]
     for name, row in table_rows(metrics["log_loss"]).items():
         best = name == metrics["best"]
-        numbers = (f"{row[key]:.4f}" for key in ("value", "low", "high"))
+        numbers = ("" if row[key] is None else f"{row[key]:.4f}" for key in ("value", "low", "high"))
         meaning = MEMBER if name in members else MEANINGS[name]
         table.add_row(f"{name} *" if best else name, *numbers, meaning, style="bold green" if best else "")
     console.print(table)
@@ -124,4 +129,4 @@ def print_table(metrics: dict[str, Any]) -> None:
             .replace("_", " ")
             .replace("best member", f"best member ({metrics['best_member']})")
         )
-        console.print(f"{label}: {row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]", markup=False)
+        console.print(f"{label}: {in_words(row)}", markup=False)

@@ -70,12 +70,13 @@ def join_logits(ids: Sequence[str], frame: pl.DataFrame, file: str = "logits fil
     frame = frame.select(pl.col("id").cast(pl.String), *LOGIT_COLUMNS)
     ours = pl.DataFrame({"id": pl.Series(ids, dtype=pl.String)})
     repeated = frame.height - frame["id"].n_unique()
+    twice = frame["id"].filter(frame["id"].is_duplicated())
     missing = ours.join(frame, on="id", how="anti")["id"]
     extra = frame.join(ours, on="id", how="anti")["id"].unique(maintain_order=True)
     if repeated or len(missing) or len(extra):
         first = "".join(
             f"; first {problem}: {ids_of[0]}"
-            for problem, ids_of in (("missing", missing), ("unknown", extra))
+            for problem, ids_of in (("missing", missing), ("unknown", extra), ("repeated", twice))
             if len(ids_of)
         )
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.statistics.binning import bin_means
-from ensemble.statistics.bootstrap import group_interval
+from ensemble.statistics.bootstrap import Interval, group_interval
 from oof.metrics import Floats, Integers, softmax
 
 EDGES = np.log([1 / 4, 1 / 2, 1 / 1.3, 1 / 1.05, 1.05, 1.3, 2, 4])  # of bins of log(characters of A / of B)
@@ -60,7 +60,7 @@ def length_bias(log_ratio: Floats, probs: Mapping[str, Floats], labels: Integers
     }
 
 
-def verdict_margin(labels: Integers, groups: Integers, seed: int) -> dict[str, float]:
+def verdict_margin(labels: Integers, groups: Integers, seed: int) -> Interval:
     """Return the share of A's wins minus the share of B's: the position bias of the verdicts, as A is shown first."""
     return group_interval((labels == 0).astype(np.float64) - (labels == 1), groups, seed)
 

@@ -43,7 +43,7 @@ def data_report(run: RunData, properties: pl.DataFrame) -> dict[str, Any]:
         "largest_group": int(sizes.max()),
         "shares": (np.bincount(run.labels, minlength=3) / len(run.labels)).tolist(),
         "quantiles": list(QUANTILES),
-        "lengths": lengths,
+        "lengths": lengths if run.has_text else {},
         "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
         "folds": folds,
         "counts": {name: value for name, value in battles.get("counts", {}).items() if isinstance(value, int)},

@@ -38,7 +38,7 @@ def collect(run: RunData, price_per_hour: float = 0.0) -> dict[str, Any]:
         price_per_hour: of the machine; 0 = unknown.
     """
     properties = battle_properties(run.table)
-    slices = slices_of(properties, run.labels, run.in_corpus)
+    slices = slices_of(properties, run.labels, run.in_corpus, run.has_text)
     labels, groups, seed = run.labels, run.groups, run.seed
     names = [*run.members, *(name for name in ("calibrated", "student") if name in run.probs)]
     probs = {name: run.probs[name] for name in names}
@@ -50,14 +50,16 @@ def collect(run: RunData, price_per_hour: float = 0.0) -> dict[str, Any]:
         "members": compare_members(run, properties, slices),
         "ties": {
             "predictors": {name: report for name, report in tie_reports.items() if report},
-            "origins": ties.origin_rows(properties, probs, labels, groups, seed),
+            "origins": ties.origin_rows(properties, probs, labels, groups, seed) if run.has_text else [],
         },
-        "quality": junk_report(run.table, probs, labels, groups, seed),
+        "quality": junk_report(run.table, probs, labels, groups, seed) if run.has_text else None,
         "calibration": calibration_report(run),
         "position": {
             "models": {name: biases.position_bias(z, groups, seed) for name, z in logits.items()},
             "verdicts": biases.verdict_margin(labels, groups, seed),
-            "length": biases.length_bias(properties["log_ratio"].to_numpy(), probs, labels, groups),
+            "length": biases.length_bias(properties["log_ratio"].to_numpy(), probs, labels, groups)
+            if run.has_text
+            else None,
         },
         "stack": stack_report(run),
         "curves": training_summary.loss_curves(run),

@@ -11,6 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ensemble.statistics.interval_words import too_few
+
 NOTHING = Markup()
 MISSING = Markup("<span title='unknown'>–</span>")
 
@@ -62,7 +64,10 @@ def p_value(value: float | None) -> Markup:
 
 
 def interval(bounds: dict[str, Any] | None, digits: int = 4, signed: bool = False, share: bool = False) -> Markup:
-    """Return ``value [low, high]`` of {"value", "low", "high"}; without bounds the value alone."""
+    """Return ``value [low, high]`` of {"value", "low", "high"}; without bounds the value alone.
+
+    Of a difference (``signed``) from too few groups, the words that stand for the verdict follow.
+    """
     if not bounds or bounds.get("value") is None:
         return MISSING
     value, low, high = (
@@ -70,7 +75,8 @@ def interval(bounds: dict[str, Any] | None, digits: int = 4, signed: bool = Fals
         for key in ("value", "low", "high")
     )
     if bounds.get("low") is None:
-        return value
+        few = signed and "groups" in bounds
+        return Markup("{} <small>{}</small>").format(value, too_few(bounds["groups"])) if few else value
     return Markup("{} <small>[{}, {}]</small>").format(value, low, high)
 
 

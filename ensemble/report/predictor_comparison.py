@@ -3,7 +3,7 @@
 The *advantage* of the first over the second is the second's log loss minus the first's on the same battles, in nats:
 above 0, the first is better. Each slice is one null hypothesis ("no difference on this slice"). Holm's method adjusts
 their p-values together, so the probability that any finding of a comparison is false is at most 5 %. Intervals are per
-slice (95 % each, group bootstrap), not simultaneous.
+slice (95 % each, by groups), not simultaneous.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ensemble.report.examples import strongest_cases
 from ensemble.report.run_data import RunData
 from ensemble.report.slices import Bools, Slice, strata
-from ensemble.statistics.bootstrap import contrast, group_interval
+from ensemble.statistics.bootstrap import Interval, contrast, group_interval
+from ensemble.statistics.interval_words import above_zero, below_zero, too_few
 from ensemble.statistics.standard_errors import holm, p_value
 from oof.classes import CLASSES
 from oof.metrics import Floats, Integers, row_log_loss
@@ -77,16 +78,16 @@ def compare(names: tuple[str, str], run: RunData, slices: list[Slice]) -> dict[s
     adjusted = holm([row["p"] for row in rows[1:]])  # the overall difference is a single, planned test
     for row, p in zip(rows, [rows[0]["p"], *adjusted], strict=True):
         row["p_adjusted"] = p
-        row["finding"] = _finding(row["advantage"]["value"], p, names)
+        row["finding"] = _finding(row, names)
     return {"first": names[0], "second": names[1], "overall": rows[0], "slices": rows[1:]}
 
 
-def _finding(advantage: float, p: float | None, names: tuple[str, str]) -> str:
-    if p is None:
-        return "too few groups to say"
-    if p >= ALPHA:
+def _finding(row: dict[str, Any], names: tuple[str, str]) -> str:
+    if row["p_adjusted"] is None:
+        return too_few(row["n_groups"])
+    if row["p_adjusted"] >= ALPHA:
         return "no difference shown"
-    return f"{names[0] if advantage > 0 else names[1]} better"
+    return f"{names[0] if row['advantage']['value'] > 0 else names[1]} better"
 
 
 def corpus_effect(advantage: Floats, in_corpus: Bools, groups: Integers, strata: Integers, seed: int) -> dict[str, Any]:
@@ -106,12 +107,12 @@ def corpus_effect(advantage: Floats, in_corpus: Bools, groups: Integers, strata:
         effect[name] = group_interval(advantage[at], groups[at], seed) if at.any() else None
     effect["difference"] = contrast(advantage, in_corpus, groups, seed)
     effect["matched"] = contrast(advantage, in_corpus, groups, seed, strata)
-    low, high = effect["difference"]["low"], effect["difference"]["high"]
-    if low is None or high is None:
-        effect["finding"] = "too few groups to say"
-    elif low > 0:
+    difference: Interval = effect["difference"]
+    if difference["low"] is None:
+        effect["finding"] = too_few(difference.get("groups", 0))  # 0 where all prompts are on one side
+    elif above_zero(difference):
         effect["finding"] = "larger on prompts in the corpus"
-    elif high < 0:
+    elif below_zero(difference):
         effect["finding"] = "smaller on prompts in the corpus"
     else:
         effect["finding"] = "no difference shown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 
 from ensemble.contamination import check
 from ensemble.evaluation.run_table import true_probabilities
+from ensemble.features.battle_features import has_text
 from ensemble.features.design_matrix import join_logits
-from ensemble.stacking.stage import read_predictions
+from ensemble.stacking.stage import load_inputs, load_teacher, read_predictions
 from oof.common.atomic_files import read_json, read_parquet, verified
 from oof.common.errors import UserError
+from oof.config.load import to_dict
+from oof.config.stored import load_for_run, stored_settings
 from oof.jobs.dataset import load_battles
 from oof.metrics import softmax_mean
 
@@ -82,6 +86,11 @@ class RunData:
         return [*(n for n in stages if n in BASELINES), *self.members, *(n for n in stages if n not in BASELINES)]
 
     @property
+    def has_text(self) -> bool:
+        """Whether any battle has a text; logits that were made elsewhere may come with verdicts alone."""
+        return has_text(self.table)
+
+    @property
     def seed(self) -> int:
         return int(self.record.get("config", {}).get("seed", 0))
 
@@ -94,11 +103,14 @@ class RunData:
 
 
 def load_run(folder: Path) -> RunData:
-    """Read a run folder.
+    """Read a run folder, or the files of ``stack.logits`` that it was made from.
 
     Raises:
         UserError: stage one has not finished there, or a file does not cover the run's battles.
     """
+    own = _own_logits_run(folder)
+    if own is not None:
+        return own
     table = load_battles(folder).filter(pl.col("role") == "train")
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder}: no finished stage one here; run 'make oof' with this RUN first")
@@ -128,6 +140,31 @@ def load_run(folder: Path) -> RunData:
         manifests={name: _json(folder / path) for name, path in MANIFESTS.items()},
         jobs={name: _jobs(folder / "oof" / name) for name in logits} | {"student": _jobs(folder / "distill")},
         in_corpus=check.read_contaminated(folder, ids),
+    )
+
+
+def _own_logits_run(folder: Path) -> RunData | None:
+    """Return the data of a run of ``stack.logits``, which has only stage two; None if the folder is none."""
+    stored = stored_settings(folder)
+    if stored is None or not (stored.get("stack") or {}).get("logits") or (folder / "run.json").is_file():
+        return None
+    with chdir("."):  # the paths start where the run was made
+        config = load_for_run(None, [f"run={folder.absolute()}"])
+        inputs = load_inputs(config)
+        load_teacher(config, inputs)  # raises if stage two is missing or out of date
+    probs = {name: softmax_mean(values) for name, values in inputs.logits.items()}
+    predictions = read_predictions(folder / "stack" / "predictions.parquet", inputs.table["id"])
+    probs |= {name: p for name, p in predictions.items() if not name.startswith("member:")}
+    return RunData(
+        folder=folder,
+        record={"config": to_dict(config)},
+        table=inputs.table,
+        labels=inputs.labels,
+        groups=inputs.groups,
+        folds=inputs.folds,
+        logits=inputs.logits,
+        probs=probs,
+        manifests={name: _json(folder / path) for name, path in MANIFESTS.items()},
     )
 
 

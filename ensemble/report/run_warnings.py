@@ -13,7 +13,8 @@ import polars as pl
 
 from ensemble.report.run_data import OUTCOMES, RunData
 from ensemble.statistics.bootstrap import paired_difference
-from ensemble.statistics.standard_errors import robust_error
+from ensemble.statistics.interval_words import below_zero
+from ensemble.statistics.standard_errors import standard_error
 from oof.classes import WINNER_COLUMNS
 from oof.metrics import Floats
 
@@ -21,6 +22,7 @@ RARE_CLASS = 0.10  # smaller shares of a class give a warning
 MUCH_TRUNCATED = 0.10  # larger shares of truncated battles give a warning
 DRIFT = 0.05  # difference between a mean probability of the submission and the class's share
 FOLD_DRIFT = 0.05  # nats between the loss of one fold and of the others …
+DRIFT_GROUPS = 10  # fewer groups in a fold, or in all others, give no warning
 ERRORS = 4.0  # … and standard errors that it must exceed too, because there are dozens of folds times predictors
 
 
@@ -69,11 +71,15 @@ def _leaks(run: RunData, losses: Mapping[str, Floats], audit: list[dict[str, Any
         "model that was trained on these battles."
         for name, reasons in run.step("stack").get("possibly_in_sample", {}).items()
     ]
+    notes = run.step("stack").get("in_sample_notes", {})
+    leaks += [
+        f"Possible leak: check that the logits of {name} are out of fold: {note}." for name, note in notes.items()
+    ]
     if "bayes" in losses:
         leaks += [
             f"Possible leak: {name} is better than the true class probabilities, and the 95 % interval excludes 0."
             for name, values in losses.items()
-            if name != "bayes" and paired_difference(values, losses["bayes"], run.groups, run.seed)["high"] < 0
+            if name != "bayes" and below_zero(paired_difference(values, losses["bayes"], run.groups, run.seed))
         ]
     return leaks
 
@@ -87,10 +93,10 @@ def _fold_drift(run: RunData, losses: Mapping[str, Floats]) -> list[str]:
             if at.all():
                 continue
             gap = float(losses[name][at].mean() - losses[name][~at].mean())
-            errors = [robust_error(losses[name][rows], run.groups[rows]) for rows in (at, ~at)]
-            if None in errors or abs(gap) <= FOLD_DRIFT:
+            if abs(gap) <= FOLD_DRIFT or min(len(np.unique(run.groups[rows])) for rows in (at, ~at)) < DRIFT_GROUPS:
                 continue
-            if abs(gap) > ERRORS * float(np.hypot(*np.array(errors, dtype=np.float64))):
+            inside, outside = (standard_error(losses[name][rows], run.groups[rows]) for rows in (at, ~at))
+            if abs(gap) > ERRORS * np.hypot(inside, outside):
                 drifts.append(
                     f"Drift: {name}'s log loss in fold {fold} differs by {gap:+.3f} nats from the other folds, more "
                     "than chance explains; look at that job's loss curve."

@@ -78,7 +78,7 @@ def comparison_blocks(pair: Report, name: str) -> list[Block]:
     return [
         table(f"{first} against {second} by slice", head, rows),
         text(
-            "The bootstrap resamples groups of near-duplicate prompts; each interval holds for its slice alone. The "
+            "Intervals are over groups of near-duplicate prompts; each holds for its slice alone. The "
             "p-values of all slices in this table are adjusted together (Holm), so the probability that any of the "
             "findings is false is at most 5 %. A predictor that expects more ties gains on ties and loses on decided "
             "battles whatever its quality: read those two rows together."

@@ -58,6 +58,8 @@ def ties(report: Report) -> Section:
 
 def _tie_origins(report: Report) -> list[Block]:
     rows, names = report["ties"]["origins"], list(report["ties"]["predictors"])
+    if not rows:  # battles without texts
+        return []
     head = ["battles with", "n", "tie rate", "share of all ties"]
     head += [f"{name}: {value}" for name in names for value in ("mean P(tie)", "loss")]
     cells = []
@@ -86,6 +88,8 @@ def _tie_calibration(predictors: Report) -> list[Block]:
 def prompt_quality(report: Report) -> Section:
     """Return the section about prompt quality."""
     quality = report["quality"]
+    if not quality:  # battles without texts
+        return Section("quality", "Prompt quality", [])
     blocks = [
         text("{n} of {all} prompts ({share}) are junk by the heuristics below. "
              "<code>data.min_prompt_quality</code> leaves prompts of lower quality out of <em>training</em> only; "
@@ -148,8 +152,6 @@ def biases(report: Report) -> Section:
          interval(m["distance"])]
         for name, m in bias["models"].items()
     ]  # fmt: skip
-    slopes = [[name, number(value, 3, signed=True)] for name, value in bias["length"]["slopes"].items()]
-    alt = "P(A wins) - P(B wins) by the ratio of the responses' lengths: verdicts with intervals, predictors as lines."
     return Section(
         "position",
         "Position and length bias",
@@ -158,8 +160,16 @@ def biases(report: Report) -> Section:
                  "minus the share that B wins.", margin=interval(bias["verdicts"], share=True)),
             table("Position bias of the models", ["model", "most probable class depends on the order",
                   "P(first wins) - P(second wins)", "distance between the orders"], rows),
-            table("Length bias: slope of P(A wins) - P(B wins) by the log ratio of characters",
-                  ["", "slope"], slopes),
-            figure(alt, charts.length_curves("length", alt, bias["length"])),
+            *_length_bias(bias["length"]),
         ],
     )  # fmt: skip
+
+
+def _length_bias(length: Report | None) -> list[Block]:
+    """Return table and figure; nothing of battles without texts."""
+    if length is None:
+        return []
+    slopes = [[name, number(value, 3, signed=True)] for name, value in length["slopes"].items()]
+    alt = "P(A wins) - P(B wins) by the ratio of the responses' lengths: verdicts with intervals, predictors as lines."
+    title = "Length bias: slope of P(A wins) - P(B wins) by the log ratio of characters"
+    return [table(title, ["", "slope"], slopes), figure(alt, charts.length_curves("length", alt, length))]

@@ -46,8 +46,8 @@ def summary(report: Report) -> Section:
         figure(alt, charts.forest("summary", alt, forest, "log loss in nats (95 % interval)", zero=False)),
         table("Paired differences of log loss (below 0: the first is better)", ["first", "second", "difference"],
               [[p["first"], p["second"], interval(p["difference"], signed=True)] for p in content["paired"]]),
-        text("{n} battles. 95 % intervals: percentile bootstrap over groups of near-duplicate prompts.",
-             n=count(content["n"])),
+        text("{n} battles. 95 % intervals over groups of near-duplicate prompts: percentile bootstrap, and where there "
+             "are few groups the jackknife with Student's t.", n=count(content["n"])),
         *_cost(report["cost"]),
         table(f"Audit of the run: {_statuses(content['audit'])}", ["status", "check", "finding"],
               [[f["status"], f["check"], f["message"]] for f in content["audit"]], folded=True),
@@ -119,9 +119,12 @@ def data(report: Report) -> Section:
              n=count(content["n"]), groups=count(content["n_groups"]), several=count(content["n_groups_of_several"]),
              largest=count(content["largest_group"]),
              **{k: percent(v) for k, v in zip(CLASSES, content["shares"], strict=True)}),
-        figure(alt, charts.histogram("lengths", alt, histogram["counts"], histogram["edges"], "characters")),
-        table("Quantiles of characters", ["", *quantiles], lengths),
     ]  # fmt: skip
+    if lengths:
+        drawn = charts.histogram("lengths", alt, histogram["counts"], histogram["edges"], "characters")
+        blocks += [figure(alt, drawn), table("Quantiles of characters", ["", *quantiles], lengths)]
+    else:
+        blocks.append(text("The battles have no texts, so this page has no slices by text, prompt quality or lengths."))
     if content["tokens"]:
         rows = [[t["tokenizer"], count(t["budget"]), percent(t["truncated"]), *(number(v, 0) for v in t["quantiles"])]
                 for t in content["tokens"]]  # fmt: skip

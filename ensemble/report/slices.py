@@ -54,14 +54,20 @@ def battle_properties(table: pl.DataFrame) -> pl.DataFrame:
     return properties.with_columns(quality, log_ratio=((pl.col("chars_a") + 1) / (pl.col("chars_b") + 1)).log())
 
 
-def slices_of(properties: pl.DataFrame, labels: Integers, in_corpus: Bools | None = None) -> list[Slice]:
+def slices_of(
+    properties: pl.DataFrame, labels: Integers, in_corpus: Bools | None = None, has_text: bool = True
+) -> list[Slice]:
     """Return the slices in the order of the report, without those of fewer than ``LEAST`` or of all battles.
 
     Args:
         properties: (n) battles, as :func:`battle_properties` returns them.
         labels: (n,) classes.
         in_corpus: (n,) whether the prompt is in a corpus; None without a contamination check.
+        has_text: whether the battles have texts; without them, all slices but those of the verdict are left out.
     """
+    verdicts = [Slice("verdict", "decided", labels != 2), Slice("verdict", "tie", labels == 2)]
+    if not has_text:
+        return [part for part in verdicts if part.flags.sum() >= LEAST and not part.flags.all()]
     quarter = length_quarters(properties)
     ratio, turns = np.exp(np.abs(properties["log_ratio"].to_numpy())), properties["turns"].to_numpy()
     code, junk = properties["code"].to_numpy(), properties["quality"].to_numpy() < JUNK
@@ -77,8 +83,7 @@ def slices_of(properties: pl.DataFrame, labels: Integers, in_corpus: Bools | Non
         Slice("code", "without code", ~code),
         Slice("prompt quality", "junk", junk),
         Slice("prompt quality", "not junk", ~junk),
-        Slice("verdict", "decided", labels != 2),
-        Slice("verdict", "tie", labels == 2),
+        *verdicts,
     ]
     if "both_bad" in properties.columns:
         both_bad = properties["both_bad"].to_numpy()

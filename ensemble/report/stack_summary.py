@@ -103,6 +103,8 @@ def _rows(content: Any) -> Iterator[dict[str, Any]]:
 def _numbers(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in row.items():
+        if name == "groups" and prefix:
+            continue  # of an interval without bounds; the table's own entry has the number
         if isinstance(value, dict):
             flat |= _numbers(value, f"{prefix}{name} ")
         elif isinstance(value, str | int | float) and not isinstance(value, bool):

@@ -8,6 +8,7 @@ from typing import Any
 from ensemble.report.run_data import RunData, flatten
 from ensemble.report.run_warnings import run_warnings
 from ensemble.statistics.bootstrap import group_interval, paired_difference
+from ensemble.statistics.interval_words import above_zero, too_few
 from ensemble.statistics.scores import scores
 from oof.audit.run import audit_run
 from oof.common.errors import UserError
@@ -65,9 +66,14 @@ def recommendation(losses: Mapping[str, Floats], run: RunData, best: str) -> dic
     """
     if not {"student", "calibrated"} <= set(losses):
         choice = next((name for name in ("student", "calibrated") if name in losses), best)
-        return {"choice": choice, "command": _command(choice), "reason": "it is the only model of this run"}
+        own = run.config.get("stack", {}).get("logits")
+        command = " ".join(f"{name}=FILE" for name in own) if own else ""
+        command = f'TEST_LOGITS="{command}"' if own else _command(choice)
+        return {"choice": choice, "command": command, "reason": "it is the only model of this run"}
     difference = paired_difference(losses["student"], losses["calibrated"], run.groups, run.seed)
-    if difference["low"] > 0:
+    if "groups" in difference:
+        choice, reason = "student", f"{too_few(difference['groups'])}, and it runs one model on each battle"
+    elif above_zero(difference):
         choice = "calibrated"
         reason = "the ensemble is shown to be better than the student, but it runs every member on each battle"
     else:

@@ -15,7 +15,8 @@ import polars as pl
 
 from ensemble.report.slices import Bools
 from ensemble.statistics.binning import bin_means, equal_mass_bins
-from ensemble.statistics.bootstrap import contrast, group_interval
+from ensemble.statistics.bootstrap import Interval, contrast, group_interval
+from ensemble.statistics.interval_words import above_zero, too_few
 from ensemble.statistics.scores import tie_recall
 from oof.metrics import Floats, Integers, row_log_loss
 
@@ -68,12 +69,12 @@ def tie_report(probs: Floats, labels: Integers, groups: Integers, seed: int) -> 
     }
 
 
-def _finding(gap: dict[str, float | None], excess: dict[str, float]) -> str:
-    if gap["value"] is None or gap["value"] < LEAST_GAP or (gap["low"] is not None and gap["low"] <= 0):
+def _finding(gap: Interval, excess: Interval) -> str:
+    if "groups" in gap:
+        return too_few(gap["groups"])
+    if gap["value"] is None or gap["value"] < LEAST_GAP or not above_zero(gap):
         return "blind to ties"
-    if gap["low"] is None:
-        return "too few groups to say"
-    return "weak on ties" if excess["low"] > 0 else "sees ties"
+    return "weak on ties" if above_zero(excess) else "sees ties"
 
 
 def _calibration(p: Floats, ties: Bools, groups: Integers) -> list[dict[str, Any]]:

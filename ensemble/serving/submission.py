@@ -10,21 +10,19 @@ Sources: Kaggle "LMSYS - Chatbot Arena Human Preference Predictions" (probabilit
 
 from __future__ import annotations
 
-import csv
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.distillation.plan import ONLY_LOGITS
-from ensemble.serving.chunks import cut_file
+from ensemble.serving.chunks import chunks
 from ensemble.serving.earlier_submission import (
     MANIFEST,
     SUBMISSION,
@@ -32,24 +30,23 @@ from ensemble.serving.earlier_submission import (
     keep_other_battles,
     refuse_other_battles,
 )  # fmt: skip
-from ensemble.stacking.stage import load_ensemble
-from oof.classes import WINNER_COLUMNS, A, B
-from oof.common.atomic_files import read_json, read_parquet, replacing, write_parquet
+from ensemble.serving.own_logits import OwnLogitsTest
+from ensemble.serving.submission_file import write_submission
+from ensemble.stacking.prediction_inputs import test_logits_paths
+from ensemble.stacking.stage import load_ensemble, load_inputs, load_stack
+from oof.classes import WINNER_COLUMNS
+from oof.common.atomic_files import read_json, write_parquet
 from oof.common.digests import digest, file_digest
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS, logits_of
 from oof.common.steps import Step
 from oof.config import Config, Data
 from oof.data import readers
-from oof.data.battles import read_battles
 from oof.jobs import fold_job
 from oof.jobs.dataset import FORMAT, load_battles, other_arena, resolve_data
 from oof.jobs.source_files import remember
 from oof.metrics import softmax_mean
 
-SUM_TOLERANCE = 1e-6
-COLUMNS = {"probabilities": ["id", *WINNER_COLUMNS], "winner": ["id", "winner"]}  # by predict.format
-WINNERS = ("model_a", "model_b")  # the values of column "winner"
 Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]  # table of (n) battles -> (n, 3) probabilities
 
 
@@ -61,67 +58,137 @@ class Prediction:
         ran: whether battles were scored; False: the submission was up to date.
         files: the test files.
         n: battles in the submission.
+        model: that predicted them, "student" or "ensemble".
         kept: where the earlier submission, of other battles, is kept; None if there was none.
     """
 
     ran: bool
     files: list[str]
     n: int
+    model: str
     kept: Path | None = None
 
 
-def run_predict(config: Config, redo: bool = False) -> Prediction:
+@dataclass(frozen=True)
+class _Source:
+    """Test battles and the model that predicts them.
+
+    Attributes:
+        model: "student" or "ensemble".
+        names: of the files of test battles.
+        files: path and sha256 of every file that the prediction depends on.
+        settings: that it depends on.
+        tables: folder for chunks of large files -> tables of battles.
+        scorer: opens the model; called only if there is something to score.
+        remembered: settings that the run remembers.
+    """
+
+    model: str
+    names: list[str]
+    files: list[tuple[str, str]]
+    settings: list[Any]
+    tables: Callable[[Path], Iterator[pl.DataFrame]]
+    scorer: Callable[[], Scorer]
+    remembered: tuple[str, ...]
+
+
+def run_predict(config: Config, redo: bool = False, own: OwnLogitsTest | None = None) -> Prediction:
     """Score the test battles with ``predict.model`` and write ``RUN/submission.csv`` unless it is up to date.
 
     Args:
         config: of the command.
         redo: replace a submission of other battles; it is kept beside the new one.
+        own: the test battles of ``stack.test_logits``, where they have been read.
 
     Raises:
         UserError: there are no test battles, the model's stage is missing, a submission of other battles would be
             replaced, or the result is not a valid submission. Nothing was written.
     """
     run = Path(config.run)
-    if config.stack.logits:
-        raise UserError(f"{run}: {ONLY_LOGITS}; predict in a RUN of your own fold jobs, which 'make oof' begins")
-    stage = {"student": "distill", "ensemble": "stack"}[config.predict.model]
+    model = "ensemble" if config.stack.logits else config.predict.model
+    stage = {"student": "distill", "ensemble": "stack"}[model]
     manifest = run / stage / "manifest.json"
     if not manifest.is_file():
-        raise UserError(f"{manifest}: no {config.predict.model} here yet; run 'make {stage}' with this RUN first")
-    data = _test_data(config)
+        raise UserError(f"{manifest}: no {model} here yet; run 'make {stage}' with this RUN first")
+    source = _own_logits_source(config, own) if config.stack.logits else _run_source(config)
     model_key = read_json(manifest)["key"]
-    files = [(path, file_digest(Path(path))) for path in readers.expand(data.test)]
-    settings = [config.predict.model, data.columns, data.on_bad_row]
-    settings += [config.predict.format] if config.predict.format != "probabilities" else []
-    key = digest("submission", FORMAT, settings, model_key, config.prompts, files)
+    key = digest("submission", FORMAT, source.settings, model_key, config.prompts, source.files)
     step = Step(run, key, manifest=MANIFEST)
     parts = Step(run / "predict", digest(key, config.predict.chunk))
     finished = step.manifest()
     if finished is not None:
         shutil.rmtree(parts.folder, ignore_errors=True)  # left by a kill after the manifest was written
-        return Prediction(False, data.test, int(finished["n"]))
+        return Prediction(False, source.names, int(finished["n"]), model)
     if not Step(manifest.parent, model_key).done:
         raise UserError(f"{manifest.parent}: damaged (see above); run 'make {stage}' with this RUN again")
     if not redo and not parts.begun:  # a call that was killed has been let through before
         with tempfile.TemporaryDirectory() as folder:
-            digests = [sha for _, sha in files]
-            refuse_other_battles(run, ", ".join(data.test), digests, chunks(config, data, Path(folder)))
-    scorer = _student_scorer(config) if config.predict.model == "student" else _ensemble_scorer(config)
+            digests = [sha for _, sha in source.files]
+            refuse_other_battles(run, ", ".join(source.names), digests, source.tables(Path(folder)))
+    scorer = source.scorer()
     battles = PredictedBattles()
     parts.begin()
     try:
-        tables = (battles.add(table) for table in chunks(config, data, parts.folder))
+        tables = (battles.add(table) for table in source.tables(parts.folder))
         paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(tables)]
         kept = keep_other_battles(run, battles)
         n = write_submission(run / SUBMISSION, paths, config.predict.format)
     except UserError:
         shutil.rmtree(parts.folder)
         raise
-    remember(config, ("predict", "data.test"))
-    entries = {"model": config.predict.model, "n": n, "test": files, "battles": battles.digest}
+    remember(config, source.remembered)
+    entries = {"model": model, "n": n, "test": source.files, "battles": battles.digest}
     step.finish(entries, files=[SUBMISSION])
     shutil.rmtree(parts.folder)
-    return Prediction(True, data.test, n, kept)
+    return Prediction(True, source.names, n, model, kept)
+
+
+def _run_source(config: Config) -> _Source:
+    """Return the battles of ``data.test``, predicted by the run's own models."""
+    if config.stack.test_logits:
+        raise UserError(
+            f"{config.run}: stack.test_logits (TEST_LOGITS) has no effect here: this run's own models predict "
+            "data.test; it belongs to a RUN with stack.logits (LOGITS)"
+        )
+    data = _test_data(config)
+    settings: list[Any] = [config.predict.model, data.columns, data.on_bad_row]
+    settings += [config.predict.format] if config.predict.format != "probabilities" else []
+    return _Source(
+        config.predict.model,
+        data.test,
+        _digests(data.test),
+        settings,
+        lambda folder: chunks(config, data, folder),
+        lambda: _student_scorer(config) if config.predict.model == "student" else _ensemble_scorer(config),
+        ("predict", "data.test"),
+    )
+
+
+def _own_logits_source(config: Config, own: OwnLogitsTest | None) -> _Source:
+    """Return the battles of ``stack.test_logits``, predicted by the stack; its files are read only if need be."""
+    paths = test_logits_paths(config)
+    read = cache(lambda: own or OwnLogitsTest.read(config, load_inputs(config)))
+    names = config.data.test or [next(iter(paths.values()))]
+    settings = ["own logits", list(paths), config.data.columns, config.data.on_bad_row, config.predict.format]
+
+    def scorer() -> Scorer:
+        battles = read()
+        stack = load_stack(config, battles.inputs)
+        return lambda table: battles.probabilities(stack, table)
+
+    return _Source(
+        "ensemble",
+        names,
+        _digests([*config.data.test, *paths.values()]),
+        settings,
+        lambda folder: read().tables(folder),
+        scorer,
+        ("predict", "data.test", "stack.logits", "stack.test_logits"),
+    )
+
+
+def _digests(patterns: Sequence[str]) -> list[tuple[str, str]]:
+    return [(path, file_digest(Path(path))) for path in readers.expand(patterns)]
 
 
 def _test_data(config: Config) -> Data:
@@ -135,22 +202,6 @@ def _test_data(config: Config) -> Data:
     if not data.test:
         raise UserError("no battles to predict: set data.test (make predict TEST=test.csv)")
     return data
-
-
-def chunks(config: Config, data: Data, folder: Path) -> Iterator[pl.DataFrame]:
-    """Yield tables of the test battles in their files' order, ``predict.chunk`` rows at a time.
-
-    Raises:
-        UserError: as :func:`oof.data.battles.read_battles`; names the file and the row, not the chunk.
-    """
-    rows = config.predict.chunk
-    for path in readers.expand(data.test):
-        for chunk in cut_file(Path(path), rows, folder / "chunk"):
-            try:
-                table = read_battles(replace(data, test=[str(chunk.path)]), seed=config.seed, roles=("test",)).table
-            except UserError as error:
-                raise chunk.error(error) from error
-            yield from (table[start : start + rows] for start in range(0, table.height, rows))
 
 
 def _part(folder: Path, i: int, table: pl.DataFrame, scorer: Scorer) -> Path:
@@ -193,79 +244,3 @@ def _ensemble_scorer(config: Config) -> Scorer:
         return result.predict(result.design(table.with_columns(*counts), logits))
 
     return score
-
-
-def write_submission(path: Path, parts: Sequence[Path], form: str = "probabilities") -> int:
-    """Write a submission from its parts and check it; an older one is replaced only by a complete, valid one.
-
-    Args:
-        path: the CSV file.
-        parts: Parquet files with id and the three probabilities, in the test files' order.
-        form: ``predict.format``.
-
-    Returns:
-        The number of battles.
-
-    Raises:
-        UserError: an id occurs twice, a probability is not valid, or the written file is not.
-    """
-    ids = pl.concat([read_parquet(part)["id"] for part in parts])
-    if ids.n_unique() != len(ids):
-        repeated = ids.filter(ids.is_duplicated())[0]
-        raise UserError(f"the test files have id {repeated!r} more than once; a submission needs unique ids")
-    with replacing(path) as temporary:
-        _write_csv(temporary, parts)
-        check_submission(temporary, ids)
-        if form == "winner":
-            _write_csv(temporary, parts, winners)
-            check_submission(temporary, ids, form)
-    return len(ids)
-
-
-def _write_csv(path: Path, parts: Sequence[Path], change: Callable[[pl.DataFrame], pl.DataFrame] | None = None) -> None:
-    with path.open("wb") as file:
-        for i, part in enumerate(parts):
-            frame = read_parquet(part)
-            (change(frame) if change else frame).write_csv(file, include_header=i == 0)
-
-
-def winners(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return id and winner of (n) battles: the more probable of A and B, whatever the probability of a tie.
-
-    Args:
-        frame: id and the three probabilities.
-    """
-    b_wins = pl.col(WINNER_COLUMNS[B]) > pl.col(WINNER_COLUMNS[A])
-    return frame.select("id", pl.when(b_wins).then(pl.lit(WINNERS[B])).otherwise(pl.lit(WINNERS[A])).alias("winner"))
-
-
-def check_submission(path: Path, ids: pl.Series, form: str = "probabilities") -> None:
-    """Check that a file has the format's columns, these ids in this order, and a valid prediction for each.
-
-    Raises:
-        UserError: it has not; the first line that is wrong is named.
-    """
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        header = next(reader, [])
-        if header != COLUMNS[form]:
-            raise UserError(f"the submission's columns are {header}; nothing was replaced")
-        ends = chain(iter(ids), [None])
-        for line, (row, expected) in enumerate(zip(chain(reader, [None]), ends, strict=True), 2):
-            if row is None or expected is None:
-                if row is not None or expected is not None:
-                    raise UserError(f"the submission does not have {len(ids)} rows; nothing was replaced")
-                break
-            fault = f"has id {row[:1]}, not {expected!r}" if row[:1] != [expected] else _fault(row[1:], form)
-            if fault:
-                raise UserError(f"the submission's line {line} {fault}; nothing was replaced")
-
-
-def _fault(cells: Sequence[str], form: str) -> str:
-    """Return what is wrong with the cells after a line's id; "" if nothing is."""
-    if form == "winner":
-        return "" if len(cells) == 1 and cells[0] in WINNERS else f"has {cells}, not model_a or model_b"
-    probs = [float(cell or "nan") for cell in cells]
-    if len(probs) != len(WINNER_COLUMNS) or not all(math.isfinite(p) and 0 <= p <= 1 for p in probs):
-        return "has no finite probabilities"
-    return f"sums to {sum(probs):.7f}" if abs(sum(probs) - 1) > SUM_TOLERANCE else ""

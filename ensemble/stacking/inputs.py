@@ -56,6 +56,7 @@ class Inputs:
         folds: (n,).
         logits: member -> (n, 2, 3) float32.
         origin: entries of the manifest that say where logits and folds came from; empty for a run's own.
+        left_out: reasons by member that ``stack.strict`` left out of ``logits``.
     """
 
     table: pl.DataFrame
@@ -64,6 +65,7 @@ class Inputs:
     folds: NDArray[np.int64]
     logits: dict[str, NDArray[np.float32]]
     origin: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def read_logits(path: str) -> LogitsFile:
     if "id" not in raw.columns:
         raise UserError(f"{path}: missing column 'id'; logits are joined to battles by id, never by position")
     ids = pl.Series("id", _each(path, "id", raw.columns["id"], raw.rows, parse_cells.identifier), dtype=pl.String)
-    sets, orders = _columns(path, raw.columns)
+    sets, orders = _columns(path, raw.names)
     values = np.stack([_numbers(path, name, raw.columns[name], raw.rows) for name in sum(sets, ())], axis=1)
     values = values.reshape(len(ids), len(sets), 3)
     if not len(ids):
@@ -161,7 +163,7 @@ def read_logits(path: str) -> LogitsFile:
     return LogitsFile(frame, f"{kind}, {orders}, {len(ids)} rows")
 
 
-def _columns(path: str, columns: dict[str, list[Any]]) -> tuple[list[tuple[str, ...]], str]:
+def _columns(path: str, columns: list[str]) -> tuple[list[tuple[str, ...]], str]:
     """Return the triples of columns to read, and the orders in words."""
     both = [names for names in ORDER_COLUMNS.values() if set(names) <= set(columns)]
     if len(both) == 2:

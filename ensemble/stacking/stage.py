@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,8 @@ def load_inputs(config: Config) -> Inputs:
         UserError: stage one has not finished, or was made with other settings; a file of logits does not fit.
     """
     if config.stack.logits:
-        return external_inputs(config)
+        inputs = external_inputs(config)
+        return _without_suspects(config, inputs) if config.stack.strict else inputs
     run = Path(config.run)
     table = load_battles(run).filter(pl.col("role") == "train")
     if not (run / "run.json").is_file():
@@ -59,6 +60,35 @@ def load_inputs(config: Config) -> Inputs:
         logits[name] = join_logits(table["id"].to_list(), frame)
     labels, groups, folds = (table[name].to_numpy().astype(np.int64) for name in ("label", "group", "fold"))
     return Inputs(table, labels, groups, folds, logits)
+
+
+def _without_suspects(config: Config, inputs: Inputs) -> Inputs:
+    """Return the inputs without the members that are possibly in-sample.
+
+    Raises:
+        UserError: no member is left.
+    """
+    left_out = suspected_members(config, inputs)
+    if not left_out:
+        return inputs
+    logits = {name: values for name, values in inputs.logits.items() if name not in left_out}
+    if not logits:
+        raise UserError(
+            f"stack.strict: every member is possibly in-sample ({', '.join(left_out)}), so none is left; give logits "
+            "of models that were not trained on these battles, or set stack.strict=false to see their scores"
+        )
+    logger.warning("stack.strict: left out: %s", ", ".join(left_out))
+    return replace(inputs, logits=logits, left_out=left_out)
+
+
+def suspected_members(config: Config, inputs: Inputs) -> dict[str, list[str]]:
+    """Return the members that are possibly in-sample; of a run's own fold jobs, the audit proves that none is."""
+    from ensemble.stacking.leakage import leaked_members  # SciPy's optimisers take half a second to import
+
+    if not config.stack.logits:
+        return {}
+    rows = inputs.labels, inputs.folds, inputs.groups
+    return leaked_members(inputs.logits, *rows, config.stack.in_sample_margin, config.seed)
 
 
 def _refuse_other_settings(run: Path, config: Config) -> None:
@@ -92,18 +122,25 @@ def _step(config: Config, inputs: Inputs) -> Step:
     logits = [digest(inputs.logits[name]) for name in sorted(inputs.logits)]
     battles = [inputs.table["id"].to_list(), digest(inputs.labels, inputs.groups, inputs.folds)]
     settings = without_speed_settings(config.stack)
+    settings.pop("test_logits", None)  # read by predict; the fits do not depend on them
     data = list(config.members), logits, battles, inputs.origin
     key = digest("stack", FORMAT, settings, config.seed, *data, FEATURES_VERSION, STACKING_VERSION)
     return Step(Path(config.run) / "stack", key)
 
 
-def run_stack(config: Config) -> bool:
-    """Cross-fit, calibrate and save the stack unless it is up to date; return whether anything ran."""
-    inputs = load_inputs(config)
+def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
+    """Cross-fit, calibrate and save the stack unless it is up to date; return whether anything ran.
+
+    Args:
+        config: of the command.
+        inputs: of :func:`load_inputs`, where they have been read.
+    """
+    inputs = inputs or load_inputs(config)
     step = _step(config, inputs)
     # All settings of a run with logits of its own stage one were stored by that; other logits have no stage before.
     remember(config, () if config.stack.logits else ("stack",))
     if step.done:
+        _keep_battles(config, inputs, step)
         return False
     n_folds, names = len(np.unique(inputs.folds)), ", ".join(inputs.logits)
     logger.info("stack: %s battles in %d folds, logits of %s", f"{inputs.table.height:,}", n_folds, names)
@@ -112,7 +149,7 @@ def run_stack(config: Config) -> bool:
     # LightGBM, SciPy and scikit-learn take two seconds to import, so only when there is work for them.
     from ensemble.stacking.baselines import count_terms
     from ensemble.stacking.cross_fit import cross_fit
-    from ensemble.stacking.leakage import leaked_members
+    from ensemble.stacking.leakage import note_on_lone_member
     from ensemble.statistics.score_table import score_table
 
     design = build_design(inputs.table, inputs.logits)
@@ -124,14 +161,30 @@ def run_stack(config: Config) -> bool:
     predictions = {**result.predictions, **members}
     frame = predictions_frame(inputs.table["id"], predictions)
     write_parquet(step.folder / "predictions.parquet", frame)
+    _keep_battles(config, inputs, step)
     write_json(step.folder / "scores.json", score_table(predictions, inputs.labels, inputs.groups, config.seed))
     losses = {name: log_loss(probs, inputs.labels) for name, probs in result.predictions.items()}
-    leaked = leaked_members(inputs.logits, inputs.labels, inputs.folds, config.stack.in_sample_margin, config.seed)
+    leaked = inputs.left_out or suspected_members(config, inputs)
+    own = not config.stack.logits
+    notes = {} if own else note_on_lone_member(inputs.logits, inputs.labels, inputs.groups, config.seed)
     seconds = round(time.monotonic() - started, 1)  # of the last call, if the first was interrupted
-    entries = {"possibly_in_sample": leaked, "log_loss": losses, "features": result.features, "seconds": seconds}
+    entries = {
+        "possibly_in_sample": leaked,
+        "in_sample_notes": notes,
+        "log_loss": losses,
+        "features": result.features,
+        "seconds": seconds,
+    }
     step.finish({**entries, **inputs.origin, **result.manifest_entries()})
     logger.info("stack: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     return True
+
+
+def _keep_battles(config: Config, inputs: Inputs, step: Step) -> None:
+    """Write the battles and folds of ``stack.logits`` for the audit; otherwise stage one has them."""
+    path = step.folder / "battles.parquet"
+    if config.stack.logits and not path.is_file():
+        write_parquet(path, inputs.table)
 
 
 def load_teacher(config: Config, inputs: Inputs) -> NDArray[np.float64]:

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.statistics.standard_errors import LEAST_GROUPS, Z95, error_of_group_sums
+from ensemble.statistics.standard_errors import (
+    FEW_GROUPS,
+    LEAST_GROUPS,
+    Z95,
+    effective_groups,
+    error_of_group_sums,
+    half_width,
+    mean_error,
+)
 from oof.metrics import Floats, Integers
 
 
@@ -27,9 +35,10 @@ def equal_mass_bins(values: Floats, n_bins: int) -> NDArray[np.int64]:
 
 
 def bin_means(values: Floats, bins: Integers, n_bins: int, groups: Integers) -> list[dict[str, Any]]:
-    """Return for each of ``n_bins`` bins {"n", "value", "low", "high"}: its mean and normal group-robust 95 % interval.
+    """Return for each of ``n_bins`` bins {"n", "value", "low", "high"}: its mean and group-robust 95 % interval.
 
-    The bounds of a bin with fewer than ``LEAST_GROUPS`` groups are None, the value of an empty bin too.
+    The interval is the normal one or, below ``FEW_GROUPS`` effective groups in the bin, the jackknife's. The bounds of
+    a bin with fewer than ``LEAST_GROUPS`` groups are None, the value of an empty bin too.
 
     Args:
         values: (n,).
@@ -43,15 +52,19 @@ def bin_means(values: Floats, bins: Integers, n_bins: int, groups: Integers) -> 
     # A cell is one group inside one bin.
     cells, cell = np.unique(np.stack([bins, groups]), axis=1, return_inverse=True)
     sums = np.bincount(cell.ravel(), values - means[bins], minlength=cells.shape[1])
-    bin_of_cell = cells[0].astype(np.int64)
+    sizes, bin_of_cell = np.bincount(cell.ravel()), cells[0].astype(np.int64)
     squares = np.bincount(bin_of_cell, sums**2, minlength=n_bins).astype(np.float64)
     n_groups = np.bincount(bin_of_cell, minlength=n_bins)
-    half = Z95 * error_of_group_sums(squares, n_groups, np.maximum(counts, 1))
+    halves = Z95 * error_of_group_sums(squares, n_groups, np.maximum(counts, 1))
     rows: list[dict[str, Any]] = []
     for k in range(n_bins):
         value = float(means[k]) if counts[k] else None
         low, high = (None, None)
         if value is not None and n_groups[k] >= LEAST_GROUPS:
-            low, high = value - float(half[k]), value + float(half[k])
+            inside = bin_of_cell == k
+            effective, half = effective_groups(sizes[inside]), float(halves[k])
+            if effective < FEW_GROUPS:
+                half = half_width(mean_error(sums[inside], sizes[inside]), effective)
+            low, high = value - half, value + half
         rows.append({"n": int(counts[k]), "value": value, "low": low, "high": high})
     return rows

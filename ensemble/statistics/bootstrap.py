@@ -1,10 +1,13 @@
-"""Bootstrap over whole groups: intervals of means, of paired differences and of contrasts between subsets.
+"""Intervals by groups of means, of paired differences and of contrasts between subsets; the one place for intervals.
 
 Battles of one group (near-duplicate prompts) are not independent, so whole groups are drawn with replacement, never
 single rows. Above ``MAX_UNITS`` groups, random bundles of groups are drawn instead: the same variance in expectation,
 with a relative error of 1 / sqrt(2 * MAX_UNITS) = 1 % in the interval's width, and 10 times faster at 57,000 groups.
-Two models are compared by the interval of their row-wise differences, never by two separate intervals. With fewer
-than about 30 groups a percentile interval is too narrow.
+Two models are compared by the interval of their row-wise differences, never by two separate intervals.
+
+A percentile interval of few groups is too narrow. Below ``FEW_GROUPS`` effective groups the interval is the jackknife's
+(:mod:`ensemble.statistics.standard_errors`), and below ``LEAST_GROUPS`` groups there is none: the bounds are None, and
+the entry "groups" has the number of groups, for :func:`ensemble.statistics.interval_words.too_few`.
 
 Source: Cameron, Gelbach & Miller, Bootstrap-based improvements for inference with clustered errors, 2008.
 """
@@ -12,23 +15,35 @@ Source: Cameron, Gelbach & Miller, Bootstrap-based improvements for inference wi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.statistics.standard_errors import LEAST_GROUPS
+from ensemble.statistics.standard_errors import (
+    FEW_GROUPS,
+    LEAST_GROUPS,
+    LEVEL,
+    effective_groups,
+    half_width,
+    jackknife_error,
+    mean_error,
+)
 from oof.metrics import Floats, Integers
 
-LEVEL = 0.95  # of every interval
 RESAMPLES = 2000  # of an interval on its own
-SHARED_RESAMPLES = 1000  # of :class:`Resamples`, which serve many statistics
 MAX_UNITS = 5_000  # bootstrap units; more groups than this are tied into random bundles
 BATCH_VALUES = 4_000_000  # resampled values in memory at a time
 LEAST_ROWS = 5  # on either side of a contrast inside a stratum
 
-Interval = dict[str, float | None]
+
+class Interval(TypedDict):
+    """A value with its bounds; "groups" is there only where they are too few for bounds."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    groups: NotRequired[int]
 
 
 def bootstrap_units(groups: Integers, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
@@ -42,11 +57,10 @@ def bootstrap_units(groups: Integers, rng: np.random.Generator) -> tuple[NDArray
 
 def group_interval(
     values: Floats, groups: Integers, seed: int, level: float = LEVEL, resamples: int = RESAMPLES
-) -> dict[str, float]:
-    """Return {"value", "low", "high"}: the mean of (n,) values and its percentile interval over resampled groups.
+) -> Interval:
+    """Return the mean of (n,) values and its interval by groups, deterministic from the seed.
 
-    The mean of a resample is the ratio of the drawn units' sums and sizes. Deterministic from the seed; with one
-    group the bounds are NaN.
+    The mean of a resample is the ratio of the drawn units' sums and sizes.
 
     Raises:
         ValueError: no values, shapes differ, or a value is not finite.
@@ -56,20 +70,33 @@ def group_interval(
         raise ValueError(f"expected equal, non-empty (n,) shapes, got {values.shape} and {groups.shape}")
     if not np.isfinite(values).all():
         raise ValueError("a value is not finite")
-    rng = np.random.default_rng(seed)
-    unit, n_units = bootstrap_units(groups, rng)
     value = float(values.mean())
-    if n_units == 1:
-        return {"value": value, "low": float("nan"), "high": float("nan")}
+    _, unit = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(unit).astype(np.float64)
+    if effective_groups(sizes) < FEW_GROUPS:
+        return interval_of_few(value, np.bincount(unit, values - value), sizes, level)
+    rng = np.random.default_rng(seed)
+    unit, _ = bootstrap_units(groups, rng)
     # Centred sums: the resampled ratio keeps its digits when the spread is tiny beside the mean.
     columns = [column.astype(np.float64) for column in (np.bincount(unit, values - value), np.bincount(unit))]
     low, high = _percentile_bounds(columns, _ratio, level, resamples, rng)
     return {"value": value, "low": value + low, "high": value + high}
 
 
-def paired_difference(
-    first: Floats, second: Floats, groups: Integers, seed: int, level: float = LEVEL
-) -> dict[str, float]:
+def interval_of_few(value: float, sums: NDArray[Any], sizes: Floats | Integers, level: float = LEVEL) -> Interval:
+    """Return the jackknife's interval of a mean from (k,) centred sums and sizes of few groups, all with rows."""
+    if len(sizes) < LEAST_GROUPS:
+        return without_bounds(value, len(sizes))
+    half = half_width(mean_error(sums, sizes), effective_groups(sizes), level)
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def without_bounds(value: float, n_groups: int) -> Interval:
+    """Return the interval of a value from too few groups."""
+    return {"value": value, "low": None, "high": None, "groups": n_groups}
+
+
+def paired_difference(first: Floats, second: Floats, groups: Integers, seed: int, level: float = LEVEL) -> Interval:
     """Return the interval of mean(first - second) of two (n,) row-wise losses of the same battles, in the same order.
 
     Negative values favour ``first``. Much narrower than the difference of two intervals: a battle that is hard for
@@ -89,11 +116,11 @@ def contrast(
     strata: Integers | None = None,
     level: float = LEVEL,
 ) -> Interval:
-    """Return {"value", "low", "high"} of mean(values[flags]) - mean(values[~flags]), whole groups resampled.
+    """Return the interval of mean(values[flags]) - mean(values[~flags]), by groups.
 
     With ``strata``, the two sides are compared inside each stratum, and the differences are weighted by the flagged
-    rows in it; strata of fewer than ``LEAST_ROWS`` rows on a side are left out. A group may lie on both sides. With an
-    empty side all three are None, with fewer than ``LEAST_GROUPS`` groups on a side the bounds are.
+    rows in it; strata of fewer than ``LEAST_ROWS`` rows on a side are left out. A group may lie on both sides; the side
+    with fewer groups decides how the bounds are made. With an empty side all three are None.
 
     Args:
         values: (n,).
@@ -116,59 +143,17 @@ def contrast(
     unit, n_units = bootstrap_units(groups, rng)
     columns = _contrast_columns(values, flags, strata, unit, n_units)
     value = float(_contrast_of_sums(*columns))
-    if min(len(np.unique(groups[flags])), len(np.unique(groups[~flags]))) < LEAST_GROUPS:
-        return {"value": value, "low": None, "high": None}
+    sides = [np.unique(groups[side], return_counts=True)[1] for side in (flags, ~flags)]
+    fewest = min(len(sizes) for sizes in sides)
+    if fewest < LEAST_GROUPS:
+        return without_bounds(value, fewest)
+    effective = min(effective_groups(sizes) for sizes in sides)
+    if effective < FEW_GROUPS:
+        left_out = _contrast_of_sums(*((column.sum() - column)[None] for column in columns), axis=0)
+        half = half_width(jackknife_error(left_out, value), effective, level)
+        return {"value": value, "low": value - half, "high": value + half}
     low, high = _percentile_bounds(columns, _contrast_of_sums, level, RESAMPLES, rng)
     return {"value": value, "low": low, "high": high}
-
-
-@dataclass(frozen=True)
-class Resamples:
-    """One set of bootstrap draws for many statistics, so that all of them are paired.
-
-    Attributes:
-        unit: (n,) each row's unit.
-        counts: (r, units) how often each unit was drawn.
-    """
-
-    unit: NDArray[np.int64]
-    counts: NDArray[np.float64]
-
-    @classmethod
-    def draw(cls, groups: Integers, seed: int, resamples: int = SHARED_RESAMPLES) -> Resamples:
-        """Draw units (:func:`bootstrap_units`) with replacement, ``resamples`` times."""
-        rng = np.random.default_rng(seed)
-        unit, n = bootstrap_units(groups, rng)
-        drawn = rng.integers(n, size=(resamples, n)) + np.arange(resamples)[:, None] * n
-        counts = np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n)
-        return cls(unit, counts.astype(np.float64))
-
-    def sums(self, values: Floats) -> NDArray[np.float64]:
-        """Return (1 + r,) sums of (n,) values: over the rows as they are, then over each resample."""
-        per_unit = np.bincount(self.unit, values, minlength=self.counts.shape[1])
-        return np.append(per_unit.sum(), self.counts @ per_unit)
-
-    def binned_sums(self, values: Floats, bins: Integers, n_bins: int) -> NDArray[np.float64]:
-        """Return (1 + r, n_bins): the same sums, bin by bin."""
-        width = self.counts.shape[1]
-        per_unit = np.bincount(self.unit * n_bins + bins, values, minlength=width * n_bins).reshape(width, n_bins)
-        return np.concatenate([per_unit.sum(axis=0, keepdims=True), self.counts @ per_unit])
-
-    def interval(self, series: NDArray[np.float64], biased: bool = False) -> Interval | None:
-        """Return value, low and high of (1 + r,) values, the first over the rows as they are; None if undefined.
-
-        Where ``biased`` (a binned calibration error), the interval is moved back by the draws' mean excess and cut
-        at 0.
-        """
-        value, draws = float(series[0]), series[1:][np.isfinite(series[1:])]
-        if not np.isfinite(value):
-            return None
-        if self.counts.shape[1] < 2 or not len(draws):
-            return {"value": value, "low": None, "high": None}
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        shift = float(draws.mean()) - value if biased else 0.0
-        low, high = low - shift, high - shift
-        return {"value": value, "low": max(low, 0.0) if biased else float(low), "high": float(high)}
 
 
 def _percentile_bounds(

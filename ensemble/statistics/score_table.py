@@ -1,6 +1,6 @@
 """Scores of every predictor with intervals, and all paired differences: ``RUN/stack/scores.json``.
 
-Every score is a function of sums over rows (of losses, hits, gaps of calibration bins), so one group bootstrap serves
+Every score is a function of sums over rows (of losses, hits, gaps of calibration bins), so one set of resamples serves
 all: every predictor is scored on the same draws, and a resample is one matrix product.
 
 **Calibration errors** are binned (15 bins of equal mass) and therefore biased: even a perfect model has one above 0.
@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.statistics.binning import equal_mass_bins
-from ensemble.statistics.bootstrap import LEVEL, SHARED_RESAMPLES, Interval, Resamples
+from ensemble.statistics.resamples import SHARED_RESAMPLES, Resamples
 from ensemble.statistics.scores import CALIBRATION_BINS, hit_credits, row_scores
+from ensemble.statistics.standard_errors import LEVEL
 from oof.classes import CLASSES, TIE
 from oof.metrics import Floats, Integers
 
@@ -55,13 +56,9 @@ def score_table(
     resampled = Resamples.draw(groups, seed, resamples)
     predictors = {name: _scores(np.asarray(p, np.float64), labels, resampled, seed) for name, p in predictions.items()}
     rows = {name: row_scores(probs, labels) for name, probs in predictions.items()}
-    n = resampled.sums(np.ones(len(labels)))
     paired = [
         {"first": one, "second": other}
-        | {
-            metric: resampled.interval(resampled.sums(values - rows[other][metric]) / n)
-            for metric, values in rows[one].items()
-        }
+        | {metric: resampled.mean(values - rows[other][metric]) for metric, values in rows[one].items()}
         for one, other in combinations(predictions, 2)
     ]
     return {
@@ -76,20 +73,13 @@ def score_table(
 
 
 def _scores(probs: NDArray[np.float64], labels: Integers, resampled: Resamples, seed: int) -> dict[str, Any]:
-    rows, n = row_scores(probs, labels), resampled.sums(np.ones(len(labels)))
-
-    def mean(values: Floats, where: NDArray[np.bool_] | None = None) -> Interval | None:
-        if where is None:
-            return resampled.interval(resampled.sums(values) / n)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return resampled.interval(resampled.sums(values * where) / resampled.sums(where.astype(np.float64)))
-
-    ties = labels == TIE
-    intervals: dict[str, Any] = {name: mean(values) for name, values in rows.items()}
-    intervals |= {f"log_loss_of_{name}": mean(rows["log_loss"], labels == c) for c, name in enumerate(CLASSES)}
-    intervals["log_loss_of_decided"] = mean(rows["log_loss"], ~ties)
-    intervals |= {f"recall_of_{name}": mean(rows["accuracy"], labels == c) for c, name in enumerate(CLASSES)}
-    intervals["mean_probability_of_tie_minus_share"] = mean(probs[:, TIE] - ties)
+    rows, ties = row_scores(probs, labels), labels == TIE
+    intervals: dict[str, Any] = {name: resampled.mean(values) for name, values in rows.items()}
+    by_class = {name: labels == c for c, name in enumerate(CLASSES)}
+    intervals |= {f"log_loss_of_{name}": resampled.mean(rows["log_loss"], at) for name, at in by_class.items()}
+    intervals["log_loss_of_decided"] = resampled.mean(rows["log_loss"], ~ties)
+    intervals |= {f"recall_of_{name}": resampled.mean(rows["accuracy"], at) for name, at in by_class.items()}
+    intervals["mean_probability_of_tie_minus_share"] = resampled.mean(probs[:, TIE] - ties)
     return intervals | _calibration_errors(probs, labels, resampled, seed)
 
 
@@ -123,7 +113,7 @@ def _calibration_errors(
     simulated["class_wise"] = np.mean([simulated[name] for name in CLASSES], axis=0)
     return {
         f"{name}_calibration_error": {
-            **(resampled.interval(errors[name], biased=True) or {}),
+            **resampled.calibration_error(errors[name]),
             "expected_if_calibrated": float(simulated[name].mean()),
             "upper_if_calibrated": float(np.quantile(simulated[name], LEVEL)),
         }

@@ -24,8 +24,10 @@ from oof.classes import CLASSES
 from oof.common.atomic_files import read_json
 from oof.common.errors import UserError
 from oof.config import Folds, Groups
+from oof.config.stored import stored_settings
 from oof.data.text_columns import prompt_texts
 
+COLUMNS = ("id", "role", "label", "weight", "prompt", "response_a", "response_b", "group", "fold")
 TRAINABLE = ("train", "extra", "unlabelled")  # roles that a job or a student may learn from
 MAX_SHARE_DIFFERENCE = 0.05  # between a class's share in a fold and its overall share; above it we warn
 MAX_SIZE_RATIO = 1.5  # of the largest fold to the smallest; above it we warn
@@ -41,10 +43,10 @@ def audit_run(run: Path, sample: int = 1000) -> list[Finding]:
     Raises:
         UserError: the folder is not a run: it has no battles or folds, or they cannot be read.
     """
-    table = read_columns(
-        run / "battles.parquet",
-        ("id", "role", "label", "weight", "prompt", "response_a", "response_b", "group", "fold"),
-    )
+    own = _own_logits(run)
+    if own is not None:
+        return _audit_own_logits(run, own, sample)
+    table = read_columns(run / "battles.parquet", COLUMNS)
     folds = read_columns(run / "folds.parquet", ("id", "role", "group", "fold"))
     groups, k, pretrained = _configuration(run, table)
     findings = [_same_tables(table, folds)]
@@ -70,6 +72,39 @@ def findings_document(findings: Sequence[Finding]) -> dict[str, Any]:
     """Return the findings and their numbers by status as JSON values."""
     counts = {status: sum(f.status == status for f in findings) for status in STATUSES}
     return {"sound": not counts["violated"], "counts": counts, "findings": [asdict(finding) for finding in findings]}
+
+
+def _own_logits(run: Path) -> dict[str, Any] | None:
+    """Return the settings of a run of ``stack.logits``, which has only stage two; None if the folder is none."""
+    if (run / "battles.parquet").is_file():
+        return None
+    settings = stored_settings(run)
+    return settings if settings and (settings.get("stack") or {}).get("logits") else None
+
+
+def _audit_own_logits(run: Path, settings: dict[str, Any], sample: int) -> list[Finding]:
+    """Return the findings about groups and folds, and what a run of others' logits cannot show."""
+    path = run / "stack" / "battles.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run 'make stack' with this RUN first")
+    table = read_columns(path, COLUMNS)
+    findings = [_whole_groups(table)]
+    if (prompt_texts(table).str.strip_chars() != "").any():
+        threshold = Groups(**settings["groups"]).threshold
+        findings += [_equal_prompts(table), _near_duplicates(table, threshold, sample)]
+    else:
+        findings.append(Finding("near-duplicate prompts across folds", "warning", "not checked: there are no texts"))
+    findings.append(_balance(table, int(table["fold"].to_numpy().max()) + 1))
+    names = ", ".join(settings["stack"]["logits"])
+    findings.append(
+        Finding("predictions", "warning", f"the logits of {names} were made elsewhere; only their maker knows whether "
+                "each model was trained without the battles that it predicts")
+    )  # fmt: skip
+    leaked = read_json(run / "stack" / "manifest.json").get("possibly_in_sample", {})
+    return findings + [
+        Finding("predictions", "warning", f"{name} is possibly in-sample: {'; '.join(reasons)}")
+        for name, reasons in leaked.items()
+    ]
 
 
 def format_findings(findings: Sequence[Finding]) -> str:

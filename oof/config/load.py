@@ -35,7 +35,7 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")  # key.sub=value
 OVERRIDES = "overrides"  # where these come from, in messages
 MAKE_VARIABLES = {
     "RUN": "run=", "DATA": "data.train=", "TEST": "data.test=", "LOGITS": "stack.logits=", "REDO": "--redo",
-    "CONFIG": "the path alone, before the settings",
+    "TEST_LOGITS": "stack.test_logits=", "CONFIG": "the path alone, before the settings",
 }  # fmt: skip
 MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also a folder's name in the run
 

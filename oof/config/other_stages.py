@@ -16,7 +16,11 @@ from oof.config.speed_only import without_speed_settings
 from oof.config.stored import make_absolute, setting_differences, stored_settings
 from oof.config.user_values import join_words
 
-STAGES = {"stack": "stack", "distill": "distill", "predict": "predict", "data.test": "predict"}  # else: oof
+# The first that fits counts; else: oof.
+STAGES = {
+    "stack.test_logits": "predict", "stack": "stack", "distill": "distill", "predict": "predict",
+    "data.test": "predict",
+}  # fmt: skip
 # Read by a command besides the settings of its stage: how test files and the student are read.
 ALSO_READ = {
     "predict": (
@@ -76,7 +80,8 @@ def changed_settings(config: Config) -> list[str]:
 
 def _variable(words: str) -> str:
     name, _, value = words.partition("=")
-    return f'TEST="{value}"' if name == "data.test" else f'ARGS="{words}"'
+    variable = {"data.test": "TEST", "stack.test_logits": "TEST_LOGITS"}.get(name)
+    return f'{variable}="{value}"' if variable else f'ARGS="{words}"'
 
 
 def _within(name: str, section: str) -> bool:

@@ -104,9 +104,17 @@ class Stack:
         unit="processes", range=(0, 256), speed_only=True,
     )  # fmt: skip
     logits: dict[str, str] = setting({}, "member name: file of logits made elsewhere; empty = the logits of stage one")
+    test_logits: dict[str, str] = setting(
+        {}, "member name: file of its logits of the test battles; where `logits` has files, `predict` needs them",
+        added=True,
+    )  # fmt: skip
     in_sample_margin: float = setting(
         0.05, "log loss by which a member must beat every other member before it is reported as possibly in-sample",
         unit="nats", range=(0.0, 100.0),
+    )  # fmt: skip
+    strict: bool = setting(
+        False, "leave possibly in-sample members out of the stack, the tables and the report; only those of `logits`",
+        added=True,
     )  # fmt: skip
 
 

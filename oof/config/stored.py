@@ -33,7 +33,7 @@ HEADER = """\
 """
 PATHS = (  # settings that name files; their relative paths start at the working folder
     "data.train", "data.extra", "data.unlabelled", "data.votes", "data.test", "data.truth", "pretrain.data",
-    "stack.logits",
+    "stack.logits", "stack.test_logits",
 )  # fmt: skip
 EXAMPLE = "configs/demo.yaml"
 

@@ -25,7 +25,10 @@ ALIASES = {
     "num_folds": "k", "n_splits": "k", "lora_r": "rank", "r": "rank", "lora_alpha": "alpha", "n_trials": "trials",
     "model_name_or_path": "checkpoint", "attn_implementation": "attn",
 }  # fmt: skip
-EXAMPLES = {"stack.logits": "{gemma: gemma.csv}", "data.verdicts": "{1: a, 2: b, 0: tie}"}  # of mappings
+EXAMPLES = {  # of mappings
+    "stack.logits": "{gemma: gemma.csv}", "stack.test_logits": "{gemma: test.csv}",
+    "data.verdicts": "{1: a, 2: b, 0: tie}",
+}  # fmt: skip
 PAIR = re.compile(r"(?:^|(?<=\s))([A-Za-z0-9][\w.-]*)=(.*?)(?=\s+[A-Za-z0-9][\w.-]*=|\s*$)")  # of name=value words
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 

@@ -25,6 +25,7 @@ from oof.common.errors import UserError
 from oof.common.steps import Step
 from oof.config import Config, Data, to_dict, without_speed_settings
 from oof.config.schema_data import READING
+from oof.config.stored import stored_settings
 from oof.data import synth
 from oof.data.battles import content_fingerprint, read_battles, write_dropped
 from oof.data.prompt_quality import prompt_quality
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of run folders, part of every content key; raise it when a file's meaning changes
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "lightgbm", "optuna", "scikit-learn", "numpy", "polars")
+ONLY_LOGITS = "stacks logits that were made elsewhere (stack.logits), so it holds no models and no battles to train on"
 _ROLES = ("train", "extra", "unlabelled")  # of the battles that a run keeps; test battles are read when they are scored
 
 
@@ -210,6 +212,8 @@ def load_battles(run: Path) -> pl.DataFrame:
     """
     manifest = run / "battles.json"
     if not manifest.is_file() or not (run / "battles.parquet").is_file():
+        if ((stored_settings(run) or {}).get("stack") or {}).get("logits"):
+            raise UserError(f"{run}: {ONLY_LOGITS}; this command needs a RUN of your own fold jobs")
         raise UserError(f"{run}: this run has no battles yet; run 'make oof' with this RUN first")
     return read_parquet(verified(run / "battles.parquet", manifest.name, "make oof"))
 

@@ -125,7 +125,8 @@ def check_files(config: Config, reads: bool, redo: bool = False) -> None:
         before = recorded.get(name, [])
         difference = _difference(name, before, patterns, reads)
         if difference and not (redo and (reads or difference.missing)):
-            raise UserError(f"{run}: {difference.text}; {_remedy(run, name, reads, difference.missing)}")
+            first = "make stack" if config.stack.logits else "make oof"
+            raise UserError(f"{run}: {difference.text}; {_remedy(run, name, reads, difference.missing, first)}")
 
 
 def _patterns_before(run: Path) -> dict[str, Files] | None:
@@ -192,7 +193,8 @@ def _listed(paths: Sequence[str]) -> str:
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more files" if len(paths) > 3 else "")
 
 
-def _remedy(run: Path, name: str, reads: bool, missing: bool) -> str:
+def _remedy(run: Path, name: str, reads: bool, missing: bool, first: str) -> str:
+    """Return what to do; ``first`` is the command that begins such a run."""
     variable = "DATA" if name == "data.train" else name
     if missing:
         back = f"put it back, or name its copy ({variable}=PATH)"
@@ -200,4 +202,4 @@ def _remedy(run: Path, name: str, reads: bool, missing: bool) -> str:
     same = f"leave out {variable} and CONFIG to go on with this run (RUN={run})"
     if reads:
         return f"{same}, choose another RUN for other data, or make this run again from it: REDO=1"
-    return f"{same}, or choose another RUN for other data and begin with 'make oof'"
+    return f"{same}, or choose another RUN for other data and begin with '{first}'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,20 @@ import polars as pl
 import pytest
 
 from ensemble.__main__ import main
-from ensemble.evaluation.ablations import cross_fit_item, drop_family, list_items
+from ensemble.evaluation.ablations import (
+    Item,
+    cross_fit_item,
+    drop_family,
+    list_items,
+    print_ablations,
+    summarise,
+)
 from ensemble.features.battle_features import FAMILIES
 from ensemble.features.design_matrix import build_design
 from ensemble.stacking.inputs import Inputs
-from ensemble.stacking.stage import load_ensemble
+from ensemble.stacking.stage import load_ensemble, predictions_frame
 from ensemble.statistics.bootstrap import group_interval
-from oof.common.atomic_files import read_json, write_parquet
+from oof.common.atomic_files import read_json, write_json, write_parquet
 from oof.common.logits_format import logits_frame
 from oof.config import Config, Stack, load
 from oof.metrics import log_loss, row_log_loss
@@ -137,3 +145,23 @@ def test_without_a_calibrator_calibrated_and_uncalibrated_predictions_are_equal(
     result = cross_fit_item(design, inputs, folds(inputs), plain)
     np.testing.assert_allclose(result.calibrated, result.uncalibrated)
     assert log_loss(result.uncalibrated, inputs.labels) < 1.0
+
+
+def test_ablations_of_five_groups_print_differences_and_no_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = replace(inputs_of(60), groups=np.arange(60) % 5)
+    rng = np.random.default_rng(0)
+    items = [Item("full", "full", lambda: None), Item("without-member-one", "member", lambda: None)]  # type: ignore[arg-type,return-value]
+    for item in items:
+        probs = rng.dirichlet(np.ones(3), 60)
+        frame = predictions_frame(inputs.table["id"], {"calibrated": probs, "uncalibrated": probs})
+        write_parquet(tmp_path / item.name / "predictions.parquet", frame)
+        write_json(tmp_path / item.name / "manifest.json", {"gain": {"lengths": 1.0}, "trained_on": 40.0})
+    content = summarise(tmp_path, items, inputs, 0)
+    difference = content["without"][0]["difference"]
+    assert (difference["low"], difference["high"], difference["groups"]) == (None, None, 5)
+    print_ablations(content)
+    out = capsys.readouterr().out
+    assert f"{difference['value']:+.4f}" in out
+    assert "too few groups for a verdict (5)" in out

@@ -6,9 +6,11 @@ import io
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ensemble.evaluation.run_table import MEANINGS, ROWS, print_table, table_rows
+from ensemble.statistics.bootstrap import group_interval
 
 
 def interval(value: float) -> dict[str, float]:
@@ -79,3 +81,17 @@ def test_colours_and_styles_are_for_terminals(
     colour = re.search(r"\x1b\[[\d;]*3\d", file.getvalue())
     assert (colour is not None) == styled
     assert ("\x1b" in file.getvalue()) == terminal
+
+
+@pytest.mark.parametrize("n_groups", [5, 6])
+def test_too_few_groups_have_a_difference_and_no_bounds(n_groups: int, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    row = group_interval(values, np.arange(30) % n_groups, 0)
+    losses = {"members": {"one": row}, "calibrated": row}
+    content = {"n": 30, "best": "calibrated", "best_member": "one", "log_loss": losses}
+    print_table(content | {"paired": {"calibrated_minus_best_member": row}})
+    line = capsys.readouterr().out.splitlines()[-1]
+    start = f"calibrated - best member (one): {values.mean():+.4f}"
+    assert line.startswith(start)
+    assert (line == f"{start}, too few groups for a verdict (5)") == (n_groups == 5)
+    assert ("[" in line) == (n_groups == 6)

@@ -11,6 +11,7 @@ import pytest
 
 from ensemble.report.junk_prompts import junk_report
 from ensemble.report.make import collect
+from ensemble.report.page_elements import interval
 from ensemble.report.predictor_comparison import compare_members
 from ensemble.report.run_data import RunData, load_run
 from ensemble.report.slices import battle_properties, slices_of
@@ -158,3 +159,21 @@ def test_battles_whose_responses_are_both_bad_are_a_slice_where_they_were_kept(t
     assert rows["both bad"]["advantage"]["low"] < rows["both bad"]["advantage"]["high"]
     assert (rows["both bad"]["n"], rows["not both bad"]["n"]) == (25, 175)
     assert "both bad" not in {part.name for part in slices_of(battle_properties(arena.table), arena.labels)}
+
+
+def test_five_groups_show_differences_without_bounds_and_verdicts(tmp_path: Path) -> None:
+    arena = make_report_arena(300, seed=5, corpus_gain=0.9)
+    groups = arena.groups % 5
+    table = arena.table.with_columns(group=pl.Series(groups), fold=pl.Series(groups % 3, dtype=pl.Int32))
+    run = write_run(tmp_path / "five", arena._replace(table=table, groups=groups))
+    report = collect(load_run(run))
+    verdict = "too few groups for a verdict (5)"
+    (pair,) = report["members"]
+    assert pair["overall"]["advantage"]["value"] != 0
+    assert pair["overall"]["advantage"]["low"] is None
+    findings = {row["finding"] for row in [pair["overall"], *pair["slices"]]}
+    assert all(finding.startswith("too few groups for a verdict (") for finding in findings)
+    assert pair["overall"]["finding"] == verdict
+    assert report["ties"]["predictors"]["one"]["verdict"] == verdict
+    assert verdict in report["summary"]["submit"]["reason"]
+    assert f"<small>{verdict}</small>" in str(interval(pair["overall"]["advantage"], signed=True))

@@ -58,7 +58,7 @@ def test_a_run_without_problems_has_no_warning(arena: ReportArena, tmp_path: Pat
 def test_an_in_sample_member_is_a_possible_leak(arena: ReportArena, tmp_path: Path) -> None:
     leaked = arena.logits["two"] + 4 * np.eye(3, dtype=np.float32)[arena.labels][:, None]
     logits = arena.logits | {"two": leaked}
-    suspects = leaked_members(logits, arena.labels, arena.groups % 3, 0.05, 0)
+    suspects = leaked_members(logits, arena.labels, arena.groups % 3, arena.groups, 0.05, 0)
     run = write_run(tmp_path / "run", arena._replace(logits=logits))
     write_json(run / "stack" / "manifest.json", STACK | {"possibly_in_sample": suspects})
     [warning] = [text for text in warnings_of(run) if text.startswith("Possible leak")]

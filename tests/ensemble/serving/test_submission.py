@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ensemble.__main__ import main as ensemble_main
 from ensemble.serving import chunks, submission
 from ensemble.serving.chunks import cut_file
-from ensemble.serving.submission import check_submission, write_submission
+from ensemble.serving.submission_file import check_submission, write_submission
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.data.battles import read_file

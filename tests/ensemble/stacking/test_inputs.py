@@ -83,12 +83,53 @@ def test_a_leaky_member_is_named_in_the_output_and_in_the_manifest(
 ) -> None:
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     both_orders(arena, "one").write_csv(one)
-    seen = arena.logits["two"] + 4 * np.eye(3)[arena.labels][:, None]
+    seen = arena.logits["two"] / 3 + 3 * np.eye(3)[arena.labels][:, None]  # right more often than its probabilities say
     logits_frame(ids_of(arena), seen, 0).drop("fold").write_csv(two)
     assert main(["stack", *overrides(tmp_path / "run", labels_file(tmp_path, arena), one=one, two=two)]) == 0
     assert "two: possibly in-sample" in caplog.text
     manifest = read_json(tmp_path / "run" / "stack" / "manifest.json")
     assert list(manifest["possibly_in_sample"]) == ["two"]
+
+
+def test_strict_without_any_honest_member_is_an_error(
+    arena: Arena, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each member saw a fold of its own."""
+    paths = {}
+    for fold, name in enumerate(("one", "two")):
+        seen = 2 * np.eye(3)[arena.labels] * (arena.folds == fold)[:, None]
+        paths[name] = tmp_path / f"{name}.csv"
+        values = arena.logits[name] / 3 + seen[:, None]
+        logits_frame(ids_of(arena), values, 0).drop("fold").write_csv(paths[name])
+    labels = labels_file(tmp_path, arena)
+    pl.read_csv(labels).with_columns(fold=arena.folds).write_csv(labels)
+    assert main(["stack", *overrides(tmp_path / "run", labels, **paths), "stack.strict=true"]) == 2
+    assert "every member is possibly in-sample (one, two), so none is left" in capsys.readouterr().err
+
+
+def test_strict_leaves_the_leaky_member_out_of_the_stack_its_scores_and_its_submission(
+    arena: Arena, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, labels = tmp_path / "one.csv", tmp_path / "two.csv", labels_file(tmp_path, arena)
+    both_orders(arena, "one").write_csv(one)
+    seen = arena.logits["two"] / 3 + 3 * np.eye(3)[arena.labels][:, None]
+    logits_frame(ids_of(arena), seen, 0).drop("fold").write_csv(two)
+    tests = []
+    for name, values in (("one", arena.logits["one"] + 0.5), ("two", arena.logits["two"])):
+        path = tmp_path / f"test-{name}.csv"
+        logits_frame(pl.Series("id", [f"t{i}" for i in range(240)]), values, 0).drop("fold").write_csv(path)
+        tests.append(f"stack.test_logits.{name}={path}")
+    losses = []
+    for run, members in (("alone", {"one": one}), ("strict", {"one": one, "two": two})):
+        words = overrides(tmp_path / run, labels, **members)
+        assert main(["stack", *words, *tests[: len(members)], "stack.strict=true"]) == 0
+        losses.append(read_json(tmp_path / run / "stack" / "manifest.json")["log_loss"])
+    assert losses[0] == losses[1]
+    manifest = read_json(tmp_path / "strict" / "stack" / "manifest.json")
+    assert list(manifest["possibly_in_sample"]) == ["two"]
+    assert "stack.strict: left out: two" in caplog.text
+    submissions = [(tmp_path / run / "submission.csv").read_bytes() for run in ("alone", "strict")]
+    assert submissions[0] == submissions[1]
 
 
 def test_the_makefile_builds_the_setting_from_logits() -> None:
@@ -147,7 +188,7 @@ def test_whole_float_ids_meet_whole_ids(arena: Arena, tmp_path: Path) -> None:
             lambda f: pl.concat([f, f.head(2).with_columns(id=pl.lit("zz") + pl.col("id"))]),
             r"2 unknown.*first unknown: zz",
         ),
-        (lambda f: pl.concat([f, f.head(2)]), "2 repeated"),
+        (lambda f: pl.concat([f, f.head(2)]), r"2 repeated.*first repeated: b0"),
         (lambda f: f.with_columns(ab_a=pl.lit(float("nan"))), r"row 1, column ab_a: .*(?i:nan).*240 such"),
         (lambda f: f.with_columns(ba_b=pl.lit(float("inf"))), "column ba_b: .*not a finite number"),
         (lambda f: f.with_columns(ba_b=pl.lit("high")), r"column ba_b: 'high' is not a finite number"),

@@ -1,23 +1,24 @@
-"""Bootstrap intervals against plain loops, closed forms and their nominal coverage."""
+"""Intervals against plain loops, closed forms and their nominal coverage."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from ensemble.statistics import bootstrap
 from ensemble.statistics.binning import bin_means
-from ensemble.statistics.bootstrap import Resamples, contrast, group_interval, paired_difference
+from ensemble.statistics.bootstrap import contrast, group_interval, paired_difference
 
 
 def test_interval_equals_a_plain_bootstrap_of_groups() -> None:
     rng = np.random.default_rng(0)
-    groups = rng.integers(0, 40, 300)
-    values = rng.normal(size=300) + rng.normal(size=40)[groups]
+    groups = rng.integers(0, 80, 600)
+    values = rng.normal(size=600) + rng.normal(size=80)[groups]
     means = []
     for _ in range(3000):
-        drawn = np.concatenate([values[groups == g] for g in rng.choice(np.unique(groups), 40)])
+        drawn = np.concatenate([values[groups == g] for g in rng.choice(np.unique(groups), 80)])
         means.append(drawn.mean())
     result = group_interval(values, groups, 0)
     assert result["value"] == pytest.approx(values.mean())
@@ -25,17 +26,37 @@ def test_interval_equals_a_plain_bootstrap_of_groups() -> None:
     assert [result["low"], result["high"]] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.08 * width)
 
 
-@pytest.mark.parametrize("n_groups", [60, 300])
-def test_interval_covers_the_true_mean_as_often_as_it_says(n_groups: int) -> None:
+ARENAS = 800
+
+
+def unequal_arena(seed: int, n_groups: int, spread: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return values with true mean 0, dependent in groups of lognormal sizes, and their groups."""
+    rng = np.random.default_rng(seed)
+    sizes = np.maximum(1, np.round(6 * np.exp(spread * rng.normal(size=n_groups)))).astype(np.int64)
+    groups = np.repeat(np.arange(n_groups), sizes)
+    return rng.normal(size=n_groups)[groups] + rng.normal(size=len(groups)), groups
+
+
+def coverage(n_groups: int, spread: float) -> float:
+    """Return the share of arenas whose 95 % interval holds the true mean."""
     covered = 0
-    for seed in range(500):
-        rng = np.random.default_rng(seed)
-        sizes = rng.integers(1, 6, n_groups)
-        groups = np.repeat(np.arange(n_groups), sizes)
-        values = rng.normal(size=n_groups)[groups] + rng.normal(size=len(groups))
-        result = group_interval(values, groups, seed, resamples=400)
+    for seed in range(ARENAS):
+        result = group_interval(*unequal_arena(seed, n_groups, spread), seed, resamples=400)
+        assert result["low"] is not None
+        assert result["high"] is not None
         covered += result["low"] <= 0 <= result["high"]
-    assert 0.92 <= covered / 500 <= 0.98
+    return covered / ARENAS
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.0])
+@pytest.mark.parametrize("n_groups", [6, 8, 16, 30, 100])
+def test_interval_of_unequal_groups_covers_the_true_mean_as_often_as_it_says(n_groups: int, spread: float) -> None:
+    assert 0.92 <= coverage(n_groups, spread) <= 0.98
+
+
+def test_the_percentile_bootstrap_of_six_groups_fails_the_same_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "FEW_GROUPS", 0)
+    assert coverage(6, 0.5) < 0.9
 
 
 def test_bundles_of_groups_give_the_width_of_the_groups_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +86,7 @@ def test_grouping_widens_the_interval_of_dependent_rows() -> None:
 
 def test_interval_is_deterministic_and_ignores_row_order_and_names_of_groups() -> None:
     rng = np.random.default_rng(0)
-    values, groups = rng.normal(size=200), rng.integers(0, 50, 200)
+    values, groups = rng.normal(size=200), rng.integers(0, 100, 200)
     result = group_interval(values, groups, 7)
     assert result == group_interval(values, groups, 7)
     assert result != group_interval(values, groups, 8)
@@ -98,10 +119,17 @@ def test_equal_models_differ_by_exactly_zero() -> None:
     assert result == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
-def test_one_group_has_a_mean_and_no_interval() -> None:
-    result = group_interval(np.arange(5.0), np.zeros(5, np.int64), 0)
-    assert result["value"] == 2.0
-    assert np.isnan([result["low"], result["high"]]).all()
+@pytest.mark.parametrize("n_groups", [1, 5])
+def test_fewer_than_six_groups_have_a_mean_and_no_interval(n_groups: int) -> None:
+    result = group_interval(np.arange(10.0), np.arange(10) % n_groups, 0)
+    assert result == {"value": 4.5, "low": None, "high": None, "groups": n_groups}
+
+
+def test_interval_of_few_equal_groups_is_the_t_interval_of_their_means() -> None:
+    means = np.random.default_rng(0).normal(size=12)
+    result = group_interval(np.repeat(means, 4), np.repeat(np.arange(12), 4), 0)
+    expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert [result["low"], result["high"]] == pytest.approx([expected.low, expected.high])
 
 
 @pytest.mark.parametrize(("values", "groups"), [([], []), ([1.0], [0, 1]), ([np.inf, 1.0], [0, 1]), ([[1.0]], [[0]])])
@@ -148,7 +176,8 @@ def test_strata_remove_the_difference_that_they_explain() -> None:
 
 def test_a_contrast_without_enough_groups_gives_no_bounds() -> None:
     flags = np.array([True, False, False, True])
-    assert contrast(np.arange(4.0), flags, np.arange(4), 0) == {"value": 0.0, "low": None, "high": None}
+    expected = {"value": 0.0, "low": None, "high": None, "groups": 2}
+    assert contrast(np.arange(4.0), flags, np.arange(4), 0) == expected
     assert contrast(np.arange(4.0), np.ones(4, bool), np.arange(4), 0)["value"] is None
 
 
@@ -172,7 +201,13 @@ def test_intervals_cover_at_the_nominal_rate(kind: str) -> None:
     assert 0.92 <= covered / 500 <= 0.98
 
 
-def test_resamples_draw_as_many_groups_as_there_are() -> None:
-    resampled = Resamples.draw(np.repeat(np.arange(30), 2), 0, 10)
-    assert resampled.counts.sum(axis=1).tolist() == [30.0] * 10
-    np.testing.assert_allclose(resampled.sums(np.ones(60)), 60)
+@pytest.mark.parametrize("sides", [(6, 100), (8, 8), (20, 40)])
+def test_contrast_of_few_groups_covers_the_true_difference(sides: tuple[int, int]) -> None:
+    covered = 0
+    for seed in range(ARENAS):
+        values, groups = unequal_arena(seed, sum(sides), 0.5)
+        result = contrast(values, groups < sides[0], groups, seed)
+        assert result["low"] is not None
+        assert result["high"] is not None
+        covered += result["low"] <= 0 <= result["high"]
+    assert 0.92 <= covered / ARENAS <= 0.98
