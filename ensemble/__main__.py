@@ -65,7 +65,7 @@ def _stack(arguments: argparse.Namespace) -> None:
         if own is not None:
             prediction = run_predict(config, arguments.redo, own)
     if prediction is not None:
-        _print_submission(config, prediction)
+        print(f"predict: {_print_submission(config, prediction)}")
     following = "report" if config.stack.logits or not config.distill.student.checkpoint else "distill"
     arguments.call.end(
         "stack", f"{'done' if ran else UP_TO_DATE} ({Path(config.run) / 'stack'})", following, config.run
@@ -95,19 +95,20 @@ def _predict(arguments: argparse.Namespace) -> None:
     prepare_process()
     with _checked_run(config, arguments):
         prediction = run_predict(config, arguments.redo)
-    _print_submission(config, prediction)
-    battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {prediction.model}"
+    outcome = _print_submission(config, prediction)
     following = "table" if (Path(config.run) / "distill" / "manifest.json").is_file() else "report"
-    outcome = f"{'written' if prediction.ran else UP_TO_DATE}: {battles}"
     arguments.call.end("predict", outcome, following, config.run)
 
 
-def _print_submission(config: Config, prediction: Prediction) -> None:
+def _print_submission(config: Config, prediction: Prediction) -> str:
+    """Print where the submission is; return what was predicted, in words."""
     from ensemble.serving.submission_file import COLUMNS
 
     print(f"predict: {Path(config.run) / 'submission.csv'}, columns {', '.join(COLUMNS[config.predict.format])}")
     if prediction.kept is not None:
         print(f"predict: the submission of other battles is kept in {prediction.kept}")
+    battles = f"{prediction.n:,} battles of {', '.join(prediction.files)} by the {prediction.model}"
+    return f"{'written' if prediction.ran else UP_TO_DATE}: {battles}"
 
 
 def _judge(arguments: argparse.Namespace) -> None:

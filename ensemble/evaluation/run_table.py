@@ -5,6 +5,7 @@ All predictions are out of fold. A member's are the softmax of the mean of both 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def compute_metrics(config: Config) -> dict[str, Any]:
     if "text" in losses:
         differences["calibrated_minus_text"] = losses["calibrated"] - losses["text"]
     paired = {name: interval(values) for name, values in differences.items()}
-    rows = {name: row["value"] for name, row in table_rows(table).items() if name != "bayes"}
+    values = {name: row["value"] for name, row in table_rows(table).items() if name != "bayes"}
+    rows = {name: math.inf if value is None else value for name, value in values.items()}
     return {
         "n": len(labels), "best": min(rows, key=rows.__getitem__), "best_member": best,
         "log_loss": table, "paired": paired,

@@ -143,7 +143,7 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
             with TemporaryDirectory() as studies:
                 result = cross_fit(design, labels, self.folds_, groups_of, config.stack, seed, Path(studies))
         margin = config.stack.in_sample_margin
-        self.possibly_in_sample_ = leaked_members(members, labels, self.folds_, margin, seed)  # type: ignore[arg-type]
+        self.possibly_in_sample_ = leaked_members(members, labels, self.folds_, groups_of, margin, seed)  # type: ignore[arg-type]
         self.oof_proba_ = result.predictions["calibrated"]
         # Without trials LightGBM is not at its best, and without texts there are no lengths.
         left_out = [] if self._tunes else ["combiner:lightgbm"]
