@@ -29,7 +29,7 @@ def open_run(folder: str | Path) -> Run:
         UserError: no run is there.
     """
     run = Run(Path(folder).absolute())
-    with run._config():
+    with run.config():
         return run
 
 
@@ -46,14 +46,14 @@ class Run:
         """Return the log loss of every predictor, in nats and out of fold, as ``arena-distill table`` prints it.
 
         Returns:
-            Columns predictor, log_loss, low and high (a 95 % interval, bootstrapped by groups of battles), best first:
+            Columns predictor, log_loss, low and high (a 95 % interval by groups; null for too few of them), best first:
             baselines, members, combiners, the calibrated stack, the student, and for synthetic battles "bayes", the
             best possible loss.
 
         Raises:
             UserError: a stage is missing or out of date.
         """
-        with self._config() as config:
+        with self.config() as config:
             losses = cast(dict[str, Any], compute_metrics(config)["log_loss"])
         rows = {**losses.pop("members"), **losses}
         table = pl.DataFrame(
@@ -88,7 +88,7 @@ class Run:
         return frame.join(more, on="id", how="left", validate="1:1", maintain_order="left")
 
     @contextmanager
-    def _config(self) -> Iterator[Config]:
+    def config(self) -> Iterator[Config]:
         """Yield the settings that the run remembers, in the working folder where their relative paths start."""
         with chdir("."):  # back to this folder at the end
             yield load_for_run(None, [f"run={json.dumps(str(self.folder), ensure_ascii=False)}"])

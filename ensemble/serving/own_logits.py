@@ -59,10 +59,11 @@ class OwnLogitsTest:
             UserError: as :func:`read_test_logits`; texts are missing; ``data.test`` has other battles.
         """
         battles = cls(config, inputs, read_test_logits(config, inputs))
-        battles._check_texts()
+        battles.check_texts()
         return battles
 
-    def _check_texts(self) -> None:
+    def check_texts(self) -> None:
+        """Refuse test battles without texts where the stack learned from texts, and other ids than the logits'."""
         test = self.config.data.test
         if not test:
             if self.text:

@@ -152,7 +152,7 @@ def test_a_run_with_extra_battles_in_no_fold_keeps_its_folds_and_training(
         job.step.finish({"seconds": 3600.0, "depends": job.depends})
     assert main(["prepare", *arguments, f"data.unlabelled=[{folder}/part-0.csv]"]) == 2
     message = capsys.readouterr().err
-    assert "would replace finished training that took 6.0 hours" in message
+    assert "would replace finished training that took 6 h 0 min" in message
     assert "changed: battles" in message
     assert "REDO=1" in message
     assert load_battles(tmp_path).equals(older)
