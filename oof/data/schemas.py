@@ -164,9 +164,10 @@ def recognise(raw: RawTable, mapped: Sequence[str] = (), layout: Layout | None =
         return Schema(name, "turns", verdict, layout.positive if layout else None)
     if {"chosen", "rejected"} <= names:
         return Schema(layout.name if layout else "chosen/rejected pairs", "pairs", "pair")
-    if "id" in names and not names & {*TEXTS, *SOURCE_COLUMNS} and (verdict or names <= {"id", "fold", *NAME_COLUMNS}):
-        return Schema("ids with labels only" if verdict else "ids only", "labels", verdict)
     columns = suggest_columns(raw.names, FILE_COLUMNS)
+    texts = names & {*TEXTS, *SOURCE_COLUMNS} or {"response_a", "conversation_a"} & set(columns)
+    if "id" in names and not texts and (verdict or names <= {"id", "fold", *NAME_COLUMNS}):
+        return Schema("ids with labels only" if verdict else "ids only", "labels", verdict)
     missing = _missing_columns(raw.names, columns)
     if columns and (open_columns := [name for name in missing if name not in columns]):
         left = [name for name in raw.names if name not in {*FILE_COLUMNS, *columns.values()}]

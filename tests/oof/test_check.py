@@ -224,6 +224,7 @@ def test_make_check_passes_a_mapping_on_and_a_pasted_suggestion_works(tmp_path: 
         ("question,response1,response2,score", ["-2", "3", "0"], ["a 20 (33.3 %)", "a 20 (33.3 %)"]),
         ("question,response1,response2,preferred_by_user", ["left", "right"], ["a 30 (50.0 %)"]),
         ("question,response1,response2,opinion", ["left", "right"], None),
+        ("id,question,answer_1,answer_2,winner", ["model_a", "tie"], ["a 30 (50.0 %)"]),  # not ids without texts
         ("question,response1,response2,preference", ["-2", "3", "0"], ["a 20 (33.3 %)", "a 20 (33.3 %)"]),
         ('"my, question",answer_1,answer_2,preference', ["a>b", "b>a", "a=b"], ["a 20 (33.3 %)"]),
         ("question,response1,response2,winner", ["first", "second"], ["a 30 (50.0 %)"]),
@@ -241,7 +242,8 @@ def test_the_suggested_line_holds_columns_and_verdicts_and_works_when_pasted(
     folder = tmp_path / "mein Ordner ä"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    rows = [header, *(f"p{i},a,b,{values[i % len(values)]}" for i in range(60))]
+    ids = "{},".format if header.startswith("id,") else lambda i: ""
+    rows = [header, *(f"{ids(i)}p{i},a,b,{values[i % len(values)]}" for i in range(60))]
     Path("my dätä.csv").write_text("\n".join(rows))
     main(["check", "my dätä.csv"])
     out = capsys.readouterr().out
