@@ -79,6 +79,7 @@ def kill_twice(run: Path, seconds: float, seed: int) -> None:
     assert fault_runs.run_chain(chain(run)).status == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_two_instants_ends_with_the_same_bytes(
     small_run: Path, copied: Path, preloaded: None
 ) -> None:

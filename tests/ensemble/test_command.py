@@ -80,7 +80,11 @@ def test_the_example_of_each_help_works(
         run(folder, subcommand.example)
         assert len((folder / words[-1]).read_text("utf-8").splitlines()) == 3
         return
-    monkeypatch.chdir(folder if subcommand.name != "ablate" else stack_larger_run(tmp_path, monkeypatch))
+    if subcommand.name == "ablate":
+        folder = stack_larger_run(tmp_path, monkeypatch)
+    elif subcommand.name == "demo":
+        folder = tmp_path  # empty: the run in the other folder has settings of its own
+    monkeypatch.chdir(folder)
     assert main(words[1:]) == 0, capsys.readouterr().err
 
 

@@ -63,6 +63,7 @@ def test_a_command_that_starts_its_own_processes_refuses_to_run_under_torchrun(m
         process_group.ignore_stray_environment()
 
 
+@pytest.mark.slow
 def test_a_stray_world_size_changes_no_logit_of_oof_and_is_refused_by_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
