@@ -295,8 +295,9 @@ finished: ensemble stack run=runs/logits
 
 wrong: ensemble predict run=runs/logits data.test=[test.csv]
 says: elsewhere
-says: RUN of your own
-finished: ensemble predict run=runs/mine
+says: stack.test_logits
+remedy: ensemble predict run=runs/logits data.test=[test.csv] 'stack.test_logits={a: test-logits.csv}'
+then: written
 
 wrong: ensemble distill run=runs/logits
 says: elsewhere

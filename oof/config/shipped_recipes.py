@@ -66,5 +66,5 @@ def find_recipe(name: str) -> str:
             f"CONFIG={stem}"
         )
     if shipped is None and path.is_dir():
-        raise UserError(f"{name}: a folder, not a configuration; a run is named with RUN={name}")
+        raise UserError(f"{name}: a folder, not a configuration; to go on with a run, name it run={name} (RUN={name})")
     return shipped or name

@@ -85,7 +85,7 @@ def test_a_recipe_is_named_by_its_file_or_by_its_bare_name(tmp_path: Path, monke
             "configs/lmsys.yaml",
             "'arena-distill init' writes configs/lmsys.yaml, or name the shipped recipe: CONFIG=lmsys",
         ),
-        ("some", "some: a folder, not a configuration; a run is named with RUN=some"),
+        ("some", "some: a folder, not a configuration; to go on with a run, name it run=some (RUN=some)"),
     ],
 )
 def test_a_path_that_is_no_configuration_is_one_sentence(
