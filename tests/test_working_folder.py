@@ -64,6 +64,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pl.concat([own, own.tail(1).with_columns(id=pl.lit(99, pl.Int64), my_fold=pl.lit(0, pl.Int64))]).write_csv(
         "straddle é.csv"
     )
+    votes = {"votes_a": [2, 0] * (BATTLES // 2), "votes_b": [1, 3] * (BATTLES // 2), "votes_tie": [0] * BATTLES}
+    texts.write_csv("texts é.csv")
+    texts.select("id").with_columns(**{name: pl.Series(n) for name, n in votes.items()}).write_csv("votes é.csv")
+    shares = {"prob_a": [0.5, 0.2], "prob_b": [0.3, 0.7], "prob_tie": [0.2, 0.1]}
+    texts.with_columns(**{name: pl.Series(p * (BATTLES // 2)) for name, p in shares.items()}).write_csv("shares é.csv")
+    pair = {"instruction": "Add.", "completions": [{"response": "2", "overall_score": s} for s in (9.0, 4.0)]}
+    Path("ultrafeedback é.jsonl").write_text(json.dumps(pair))
     texts.drop("id").rename(OTHER_NAMES).with_columns(winner=pl.lit("model_a")).write_csv("columns é.csv")
     texts.with_columns(winner=pl.lit("nobody")).write_csv("wrong é.csv")
     image = [{"type": "image", "image_url": "x.png"}]
@@ -82,6 +89,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("oof check 'one or two é.csv' 'data.verdicts={1: a, 2: b}'", 0, ["1 → A, 2 → B"]),
         ("oof check 'scores é.csv' data.columns.signed_score=score", 1, ["data.positive_score"]),
         ("oof check 'scores é.csv' data.columns.signed_score=score data.positive_score=b data.tie_band=0", 0, ["→ B"]),
+        (
+            "oof check 'texts é.csv' data.votes='votes é.csv'",
+            0,
+            ["a 6 (50.0 %), b 6 (50.0 %)", "6 of them not unanimous"],
+        ),
+        ("oof check 'shares é.csv'", 0, ["a 6 (50.0 %), b 6 (50.0 %)", "mean shares a 35.0 %, b 50.0 %, tie 15.0 %"]),
+        ("oof check 'ultrafeedback é.jsonl'", 0, ["UltraFeedback: rankings as pairs"]),
         ("oof check 'bad é.csv'", 0, ['4 battles were judged "both bad"', "data.both_bad=drop"]),
         ("oof check 'bad é.csv' data.both_bad=drop", 0, ["4 of 12 rows are left out"]),
         ("oof check 'columns é.csv'", 1, ["prompt: question, response_a: answer_1, response_b: answer_2"]),
