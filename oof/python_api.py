@@ -7,7 +7,7 @@ arguments of these functions where those of a command name settings.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -18,6 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from oof.common.errors import UserError
+from oof.common.wording import Replacement, reworded
 from oof.config import Config, Data, Groups
 from oof.config.load import resolve
 from oof.data import readers
@@ -157,12 +158,14 @@ def _copy(value: object) -> object:
 
 def _literal(match: re.Match[str]) -> str:
     """Return a mapping of a message, written as YAML with ? for a value to fill in, in Python."""
-    text = match[2].replace(": ?", ": '?'")
-    return f"{match[1]}={yaml.load(text, Loader=yaml.BaseLoader)!r}"  # noqa: S506  # texts alone, no objects
+    # Nodes hold each value as it is written: "no" and "1" stay texts.
+    mapping = yaml.compose(match[2].replace(": ?", ": '?'"), Loader=yaml.SafeLoader)
+    assert isinstance(mapping, yaml.MappingNode)  # the text begins with {
+    return f"{match[1]}={ {key.value: value.value for key, value in mapping.value}!r}"
 
 
 NAMES = "columns|verdicts|positive_score|tie_band|both_bad|non_text|on_bad_row"
-WORDS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (  # of a command -> of a call
+WORDS: tuple[Replacement, ...] = (  # of a command -> of a call
     (r"data\.(columns|verdicts)=(\{[^}]*\})", _literal),
     (r"data\.columns\.(\w+)=([^\s;:,]+)", r"columns={'\1': '\2'}"),
     (rf"data\.({NAMES})=(\w+)", r"\1='\2'"),
@@ -181,7 +184,4 @@ def _messages_name_arguments() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = str(error)
-        for pattern, word in WORDS:
-            message = re.sub(pattern, word, message)
-        raise UserError(message) from error
+        raise UserError(reworded(str(error), WORDS)) from error

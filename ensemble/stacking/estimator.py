@@ -6,7 +6,6 @@ calibration, and with the same inputs and settings the same probabilities. No to
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from ensemble.stacking.leakage import leaked_members
 from ensemble.stacking.lightgbm_stacker import Stacker
 from ensemble.stacking.selection import RULES
 from oof.common.errors import UserError
+from oof.common.wording import reworded
 from oof.config import Config, Groups
 from oof.config.load import resolve
 from oof.data.schemas import TABLE_SCHEMA, TEXTS
@@ -260,7 +260,4 @@ def _messages_name_arguments() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = str(error)
-        for pattern, word in WORDS:
-            message = re.sub(pattern, word, message)
-        raise InputError(message) from error
+        raise InputError(reworded(str(error), WORDS)) from error

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Sequence
 
 CALLER = "ARENA_DISTILL_CALLER"  # environment variable that the Makefile sets
+Replacement = tuple[str, str | Callable[[re.Match[str]], str]]  # pattern, and what stands in its place
 FREE = r"(?<![\w/.-])"  # before a word that is no part of a path
-REPLACEMENTS = (
+REPLACEMENTS: tuple[Replacement, ...] = (
     (r"make setup EXTRAS=(\w+)", r'pip install "arena-distill[\1]"'),
     (FREE + r"make (?=(?:oof|stack|ablate|distill|predict|table|report|demo|plan|check|audit)\b)", "arena-distill "),
     (r"arena-distill (report|check|audit) (?:RUN|DATA)=", r"arena-distill \1 "),
@@ -32,6 +34,11 @@ def called_by_make() -> bool:
 
 def in_words_of_the_command(message: str) -> str:
     """Return a message with make's targets and variables as subcommands and options of ``arena-distill``."""
-    for pattern, replacement in REPLACEMENTS:
+    return reworded(message, REPLACEMENTS)
+
+
+def reworded(message: str, replacements: Sequence[Replacement]) -> str:
+    """Return a message after the replacements, in their order."""
+    for pattern, replacement in replacements:
         message = re.sub(pattern, replacement, message)
     return message

@@ -7,13 +7,10 @@ what the run remembers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from oof.common.errors import UserError
-from oof.config.load import resolve, to_dict
 from oof.config.schema import Config
-from oof.config.speed_only import without_speed_settings
-from oof.config.stored import make_absolute, setting_differences, stored_settings
+from oof.config.stored import changes_since_stored
 from oof.config.user_values import join_words
 
 # The first that fits counts; else: oof.
@@ -47,7 +44,8 @@ def refuse_other_stages(config: Config, overrides: Sequence[str], command: str) 
     if not words or (command == "stack" and config.stack.logits):  # other logits have no stage before
         return
     own = (*ELSEWHERE, *ALSO_READ.get(command, ()))
-    changed = [name for name in changed_settings(config) if not any(_within(name, section) for section in own)]
+    names = [name for name, _, _ in changes_since_stored(config)]
+    changed = [name for name in names if not any(_within(name, section) for section in own)]
     stages: dict[str, list[str]] = {}
     for word in words:
         name = word.split("=", 1)[0]
@@ -61,21 +59,6 @@ def refuse_other_stages(config: Config, overrides: Sequence[str], command: str) 
             f"{config.run}: {given} has no effect on {command}: it is a setting of {stage}; leave that out, or apply "
             f"it there: make {stage} RUN={config.run} {_variable(given)}"
         )
-
-
-def changed_settings(config: Config) -> list[str]:
-    """Return the settings that differ from those that the run remembers, without those that change speed only."""
-    try:
-        stored = stored_settings(Path(config.run))
-    except UserError:  # damaged; the command has a configuration of its own
-        stored = None
-    if stored is None:
-        return []
-    trees = to_dict(resolve({config.run: stored}, run=config.run)), to_dict(config)
-    for tree in trees:
-        make_absolute(tree)
-    before, now = (without_speed_settings(tree, Config) for tree in trees)
-    return [name for name, _, _ in setting_differences(before, now)]
 
 
 def _variable(words: str) -> str:

@@ -21,6 +21,7 @@ from oof.common.errors import UserError
 from oof.config.load import OVERRIDES, load, parse_overrides, read_yaml, resolve, to_dict
 from oof.config.schema import Config
 from oof.config.setting import default_of, named_sections, sections, settings
+from oof.config.speed_only import without_speed_settings
 from oof.config.user_values import join_words
 
 logger = logging.getLogger(__name__)
@@ -199,6 +200,24 @@ def store_settings(config: Config, names: Sequence[str] = ()) -> None:
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
     with replacing(run / STORED) as temporary:
         temporary.write_text(HEADER + text, encoding="utf-8")
+
+
+def changes_since_stored(config: Config) -> list[tuple[str, Any, Any]]:
+    """Return path, remembered and present value of each setting that differs from the run's, but for speed.
+
+    Without settings of the run, or with damaged ones, nothing counts as changed.
+    """
+    try:
+        stored = stored_settings(Path(config.run))
+    except UserError:  # damaged; the command has a configuration of its own
+        stored = None
+    if stored is None:
+        return []
+    trees = to_dict(resolve({config.run: stored}, run=config.run)), to_dict(config)
+    for tree in trees:
+        make_absolute(tree)
+    before, now = (without_speed_settings(tree, Config) for tree in trees)
+    return list(setting_differences(before, now))
 
 
 def setting_differences(

@@ -15,9 +15,8 @@ from oof.common.atomic_files import parse_json
 from oof.common.errors import UserError
 from oof.common.progress import duration
 from oof.common.steps import TRAINED, Step
-from oof.config import Config, to_dict, without_speed_settings
-from oof.config.load import resolve
-from oof.config.stored import setting_differences, stored_settings
+from oof.config import Config
+from oof.config.stored import changes_since_stored
 
 TRAINING = ("seed", "data", "groups", "folds", "prompts", "members", "pretrain", "distill")  # settings it depends on
 NO_TRAINING = ("data.test", "data.truth", "distill.variants")  # settings in these sections that none depends on
@@ -131,17 +130,11 @@ def _shortened(lines: list[str]) -> list[str]:
 
 def changed_settings(config: Config) -> list[str]:
     """Return a line for each setting of training that differs from the one that the run remembers."""
-    try:
-        stored = stored_settings(Path(config.run))
-    except UserError:  # damaged; the command has a configuration of its own
-        stored = None
-    if stored is None:
-        return []
-    before, now = to_dict(resolve({config.run: stored}, run=config.run)), to_dict(config)
-    matter = setting_differences(without_speed_settings(before, Config), without_speed_settings(now, Config))
-    names = {name for name, _, _ in matter if name.split(".")[0] in TRAINING} - set(NO_TRAINING)
-    values = [(name, old, new) for name, old, new in setting_differences(before, now) if name in names]
-    return [f"{name}: {_word(old)} before, {_word(new)} now" for name, old, new in values]
+    return [
+        f"{name}: {_word(old)} before, {_word(new)} now"
+        for name, old, new in changes_since_stored(config)
+        if name.split(".")[0] in TRAINING and name not in NO_TRAINING
+    ]
 
 
 def _word(value: object) -> str:
