@@ -12,25 +12,14 @@ import polars as pl
 import pytest
 
 from oof.audit import prompts as prompt_audit
-from oof.audit.extra_battles import HELD_OUT, TEACHER
-from oof.audit.run import Finding, audit_run, format_findings
+from oof.audit.run import audit_run, format_findings
 from oof.common.atomic_files import read_json
 from oof.common.errors import UserError
 from oof.common.logits_format import LOGIT_COLUMNS
 from oof.config import Groups
-from tests.fixtures.audit_runs import K, N, battles, write_job, write_member, write_sound_run
+from tests.fixtures.audit_runs import K, N, battles, change_table, in_fold, violated, write_job, write_sound_run
 from tests.fixtures.small_tables import HEADER, WORDS, groups_of, sentence, table_of
 from tests.fixtures.text_similarity import similarity
-
-
-def change_table(run: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
-    """Change battles.parquet and folds.parquet alike, and make the members' jobs anew from them."""
-    table = change(pl.read_parquet(run / "battles.parquet"))
-    table.write_parquet(run / "battles.parquet")
-    table.select("id", "role", "group", "fold").write_parquet(run / "folds.parquet")
-    for member in ("one", "two"):
-        shutil.rmtree(run / "oof" / member)
-        write_member(run / "oof" / member, table)
 
 
 def change_job(run: Path, change: Callable[[pl.DataFrame, pl.Series], tuple[pl.DataFrame, pl.Series]]) -> None:
@@ -49,22 +38,6 @@ def zeroed(logits: pl.DataFrame, order: str, value: float) -> pl.DataFrame:
     )
 
 
-def violated(findings: list[Finding]) -> set[str]:
-    return {finding.check for finding in findings if finding.status == "violated"}
-
-
-@pytest.fixture(scope="module")
-def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_sound_run(folder)
-    return folder
-
-
-@pytest.fixture
-def run(sound_run: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(sound_run, tmp_path / "run")
-
-
 def test_a_sound_run_passes_every_check(run: Path) -> None:
     findings = audit_run(run)
     assert {finding.status for finding in findings} == {"ok"}
@@ -73,12 +46,6 @@ def test_a_sound_run_passes_every_check(run: Path) -> None:
     ]
     assert len([f for f in findings if f.check.startswith("job ")]) == 2 * K
     assert format_findings(findings).endswith(f"audit: {len(findings)} ok, 0 warning, 0 violated")
-
-
-def in_fold(name: str, fold: pl.Expr) -> Callable[[pl.DataFrame], pl.DataFrame]:
-    return lambda table: table.with_columns(
-        pl.when(pl.col("id") == name).then(fold).otherwise("fold").cast(pl.Int32).alias("fold")
-    )
 
 
 def test_a_battle_moved_out_of_its_groups_fold_is_caught(run: Path) -> None:
@@ -138,65 +105,6 @@ def test_a_job_that_trained_on_a_predicted_group_is_caught_by_name(run: Path) ->
     findings = audit_run(run)
     assert violated(findings) == {"job two/fold-1"}
     assert f"{pair[1]} was predicted, {pair[0]} trained on" in format_findings(findings)
-
-
-OWN = f"b{N + 2}"  # the extra battle whose group has no scored battle
-
-
-def own_fold(run: Path) -> int:
-    return int(pl.read_parquet(run / "battles.parquet").filter(pl.col("id") == OWN)["fold"].item())
-
-
-def finding(run: Path, check: str) -> Finding:
-    (found,) = (finding for finding in audit_run(run) if finding.check == check)
-    return found
-
-
-def test_a_job_that_trained_on_an_extra_battle_of_its_fold_is_caught(run: Path) -> None:
-    job = run / "oof" / "two" / f"fold-{own_fold(run)}"
-    logits, trained = pl.read_parquet(job / "logits.parquet"), pl.read_parquet(job / "trained.parquet")["id"]
-    write_job(job, logits, pl.concat([trained, pl.Series([OWN])]))
-    assert violated(audit_run(run)) == {HELD_OUT}
-    assert f"trained on {OWN}, which it should hold out" in format_findings(audit_run(run))
-
-
-def test_an_extra_battle_that_two_jobs_hold_out_is_caught(run: Path) -> None:
-    job = run / "oof" / "two" / f"fold-{(own_fold(run) + 1) % K}"
-    logits, trained = pl.read_parquet(job / "logits.parquet"), pl.read_parquet(job / "trained.parquet")["id"]
-    write_job(job, logits, trained.filter(trained != OWN))
-    assert violated(audit_run(run)) == {HELD_OUT}
-
-
-def test_extra_battles_in_no_fold_are_a_warning(run: Path) -> None:
-    change_table(run, in_fold(OWN, pl.lit(-1)))
-    assert not violated(audit_run(run))
-    assert finding(run, HELD_OUT).status == "warning"
-    assert finding(run, HELD_OUT).message.startswith("1 of 3 are in no fold")
-
-
-@pytest.mark.parametrize(
-    ("folder", "trained_on", "manifest", "expected"),
-    [
-        ("one/fold-{held_out}-abcdef12", None, {"teacher": "oof", "fold_job": "k"}, "ok"),
-        ("one/fold-{other}-abcdef12", None, {"teacher": "oof", "fold_job": "k"}, "violated"),
-        ("one/fold-{other}-abcdef12", None, {"teacher": "fold_matched", "fold_job": "k"}, "ok"),
-        ("one/fold-{other}-abcdef12", None, {"teacher": "oof", "fold_job": "of an earlier version"}, "ok"),
-        ("nested/one/without-0-1", ["b5"], {"teacher": "nested", "fold_job": "k"}, "ok"),
-        ("nested/one/without-0-1", ["b5", OWN], {"teacher": "nested", "fold_job": "k"}, "violated"),
-    ],
-)
-def test_scores_of_a_teacher_that_trained_on_the_extra_battle_are_caught(
-    run: Path, folder: str, trained_on: list[str] | None, manifest: dict[str, str], expected: str
-) -> None:
-    held_out = own_fold(run)
-    path = run / "teacher" / folder.format(held_out=held_out, other=(held_out + 1) % K)
-    path.mkdir(parents=True)
-    pl.DataFrame({"id": [OWN]}).write_parquet(path / "logits.parquet")
-    if trained_on is not None:
-        pl.DataFrame({"id": trained_on}).write_parquet(path / "trained.parquet")
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    assert finding(run, TEACHER).status == expected
-    assert violated(audit_run(run)) == ({TEACHER} if expected == "violated" else set())
 
 
 @pytest.mark.parametrize(
