@@ -40,15 +40,20 @@ def resolve_checkpoints(tree: dict[str, Any], folder: Path) -> None:
         tree: content of a YAML file, not yet validated.
         folder: of that file.
     """
-    members, distill = tree.get("members"), tree.get("distill")
-    recipes = list(members.values()) if isinstance(members, dict) else []
-    recipes += [distill.get("student")] if isinstance(distill, dict) else []
-    for recipe in (recipe for recipe in recipes if isinstance(recipe, dict)):
+    for recipe in model_sections(tree):
         checkpoint = recipe.get("checkpoint")
         if not isinstance(checkpoint, str) or not checkpoint or os.path.isabs(checkpoint):
             continue
         if os.path.isdir(folder / checkpoint):
             recipe["checkpoint"] = path_from_here(folder / checkpoint)
+
+
+def model_sections(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the mappings under ``members`` and ``distill.student`` of settings that are not yet validated."""
+    members, distill = tree.get("members"), tree.get("distill")
+    found = list(members.values()) if isinstance(members, dict) else []
+    found += [distill.get("student")] if isinstance(distill, dict) else []
+    return [section for section in found if isinstance(section, dict)]
 
 
 def find_recipe(name: str) -> str:

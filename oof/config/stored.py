@@ -21,6 +21,7 @@ from oof.common.errors import UserError
 from oof.config.load import OVERRIDES, load, parse_overrides, read_yaml, resolve, to_dict
 from oof.config.schema import Config
 from oof.config.setting import default_of, named_sections, sections, settings
+from oof.config.shipped_recipes import model_sections
 from oof.config.speed_only import without_speed_settings
 from oof.config.user_values import join_words
 
@@ -136,14 +137,9 @@ def make_absolute(tree: dict[str, Any]) -> None:
         values = tree.get(section)
         if isinstance(values, dict) and values.get(key):
             values[key] = _absolute(values[key])
-    members = tree.get("members")
-    recipes = list(members.values()) if isinstance(members, dict) else []
-    distill = tree.get("distill")
-    recipes += [distill.get("student")] if isinstance(distill, dict) else []
-    for recipe in recipes:
-        checkpoint = recipe.get("checkpoint") if isinstance(recipe, dict) else None
-        if checkpoint and Path(str(checkpoint)).is_dir():
-            recipe["checkpoint"] = _absolute(recipe["checkpoint"])
+    for model in model_sections(tree):
+        if model.get("checkpoint") and Path(str(model["checkpoint"])).is_dir():
+            model["checkpoint"] = _absolute(model["checkpoint"])
 
 
 def _absolute(value: Any) -> Any:
