@@ -120,9 +120,7 @@ def plan_student(config: Config) -> StudentPlan:
     sources = [[job.step.key for job in jobs], digest(ensemble_probs.round(9)), stack_settings]
     data: list[object] = [texts_key(table), digest(labels, folds, weights, teacher_probs.round(9)), sources]
     data += [digest(table.select(SOFT_COLUMNS).rows())] if SOFT_COLUMNS[0] in table.columns else []
-    held_out = (table["role"] == "extra") & (table["fold"] >= 0)
-    # Before, the students of nested teachers learned from fold jobs that had trained on these battles.
-    data += ["nested jobs score extra battles"] if config.distill.teacher == "nested" and held_out.any() else []
+    data += _rules_since_older_runs(config.distill, table)
     checkpoint = checkpoint_digest(config.distill.student.checkpoint)
     pretrain = pretrain_job(config, None)
     pretrain_key = [] if pretrain is None else [pretrain.step.key]
@@ -136,6 +134,23 @@ def plan_student(config: Config) -> StudentPlan:
     return StudentPlan(
         config, inputs, table, labels, folds, weights, ensemble_probs, teacher_probs, jobs, key, pretrain, depends
     )
+
+
+def _rules_since_older_runs(distill: Distill, table: pl.DataFrame) -> list[str]:
+    """Return the rules by which these students are trained and those of older versions were not."""
+    extra, unlabelled = ((table["role"] == role).to_numpy() for role in ("extra", "unlabelled"))
+    held_out, unscored = extra & (table["fold"] >= 0).to_numpy(), extra | unlabelled
+    nested, stack = distill.teacher == "nested", distill.teachers == "stack"
+    rules = {
+        # Before, nested teachers of these battles were fold jobs that had trained on them.
+        "nested jobs score extra battles": nested and held_out.any(),
+        # Before, these temperatures came from logits of members that had seen the student's fold.
+        "temperatures of nested jobs": nested and not stack and (unscored & ~held_out).any(),
+        "fold-matched teachers have no temperature": distill.teacher == "fold_matched" and unscored.any(),
+        # Before, it was the mean over all terms, of which such a battle lacks one.
+        "the loss of a battle without a label is the mean of its terms": distill.losses.ce > 0 and unlabelled.any(),
+    }
+    return [rule for rule, applies in rules.items() if applies]
 
 
 def _settings(config: Config, recipe: dict[str, Any]) -> dict[str, object]:

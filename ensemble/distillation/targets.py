@@ -11,7 +11,9 @@
   members replaces it.
 
 The average of a member's fold jobs, through the final stack, labels the unlabelled battles. For a fold student with
-``nested`` or ``fold_matched``, fold job k alone labels them (with ``nested`` through the stack without fold k).
+``nested`` or ``fold_matched``, fold job k alone labels them: with ``nested`` through the stack without fold k, or where
+members are the teachers at temperatures of the models without {j, k}; with ``fold_matched`` uncalibrated, as the scored
+battles, because all held-out logits that could give a temperature come from members that saw fold k or its labels.
 
 Extra battles have folds of their own, and student k does not train on those of fold k. With ``oof``, and for the final
 student in every mode, the fold job that held an extra battle out labels it. With ``nested`` the model without {j, k}
@@ -209,12 +211,13 @@ def _logits_of_unscored(plan: StudentPlan, name: str, rows: NDArray[np.int64], f
 def _unscored_probs(plan: StudentPlan, fold: int, rows: NDArray[np.int64], logits: Logits) -> Floats:
     """Return (m, t, 3) calibrated probabilities; ``rows`` as in :func:`_logits_of_unscored`."""
     mode, inputs, outside = plan.config.distill.teacher, plan.inputs, _outside(plan, fold)
-    if plan.teachers == ["stack"] and mode != "fold_matched":
+    if mode == "fold_matched":
+        return _teacher_probs(plan, logits, None, {})
+    if plan.teachers == ["stack"]:
         return _teacher_probs(plan, logits, _stacked(plan, fold, plan.table[rows], logits), {})
-    if mode == "nested" and fold != FINAL and plan.extra_folds[rows[0]] >= 0:
-        fitted_on = _nested_logits(plan, fold)
-    else:
-        fitted_on = {name: inputs.logits[name][outside] for name in logits}
+    # Of the battles outside fold k, ordinary out-of-fold logits come from members that were trained on fold k.
+    nested = mode == "nested" and fold != FINAL
+    fitted_on = _nested_logits(plan, fold) if nested else {name: inputs.logits[name][outside] for name in logits}
     temperatures = {
         name: fit_temperature(values.astype(np.float64).mean(axis=1), inputs.labels[outside])
         for name, values in fitted_on.items()

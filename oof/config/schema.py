@@ -122,7 +122,9 @@ class Stack:
 class Losses:
     """Weights of the terms of the student's loss, which is their weighted mean; 0 leaves a term out."""
 
-    ce: float = setting(0.0, "cross-entropy with the label; battles without a label have no such term", range=WEIGHTS)
+    ce: float = setting(
+        0.0, "cross-entropy with the label; a battle without a label is averaged over its other terms", range=WEIGHTS
+    )
     kl: float = setting(1.0, "T^2 KL(teacher || student) of the distributions softened by temperature T", range=WEIGHTS)
     cosine: float = setting(0.0, "1 - cosine similarity of the softened distributions", range=WEIGHTS)
     mse: float = setting(0.0, "mean squared difference of the centred logits", range=WEIGHTS)
@@ -151,7 +153,11 @@ class Distill:
         1.0, "temperature T of the soft targets in `losses.kl` and `losses.cosine`", range=(0.01, 100.0)
     )
     pseudo_weight: float = setting(
-        1.0, "loss weight of a battle of `data.unlabelled`; 0 = leave these battles out", range=(0.0, 1000.0)
+        1.0,
+        "loss weight of a battle of `data.unlabelled`; a train battle has 1. Its loss is the mean of the terms other "
+        "than `ce`, (kl KL + cosine cos + …) / (kl + cosine + …), so the weight holds whatever terms are on; 0 = leave "
+        "these battles out",
+        range=(0.0, 1000.0),
     )
     final: str = setting(
         "all", "exported student. `all`: one more student, trained on all battles; `fold_average`: the average of the "

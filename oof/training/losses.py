@@ -1,4 +1,4 @@
-"""Losses of a batch of three-class logits against soft targets, one value per row.
+"""Losses of a batch of logits of three classes (two without ties) against soft targets, one value per row.
 
 Hard labels are one-hot targets, so members and students share one training path. Targets are never passed to the model
 as ``labels``, because float labels make transformers choose a multi-label loss without a warning. Losses are per row,
@@ -76,16 +76,19 @@ def order_inconsistency(logits: torch.Tensor) -> torch.Tensor:
         logits: (b, 3), b even: rows 2i and 2i + 1 are the orders ab and ba of one battle, as presented
             (:class:`oof.encoding.batches.TrainingSteps` with ``whole_battles``).
     """
-    pairs = log_softmax(logits, dim=-1).reshape(-1, 2, 3)
-    ab, ba = pairs[:, 0], pairs[:, 1, SWAPPED]
+    n_classes = logits.shape[-1]
+    pairs = log_softmax(logits, dim=-1).reshape(-1, 2, n_classes)
+    ab, ba = pairs[:, 0], pairs[:, 1, SWAPPED[:n_classes]]
     return ((ab.exp() - ba.exp()) * (ab - ba)).sum(dim=-1).div(2).repeat_interleave(2)
 
 
 def distill_loss(logits: torch.Tensor, targets: torch.Tensor, weights: Losses, temperature: float) -> torch.Tensor:
-    """Return (b,) the weighted mean of the terms of ``weights``.
+    """Return (b,) the weighted mean of the terms of ``weights`` that a battle has.
 
     ``(ce CE + kl mean_j KL_j + cosine mean_j cos_j + mse mean_j MSE_j + consistency C) / (sum of the weights)`` over
-    teachers j. With two teachers, ``ce: 1, kl: 2, cosine: 2`` is (CE + KL_1 + cos_1 + KL_2 + cos_2) / 5.
+    teachers j. With two teachers, ``ce: 1, kl: 2, cosine: 2`` is (CE + KL_1 + cos_1 + KL_2 + cos_2) / 5. A battle
+    without a label has no CE, and the sum of the weights is without ``ce``: its loss is a mean as that of any other
+    battle, so that its weight alone says how much it counts.
 
     Args:
         logits: (b, 3); with a consistency term the two orders of a battle in rows 2i and 2i + 1.
@@ -93,7 +96,7 @@ def distill_loss(logits: torch.Tensor, targets: torch.Tensor, weights: Losses, t
         weights: of the terms; not all zero.
         temperature: T of KL and cosine.
     """
-    *teachers, label = torch.split(targets, 3, dim=-1)
+    *teachers, label = torch.split(targets, logits.shape[-1], dim=-1)
     terms: tuple[tuple[float, RowTerm], ...] = (
         (weights.kl, lambda teacher: soft_kl(logits, teacher, temperature)),
         (weights.cosine, lambda teacher: cosine_distance(logits, teacher, temperature)),
@@ -105,4 +108,8 @@ def distill_loss(logits: torch.Tensor, targets: torch.Tensor, weights: Losses, t
             total = total + weight * torch.stack([term(teacher) for teacher in teachers]).mean(dim=0)
     if weights.consistency:
         total = total + weights.consistency * order_inconsistency(logits)
-    return total / (weights.ce + weights.kl + weights.cosine + weights.mse + weights.consistency)
+    without_label = weights.kl + weights.cosine + weights.mse + weights.consistency
+    mean = total / (weights.ce + without_label)
+    if not weights.ce or not without_label:
+        return mean
+    return mean * torch.where(label.sum(dim=-1) > 0, 1.0, (weights.ce + without_label) / without_label)

@@ -32,6 +32,7 @@ K = 3
 SCORED, EXTRA, UNLABELLED = 60, 6, 9
 N = SCORED + EXTRA + UNLABELLED
 ROLES = np.repeat(["train", "extra", "unlabelled"], [SCORED, EXTRA, UNLABELLED])
+FOLDS = np.where(np.arange(N) < SCORED, np.arange(N) // 4 % K, np.arange(N) % (K + 1) - 1)
 
 
 def make_plan(tmp_path: Path, *overrides: str, labels: np.ndarray | None = None) -> StudentPlan:
@@ -41,9 +42,8 @@ def make_plan(tmp_path: Path, *overrides: str, labels: np.ndarray | None = None)
     rng = np.random.default_rng(0)
     label = np.arange(N) % 3 if labels is None else labels
     table = table_of([f"prompt {i} {'x' * (i % 7)}" for i in range(N)], label=label.tolist(), role=ROLES.tolist())
-    folds = np.where(np.arange(N) < SCORED, np.arange(N) // 4 % K, np.arange(N) % (K + 1) - 1)
     logits = {name: rng.normal(size=(SCORED, 2, 3)).astype(np.float32) for name in config.members}
-    inputs = Inputs(table[:SCORED], label[:SCORED], np.arange(SCORED), folds[:SCORED], logits)
+    inputs = Inputs(table[:SCORED], label[:SCORED], np.arange(SCORED), FOLDS[:SCORED], logits)
     names = planning.teacher_names(config)
     teacher_probs = np.stack([rng.dirichlet(np.ones(3), SCORED) for _ in names], axis=1)
     jobs = [FoldJob(config, name, fold, "key") for name in config.members for fold in range(K)]
@@ -52,7 +52,7 @@ def make_plan(tmp_path: Path, *overrides: str, labels: np.ndarray | None = None)
         inputs,
         table,
         labels=np.where(ROLES == "unlabelled", -1, label),
-        folds=folds,
+        folds=FOLDS,
         weights=np.ones(N),
         ensemble_probs=rng.dirichlet(np.ones(3), SCORED),
         teacher_probs=teacher_probs,
@@ -126,16 +126,28 @@ def test_nested_targets_of_extra_battles_come_from_the_job_without_their_fold_an
     assert np.isfinite(targets[plan.folds != 2]).all()
 
 
-def label_dependent(plan: StudentPlan) -> None:
-    """Finish every teacher job with logits that change with any label that its model trains on, and no other."""
+def label_dependent_logits(plan: StudentPlan, *without: int) -> np.ndarray:
+    """Return (n, 2, 3) logits that change with any label outside the folds ``without``, and with no other.
+
+    Those of scored battles are better than chance, which gives them a temperature.
+    """
+    trained = ~np.isin(plan.folds, without) & (plan.labels >= 0)
+    logits = np.random.default_rng([*plan.labels[trained].tolist(), len(plan.labels)]).normal(size=(N, 2, 3))
+    logits[:SCORED] += np.eye(3)[plan.labels[:SCORED], None]
+    return logits
+
+
+def label_dependent(plan: StudentPlan) -> StudentPlan:
+    """Finish every teacher job with label-dependent logits; return the plan with such out-of-fold logits."""
     for job in teacher_jobs(plan):
         without = job.without if isinstance(job, NestedJob) else (job.fold_job.fold,)
-        trained = ~np.isin(plan.folds, without) & (plan.labels >= 0)
+        values = label_dependent_logits(plan, *without)[job.rows]
         job.step.begin()
-        seed = [*plan.labels[trained].tolist(), len(plan.labels)]
-        values = np.random.default_rng(seed).normal(size=(len(job.rows), 2, 3))
         write_parquet(job.step.folder / "logits.parquet", logits_frame(plan.table["id"][job.rows], values, 0))
         job.step.finish()
+    of_fold = np.stack([label_dependent_logits(plan, fold)[:SCORED] for fold in range(K)])
+    logits = of_fold[plan.inputs.folds, np.arange(SCORED)].astype(np.float32)
+    return replace(plan, inputs=replace(plan.inputs, logits=dict.fromkeys(plan.inputs.logits, logits)))
 
 
 @pytest.mark.parametrize("mode", ["oof", "nested", "fold_matched"])
@@ -146,8 +158,7 @@ def test_no_extra_battle_s_label_reaches_the_model_that_scores_it(tmp_path: Path
     changed[row] = (changed[row] + 1) % 3
     overrides = (f"distill.teacher={mode}", "distill.teachers=gemma2")
     plans = [make_plan(tmp_path / str(i), *overrides, labels=labels) for i, labels in enumerate((label, changed))]
-    for plan in plans:
-        label_dependent(plan)
+    plans = [label_dependent(plan) for plan in plans]
     j = int(plans[0].folds[row])
     other = next(int(r) for r in EXTRA_ROWS if plans[0].folds[r] not in (-1, j))
     for fold in (FINAL, *range(K)):
@@ -245,6 +256,24 @@ def test_no_label_of_a_fold_reaches_its_student_s_nested_targets(tmp_path: Path,
     np.testing.assert_array_equal(first, second)
     assert np.isfinite(first).all()
     assert not np.array_equal(student_targets(plan, 1), student_targets(other, 1), equal_nan=True)
+
+
+@pytest.mark.parametrize("mode", ["nested", "fold_matched"])
+@pytest.mark.parametrize("teachers", ["stack", "members"])
+def test_no_label_of_a_fold_reaches_its_student_s_targets_through_the_members(
+    tmp_path: Path, mode: str, teachers: str
+) -> None:
+    overrides = (f"distill.teacher={mode}", f"distill.teachers={teachers}")
+    label = np.arange(N) % 3
+    permuted = label.copy()
+    permuted[FOLDS == 0] = np.random.default_rng(0).permutation(label[FOLDS == 0])
+    plans = [make_plan(tmp_path / str(i), *overrides, labels=labels) for i, labels in enumerate((label, permuted))]
+    one, two = [label_dependent(plan) for plan in plans]
+    first, second = (student_targets(plan, 0)[FOLDS != 0] for plan in (one, two))
+    assert np.isfinite(first).all()
+    np.testing.assert_array_equal(first, second)  # of scored, extra and unlabelled battles
+    of_another = [student_targets(plan, 1)[ROLES == "unlabelled"] for plan in (one, two)]  # it trains on these labels
+    assert (of_another[0] != of_another[1]).any(axis=1).all()
 
 
 def test_nested_targets_of_fold_j_come_from_the_job_without_j_and_k(tmp_path: Path) -> None:

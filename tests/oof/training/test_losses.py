@@ -104,13 +104,26 @@ def test_two_teachers_give_the_winning_solution_s_loss() -> None:
     torch.testing.assert_close(loss, sum(terms) / 5)
 
 
-def test_a_battle_without_a_label_has_no_hard_term() -> None:
+def test_the_loss_of_a_battle_without_a_label_is_the_mean_of_its_other_terms() -> None:
     logits, teacher = torch.randn(4, 3), torch.softmax(torch.randn(4, 3), dim=1)
     targets = torch.cat([teacher, torch.zeros(4, 3)], dim=1)
-    torch.testing.assert_close(
-        distill_loss(logits, targets, Losses(ce=1, kl=1), 2.0), soft_kl(logits, teacher, 2.0) / 2
-    )
+    kl, cosine_term = soft_kl(logits, teacher, 2.0), cosine_distance(logits, teacher, 2.0)
+    torch.testing.assert_close(distill_loss(logits, targets, Losses(ce=1, kl=1), 2.0), kl)
+    several = distill_loss(logits, targets, Losses(ce=4, kl=1, cosine=2), 2.0)
+    torch.testing.assert_close(several, (kl + 2 * cosine_term) / 3)
     assert distill_loss(logits, targets, Losses(ce=1, kl=0), 2.0).abs().max() == 0
+
+
+@pytest.mark.parametrize("losses", [Losses(), Losses(ce=1, kl=1), Losses(ce=3, kl=2), Losses(ce=0.1, kl=5)])
+@pytest.mark.parametrize("weight", [0.5, 1.0, 2.0])
+def test_a_battle_without_a_label_pulls_with_its_whole_weight(losses: Losses, weight: float) -> None:
+    """With the teacher as soft label, the gradient of CE and of KL at T = 1 is p - q, and so is that of any mean."""
+    z, teacher = torch.randn(1, 3, dtype=torch.float64), torch.softmax(torch.randn(1, 3, dtype=torch.float64), dim=1)
+    logits = z.repeat(2, 1).requires_grad_()  # a labelled battle, and the same one without its label
+    targets = torch.cat([teacher.repeat(2, 1), torch.cat([teacher, torch.zeros_like(teacher)])], dim=1)
+    (distill_loss(logits, targets, losses, 1.0) * torch.tensor([1.0, weight])).sum().backward()
+    gradient = torch.softmax(z, dim=1)[0] - teacher[0]
+    torch.testing.assert_close(logits.grad, torch.stack([gradient, weight * gradient]))
 
 
 @given(st.lists(st.floats(-8, 8), min_size=12, max_size=12))
