@@ -135,7 +135,7 @@ learning rate {train.lr:g} (head {train.head_lr:g}), orders: {train.swap}.
 
 
 def _metrics(plan: StudentPlan, metrics: dict[str, Any]) -> str:
-    scores, interval, difference = metrics["scores"], metrics["interval"], metrics["student_minus_ensemble"]
+    scores = metrics["scores"]
     optimistic = (
         " The targets came from models that were trained on the held-out fold, so the figures are slightly optimistic."
     )
@@ -148,8 +148,9 @@ that was not trained on its fold; 95 % intervals over groups.{note}
 
 | metric | value |
 |---|---|
-| log loss (nats) | {in_words(interval, ".4f")} |
-| log loss minus the ensemble's | {in_words(difference)} |
+| log loss (nats) | {in_words(metrics["interval"], ".4f")} |
+| log loss of calibrated, the ensemble | {in_words(metrics["calibrated"], ".4f")} |
+| student - calibrated | {in_words(metrics["student_minus_calibrated"])} |
 | accuracy | {scores["accuracy"]:.4f} |
 | Brier score | {scores["brier"]:.4f} |
 | calibration error (expected from chance alone) | {scores["ece"]:.4f} ({scores["ece_bias"]:.4f}) |"""

@@ -17,7 +17,7 @@ from ensemble.distillation.model_card import student_card
 from ensemble.distillation.plan import StudentPlan, cross_fitted_temperature, plan_student
 from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
 from ensemble.stacking.calibration import fit_temperature
-from ensemble.stacking.stage import predictions_frame
+from ensemble.stacking.stage import predictions_frame, read_predictions
 from ensemble.statistics.bootstrap import group_interval
 from ensemble.statistics.scores import scores
 from oof.common.atomic_files import write_parquet
@@ -136,7 +136,8 @@ def _distill(plan: StudentPlan, step: Step) -> None:
     inputs, ids, mean_logits = plan.inputs, plan.inputs.table["id"], logits.mean(axis=1)
     probs, fold_temperatures = cross_fitted_temperature(mean_logits, inputs.labels, inputs.folds)
     temperature = fit_temperature(mean_logits, inputs.labels)
-    metrics = student_metrics(plan, probs)
+    stage_two = read_predictions(Path(plan.config.run) / "stack" / "predictions.parquet", ids)
+    metrics = student_metrics(plan, probs, stage_two["calibrated"])
     texts = EncodedBattles(plan.config.distill.student, plan.table.head(CHECKED), plan.config)
     card = student_card(plan, temperature, metrics)
     export_student(load_final(plan, step.folder, texts), texts, temperature, step.folder / "student", card)
@@ -148,18 +149,22 @@ def _distill(plan: StudentPlan, step: Step) -> None:
     step.finish({**metrics, "log_loss": loss, **temperatures, "depends": plan.depends})
 
 
-def student_metrics(plan: StudentPlan, probs: NDArray[np.float64]) -> dict[str, Any]:
-    """Return the fold students' scores, and their log loss and its difference from the ensemble's with intervals.
+def student_metrics(plan: StudentPlan, probs: NDArray[np.float64], calibrated: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the fold students' scores, their log loss, that of ``calibrated`` and the difference, with intervals.
+
+    The names and numbers are those of the run's table and report.
 
     Args:
         plan: n scored battles.
         probs: (n, 3) calibrated probabilities, each battle's by the student that did not see its fold.
+        calibrated: (n, 3) cross-fitted probabilities of stage two, with a modelled position bias, which the teacher
+            lacks.
     """
     inputs, seed = plan.inputs, plan.config.seed
-    losses = row_log_loss(probs, inputs.labels)
-    ensemble_losses = row_log_loss(plan.ensemble_probs, inputs.labels)
+    losses, of_calibrated = (row_log_loss(p, inputs.labels) for p in (probs, calibrated))
     return {
         "scores": scores(probs, inputs.labels),
         "interval": group_interval(losses, inputs.groups, seed),
-        "student_minus_ensemble": group_interval(losses - ensemble_losses, inputs.groups, seed),
+        "calibrated": group_interval(of_calibrated, inputs.groups, seed),
+        "student_minus_calibrated": group_interval(losses - of_calibrated, inputs.groups, seed),
     }

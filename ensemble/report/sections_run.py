@@ -81,7 +81,7 @@ def _cost(cost: Report) -> list[Block]:
 
 
 def distillation(report: Report) -> Section:
-    """Return the section about training curves and the comparison of student and teacher."""
+    """Return the section about training curves and the comparison of student and ensemble."""
     blocks: list[Block] = []
     for k, (name, jobs) in enumerate(report["curves"].items()):
         alt = f"Training loss of {name} by step, one line per job."
@@ -90,8 +90,8 @@ def distillation(report: Report) -> Section:
     content = report["distillation"]
     if content:
         blocks = [
-            text("Student and teacher (the calibrated ensemble) agree on the most probable class in {agree} of the "
-                 "battles; the mean divergence KL(teacher, student) is {kl} nats.",
+            text("The student and calibrated, the ensemble, agree on the most probable class in {agree} of the "
+                 "battles; the mean divergence KL(calibrated, student) is {kl} nats.",
                  agree=interval(content["agreement"], share=True), kl=interval(content["divergence"])),
             *comparison_blocks(content["comparison"], "distil"),
             *case_blocks({**content, **content["comparison"]}, "distil"),

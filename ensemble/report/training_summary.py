@@ -1,4 +1,4 @@
-"""Summary of training: time and cost, loss curves, and the student compared with its teacher."""
+"""Summary of training: time and cost, loss curves, and the student compared with the ensemble."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ensemble.report.slices import Slice
 from ensemble.statistics.bootstrap import group_interval
 
 CURVE_POINTS = 200  # of a loss curve: more could not be told apart on the page
-TEACHER = "calibrated"
+ENSEMBLE = "calibrated"  # as in the table and the model card; the teacher lacks a modelled position bias
 SMALLEST = 1e-15  # probability, so that a divergence is finite
 
 
@@ -55,13 +55,13 @@ def loss_curves(run: RunData) -> dict[str, dict[str, Any]]:
 
 
 def distill_report(run: RunData, slices: list[Slice]) -> dict[str, Any] | None:
-    """Return the student's agreement with its teacher, its divergence and where it lost; None without stage three."""
-    if "student" not in run.probs or TEACHER not in run.probs:
+    """Return the student's agreement with the ensemble, its divergence and where it lost; None without stage three."""
+    if "student" not in run.probs or ENSEMBLE not in run.probs:
         return None
-    student, teacher = run.probs["student"], run.probs[TEACHER]
-    agree = student.argmax(axis=1) == teacher.argmax(axis=1)
-    divergence = rel_entr(teacher, np.maximum(student, SMALLEST)).sum(axis=1)
-    names = "student", TEACHER
+    student, ensemble = run.probs["student"], run.probs[ENSEMBLE]
+    agree = student.argmax(axis=1) == ensemble.argmax(axis=1)
+    divergence = rel_entr(ensemble, np.maximum(student, SMALLEST)).sum(axis=1)
+    names = "student", ENSEMBLE
     return {
         "agreement": group_interval(agree.astype(float), run.groups, run.seed),
         "divergence": group_interval(divergence, run.groups, run.seed),

@@ -16,6 +16,10 @@ from huggingface_hub import constants
 from ensemble.__main__ import main as ensemble_main
 from ensemble.distillation import export, train
 from ensemble.distillation.plan import plan_student
+from ensemble.distillation.stage import student_metrics
+from ensemble.report.make import collect
+from ensemble.report.run_data import load_run
+from ensemble.statistics.interval_words import in_words
 from oof import config as configuration
 from oof.__main__ import main as oof_main
 from oof.audit.extra_battles import HELD_OUT, TEACHER
@@ -23,6 +27,7 @@ from oof.audit.run import audit_run
 from oof.data.synth import write_arena
 from oof.encoding.batches import TrainingSteps
 from oof.jobs.dataset import load_battles
+from oof.metrics import log_loss, softmax
 from tests.fixtures.command_line import digests
 from tests.fixtures.demo_run import small_arguments
 from tests.fixtures.hub_cache import MODEL, NEW, OLD, move_branch, write_hub_cache
@@ -142,13 +147,40 @@ def test_the_model_card_has_the_numbers_of_the_manifest(small_run: Path) -> None
     folder = small_run / "distill"
     manifest = json.loads((folder / "manifest.json").read_text())
     card = (folder / "student" / "README.md").read_text()
-    for key in ("interval", "student_minus_ensemble"):
+    for key in ("interval", "calibrated", "student_minus_calibrated"):
         assert all(f"{manifest[key][end]:.4f}".lstrip("-") in card for end in ("value", "low", "high"))
     assert f"temperature ({manifest['temperature']:.4f})" in card
     assert "120 battles" in card
     for heading in ("Data", "Recipe", "Metrics", "Limits", "Licence"):
         assert f"## {heading}" in card
     assert card.isascii() or "nats" in card
+
+
+def test_card_table_and_report_have_one_number_under_one_name(small_run: Path) -> None:
+    card = (small_run / "distill" / "student" / "README.md").read_text("utf-8")
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    summary = collect(load_run(small_run))["summary"]
+    losses = {row["predictor"]: row["log_loss"] for row in summary["table"]}
+    paired = {f"{row['first']}_minus_{row['second']}": row["difference"] for row in summary["paired"]}
+    difference = metrics["paired"]["student_minus_calibrated"]
+    for name, row in {"log loss (nats)": "student", "log loss of calibrated, the ensemble": "calibrated"}.items():
+        assert losses[row] == pytest.approx(metrics["log_loss"][row])
+        assert f"| {name} | {in_words(metrics['log_loss'][row], '.4f')} |" in card
+    assert paired["student_minus_calibrated"] == pytest.approx(difference)
+    assert f"| student - calibrated | {in_words(difference)} |" in card
+
+
+def test_the_student_is_compared_with_calibrated_and_not_with_its_teacher(small_run: Path) -> None:
+    """They differ where stage two models a position bias: the teacher is without it, the table's row is with it."""
+    path, *overrides = small_arguments(small_run)
+    plan = plan_student(configuration.load(path, overrides))
+    labels = plan.inputs.labels
+    biased = softmax(np.log(plan.ensemble_probs) + np.array([0.4, -0.4, 0.0]))
+    metrics = student_metrics(plan, plan.teacher_probs[:, 0], biased)
+    assert metrics["calibrated"]["value"] == pytest.approx(log_loss(biased, labels))
+    expected = log_loss(plan.ensemble_probs, labels) - log_loss(biased, labels)
+    assert abs(expected) > 1e-4
+    assert metrics["student_minus_calibrated"]["value"] == pytest.approx(expected)
 
 
 def test_a_variant_is_added_without_training(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
