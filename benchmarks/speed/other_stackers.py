@@ -6,7 +6,7 @@
 LightGBMTunerCV of optuna-integration, ``sklearn`` a StackingClassifier of logistic regression and histogram boosting,
 ``autogluon`` a TabularPredictor. AutoGluon runs in an environment of its own, so this file imports numpy, the one
 library and :mod:`oof.classes` alone. For each outer fold a model is trained on the other folds, which are its inner
-folds; ``--swap`` trains it on every battle in both orders and averages its predictions over both, as ours does.
+folds, on every battle in both orders, and its predictions are averaged over both orders, as ours does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def sklearn(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cor
 
 
 def autogluon(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, cores: int) -> Any:
-    """Fit AutoGluon's best_quality preset with our inner folds as its bags: boosting, forests, no networks."""
+    """Fit AutoGluon's best_quality preset with our inner folds as its bags: boosting, forests, networks."""
     import pandas as pd
     from autogluon.tabular import TabularPredictor
 
@@ -109,6 +110,7 @@ def autogluon(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, c
     return predict, {"models": len(names)}
 
 
+LIBRARIES = {"tuner": "optuna_integration.lightgbm", "sklearn": "sklearn.ensemble", "autogluon": "autogluon.tabular"}
 FITS: dict[str, Fit] = {"tuner": tuner, "sklearn": sklearn, "autogluon": autogluon}
 
 
@@ -119,25 +121,21 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--limit", type=float, default=1200, help="seconds for all folds together; 0 = none")
-    parser.add_argument("--swap", action="store_true", help="train and predict in both orders")
     arguments = parser.parse_args()
     data = np.load(arguments.columns)
     x, x_swapped, y, folds = data["x"], data["x_swapped"], data["labels"], data["folds"]
     probs, details = np.empty((len(y), 3)), []
+    import_module(LIBRARIES[arguments.model])  # takes seconds, which the limit need not pay
     started = time.monotonic()
     for i, fold in enumerate(np.unique(folds)):
         rest, held = folds != fold, folds == fold
-        training = x[rest], y[rest], folds[rest]
-        if arguments.swap:
-            both_orders = np.concatenate([x[rest], x_swapped[rest]])
-            training = both_orders, np.concatenate([y[rest], swap_labels(y[rest])]), np.tile(folds[rest], 2)
+        both_orders = np.concatenate([x[rest], x_swapped[rest]])
+        training = both_orders, np.concatenate([y[rest], swap_labels(y[rest])]), np.tile(folds[rest], 2)
         # An even share of the time that is left; what one fold does not use, the next ones may.
         left = arguments.limit - (time.monotonic() - started)
         seconds = max(5.0, left / (len(np.unique(folds)) - i)) if arguments.limit else 0.0
         predict, detail = FITS[arguments.model](*training, seconds, arguments.cores)
-        probs[held] = predict(x[held])
-        if arguments.swap:
-            probs[held] = (probs[held] + swap_classes(predict(x_swapped[held]))) / 2
+        probs[held] = (predict(x[held]) + swap_classes(predict(x_swapped[held]))) / 2
         shutil.rmtree(getattr(predict, "folder", ""), ignore_errors=True)
         details.append(detail)
         print(f"{arguments.model}: fold {fold} after {time.monotonic() - started:.0f} s {detail}", flush=True)

@@ -1,15 +1,17 @@
 """Stage two at the competition's size beside other libraries: log loss, seconds, memory.
 
     python -m benchmarks.speed.stack_peers                                   # about an hour and a half on 2 cores
+    python -m benchmarks.speed.stack_peers --no-position                     # another one; the page has both
     python -m benchmarks.speed.stack_peers --battles 6000 --trials 5 --limit 60 --out runs/bench-stack-small
     python -m benchmarks.speed.stack_peers --only ours sklearn               # a part; the next call does the rest
 
 57,477 battles of the synthetic arena (``benchmarks/speed/synthetic_arena.py``), two members that scored both orders,
 all battle features, five outer folds, 50 trials a study, and one more study on everything, which only ours does.
 Beside ours, on the same columns and folds: LightGBMTunerCV nested in the same way, scikit-learn's StackingClassifier
-and AutoGluon's TabularPredictor (``benchmarks/speed/other_stackers.py``), each in a process of its own; AutoGluon in
-an environment of its own, made below ``--out``. ``--limit`` is the time that LightGBMTunerCV and AutoGluon may take for
-all folds together. Only ours computes its features within its time.
+and AutoGluon's TabularPredictor with its networks (``benchmarks/speed/other_stackers.py``), each in a process of its
+own, AutoGluon in an environment of its own, and all on both orders of every battle. ``--limit`` is the time that
+LightGBMTunerCV and AutoGluon may take for all folds together. Only ours computes its features within its time. Response
+A has a small advantage, which only ours has a term for; with ``--no-position`` it has none.
 
 Memory is the largest sum of the proportional set sizes of a contender's processes, read several times a second.
 """
@@ -17,7 +19,6 @@ Memory is the largest sum of the proportional set sizes of a contender's process
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -27,9 +28,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.common import ROOT, ResumableRows, argument_parser, cell, measured, run_script, write_page
-from benchmarks.speed.synthetic_arena import Arena, make_arena
+from benchmarks.common import ResumableRows, argument_parser, cell, measured, run_script, write_page
+from benchmarks.peer_environment import last_words, peer_python, with_our_path
+from benchmarks.speed.synthetic_arena import Arena, ArenaKind, make_arena
 from ensemble.features.design_matrix import build_design
+from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.cross_fit import cross_fit
 from ensemble.stacking.parallel import cores
 from oof.common.atomic_files import read_json, read_parquet, replacing, write_json, write_parquet
@@ -42,8 +45,7 @@ TITLES = {
     "sklearn": "StackingClassifier",
     "autogluon": "AutoGluon",
 }
-AUTOGLUON = "autogluon.tabular[lightgbm,catboost,xgboost]==1.6.3"
-DATA_VERSION = 1  # raise when the same options would give other battles
+DATA_VERSION = 2  # raise when the same options would give other battles
 
 
 def save_arena(arena: Arena, out: Path) -> None:
@@ -77,12 +79,10 @@ def run_logged(command: list[str], log: Path) -> dict[str, Any]:
         nonlocal peak
         peak = max(peak, _proportional_set_size(pid))
 
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with log.open("w") as file:
-        usage = measured(command, sample_memory, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    last_line = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+        usage = measured(command, sample_memory, stdout=file, stderr=subprocess.STDOUT, env=with_our_path())
     row = {"seconds": round(usage.seconds, 1), "cpu_seconds": round(usage.cpu_seconds, 1), "peak_bytes": peak}
-    return row | ({"failed": f"status {usage.status}: {' '.join(last_line)}"} if usage.status else {})
+    return row | ({"failed": f"status {usage.status}: {last_words(log)}"} if usage.status else {})
 
 
 def _proportional_set_size(pid: int) -> int:
@@ -101,56 +101,36 @@ def _proportional_set_size(pid: int) -> int:
     return total
 
 
-def autogluon_python(out: Path, given: str) -> tuple[str, str]:
-    """Return the interpreter of AutoGluon's environment and, if there is none, the reason."""
-    if given:
-        return given, ""
-    folder = (out / "autogluon-env").resolve()
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        steps = (
-            [sys.executable, "-m", "venv", "--clear", str(folder)],
-            [str(python), "-m", "pip", "install", "-q", AUTOGLUON],
-        )
-        for step in steps:
-            done = subprocess.run(step, capture_output=True, text=True, check=False)
-            if done.returncode:
-                last_line = (done.stderr or done.stdout).strip().splitlines()[-1:]
-                return "", f"{AUTOGLUON} could not be installed in an environment of its own: {' '.join(last_line)}"
-        (folder / "ready").touch()
-    return str(python), ""
-
-
-def contend(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    out, python = arguments.out, sys.executable
+def contend(name: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    python = sys.executable
     if name == "ours":
         command = [python, "-m", "benchmarks.speed.stack_peers", "--run-ours", "--out", str(out)]
         command += ["--trials", str(arguments.trials), "--seed", str(arguments.seed)]
         return run_logged(command, out / "ours.txt")
     if name == "autogluon":
-        python, problem = autogluon_python(out, arguments.autogluon_python)
+        python, problem = peer_python(arguments.peer_python)
         if problem:
             return {"failed": problem}
     files = [str(out / "columns.npz"), str(out / f"{name}.npz")]
     command = [python, "-m", "benchmarks.speed.other_stackers", name, *files]
     command += ["--cores", str(cores()), "--limit", f"{arguments.limit:g}"]
-    return run_logged(command + ["--swap"] * arguments.swap, out / f"{name}.txt")
+    return run_logged(command, out / f"{name}.txt")
 
 
-def table(arguments: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> list[str]:
+def table(folder: Path, rows: dict[str, dict[str, Any]], heading: str) -> list[str]:
     """Return the Markdown table; differences are ours minus the row, so that below 0 ours is better."""
-    columns = np.load(arguments.out / "columns.npz")
+    columns = np.load(folder / "columns.npz")
     labels, groups = columns["labels"], columns["groups"]
-    swapped = ", the others on both orders too" if arguments.swap else ""
     lines = [
-        f"{len(labels):,} battles in {len(np.unique(groups)):,} groups, {columns['x'].shape[1]} columns, "
-        f"5 outer folds, {arguments.trials} trials, limit {arguments.limit:g} s, {cores()} cores{swapped}",
+        heading,
+        "",
+        f"{len(labels):,} battles in {len(np.unique(groups)):,} groups, {columns['x'].shape[1]} columns.",
         "",
         "| contender | log loss | ours minus it | seconds | CPU seconds | peak GB |",
         "|---|---|---|---|---|---|",
     ]
     costs = {TITLES[name]: row for name, row in rows.items()}
-    losses = losses_by_title(arguments.out, rows)
+    losses = losses_by_title(folder, rows)
     ours = losses.get(TITLES["ours"])
     for title, loss in losses.items():
         difference = "" if ours is None or title == TITLES["ours"] else cell(ours - loss, groups, "+")
@@ -158,7 +138,7 @@ def table(arguments: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> lis
         cost_cells = [f"{cost['seconds']:,.0f}", f"{cost['cpu_seconds']:,.0f}"] if cost else ["", ""]
         cost_cells.append(f"{cost['peak_bytes'] / 1e9:.2f}" if cost else "")
         lines.append(f"| {title} | {cell(loss, groups)} | {difference} | {' | '.join(cost_cells)} |")
-    return lines + [f"\n{TITLES[n]} is left out: {row['failed']}." for n, row in rows.items() if "failed" in row]
+    return lines + [f"\n{TITLES[n]} is left out: {row['failed']}." for n, row in rows.items() if "failed" in row] + [""]
 
 
 def losses_by_title(out: Path, rows: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -173,14 +153,37 @@ def losses_by_title(out: Path, rows: dict[str, dict[str, Any]]) -> dict[str, np.
     return {title: row_log_loss(p / p.sum(axis=1, keepdims=True), columns["labels"]) for title, p in probs.items()}
 
 
-def prepare(arguments: argparse.Namespace) -> list[int]:
-    """Write the arena unless it is there already; return the settings that it depends on."""
-    settings = [DATA_VERSION, arguments.battles, arguments.seed]
-    path = arguments.out / "data.json"
-    if not path.is_file() or read_json(path)["settings"] != settings:
-        save_arena(make_arena(arguments.battles, arguments.seed), arguments.out)
-        write_json(path, {"settings": settings})
-    return settings
+FOLDERS = {"with-position": "With position effect", "without-position": "Without position effect"}  # below --out
+
+
+def data_settings(arguments: argparse.Namespace) -> list[int]:
+    """Return the settings that the battles depend on."""
+    return [DATA_VERSION, arguments.battles, arguments.seed]
+
+
+def prepare(folder: Path, arguments: argparse.Namespace) -> None:
+    """Write the arena unless it is there already."""
+    path = folder / "data.json"
+    if not path.is_file() or read_json(path)["settings"] != data_settings(arguments):
+        kind = ArenaKind(position=0.0) if arguments.no_position else ArenaKind()
+        save_arena(make_arena(arguments.battles, arguments.seed, kind), folder)
+        write_json(path, {"settings": data_settings(arguments)})
+
+
+def measured_rows(folder: Path, arguments: argparse.Namespace, only: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the rows of a folder's battles, of which those in ``only`` are measured if they are missing."""
+    saved, rows = ResumableRows(folder / "rows.json"), {}
+    settings: dict[str, list[float]] = {"ours": [STACKING_VERSION, arguments.trials], "sklearn": []}
+    for name in TITLES:
+        key = [*data_settings(arguments), *settings.get(name, [arguments.limit])]
+        row = saved.get(name, key)
+        if name in only and (row is None or "failed" in row):
+            row = contend(name, folder, arguments)
+            saved.put(name, key, row)
+            print(f"{name}: {row.get('failed', row.get('seconds'))}", file=sys.stderr, flush=True)
+        if row is not None:
+            rows[name] = row
+    return rows
 
 
 def main() -> None:
@@ -190,8 +193,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1200, help="seconds of the tuner and of AutoGluon; 0 = none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=TITLES, default=list(TITLES))
-    parser.add_argument("--swap", action="store_true", help="train the others on both orders, as ours")
-    parser.add_argument("--autogluon-python", default="", help="of an environment that has AutoGluon already")
+    parser.add_argument("--no-position", action="store_true", help="battles whose order has no effect on the verdict")
+    parser.add_argument("--peer-python", default="", help="of an environment that has AutoGluon already")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-stack"))
     parser.add_argument("--report", type=Path, help="the page, e.g. docs/evidence/stack-peers.md (default: in --out)")
     parser.add_argument("--run-ours", action="store_true", help=argparse.SUPPRESS)
@@ -199,20 +202,14 @@ def main() -> None:
     if arguments.run_ours:
         run_ours(arguments.out, arguments.trials, arguments.seed)
         return
-    data_settings = prepare(arguments)
-    settings = {"ours": [arguments.trials], "sklearn": [arguments.swap]}
-    saved, rows = ResumableRows(arguments.out / "rows.json"), {}
-    for name in TITLES:
-        key = [*data_settings, *settings.get(name, [arguments.limit, arguments.swap])]
-        row = saved.get(name, key)
-        if name in arguments.only and (row is None or "failed" in row):
-            row = contend(name, arguments)
-            saved.put(name, key, row)
-            print(f"{name}: {row.get('failed', row.get('seconds'))}", file=sys.stderr, flush=True)
-        if row is not None:
-            rows[name] = row
-    page = arguments.report or arguments.out / "table.md"
-    print(write_page(page, "Stage two against other tools", table(arguments, rows)))
+    chosen = arguments.out / list(FOLDERS)[arguments.no_position]
+    prepare(chosen, arguments)
+    lines = [f"{arguments.trials} trials, limit {arguments.limit:g} s, {cores()} cores.", ""]
+    for name, title in FOLDERS.items():
+        folder = arguments.out / name
+        rows = measured_rows(folder, arguments, arguments.only if folder == chosen else [])
+        lines += table(folder, rows, f"## {title}") if rows else []
+    print(write_page(arguments.report or arguments.out / "table.md", "Stage two against other tools", lines[:-1]))
 
 
 if __name__ == "__main__":

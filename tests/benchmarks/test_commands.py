@@ -15,6 +15,7 @@ TINY = "configs/bases/tiny-gemma2", "configs/bases/tiny-llama"
 # The scripts' arguments; ``DATA`` stands for the folder of real judgements, without which the test skips.
 SMALL = {
     "gpu.bench": "--quick --only rates",
+    "quality.choice": "--data DATA --only king2-300 arena-200 --contenders ours --trials 2 --seeds 1",
     "quality.combiner_choice": "--data DATA --seeds 1 --trials 2 --out choice.md",
     "quality.final_student": "",
     "quality.label_canary": "",
@@ -32,13 +33,14 @@ SMALL = {
     "speed.judge_rate": "runs/demo/distill/student --battles 8 --run runs/demo --config configs/demo.yaml",
     "speed.preparation": f"--tokenizer {TINY[0]} --battles 400 --sample 8 --repeats 1 --no-limits",
     "speed.report_size": "--battles 300 --corpus 500",
-    "speed.stack_peers": "--battles 300 --trials 2 --limit 15 --only ours tuner sklearn",
+    "speed.stack_peers": "--battles 300 --trials 2 --limit 15 --only ours tuner sklearn --no-position",
     "speed.stored_hidden_states": "--battles 30 --epochs 0.5",
 }
 ELSEWHERE = {
     "recipes": "tests/benchmarks/test_recipes.py",
     "gpu.attention_kernels": "needs a GPU",
     "gpu.compile_attention": "needs flash-attn-4",
+    "quality.other_calibrators": "started by quality.choice, in an environment of its own",
     "robustness.installation": "downloads gigabytes",
     "robustness.faults": "tests/benchmarks/test_faults.py is its short version",
     "robustness.subcommand_server": "started by robustness.faults",
