@@ -11,6 +11,7 @@ teacher scores each of them with a fold job that did not train on it. They chang
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from typing import Any
 
@@ -22,6 +23,8 @@ from oof.classes import CLASSES
 from oof.common.errors import UserError
 from oof.data.schemas import TEXTS
 from oof.folds.given_folds import given_extra_folds, given_folds
+
+logger = logging.getLogger(__name__)
 
 MAX_UNITS = 4_000
 
@@ -43,13 +46,12 @@ def assign_folds(table: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: i
         k: number of folds.
         seed: of the split.
 
+    The log has a warning where a class occurs in fewer than k groups, so that some fold has no battle of it, where a
+    group is larger than a fold should be, and where only extra battles have folds in their files.
+
     Raises:
         UserError: fewer than 2 folds, fewer groups than folds, a fold would stay empty, a train battle without label,
             or the file's own folds are not k, are incomplete, or separate a group.
-
-    Warns:
-        UserWarning: a class occurs in fewer than k groups, so that some fold has no battle of it; a group is larger
-            than a fold should be; only extra battles have folds in their files.
     """
     scored, extra, unlabelled = (
         np.flatnonzero((table["role"] == role).to_numpy()) for role in ("train", "extra", "unlabelled")
@@ -91,13 +93,13 @@ def _refuse_impossible(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -
     largest = int(np.unique(groups, return_counts=True)[1].max())
     if largest > train.height / k:
         share = f"{largest:,} of {train.height:,} train battles are one group"
-        warnings.warn(f"{share}, more than a fold's share of 1/{k}: the folds will be uneven", stacklevel=3)
+        logger.warning("%s, more than a fold's share of 1/%d: the folds will be uneven", share, k)
     labels = train["label"].to_numpy()
     for c, name in enumerate(CLASSES):
         holders = len(np.unique(groups[labels == c]))
         if holders < k:
             occurrence = "never occurs" if holders == 0 else f"occurs in only {holders} group(s)"
-            warnings.warn(f"class {name!r} {occurrence}, so some of the {k} folds have no battle of it", stacklevel=3)
+            logger.warning("class %r %s, so some of the %d folds have no battle of it", name, occurrence, k)
 
 
 def _refuse_empty(folds: NDArray[np.int32], groups: NDArray[np.int64], k: int) -> None:

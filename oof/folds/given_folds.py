@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from oof.common.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def given_folds(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -> NDArray[np.int32] | None:
@@ -48,16 +50,11 @@ def given_extra_folds(
 
     Raises:
         UserError: the folds are incomplete, one of them has no train battle, or they separate a group.
-
-    Warns:
-        UserWarning: extra battles have folds in their files, but train battles have none.
     """
     if not _has_folds(extra):
         return None
     if not _has_folds(train):
-        warnings.warn(
-            "column fold of the extra battles is not used: the train battles have no such column", stacklevel=3
-        )
+        logger.warning("column fold of the extra battles is not used: the train battles have no such column")
         return None
     _refuse_missing(extra, "extra")
     values = np.unique(train["fold"].to_numpy())

@@ -161,6 +161,19 @@ def test_rankings_are_folded_after_reading() -> None:
     assert len(group_folds(table, 3)) == 27
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_rare_verdicts_are_one_logged_sentence_each(caplog: pytest.LogCaptureFixture) -> None:
+    """scikit-learn's own warning of a rare class, and any other of a library, is not the user's."""
+    battles = {
+        "prompt": list("abcdefg"),
+        "response_a": ["x"] * 7,
+        "response_b": ["y"] * 7,
+        "winner": [*"aaabbb", "tie"],
+    }
+    assert set(group_folds(pl.DataFrame(battles), 3).tolist()) == {0, 1, 2}
+    assert caplog.messages == ["class 'tie' occurs in only 1 group(s), so some of the 3 folds have no battle of it"]
+
+
 def test_importing_the_package_imports_nothing_else() -> None:
     code = """
 import sys, oof

@@ -245,3 +245,11 @@ assert not {"torch", "transformers"} & set(sys.modules)
 assert {"Judge", "Stack"} <= set(dir(ensemble))
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)  # noqa: S603
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("labels", [[0, 1] * 6, [0, 1] * 5 + [2, 0], [1] * 12])
+def test_no_library_warns_about_a_dozen_battles(labels: list[int]) -> None:
+    logits = np.random.default_rng(0).normal(size=(12, 2, 3)) * [[[1.0], [1e3]]]  # members of very different scales
+    stack = Stack(k=2, trials=2, rounds=5).fit(logits, labels)
+    assert np.isfinite(stack.predict_proba(logits)).all()
