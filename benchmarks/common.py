@@ -175,6 +175,18 @@ def timed(call: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - begun
 
 
+def costed(call: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """Return what a call returns, and its seconds and CPU seconds, those of processes that it waited for included."""
+
+    def cpu_seconds() -> float:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+    begun = cpu_seconds()
+    result, seconds = timed(call)
+    return result, {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds() - begun, 1)}
+
+
 def median_seconds(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Return the median seconds of each call; calls take turns, after one warm-up of each.
 

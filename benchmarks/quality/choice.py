@@ -7,9 +7,9 @@ For each setting (``benchmarks/quality/choice_settings.py``) and seed, stage two
 Log losses are those of the outer folds: of the default, with and without calibration; of its candidates, which are the
 class shares, lengths, TF-IDF, each member as it is and with a temperature fitted on the other folds, and each combiner;
 and of the rules that choose among them (``stack.final``), calibrated. Beside ours, on the same columns and folds:
-AutoGluon, given both orders of every battle, networks, and the time that ours took, at least 15 seconds a fold; and
-probmetrics' structured vector and matrix scaling (SVS, SMS) of the member that is best on the other folds. Settings of
-thousands of battles have fewer seeds, and AutoGluon has the first ``--peer-seeds`` ones.
+AutoGluon with networks, given both orders of every battle and the CPU seconds that ours took, but at least
+``--seconds-a-fold``; and probmetrics' structured vector and matrix scaling (SVS, SMS) of the member that is best on the
+other folds. Settings of many thousand battles have fewer seeds, and AutoGluon has the first ``--peer-seeds`` ones.
 
 Seeds below 100 served to develop the rule; the page reports others.
 """
@@ -23,7 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ResumableRows, argument_parser, chosen, paragraphs, require, run_script, timed, write_page
+from benchmarks.common import (
+    ResumableRows,
+    argument_parser,
+    chosen,
+    costed,
+    paragraphs,
+    require,
+    run_script,
+    write_page,
+)
 from benchmarks.peer_environment import peer_python
 from benchmarks.quality.choice_page import Outcome, page
 from benchmarks.quality.choice_peers import Losses, autogluon_losses, probmetrics_losses
@@ -36,11 +45,10 @@ from oof.config import Stack
 from oof.metrics import row_log_loss, softmax
 
 CONTENDERS = ("ours", "autogluon", "probmetrics")
-SECONDS_A_FOLD = 15.0  # AutoGluon's least time
 
 
-def our_losses(battles: Battles, trials: int, seed: int, studies: Path) -> tuple[Losses, float]:
-    """Return name -> (n,) losses of ours and of its candidates, and the seconds of the default.
+def our_losses(battles: Battles, trials: int, seed: int, studies: Path) -> tuple[Losses, dict[str, float]]:
+    """Return name -> (n,) losses of ours and of its candidates, and the cost of the default.
 
     Args:
         battles: n of them.
@@ -55,14 +63,14 @@ def our_losses(battles: Battles, trials: int, seed: int, studies: Path) -> tuple
         return cross_fit(*inputs, Stack(trials=trials, final=rule), seed, studies, battles.counts).predictions
 
     default = Stack().final
-    probs, seconds = timed(lambda: predictions(default))
+    probs, cost = costed(lambda: predictions(default))
     rules = {rule: predictions(rule)["calibrated"] for rule in RULES if rule != default}
     rules[default] = probs["calibrated"]
     probs = {"default": probs["calibrated"], "uncalibrated": probs["stack"]} | {
         name: p for name, p in probs.items() if name not in ("mean", "stack", "calibrated", "teacher")
     }
     probs |= {f"rule:{rule}": p for rule, p in rules.items()} | single_members(battles)
-    return {name: row_log_loss(p, labels) for name, p in probs.items()}, seconds
+    return {name: row_log_loss(p, labels) for name, p in probs.items()}, cost
 
 
 def single_members(battles: Battles) -> Losses:
@@ -86,7 +94,9 @@ class Measurements:
         self.out, self.trials, self.data = arguments.out, arguments.trials, arguments.data
         # A file for each contender, so that two calls can measure different ones at a time.
         self.rows = {name: ResumableRows(self.out / f"{name}.json") for name in CONTENDERS}
-        self.keys = {name: [DATA_VERSION, SECONDS_A_FOLD] for name in CONTENDERS}
+        self.seconds_a_fold = arguments.seconds_a_fold
+        self.keys = {name: [DATA_VERSION] for name in CONTENDERS}
+        self.keys["autogluon"] = [DATA_VERSION, arguments.seconds_a_fold]
         self.keys["ours"] = [DATA_VERSION, STACKING_VERSION, self.trials]
 
     def get(self, setting: str, seed: int, contender: str) -> dict[str, Any] | None:
@@ -106,29 +116,31 @@ class Measurements:
         battles = {seed: SETTINGS[setting].make(self.data / SETTINGS[setting].file, seed) for seed in seeds}
         try:
             if contender == "probmetrics":
-                all_losses, taken = probmetrics_losses(list(battles.values()), python)
+                all_losses, cost = probmetrics_losses(list(battles.values()), python)
                 for seed, losses in zip(seeds, all_losses, strict=True):
-                    self.put(setting, seed, contender, battles[seed], losses, taken)
+                    self.put(setting, seed, contender, battles[seed], losses, cost)
                 return
             for seed in seeds:
                 if contender == "ours":
                     studies = self.out / "studies" / f"{setting}-{seed}"
-                    losses, taken = our_losses(battles[seed], self.trials, seed, studies)
+                    losses, cost = our_losses(battles[seed], self.trials, seed, studies)
                 else:
-                    ours = self.get(setting, seed, "ours") or {"seconds": 0.0}
-                    least = SECONDS_A_FOLD * len(np.unique(battles[seed].folds))
-                    losses, taken = autogluon_losses(battles[seed], max(least, ours["seconds"]), python)
-                self.put(setting, seed, contender, battles[seed], losses, taken)
+                    ours = self.get(setting, seed, "ours") or {"cpu_seconds": 0.0}
+                    least = self.seconds_a_fold * len(np.unique(battles[seed].folds))
+                    losses, cost = autogluon_losses(battles[seed], max(least, ours["cpu_seconds"]), python)
+                self.put(setting, seed, contender, battles[seed], losses, cost)
         except RuntimeError as error:  # of a peer
             print(f"{contender} {setting}: {error}", file=sys.stderr, flush=True)
 
-    def put(self, setting: str, seed: int, contender: str, battles: Battles, losses: Losses, seconds: float) -> None:
+    def put(
+        self, setting: str, seed: int, contender: str, battles: Battles, losses: Losses, cost: dict[str, float]
+    ) -> None:
         path = self.out / contender / f"{setting}-{seed}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, groups=battles.groups, **losses)
-        self.rows[contender].put(f"{setting} {seed}", self.keys[contender], {"seconds": round(seconds, 1)})
+        self.rows[contender].put(f"{setting} {seed}", self.keys[contender], cost)
         means = {name: round(float(values.mean()), 4) for name, values in losses.items()}
-        print(f"{contender} {setting} {seed} ({seconds:.0f} s): {means}", file=sys.stderr, flush=True)
+        print(f"{contender} {setting} {seed} ({cost['seconds']:.0f} s): {means}", file=sys.stderr, flush=True)
 
 
 def measure_all(arguments: argparse.Namespace, names: list[str], measurements: Measurements) -> None:
@@ -177,6 +189,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--peer-seeds", type=int, default=3, help="seeds of AutoGluon")
+    parser.add_argument("--seconds-a-fold", type=float, default=10, help="least CPU time of AutoGluon")
     parser.add_argument("--peer-python", default="", help="of an environment that has AutoGluon and probmetrics")
     parser.add_argument("--again", action="store_true", help="measure what has been measured, too")
     parser.add_argument("--out", type=Path, default=Path("runs/choice"))

@@ -10,21 +10,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import timed
+from benchmarks.common import costed
 from benchmarks.peer_environment import last_words, with_our_path
 from benchmarks.quality.choice_settings import Battles
-from ensemble.stacking.parallel import cores
 from oof.metrics import row_log_loss
 
 Losses = dict[str, NDArray[np.float64]]
 
 
-def autogluon_losses(battles: Battles, seconds: float, python: str) -> tuple[Losses, float]:
-    """Return AutoGluon's (n,) losses by its name, and its seconds.
+def autogluon_losses(battles: Battles, seconds: float, python: str) -> tuple[Losses, dict[str, float]]:
+    """Return AutoGluon's (n,) losses by its name, and its cost.
 
     Args:
         battles: on whose columns and folds it is trained.
-        seconds: limit for all folds together.
+        seconds: limit for all folds together, in CPU seconds.
         python: interpreter of the peers' environment.
 
     Raises:
@@ -34,13 +33,13 @@ def autogluon_losses(battles: Battles, seconds: float, python: str) -> tuple[Los
         given, out = Path(folder) / "battles.npz", Path(folder) / "probabilities.npz"
         _write(battles, given)
         command = [python, "-m", "benchmarks.speed.other_stackers", "autogluon", str(given), str(out)]
-        command += ["--limit", f"{seconds:g}", "--cores", str(cores())]
-        _, taken = timed(lambda: _run(command, Path(folder) / "log.txt"))
-        return {"autogluon": _losses(np.load(out)["probs"], battles)}, taken
+        command += ["--limit", f"{seconds:g}", "--cores", "1", "--cpu-seconds"]
+        _, cost = costed(lambda: _run(command, Path(folder) / "log.txt"))
+        return {"autogluon": _losses(np.load(out)["probs"], battles)}, cost
 
 
-def probmetrics_losses(several: Sequence[Battles], python: str) -> tuple[list[Losses], float]:
-    """Return the (n,) losses of SVS and SMS on each of several battles, and the seconds of each on average.
+def probmetrics_losses(several: Sequence[Battles], python: str) -> tuple[list[Losses], dict[str, float]]:
+    """Return the (n,) losses of SVS and SMS on each of several battles, and the average cost of one.
 
     Raises:
         RuntimeError: it failed, with the last line that it printed.
@@ -56,12 +55,12 @@ def probmetrics_losses(several: Sequence[Battles], python: str) -> tuple[list[Lo
             "benchmarks.quality.other_calibrators",
             *(str(path) for pair in files for path in pair),
         ]
-        _, taken = timed(lambda: _run(command, Path(folder) / "log.txt"))
+        _, cost = costed(lambda: _run(command, Path(folder) / "log.txt"))
         losses = [
             {name: _losses(probs, battles) for name, probs in np.load(out).items()}
             for battles, (_, out) in zip(several, files, strict=True)
         ]
-        return losses, taken / len(several)
+        return losses, {name: value / len(several) for name, value in cost.items()}
 
 
 def _write(battles: Battles, path: Path) -> None:

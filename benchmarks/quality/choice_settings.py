@@ -5,7 +5,7 @@ part, the folds and the synthetic qualities and verdicts; five folds of whole gr
 
 Real logits: ``king2-*`` are two models of the LMSYS competition, ``king3-*`` has a third one that is nearly a copy of
 the second. Each battle was scored in one order and is a group of its own. Real verdicts have texts and no logits: the
-one member is the TF-IDF baseline, out of fold.
+one member is the TF-IDF baseline, out of fold; ``*-weak`` has instead two members that have learned nothing.
 """
 
 from __future__ import annotations
@@ -76,17 +76,27 @@ def _read_csv(path: Path) -> pl.DataFrame:
     return pl.read_csv(path)
 
 
-def real_verdicts(path: Path, seed: int) -> Battles:
-    """Return the battles of a file with texts, and the TF-IDF baseline as the one member."""
+def real_verdicts(weak: bool, path: Path, seed: int) -> Battles:
+    """Return the battles of a file with texts, with the TF-IDF baseline as the one member or with two weak ones."""
     table, groups, counts = _with_groups(path)
     folds = assign_folds(table, groups, FOLDS, seed).astype(np.int64)
-    labels, logits = table["label"].to_numpy().astype(np.int64), np.empty((table.height, 3))
-    for fold in range(FOLDS):
+    labels = table["label"].to_numpy().astype(np.int64)
+    if weak:
+        rng = np.random.default_rng(seed)
+        members = {f"weak {spread}": rng.normal(0, spread, (table.height, 2, 3)) for spread in (0.15, 0.3)}
+    else:
+        members = {"tfidf": _out_of_fold(counts, labels, folds)}
+    features, families = text_features(table)
+    return Battles(design_of(table["id"].to_list(), features, families, members), labels, folds, groups, counts)
+
+
+def _out_of_fold(counts: TermCounts, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the TF-IDF baseline's (n, 2, 3) logits of each fold, fitted on the others."""
+    logits = np.empty((len(labels), 3))
+    for fold in np.unique(folds):
         rest, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         logits[held] = fit_tfidf(counts.take(rest), labels[rest]).logits(counts.take(held))
-    features, families = text_features(table)
-    member = {"tfidf": np.repeat(logits[:, None], 2, axis=1)}
-    return Battles(design_of(table["id"].to_list(), features, families, member), labels, folds, groups, counts)
+    return np.repeat(logits[:, None], 2, axis=1)
 
 
 @cache
@@ -131,7 +141,8 @@ def all_settings() -> dict[str, Setting]:
         for n in (300, 700, 3000, 0)
     }
     files = {"pandalm": PANDALM, "tulu": TULU, "vicuna80": VICUNA, "llmfao": LLMFAO, "ukp": UKP}
-    settings |= {name: Setting(real_verdicts, file) for name, file in files.items()}
+    settings |= {name: Setting(partial(real_verdicts, False), file) for name, file in files.items()}
+    settings |= {f"{name}-weak": Setting(partial(real_verdicts, True), files[name]) for name in ("pandalm", "tulu")}
     for name, kind in KINDS_OF_ARENA.items():
         for n in SIZES.get(name, (1200,)):
             settings[f"{name}-{n}"] = Setting(partial(synthetic, n, kind), "", FEW_SEEDS if n > MANY else 100)
