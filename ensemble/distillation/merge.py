@@ -17,9 +17,9 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from oof.classes import CLASSES
 from oof.config import Member
 from oof.model.classifier import load_base, load_classifier, with_adapter
+from oof.model.lora import saved_classes
 from oof.model.precision import resolve_dtype
 from oof.model.quantization import dequantise
 
@@ -33,7 +33,7 @@ def merge(model: Any, temperature: float) -> Any:
     """
     plain: Any = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     plain = plain.cpu().eval()
-    head = nn.Linear(plain.score.in_features, len(CLASSES), bias=False)
+    head = nn.Linear(plain.score.in_features, plain.score.out_features, bias=False)
     with torch.no_grad():
         head.weight.copy_(plain.score.weight.float() / temperature)
     plain.score = head.to(plain.dtype)
@@ -46,11 +46,12 @@ def load_to_merge(member: Member, folder: Path, tokenizer: Any) -> Any:
     """Return the trained classifier in ``folder`` with plain weights, into which its adapter can be merged."""
     if member.quantise == "none":
         return load_classifier(member, folder, tokenizer, seed=0)
-    return with_adapter(_plain_base(member, tokenizer), folder)
+    return with_adapter(_plain_base(member, tokenizer, folder), folder)
 
 
-def _plain_base(member: Member, tokenizer: Any) -> Any:
-    return dequantise(load_base(member, tokenizer, seed=0), resolve_dtype(member.dtype))
+def _plain_base(member: Member, tokenizer: Any, adapter: Path) -> Any:
+    base = load_base(member, tokenizer, 0, saved_classes(adapter))
+    return dequantise(base, resolve_dtype(member.dtype))
 
 
 def fold_average(member: Member, folders: Sequence[Path], tokenizer: Any) -> Any:
@@ -64,7 +65,9 @@ def fold_average(member: Member, folders: Sequence[Path], tokenizer: Any) -> Any
     if not (folders[0] / "adapter_config.json").is_file():
         return _average_whole(member, folders, tokenizer)
     names = [f"fold_{i}" for i in range(len(folders))]
-    model: Any = PeftModel.from_pretrained(_plain_base(member, tokenizer), str(folders[0]), adapter_name=names[0])
+    model: Any = PeftModel.from_pretrained(
+        _plain_base(member, tokenizer, folders[0]), str(folders[0]), adapter_name=names[0]
+    )
     for name, folder in zip(names[1:], folders[1:], strict=True):
         model.load_adapter(str(folder), adapter_name=name)
     wrapper: Any = model.base_model.model.score

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from oof.config.setting import setting
 
 SEEDS = (0, 2**31 - 1)
-READING = ("verdicts", "positive_score", "tie_band", "both_bad", "non_text")  # settings of Data: how cells are read
+READING = (
+    "verdicts",
+    "positive_score",
+    "tie_band",
+    "both_bad",
+    "ties",
+    "non_text",
+)  # settings of Data: how cells are read
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,12 @@ class Data:
         "battles.parquet",
         choices=("tie", "drop", "keep"), added=True,
     )  # fmt: skip
+    ties: bool = setting(
+        True,
+        "whether a battle can end in a tie. `false`, for data without ties: models have two classes, from training to "
+        "the exported student, a tie has the probability 0 everywhere, and a battle with the verdict tie is a bad row",
+        added=True,
+    )
     non_text: str = setting(
         "error", "battles with images or tool calls: refused, left out, or read with a placeholder such as `[image]`",
         choices=("error", "drop", "placeholder"), added=True,

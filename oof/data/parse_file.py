@@ -117,6 +117,8 @@ def parse_table(
     rows = parse_rows(raw, schema, file_role in LABELLED_ROLES, seed, data)
     if votes_here:
         votes_here.give(rows)
+    if not data.ties:
+        rows.refuse_ties()
     if role == "test" and rows.n and not rows.ids_given:
         raise UserError(f"{raw.name}: missing column id, which a submission needs; set data.columns.id")
     mapped = frozenset(ours for ours, theirs in columns.items() if theirs in cells.names)

@@ -34,7 +34,7 @@ def parse_rows(raw: RawTable, schema: Schema, labelled: bool, seed: int, data: D
     Raises:
         UserError: the coding of the verdicts can be read in two ways.
     """
-    rows = ParsedRows(raw, schema, faults=list(raw.faults), non_text=data.non_text)
+    rows = ParsedRows(raw, schema, faults=list(raw.faults), non_text=data.non_text, ties=data.ties)
     texts = parse_turns(rows)
     pairs = schema.kind == "pairs"
     _read_verdicts(rows, data, labelled and not pairs)

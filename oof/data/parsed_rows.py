@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from oof.classes import TIE
 from oof.data.parse_cells import CellError, NonTextError
 from oof.data.raw_table import RawTable, RowFault
 from oof.data.schemas import TEXTS, Schema
 from oof.data.verdicts import Shares
 
+TIES_REMEDY = "set data.ties=true if battles can end in a tie"
 BOTH_BAD_DROPPED = "data.both_bad=drop"  # remedy of the rows that this setting leaves out
 
 
@@ -47,6 +49,7 @@ class ParsedRows:
     folds: list[int | None] = field(default_factory=list)
     faults: list[RowFault] = field(default_factory=list)
     non_text: str = "error"  # data.non_text
+    ties: bool = True  # data.ties
 
     @property
     def n(self) -> int:
@@ -55,6 +58,16 @@ class ParsedRows:
     def forget_texts(self) -> None:
         for name in TEXTS:
             getattr(self, name).clear()
+
+    def refuse_ties(self) -> None:
+        """Make a fault of each row whose verdict is a tie, or a tie in part (``data.ties=false``)."""
+        columns = self.verdict_columns
+        place = None if not columns else columns[0] if len(columns) == 1 else f"{columns[0]}..{columns[-1]}"
+        faulty = {fault.position for fault in self.faults}
+        for i, (label, soft) in enumerate(zip(self.labels, self.soft, strict=True)):
+            if i not in faulty and (label == TIE or (soft and soft[TIE])):
+                verdict = "the verdict is a tie" if label == TIE else "a part of the votes are for a tie"
+                self.fault(i, place, f"{verdict}, but data.ties=false", TIES_REMEDY)
 
     def fault(self, i: int, column: str | None, reason: object, remedy: str = "", chosen: bool = False) -> None:
         if isinstance(reason, NonTextError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from oof.classes import CLASSES, class_counts
+from oof.classes import class_counts, classes_of_data
 from oof.data.parsed_rows import BOTH_BAD_DROPPED, ParsedRows
 from oof.data.schemas import ONE_HOT_COLUMNS
 from oof.data.text_columns import strings
@@ -223,8 +223,10 @@ def list_problems(
         text = f"{counts['ids_renamed']:,} ids occur in another file or role, too; the file or role became their prefix"
         problems.append(Problem("warning", files, text, column="id"))
     labels = table.filter(pl.col("role") == "train")["label"]
-    absent = [name for name, n in zip(CLASSES, class_counts(labels.to_numpy()), strict=True) if not n]
+    possible = classes_of_data(all(rows.ties for rows in parsed))
+    absent = [name for name, n in zip(possible, class_counts(labels.to_numpy())[: len(possible)], strict=True) if not n]
     if absent and len(labels):
         text = f"no battle has the verdict {', '.join(absent)}: it will be predicted with a probability near 0"
-        problems.append(Problem("warning", files, text))
+        remedy = "if no battle can end in a tie, set data.ties=false" if absent == ["tie"] else ""
+        problems.append(Problem("warning", files, text, remedy))
     return sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))

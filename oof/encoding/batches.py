@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from oof.classes import swap_classes
+from oof.classes import CLASSES, classes_of_data, swap_classes
 from oof.config import Member, Train
 from oof.encoding.encode import Encoded
 
@@ -138,10 +138,14 @@ def collate(sequences: list[NDArray[np.int32]], pad_id: int) -> dict[str, torch.
     return {"input_ids": torch.from_numpy(ids)}
 
 
-def targets_in_both_orders(targets: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return (n, 2, 3m) targets as presented in the orders ab and ba from (n, 3m) canonical ones (m blocks)."""
-    swapped = swap_classes(targets.reshape(len(targets), -1, 3)).reshape(targets.shape)
-    return np.stack([targets, swapped], axis=1).astype(np.float32)
+def targets_in_both_orders(targets: NDArray[np.floating], ties: bool = True) -> NDArray[np.float32]:
+    """Return (n, 2, 3m) targets as presented in the orders ab and ba from (n, 3m) canonical ones (m blocks).
+
+    Without ``ties`` they are (n, 2, 2m): what classifiers of two classes are trained on.
+    """
+    blocks = targets.reshape(len(targets), -1, len(CLASSES))[..., : len(classes_of_data(ties))]
+    orders = [values.reshape(len(targets), -1) for values in (blocks, swap_classes(blocks))]
+    return np.stack(orders, axis=1).astype(np.float32)
 
 
 class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):

@@ -28,7 +28,7 @@ def training_key_parts(config: Config, member: Member, battles: str) -> dict[str
     """Return everything that the training of a member depends on: name of the setting -> plain value.
 
     Args:
-        config: seed and prompts are read.
+        config: seed, prompts and ``data.ties`` are read.
         member: base checkpoint and training settings.
         battles: :func:`battles_key` of the training battles.
     """
@@ -36,4 +36,5 @@ def training_key_parts(config: Config, member: Member, battles: str) -> dict[str
     parts: dict[str, object] = {name: value for name, value in settings.items() if name not in ("lora", "train")}
     parts |= {f"{section}.{name}": v for section in ("lora", "train") for name, v in settings[section].items()}
     parts["checkpoint"] = checkpoint_digest(member.checkpoint)
+    parts |= {} if config.data.ties else {"data.ties": False}
     return parts | {"prompts": without_speed_settings(config.prompts), "seed": config.seed, "battles": battles}

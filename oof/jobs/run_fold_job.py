@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from oof.classes import classes_of_data
 from oof.common.atomic_files import read_json, write_json, write_parquet
 from oof.common.digests import digest
 from oof.common.errors import UserError
@@ -66,7 +67,8 @@ def fit_classifier(
         battles: the member and its encoded battles.
         rows: (m,) positions in the table.
         targets: (m, 3) probabilities per row in canonical order (one-hot for hard labels), or several such
-            blocks side by side, as ``row_loss`` expects.
+            blocks side by side, as ``row_loss`` expects. With ``data.ties=false`` the classifier has two classes, and
+            the column of the tie is left out.
         weights: (m,) loss weights, above 0: a battle of weight 0 is left out before.
         row_loss: see :mod:`oof.training.losses`.
         folder: the job's folder; its checkpoints live in ``folder/checkpoints`` until the job is done.
@@ -97,10 +99,11 @@ def fit_classifier(
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return load_classifier(member, folder / "adapter", tokenizer, seed), read_json(done)
     encoded, pad_id = battles.training.take(rows), tokenizer.pad_token_id
-    both_orders = targets_in_both_orders(targets)
+    ties = battles.config.data.ties
+    both_orders = targets_in_both_orders(targets, ties)
     steps = TrainingSteps(encoded, both_orders, weights, member.train, pad_id, seed, whole_battles)
     member = with_attention_for(member, steps)
-    model = load_trainable(member, start, tokenizer, seed)
+    model = load_trainable(member, start, tokenizer, seed, len(classes_of_data(ties)))
     if needs_checkpointing(model, member, steps):
         checkpoint_trainable_layers(model)
     if rank() == 0:

@@ -1,9 +1,11 @@
-"""Three-class LoRA sequence classifier from a decoder checkpoint: attention, precision, score head, pad token.
+"""LoRA sequence classifier from a decoder checkpoint: attention, precision, score head, pad token.
 
 Classes and forward pass are the stock ones of transformers and peft, so that any other tool opens what is saved here.
 Two details differ: the ``score`` head is computed in float32 whatever the base's precision, and the attention
 implementation is chosen per family and checked (:mod:`oof.model.attention`), because an implementation without
 soft-capping computes another function of Gemma2 without an error.
+
+The head has three classes, or two (A wins, B wins) with ``data.ties=false``; a saved classifier says which.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from oof.common.errors import UserError
 from oof.config import Member
 from oof.encoding.templates import prepare_tokenizer
 from oof.model.attention import resolve_attention, sdpa_allowed
-from oof.model.lora import add_adapters, check_settings, check_weights, refuse_another_function
+from oof.model.lora import add_adapters, check_settings, check_weights, refuse_another_function, saved_classes
 from oof.model.precision import device, resolve_dtype, weights_dtype
 from oof.model.quantization import compute_in, quantization_config
 from oof.model.score_head import compute_head_in_float32, fresh_head
@@ -56,26 +58,26 @@ def load_tokenizer(checkpoint: str, hints: str = "none", revision: str = "") -> 
     return tokenizer
 
 
-def load_base(member: Member, tokenizer: Any, seed: int) -> Any:
+def load_base(member: Member, tokenizer: Any, seed: int, n_classes: int = 3) -> Any:
     """Return the checkpoint as a sequence classifier with a fresh float32 ``score`` head.
 
     The fresh head depends on ``seed`` alone, not on what ran before in the process. A checkpoint that is a classifier
-    of our three classes already keeps its own head.
+    of these classes of ours already keeps its own head.
 
     Raises:
         UserError: the checkpoint cannot be opened, or its architecture has no sequence classifier.
     """
     with readable_errors(member.checkpoint, member.revision):
         config = _read_config(member)
-        own_head = _brings_our_head(member.checkpoint, config)
-        _configure_classifier(config, tokenizer, member)
+        own_head = _brings_our_head(member.checkpoint, config, n_classes)
+        _configure_classifier(config, tokenizer, member, n_classes)
         model = _from_pretrained(member, config)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise UserError(f"{member.checkpoint}: {type(model).__name__} has no linear 'score' head; use a decoder model")
     if own_head:
         compute_head_in_float32(model)
     else:
-        head = fresh_head(model.score.in_features, config.get_text_config().initializer_range, seed)
+        head = fresh_head(model.score.in_features, config.get_text_config().initializer_range, seed, n_classes)
         model.score = head.to(model.device)
     attention = model.config._attn_implementation
     logger.debug("%s: %s, attention %s, %s", member.checkpoint, config.model_type, attention, model.dtype)
@@ -94,31 +96,31 @@ def load_classifier(member: Member, folder: Path, tokenizer: Any, seed: int) -> 
         whole = replace(member, checkpoint=str(folder), revision="", quantise=quantise)
         trained = load_trained(whole, tokenizer)
     else:
-        trained = with_adapter(load_base(member, tokenizer, seed), folder)
+        trained = with_adapter(load_base(member, tokenizer, seed, saved_classes(folder)), folder)
     return trained.to(device()).eval()
 
 
-def load_trainable(member: Member, start: Path | None, tokenizer: Any, seed: int) -> Any:
+def load_trainable(member: Member, start: Path | None, tokenizer: Any, seed: int, n_classes: int = 3) -> Any:
     """Return a classifier to train, on this device: fresh (``start`` None), or as it was saved in ``start``.
 
     Raises:
         UserError: as :func:`load_classifier`.
     """
     if start is None:
-        base = load_base(member, tokenizer, seed)
+        base = load_base(member, tokenizer, seed, n_classes)
         return add_adapters(base, member.lora, seed, member.revision).to(device())
     refuse_another_function(member, start)
     if not (start / "adapter_config.json").is_file():  # a whole classifier is a checkpoint with our head
-        return load_base(replace(member, checkpoint=str(start), revision=""), tokenizer, seed).to(device())
-    return with_adapter(load_base(member, tokenizer, seed), start, trainable=True).to(device())
+        return load_base(replace(member, checkpoint=str(start), revision=""), tokenizer, seed, n_classes).to(device())
+    return with_adapter(load_base(member, tokenizer, seed, n_classes), start, trainable=True).to(device())
 
 
 def load_trained(member: Member, tokenizer: Any) -> Any:
-    """Return a saved three-class classifier with its own head, computed in float32."""
+    """Return a saved classifier of our three or two classes with its own head, computed in float32."""
     with readable_errors(member.checkpoint, member.revision):
         config = _read_config(member)
-        if config.num_labels != len(WINNER_COLUMNS):
-            raise UserError(f"{member.checkpoint}: a classifier of {config.num_labels} classes; expected 3")
+        if config.num_labels not in (2, 3):
+            raise UserError(f"{member.checkpoint}: a classifier of {config.num_labels} classes; expected 3, or 2")
         if getattr(config.get_text_config(), "attn_logit_softcapping", 0) is None:
             member = replace(member, attn_softcap="off")  # as it was trained
         compute_in(config, resolve_dtype(member.dtype))
@@ -144,26 +146,27 @@ def _read_config(member: Member) -> Any:
     return AutoConfig.from_pretrained(member.checkpoint, revision=member.revision or MAIN, trust_remote_code=False)
 
 
-def _brings_our_head(checkpoint: str, config: Any) -> bool:
-    """Return whether the checkpoint is a classifier of our three classes; log it if it has another head."""
+def _brings_our_head(checkpoint: str, config: Any, n_classes: int) -> bool:
+    """Return whether the checkpoint is a classifier of these classes of ours; log it if it has another head."""
     if not _claims_a_head(config):
         return False
     labels = tuple(config.id2label.get(i, "") for i in range(config.num_labels))
-    if labels != WINNER_COLUMNS:
-        sizes = (config.num_labels, len(WINNER_COLUMNS))
+    ours = WINNER_COLUMNS[:n_classes]
+    if labels != ours:
+        sizes = (config.num_labels, n_classes)
         logger.info("%s: its head of size %d is replaced by a fresh one of size %d", checkpoint, *sizes)
-    return labels == WINNER_COLUMNS
+    return labels == ours
 
 
 def _claims_a_head(config: Any) -> bool:
     return bool((config.architectures or [""])[0].endswith("ForSequenceClassification"))
 
 
-def _configure_classifier(config: Any, tokenizer: Any, member: Member) -> None:
-    """Turn a base model's configuration into that of our three-class classifier, in place."""
-    config.num_labels = len(WINNER_COLUMNS)
-    config.id2label = dict(enumerate(WINNER_COLUMNS))
-    config.label2id = {name: i for i, name in enumerate(WINNER_COLUMNS)}
+def _configure_classifier(config: Any, tokenizer: Any, member: Member, n_classes: int) -> None:
+    """Turn a base model's configuration into that of our classifier, in place."""
+    config.num_labels = n_classes
+    config.id2label = dict(enumerate(WINNER_COLUMNS[:n_classes]))
+    config.label2id = {name: i for i, name in config.id2label.items()}
     # Float targets would otherwise switch the stock loss to BCE and the pipeline to a sigmoid.
     config.problem_type = "single_label_classification"
     config.use_cache = False

@@ -1,7 +1,8 @@
 """LoRA adapters: added to a classifier, saved with a record of the function they were trained on, and loaded.
 
 An adapter fits one function: base weights, soft-capping, quantisation. ``arena.json`` beside the adapter records the
-last two, and loading under other settings is refused, because mixing them gives wrong numbers without an error.
+last two, and loading under other settings is refused, because mixing them gives wrong numbers without an error. It
+also records a head of other than three classes, so that whoever loads the adapter builds that head.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import manual_seed, nn
 
+from oof.classes import CLASSES
 from oof.common.atomic_files import read_json, write_json
 from oof.common.errors import UserError
 from oof.config import Lora, Member
 
 RECORD = "arena.json"
 RECORDED = ("attn_softcap", "quantise")  # fields of Member
+HEAD_CLASSES = "classes"  # in the record, where they are not three
 UNORDERED = ("target_modules", "modules_to_save", "exclude_modules")  # sets in adapter_config.json
 MAX_RANK = 16_384  # above any useful rank
 
@@ -72,7 +75,36 @@ def save_classifier(model: nn.Module, folder: Path, member: Member) -> None:
         write_json(
             settings, {k: sorted(v) if k in UNORDERED and isinstance(v, list) else v for k, v in unsorted.items()}
         )
-    write_json(folder / RECORD, {name: getattr(member, name) for name in RECORDED})
+    config: Any = model.config
+    classes = {} if config.num_labels == len(CLASSES) else {HEAD_CLASSES: config.num_labels}
+    write_json(folder / RECORD, {name: getattr(member, name) for name in RECORDED} | classes)
+
+
+def saved_classes(folder: Path) -> int:
+    """Return the number of classes of the head that :func:`save_classifier` saved; without a record 3.
+
+    Raises:
+        UserError: the record has another value than 2 or 3.
+    """
+    n = read_record(folder).get(HEAD_CLASSES, len(CLASSES))
+    if n not in (2, 3):
+        raise UserError(f"{folder / RECORD}: {HEAD_CLASSES} is {str(n)[:40]!r}, not 2 or 3")
+    return int(n)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return ``arena.json`` of an adapter's folder; {} for an adapter made elsewhere, without a record.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: not a JSON object; take the adapter's folder from where it was made")
+    return record
 
 
 def scored_member(member: Member) -> Member:
@@ -88,12 +120,9 @@ def refuse_another_function(member: Member, folder: Path) -> None:
     Raises:
         UserError: soft-capping or quantisation differ from the adapter's record.
     """
-    path = folder / RECORD
-    if not path.is_file():
+    if not (folder / RECORD).is_file():
         return  # an adapter made elsewhere, without a record
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: not a JSON object; take the adapter's folder from where it was made")
+    record = read_record(folder)
     for name in RECORDED:
         was, now = record.get(name), getattr(member, name)
         quantised_for_scoring = name == "quantise" and was == "none" and now == member.score_quantise

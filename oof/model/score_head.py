@@ -7,13 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from oof.classes import WINNER_COLUMNS
-
 
 class Float32Head(nn.Linear):
     """The stock bias-free ``score`` layer, computed in float32 outside autocast.
 
-    Three classes of one pooled vector per sequence cost nothing, and bf16 would round their differences to 3 digits.
+    A few classes of one pooled vector per sequence cost nothing, and bf16 would round their differences to 3 digits.
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -21,9 +19,9 @@ class Float32Head(nn.Linear):
             return nn.functional.linear(hidden.float(), self.weight.float())
 
 
-def fresh_head(width: int, std: float, seed: int) -> Float32Head:
-    """Return a (3, width) float32 head drawn from N(0, std) by ``seed`` alone."""
-    head = Float32Head(width, len(WINNER_COLUMNS), bias=False)
+def fresh_head(width: int, std: float, seed: int, n_classes: int = 3) -> Float32Head:
+    """Return an (n_classes, width) float32 head drawn from N(0, std) by ``seed`` alone."""
+    head = Float32Head(width, n_classes, bias=False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * std)
@@ -32,6 +30,6 @@ def fresh_head(width: int, std: float, seed: int) -> Float32Head:
 
 def compute_head_in_float32(model: Any) -> None:
     """Replace a classifier's head by one that is computed in float32, with the same weights."""
-    head = Float32Head(model.score.in_features, len(WINNER_COLUMNS), bias=False)
+    head = Float32Head(model.score.in_features, model.score.out_features, bias=False)
     head.weight = nn.Parameter(model.score.weight.detach().float())
     model.score = head

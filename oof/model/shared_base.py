@@ -22,12 +22,12 @@ from torch import nn
 
 from oof.config import Member
 from oof.model.classifier import load_base, load_classifier, with_adapter
-from oof.model.lora import refuse_another_function, scored_member
+from oof.model.lora import refuse_another_function, saved_classes, scored_member
 from oof.model.optimizations import merges_exactly
 from oof.model.precision import device
 
-# The base of the latest member that this process scored with.
-_LATEST: dict[Member, SharedBase] = {}
+# The base of the latest member, and number of classes, that this process scored with.
+_LATEST: dict[tuple[Member, int], SharedBase] = {}
 
 
 @contextmanager
@@ -46,11 +46,12 @@ def saved_classifier(member: Member, folder: Path, tokenizer: Any) -> Iterator[A
         release_base()
         yield load_classifier(member, folder, tokenizer, seed=0)
         return
-    if member not in _LATEST:
+    key = member, saved_classes(folder)
+    if key not in _LATEST:
         release_base()  # one base at a time
-        _LATEST[member] = SharedBase(member, tokenizer)
+        _LATEST[key] = SharedBase(member, tokenizer, key[1])
     try:
-        with _LATEST[member].with_adapter(folder) as model:
+        with _LATEST[key].with_adapter(folder) as model:
             yield model
     except BaseException:  # the base may still have the adapter
         release_base()
@@ -67,9 +68,9 @@ def release_base() -> None:
 class SharedBase:
     """A member's base and copies of those of its weights that scoring changes."""
 
-    def __init__(self, member: Member, tokenizer: Any) -> None:
+    def __init__(self, member: Member, tokenizer: Any, n_classes: int = 3) -> None:
         self.member = member
-        self.base = load_base(member, tokenizer, seed=0)
+        self.base = load_base(member, tokenizer, 0, n_classes)
         self.kept: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}  # id of the parameter -> itself, its first value
         self.four_bit = [
             (module, copy.deepcopy(module.weight))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oof.classes import swap_classes
+from oof.classes import swap_classes, with_tie
 from oof.config import Member
 from oof.distributed.process_group import rank, ranks, sum_over_processes
 from oof.encoding.batches import collate, cut
@@ -48,7 +48,7 @@ def held_out_loss(model: Any, member: Member, held_out: HeldOut, pad_id: int, bu
     lengths = held_out.encoded.lengths
     model.eval()
     own = np.arange(rank(), len(lengths), ranks())
-    logits = np.zeros((len(lengths), 2, 3), dtype=np.float32)
+    logits = np.zeros((len(lengths), 2, model.config.num_labels), dtype=np.float32)
     with torch.no_grad(), precision_context(member):
         for rows in cut(lengths[own].reshape(-1), budget) if len(own) else ():
             battles, orders = own[rows // 2], rows % 2
@@ -58,4 +58,4 @@ def held_out_loss(model: Any, member: Member, held_out: HeldOut, pad_id: int, bu
     model.train()
     everyones = sum_over_processes(torch.from_numpy(logits).to(device())).cpu().numpy()
     everyones[:, 1] = swap_classes(everyones[:, 1])
-    return log_loss(softmax(everyones.mean(axis=1)), held_out.labels)
+    return log_loss(softmax(with_tie(everyones.mean(axis=1))), held_out.labels)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from oof.classes import swap_classes
+from oof.classes import swap_classes, with_tie
 from oof.common import interrupts
 from oof.common.errors import UserError
 from oof.common.progress import progress
@@ -44,6 +44,8 @@ def predict_logits(
 ) -> NDArray[np.float32]:
     """Return (n, 2, 3) logits (or (n, 1, 3)): battle x order (ab, ba) x canonical class (a, b, tie).
 
+    A classifier of two classes gets a pinned tie (:func:`oof.classes.with_tie`).
+
     Args:
         model: a classifier; its adapter is merged into it where that is exact.
         member: precision and token budget.
@@ -57,8 +59,9 @@ def predict_logits(
         interrupts.Stopped: asked to stop; ``partial`` holds the logits so far.
     """
     model = merged_where_exact(model).eval()
+    config: Any = model.config
     n, n_orders = encoded.lengths.shape
-    logits_so_far = _open(partial, n * n_orders)
+    logits_so_far = _open(partial, n * n_orders, config.num_labels)
     own_batches = _own_batches(encoded, member)
     with torch.inference_mode(), ExitStack() as stack:
         for optimization in (LastTokens(model, pad_id), FusedLora(model), FusedLayers(model, member)):
@@ -76,7 +79,7 @@ def predict_logits(
         raise UserError(f"{label}: {broken} rows have non-finite logits; lower train.lr, or set dtype=float32")
     if partial is not None:
         _partial_of_rank(partial).unlink(missing_ok=True)
-    logits = rows.reshape(n, n_orders, 3)
+    logits = with_tie(rows.reshape(n, n_orders, -1))
     if n_orders == 2:
         logits[:, 1] = swap_classes(logits[:, 1])
     return logits
@@ -103,7 +106,7 @@ def _score(
     own_batches: list[NDArray[np.int64]],
     label: str,
 ) -> None:
-    """Fill this process's rows of ``logits_so_far`` (n * orders, 3) that are still NaN."""
+    """Fill this process's rows of ``logits_so_far`` (n * orders, classes) that are still NaN."""
     lengths = encoded.lengths.reshape(-1)
     n_orders = encoded.lengths.shape[1]
     todo = [rows for rows in own_batches if np.isnan(logits_so_far[rows]).any()]
@@ -134,20 +137,20 @@ def _partial_of_rank(partial: Path) -> Path:
     return partial.with_name(f"{partial.stem}-{process_group.rank()}.npy")
 
 
-def _open(partial: Path | None, n: int) -> NDArray[np.float32]:
-    """Return (n, 3) logits, NaN where there are none yet; a memory-mapped file where ``partial`` is given."""
+def _open(partial: Path | None, n: int, n_classes: int) -> NDArray[np.float32]:
+    """Return (n, n_classes) logits, NaN where there are none yet; a memory-mapped file where ``partial`` is given."""
     if partial is None:
-        return np.full((n, 3), np.nan, dtype=np.float32)
+        return np.full((n, n_classes), np.nan, dtype=np.float32)
     path = _partial_of_rank(partial)
     try:
         kept = np.lib.format.open_memmap(path, mode="r+")
-        if kept.shape == (n, 3) and kept.dtype == np.float32:
+        if kept.shape == (n, n_classes) and kept.dtype == np.float32:
             return kept
     except (OSError, ValueError, EOFError):
         pass  # none yet, or one that a full disk cut short
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:  # written, not mapped: writing to a map on a full disk kills the process
-        np.save(file, np.full((n, 3), np.nan, dtype=np.float32))
+        np.save(file, np.full((n, n_classes), np.nan, dtype=np.float32))
     return np.lib.format.open_memmap(path, mode="r+")
 
 

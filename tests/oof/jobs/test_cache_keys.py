@@ -90,6 +90,12 @@ def test_any_other_setting_changes_the_key_and_is_named(setting: str) -> None:
     assert changed == [setting.split("=")[0]]
 
 
+def test_the_classes_are_in_the_key_where_a_battle_cannot_end_in_a_tie() -> None:
+    before, after = (FoldJob(c, "gemma2", 0, "b") for c in (older("demo"), older("demo", "data.ties=false")))
+    assert {name for name, value in after.depends.items() if before.depends.get(name) != value} == {"data.ties"}
+    assert before.step.key != after.step.key
+
+
 def test_every_setting_of_a_member_is_in_its_key_unless_it_changes_speed_only() -> None:
     parts = cache_keys.training_key_parts(Config(), Member(), "battles")
     plain = configuration.to_dict(Member())

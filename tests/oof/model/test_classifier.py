@@ -11,13 +11,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from oof.classes import with_tie, without_ties
 from oof.common.errors import UserError
 from oof.config import Lora, Member, Prompts
 from oof.encoding.batches import collate
 from oof.encoding.encode import encode_battles
 from oof.model.attention import resolve_attention
-from oof.model.classifier import load_base, load_classifier, load_tokenizer
-from oof.model.lora import add_adapters, save_classifier
+from oof.model.classifier import load_base, load_classifier, load_tokenizer, load_trainable
+from oof.model.lora import add_adapters, save_classifier, saved_classes
+from oof.model.shared_base import release_base, saved_classifier
 from oof.training.inference import predict_logits
 from tests.fixtures.demo_run import BASES
 from tests.fixtures.small_tables import table
@@ -34,10 +36,10 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return member, save_random_adapter(member, tmp_path_factory.mktemp("adapter") / request.param, 0.05)
 
 
-def plain_logits(member: Member, folder: Path, sequences: list[np.ndarray]) -> np.ndarray:
-    """Return (n, 3) reference logits from transformers and peft alone, one unpadded sequence at a time."""
+def plain_logits(member: Member, folder: Path, sequences: list[np.ndarray], classes: int = 3) -> np.ndarray:
+    """Return (n, classes) reference logits from transformers and peft alone, one unpadded sequence at a time."""
     base = AutoModelForSequenceClassification.from_pretrained(
-        member.checkpoint, num_labels=3, dtype=torch.float32, pad_token_id=0, attn_implementation="eager"
+        member.checkpoint, num_labels=classes, dtype=torch.float32, pad_token_id=0, attn_implementation="eager"
     )
     model = PeftModel.from_pretrained(base, str(folder)).eval()
     with torch.inference_mode():
@@ -228,6 +230,29 @@ def test_a_reward_model_s_head_is_replaced_and_our_own_head_is_kept(
     tokenizer.save_pretrained(tmp_path / "ours")
     again = load_base(Member(checkpoint=str(tmp_path / "ours"), dtype="float32"), tokenizer, 1)
     assert (again.score.weight == 0.25).all()
+
+
+def test_a_classifier_of_two_classes_is_saved_and_scored_with_a_pinned_tie(tmp_path: Path) -> None:
+    member = Member(checkpoint=str(BASES / "tiny-llama"), dtype="float32", lora=Lora(rank=4, alpha=8))
+    tokenizer = load_tokenizer(member.checkpoint)
+    model = load_trainable(member, None, tokenizer, 0, n_classes=2)
+    assert model.score.weight.shape[0] == 2
+    save_classifier(model, tmp_path / "two", member)
+    three = save_random_adapter(member, tmp_path / "three", 0.05)
+    encoded = encode_battles(table(), tokenizer, Prompts(max_tokens=200), 200)
+    plain = plain_logits(member, tmp_path / "two", [encoded.sequence(i, 1) for i in range(6)], classes=2)
+    scored = []
+    for folder in (tmp_path / "two", three, tmp_path / "two"):  # one base after another in a process
+        with saved_classifier(member, folder, tokenizer) as saved:
+            scored.append(predict_logits(saved, member, encoded, tokenizer.pad_token_id, "test"))
+    release_base()
+    np.testing.assert_array_equal(scored[0], scored[2])
+    np.testing.assert_allclose(scored[0][:, 1, :2], plain[:, ::-1], atol=1e-4)
+    np.testing.assert_array_equal(scored[0], with_tie(scored[0][..., :2]))
+    assert not without_ties(scored[1])
+    (tmp_path / "two" / "arena.json").write_text('{"classes": "many"}', encoding="utf-8")
+    with pytest.raises(UserError, match="classes is 'many', not 2 or 3"):
+        saved_classes(tmp_path / "two")
 
 
 def test_float16_scoring_is_checked_before_it_is_used(family: tuple[Member, Path]) -> None:

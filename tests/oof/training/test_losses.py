@@ -210,3 +210,33 @@ def test_separated_orders_would_give_another_loss() -> None:
     logits = torch.tensor(np.random.default_rng(3).normal(size=(4, 3)))
     mixed = logits[[0, 2, 1, 3]]
     assert (order_inconsistency(logits).sum() - order_inconsistency(mixed).sum()).abs() > 1e-3
+
+
+def test_losses_of_two_classes_are_those_of_a_and_b_alone() -> None:
+    rng = np.random.default_rng(0)
+    teacher, labels = rng.dirichlet(np.ones(2), size=8), rng.integers(0, 2, 8)
+    blocks = np.concatenate([teacher, np.zeros((8, 1)), np.eye(3)[labels]], axis=1)
+    targets = torch.tensor(targets_in_both_orders(blocks, ties=False)[:, 0], dtype=torch.float64)
+    assert targets.shape == (8, 4)
+    z = torch.tensor(rng.normal(size=(8, 2)))
+    q = softmax(z.numpy(), axis=1)
+
+    def loss(**weights: float) -> np.ndarray:
+        return distill_loss(z, targets, Losses(**({"ce": 0.0, "kl": 0.0} | weights)), 1.0).numpy()
+
+    np.testing.assert_allclose(
+        loss(ce=1.0), torch.nn.functional.cross_entropy(z, torch.tensor(labels), reduction="none")
+    )
+    np.testing.assert_allclose(loss(kl=1.0), entropy(teacher, q, axis=1), rtol=1e-6)
+    margins = (z[:, 0] - z[:, 1]).numpy() - np.log(teacher[:, 0] / teacher[:, 1])
+    np.testing.assert_allclose(loss(mse=1.0), margins**2 / 4, rtol=1e-5)
+    ab, ba = q[::2], q[1::2, ::-1]
+    both = (entropy(ab, ba, axis=1) + entropy(ba, ab, axis=1)) / 2
+    np.testing.assert_allclose(loss(consistency=1.0), np.repeat(both, 2))
+
+
+def test_targets_without_ties_are_swapped_as_those_with_ties() -> None:
+    targets = np.concatenate([np.array([[0.25, 0.75, 0.0]]), np.eye(3)[[1]]], axis=1)
+    np.testing.assert_array_equal(
+        targets_in_both_orders(targets, ties=False)[0], [[0.25, 0.75, 0, 1], [0.75, 0.25, 1, 0]]
+    )
