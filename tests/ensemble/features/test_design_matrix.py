@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import polars as pl
 import pytest
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy
 
-from ensemble.features.design_matrix import build_design, join_logits
+from ensemble.features.design_matrix import (
+    Design,
+    add_member,
+    build_design,
+    describe,
+    design_of,
+    join_logits,
+    with_counts,
+)
 from oof.classes import swap_orders
 from oof.common.errors import UserError
-from oof.common.logits_format import logits_frame
+from oof.common.logits_format import COUNT_COLUMNS, logits_frame
 from tests.fixtures.arenas import make_arena, swap_table
 
 
@@ -32,6 +44,13 @@ def test_logits_are_joined_by_id() -> None:
     np.testing.assert_array_equal(join_logits(list("edcba"), frame), logits[::-1])
 
 
+def test_logits_of_whole_number_ids_are_joined_as_float32() -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 2, 3))
+    joined = join_logits(["30", "10", "20"], logits_frame(pl.Series("id", [10, 20, 30]), logits, 0))
+    assert joined.dtype == np.float32
+    np.testing.assert_array_equal(joined, logits[[2, 0, 1]].astype(np.float32))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -39,7 +58,14 @@ def test_logits_are_joined_by_id() -> None:
         (lambda f: f.with_columns(id=pl.Series(["a", "b", "c", "d", "z"])), "1 unknown"),
         (lambda f: pl.concat([f, f.head(1)]), "1 repeated"),
         (lambda f: f.with_columns(ab_a=pl.lit(float("nan"))), "5 battles have logits that are not finite"),
+        (lambda f: f.with_columns(ba_tie=pl.Series([0.0, 0, float("inf"), 0, 0])), "1 battles have logits that are"),
         (lambda f: f.drop("ba_tie"), "missing column 'ba_tie'"),
+        (lambda f: f[1:], "1 battles missing, 0 unknown, 0 repeated; .*; first missing: a$"),
+        (lambda f: pl.concat([f, f[1:3], f[1:2]]), "0 battles missing, 0 unknown, 3 repeated; .*; first repeated: b$"),
+        (
+            lambda f: pl.concat([f.with_columns(pl.col("id") + "x"), f]),
+            "0 battles missing, 5 unknown, 0 repeated; .*; first unknown: ax$",
+        ),
     ],
 )
 def test_logits_that_do_not_fit_are_refused_with_counts(change: object, message: str) -> None:
@@ -83,3 +109,140 @@ def test_certain_members_give_finite_features() -> None:
     design = build_design(make_arena(20).table, {"sure": logits, "surer": -logits})
     assert np.isfinite(design.x).all()
     assert np.isfinite(design.pool).all()
+
+
+def row_of(logits: dict[str, np.ndarray], i: int) -> dict[str, float]:
+    """Return battle i's columns of its members' (n, 2, 3) logits, by their definitions with scipy and plain Python."""
+    columns, means, probs = {}, [], []
+    for name, values in logits.items():
+        ab, ba = (values[i, order] - values[i, order].mean() for order in (0, 1))  # centred: a constant changes nothing
+        z = (ab + ba) / 2
+        p = np.exp(z) / np.exp(z).sum()
+        columns |= {
+            f"{name}:margin": z[0] - z[1],
+            f"{name}:tie": z[2],
+            f"{name}:margin_ab": ab[0] - ab[1],
+            f"{name}:margin_ba": ba[0] - ba[1],
+            f"{name}:tie_ab": ab[2],
+            f"{name}:tie_ba": ba[2],
+            # Both orders are in class order: A is shown first in ab, and last in ba.
+            f"{name}:first_shown": (ab[0] - ab[1]) - (ba[0] - ba[1]),
+            f"{name}:entropy": entropy(p),
+            f"{name}:disagreement": max(abs(x - y) for x, y in zip(ab, ba, strict=True)),
+        }
+        means.append(z)
+        probs.append(p)
+    margins, ties = [z[0] - z[1] for z in means], [z[2] for z in means]
+    votes = Counter(int(np.argmax(z)) for z in means)
+    columns |= {
+        "between::margin": np.mean(margins),
+        "between::spread": np.std(margins),
+        "between::tie": np.mean(ties),
+        "between::tie_spread": np.std(ties),
+        "between::agreement": max(votes.values()) / len(means),
+    }
+    for k in range(len(means)):
+        for j in range(k):
+            columns[f"between::divergence_{j}_{k}"] = jensenshannon(probs[j], probs[k]) ** 2
+    return columns
+
+
+def three_members(n: int = 50) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    return {
+        name: rng.normal(rng.normal(size=3), scale, size=(n, 2, 3)) for name, scale in (("x", 1), ("y", 3), ("z", 0.3))
+    }
+
+
+def bare(logits: dict[str, np.ndarray]) -> Design:
+    """Return the design of battles without features."""
+    n = len(next(iter(logits.values())))
+    return design_of([f"b{i}" for i in range(n)], pl.DataFrame(), {}, logits)
+
+
+def test_each_column_of_the_logits_has_its_definition_in_both_orders() -> None:
+    logits = three_members()
+    design = bare(logits)
+    swapped = {name: values[:, ::-1][:, :, [1, 0, 2]] for name, values in logits.items()}
+    for x, given in ((design.x, logits), (design.x_swapped, swapped)):
+        for i in range(50):
+            expected = row_of(given, i)
+            assert list(expected) == design.names
+            np.testing.assert_allclose(x[i], list(expected.values()), rtol=1e-5, atol=1e-6)
+    assert design.x.dtype == design.x_swapped.dtype == np.float32
+
+
+def test_the_pool_holds_centred_log_probabilities_of_the_mean_of_both_orders() -> None:
+    logits = three_members()
+    pool = bare(logits).pool
+    assert pool.shape == (50, 3, 3)
+    assert pool.dtype == np.float64
+    for m, values in enumerate(logits.values()):
+        mean = (values[:, 0] + values[:, 1]) / 2
+        np.testing.assert_allclose(pool[:, m], mean - mean.sum(axis=1, keepdims=True) / 3, atol=1e-12)
+
+
+def test_columns_are_found_by_their_family() -> None:
+    arena = make_arena(12)
+    design = arena.design
+    assert [design.names[i] for i in design.columns("member:two")] == [n for n in design.names if n.startswith("two:")]
+    assert len(design.columns("member:two")) == 9
+    assert [design.names[i] for i in design.columns("between")] == [
+        n for n in design.names if n.startswith("between::")
+    ]
+    assert set(design.families) == set(design.names)
+    assert design.columns("lengths")
+    assert design.columns("no such family") == []
+    assert design.members == ["one", "two"]
+    assert design.ids == arena.table["id"].to_list()
+    assert set(describe()) >= {"member:NAME", "between", "lengths"}
+    assert describe()["between"].startswith("Agreement of the members: mean and spread of their margins")
+
+
+def test_rows_of_a_design_are_taken_together() -> None:
+    logits = three_members()
+    rows = np.array([7, 3, 3])
+    taken, one_by_one = bare(logits).take(rows), bare({name: values[rows] for name, values in logits.items()})
+    for name in ("x", "x_swapped", "pool"):
+        np.testing.assert_array_equal(getattr(taken, name), getattr(one_by_one, name))
+    assert taken.ids == ["b7", "b3", "b3"]
+    assert (taken.names, taken.members) == (one_by_one.names, one_by_one.members)
+
+
+def test_a_member_that_is_added_has_the_columns_of_one_that_was_there_and_changes_no_other() -> None:
+    logits = three_members()
+    first = {name: logits[name] for name in ("x", "y")}
+    before, together = bare(first), bare(logits)
+    after = add_member(before, "z", logits["z"])
+    assert after.names[: len(before.names)] == before.names
+    assert [after.names[i] for i in after.columns("member:z")] == after.names[len(before.names) :]
+    for name in ("x", "x_swapped"):
+        old, new, all_of_them = (getattr(design, name) for design in (before, after, together))
+        np.testing.assert_array_equal(new[:, : len(before.names)], old)
+        np.testing.assert_array_equal(new[:, len(before.names) :], all_of_them[:, together.columns("member:z")])
+        assert new.dtype == np.float32
+    np.testing.assert_array_equal(after.pool, together.pool)
+    assert after.members == ["x", "y", "z"]
+    assert before.members == ["x", "y"]  # the design is not changed
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 3), (4, 1, 3), (4, 2, 2), (4, 3)])
+def test_logits_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"logits of m: expected finite numbers of shape \(4, 2, 3\)"):
+        design_of(list("abcd"), pl.DataFrame(), {}, {"m": np.zeros(shape)})
+
+
+def test_logits_that_are_not_finite_and_no_logits_are_refused() -> None:
+    one_infinite = np.zeros((4, 2, 3))
+    one_infinite[2, 1, 0] = np.inf
+    with pytest.raises(UserError, match="logits of m: expected finite"):
+        design_of(list("abcd"), pl.DataFrame(), {}, {"good": np.zeros((4, 2, 3)), "m": one_infinite})
+    with pytest.raises(UserError, match="no member's logits"):
+        design_of(list("abcd"), pl.DataFrame(), {}, {})
+
+
+def test_token_counts_are_joined_by_id_where_a_file_has_them() -> None:
+    table = make_arena(3).table
+    counts = pl.DataFrame({"id": ["b2", "b0", "b1"], **{name: [2, 0, 1] for name in COUNT_COLUMNS}})
+    assert with_counts(table, counts).select(COUNT_COLUMNS).rows() == [(i,) * len(COUNT_COLUMNS) for i in range(3)]
+    assert with_counts(table, counts.drop(COUNT_COLUMNS[-1])).columns == table.columns
