@@ -91,7 +91,8 @@ def autogluon(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, c
         return pd.DataFrame(values, columns=[f"f{i}" for i in range(values.shape[1])])
 
     folder = Path(tempfile.mkdtemp())
-    options = {"problem_type": "multiclass", "eval_metric": "log_loss", "groups": "inner", "verbosity": 1}
+    kind = "multiclass" if len(np.unique(y)) > 2 else "binary"  # of battles without ties
+    options = {"problem_type": kind, "eval_metric": "log_loss", "groups": "inner", "verbosity": 1}
     predictor = TabularPredictor("label", path=str(folder / "predictor"), **options).fit(
         frame(x).assign(label=y, inner=inner),
         time_limit=seconds or None,
@@ -104,7 +105,7 @@ def autogluon(x: np.ndarray, y: np.ndarray, inner: np.ndarray, seconds: float, c
     names = [str(name) for name in predictor.model_names()]
 
     def predict(values: np.ndarray) -> np.ndarray:
-        return predictor.predict_proba(frame(values))[[0, 1, 2]].to_numpy()
+        return predictor.predict_proba(frame(values)).reindex(columns=[0, 1, 2], fill_value=0.0).to_numpy()
 
     predict.folder = folder  # type: ignore[attr-defined]
     return predict, {"models": len(names)}
