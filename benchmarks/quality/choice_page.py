@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.statistics.bootstrap import Interval, group_interval
-from ensemble.statistics.interval_words import above_zero, in_words
+from ensemble.statistics.interval_words import above_zero, below_zero, in_words
 from ensemble.statistics.standard_errors import half_width
 
 ENOUGH_SEEDS = 5  # for an interval over seeds; below it is over groups of battles
@@ -74,9 +74,28 @@ def title(name: str) -> str:
     return {"combiner": rest, "member": f"member {rest}", "scaled": f"{rest} scaled"}.get(kind, words.get(name, name))
 
 
+def summary(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return how many settings have which verdict."""
+    verdicts = [verdict(outcome) for outcome in outcomes]
+    good = sum("**" not in words for words in verdicts)
+    against = [outcome.behind("autogluon") for outcome in outcomes if any("autogluon" in s for s in outcome.per_seed)]
+    better, worse = sum(map(below_zero, against)), sum(map(above_zero, against))
+    return [
+        f"In {good} of {len(outcomes)} settings the default is within {TOLERANCE} of the best candidate (known "
+        "afterwards only) or not significantly behind it, and behind neither lengths nor TF-IDF beyond noise.",
+        f"Beside AutoGluon it is better beyond noise in {better} of {len(against)} settings and worse in {worse}.",
+        "",
+        f"Intervals (95 %) are over seeds, or over groups of battles where there are fewer than {ENOUGH_SEEDS} seeds. "
+        "Seeds of real verdicts share all battles, so their intervals show what the folds change, and not what other "
+        "battles would.",
+        "",
+    ]
+
+
 def page(outcomes: Sequence[Outcome]) -> list[str]:
     """Return the Markdown tables of the settings that have been measured."""
-    lines = ["| setting | battles | seeds | default | best candidate | default minus it | verdict | minus AutoGluon |"]
+    lines = summary(outcomes)
+    lines += ["| setting | battles | seeds | default | best candidate | default minus it | verdict | minus AutoGluon |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for outcome in outcomes:
         best, n = outcome.best(), len(outcome.per_seed[0]["default"])
