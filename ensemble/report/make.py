@@ -49,6 +49,7 @@ def collect(run: RunData, price_per_hour: float = 0.0) -> dict[str, Any]:
         "run": run.name,
         "members": compare_members(run, properties, slices),
         "ties": {
+            "possible": run.ties,
             "predictors": {name: report for name, report in tie_reports.items() if report},
             "origins": ties.origin_rows(properties, probs, labels, groups, seed) if run.has_text else [],
         },

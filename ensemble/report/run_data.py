@@ -98,6 +98,11 @@ class RunData:
     def config(self) -> dict[str, Any]:
         return dict(self.record.get("config", {}))
 
+    @property
+    def ties(self) -> bool:
+        """Whether a battle can end in a tie."""
+        return bool((self.config.get("data") or {}).get("ties", True))
+
     def step(self, name: str) -> dict[str, Any]:
         return self.manifests.get(name, {})
 

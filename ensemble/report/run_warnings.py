@@ -15,7 +15,7 @@ from ensemble.report.run_data import OUTCOMES, RunData
 from ensemble.statistics.bootstrap import paired_difference
 from ensemble.statistics.interval_words import below_zero
 from ensemble.statistics.standard_errors import standard_error
-from oof.classes import WINNER_COLUMNS
+from oof.classes import WINNER_COLUMNS, classes_of_data
 from oof.metrics import Floats
 
 RARE_CLASS = 0.10  # smaller shares of a class give a warning
@@ -45,7 +45,7 @@ def run_warnings(
     shares = np.bincount(run.labels, minlength=3) / len(run.labels)
     rare = [
         f"Imbalance: only {100 * share:.1f} % of the verdicts are '{name}'."
-        for name, share in zip(OUTCOMES, shares, strict=True)
+        for name, share in zip(OUTCOMES[: len(classes_of_data(run.ties))], shares, strict=False)
         if share < RARE_CLASS
     ]
     truncated = [

@@ -24,7 +24,9 @@ Report = dict[str, Any]
 
 
 def ties(report: Report) -> Section:
-    """Return the section about ties."""
+    """Return the section about ties; without blocks where no battle can end in one."""
+    if not report["ties"]["possible"]:
+        return Section("ties", "Ties", [])
     predictors = report["ties"]["predictors"]
     if not predictors:
         return Section("ties", "Ties", [text("Either no battle or every battle of this run is a tie.")])

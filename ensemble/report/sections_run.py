@@ -20,7 +20,7 @@ from ensemble.report.page_elements import (
     text,
 )
 from ensemble.report.sections_members import case_blocks, comparison_blocks
-from oof.classes import CLASSES
+from oof.classes import CLASSES, classes_of_data
 
 Report = dict[str, Any]
 CHOICES = {"calibrated": "calibrated ensemble"}  # the other models are shown by their names
@@ -28,10 +28,11 @@ CHOICES = {"calibrated": "calibrated ensemble"}  # the other models are shown by
 
 def summary(report: Report) -> Section:
     """Return the first section of the page."""
-    content = report["summary"]
+    content, ties = report["summary"], report["ties"]["possible"]
+    head = ["predictor", "log loss", "accuracy", "Brier", *(["tie recall"] if ties else []), "ECE"]
     rows = [
         [row["predictor"], interval(row["log_loss"]), percent(row["accuracy"]), number(row["brier"]),
-         percent(row["tie_recall"]), number(row["ece"])]
+         *([percent(row["tie_recall"])] if ties else []), number(row["ece"])]
         for row in content["table"]
     ]  # fmt: skip
     alt = "Log loss of each predictor with its 95 % interval; the table has the values."
@@ -42,7 +43,7 @@ def summary(report: Report) -> Section:
              choice=CHOICES.get(submit["choice"], submit["choice"]), command=submit["command"],
              reason=f": {submit['reason']}" if submit["reason"] else ""),
         *_warnings(content["warnings"]),
-        table("Out-of-fold scores", ["predictor", "log loss", "accuracy", "Brier", "tie recall", "ECE"], rows),
+        table("Out-of-fold scores", head, rows),
         figure(alt, charts.forest("summary", alt, forest, "log loss in nats (95 % interval)", zero=False)),
         table("Paired differences of log loss (below 0: the first is better)", ["first", "second", "difference"],
               [[p["first"], p["second"], interval(p["difference"], signed=True)] for p in content["paired"]]),
@@ -102,12 +103,12 @@ def distillation(report: Report) -> Section:
 
 def data(report: Report) -> Section:
     """Return the section about the data."""
-    content = report["data"]
+    content, classes = report["data"], classes_of_data(report["ties"]["possible"])
     quantiles = [f"{100 * q:g} %" for q in content["quantiles"]]
     lengths = [[name, *(number(v, 0) for v in row)] for name, row in content["lengths"].items()]
     predictors = list(content["folds"][0]["log_loss"])
     folds = [
-        [count(f["fold"]), count(f["n"]), count(f["n_groups"]), *(percent(s) for s in f["shares"]),
+        [count(f["fold"]), count(f["n"]), count(f["n_groups"]), *(percent(s) for s in f["shares"][: len(classes)]),
          *(number(f["log_loss"][name]) for name in predictors)]
         for f in content["folds"]
     ]  # fmt: skip
@@ -115,7 +116,7 @@ def data(report: Report) -> Section:
     histogram = content["histogram"]
     blocks = [
         text("{n} scored battles in {groups} groups; {several} groups have several battles, the largest {largest}. "
-             "A wins {a}, B wins {b}, ties {tie}.",
+             "A wins {a}, B wins {b}" + (", ties {tie}." if "tie" in classes else "."),
              n=count(content["n"]), groups=count(content["n_groups"]), several=count(content["n_groups_of_several"]),
              largest=count(content["largest_group"]),
              **{k: percent(v) for k, v in zip(CLASSES, content["shares"], strict=True)}),
@@ -129,7 +130,7 @@ def data(report: Report) -> Section:
         rows = [[t["tokenizer"], count(t["budget"]), percent(t["truncated"]), *(number(v, 0) for v in t["quantiles"])]
                 for t in content["tokens"]]  # fmt: skip
         blocks.append(table("Tokens per battle", ["tokenizer", "budget", "truncated", *quantiles], rows))
-    head = ["fold", "battles", "groups", "A wins", "B wins", "ties", *predictors]
+    head = ["fold", "battles", "groups", *("A wins", "B wins", "ties")[: len(classes)], *predictors]
     blocks.append(table("Folds: class balance and log loss", head, folds))
     counts = [[name.replace("_", " "), count(value)] for name, value in content["counts"].items()]
     schemas = [[name, schema] for name, schema in content["schemas"].items()]

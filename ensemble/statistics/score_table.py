@@ -16,7 +16,7 @@ Reliability Diagrams, 2007 (consistency resampling).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -27,8 +27,8 @@ from ensemble.statistics.binning import equal_mass_bins
 from ensemble.statistics.resamples import SHARED_RESAMPLES, Resamples
 from ensemble.statistics.scores import CALIBRATION_BINS, hit_credits, row_scores
 from ensemble.statistics.standard_errors import LEVEL
-from oof.classes import CLASSES, TIE
-from oof.metrics import Floats, Integers
+from oof.classes import TIE, classes_of_data
+from oof.metrics import CLIP, Floats, Integers
 
 SIMULATED = 20_000_000  # rows drawn in all to find a calibrated model's calibration error; 20 to 200 draws of the table
 
@@ -51,10 +51,13 @@ def score_table(
 
     Returns:
         ``predictors``: name -> metric -> {value, low, high}, null where no such battle exists; ``paired``: for each
-        pair {first, second} and metric the interval of first minus second.
+        pair {first, second} and metric the interval of first minus second. Where no battle is a tie and no predictor
+        expects one, there are no metrics of ties.
     """
     resampled = Resamples.draw(groups, seed, resamples)
-    predictors = {name: _scores(np.asarray(p, np.float64), labels, resampled, seed) for name, p in predictions.items()}
+    probs = {name: np.asarray(p, np.float64) for name, p in predictions.items()}
+    classes = classes_of_data(bool((labels == TIE).any() or any((p[:, TIE] > CLIP).any() for p in probs.values())))
+    predictors = {name: _scores(p, labels, resampled, seed, classes) for name, p in probs.items()}
     rows = {name: row_scores(probs, labels) for name, probs in predictions.items()}
     paired = [
         {"first": one, "second": other}
@@ -72,29 +75,33 @@ def score_table(
     }
 
 
-def _scores(probs: NDArray[np.float64], labels: Integers, resampled: Resamples, seed: int) -> dict[str, Any]:
+def _scores(
+    probs: NDArray[np.float64], labels: Integers, resampled: Resamples, seed: int, classes: Sequence[str]
+) -> dict[str, Any]:
     rows, ties = row_scores(probs, labels), labels == TIE
     intervals: dict[str, Any] = {name: resampled.mean(values) for name, values in rows.items()}
-    by_class = {name: labels == c for c, name in enumerate(CLASSES)}
+    by_class = {name: labels == c for c, name in enumerate(classes)}
     intervals |= {f"log_loss_of_{name}": resampled.mean(rows["log_loss"], at) for name, at in by_class.items()}
-    intervals["log_loss_of_decided"] = resampled.mean(rows["log_loss"], ~ties)
+    if len(classes) > TIE:
+        intervals["log_loss_of_decided"] = resampled.mean(rows["log_loss"], ~ties)
     intervals |= {f"recall_of_{name}": resampled.mean(rows["accuracy"], at) for name, at in by_class.items()}
-    intervals["mean_probability_of_tie_minus_share"] = resampled.mean(probs[:, TIE] - ties)
-    return intervals | _calibration_errors(probs, labels, resampled, seed)
+    if len(classes) > TIE:
+        intervals["mean_probability_of_tie_minus_share"] = resampled.mean(probs[:, TIE] - ties)
+    return intervals | _calibration_errors(probs, labels, resampled, seed, classes)
 
 
 def _calibration_errors(
-    probs: NDArray[np.float64], labels: Integers, resampled: Resamples, seed: int
+    probs: NDArray[np.float64], labels: Integers, resampled: Resamples, seed: int, names: Sequence[str]
 ) -> dict[str, Any]:
     """Return the top-label error, that of each class, and the class-wise error, their mean."""
     confidence, credits = probs.max(axis=1), hit_credits(probs)
-    forecasts = {"top_label": confidence} | {name: probs[:, c] for c, name in enumerate(CLASSES)}
+    forecasts = {"top_label": confidence} | {name: probs[:, c] for c, name in enumerate(names)}
     bins = {name: equal_mass_bins(values, CALIBRATION_BINS) for name, values in forecasts.items()}
     n = resampled.sums(np.ones(len(labels)))
 
     def outcomes(classes: Integers) -> dict[str, NDArray[np.float64]]:
         hits = credits[np.arange(len(classes)), classes]
-        return {"top_label": hits} | {name: (classes == c).astype(np.float64) for c, name in enumerate(CLASSES)}
+        return {"top_label": hits} | {name: (classes == c).astype(np.float64) for c, name in enumerate(names)}
 
     observed = outcomes(labels)
     errors = {
@@ -109,8 +116,8 @@ def _calibration_errors(
             gaps = np.bincount(bins[name], drawn[name] - values, minlength=CALIBRATION_BINS)
             draws[name].append(float(np.abs(gaps).sum() / len(labels)))
     simulated = {name: np.array(values) for name, values in draws.items()}
-    errors["class_wise"] = np.mean([errors[name] for name in CLASSES], axis=0)
-    simulated["class_wise"] = np.mean([simulated[name] for name in CLASSES], axis=0)
+    errors["class_wise"] = np.mean([errors[name] for name in names], axis=0)
+    simulated["class_wise"] = np.mean([simulated[name] for name in names], axis=0)
     return {
         f"{name}_calibration_error": {
             **resampled.calibration_error(errors[name]),

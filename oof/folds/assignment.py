@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from oof.classes import CLASSES
+from oof.classes import CLASSES, classes_of_data
 from oof.common.errors import UserError
 from oof.data.schemas import TEXTS
 from oof.folds.given_folds import given_extra_folds, given_folds
@@ -29,7 +30,9 @@ logger = logging.getLogger(__name__)
 MAX_UNITS = 4_000
 
 
-def assign_folds(table: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int32]:
+def assign_folds(
+    table: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: int, ties: bool = True
+) -> NDArray[np.int32]:
     """Return (n,) folds 0..k-1 of the (n,) battles; -1 where a battle belongs to no fold.
 
     Scored battles (role train) are stratified by label, whole groups at a time. Battles of roles extra and
@@ -45,6 +48,7 @@ def assign_folds(table: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: i
         groups: (n,) group numbers.
         k: number of folds.
         seed: of the split.
+        ties: whether a battle can end in a tie; if not, that none does is no warning.
 
     The log has a warning where a class occurs in fewer than k groups, so that some fold has no battle of it, where a
     group is larger than a fold should be, and where only extra battles have folds in their files.
@@ -57,7 +61,7 @@ def assign_folds(table: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: i
         np.flatnonzero((table["role"] == role).to_numpy()) for role in ("train", "extra", "unlabelled")
     )
     train = table[scored]
-    _refuse_impossible(train, groups[scored], k)
+    _refuse_impossible(train, groups[scored], k, classes_of_data(ties))
     given = given_folds(train, groups[scored], k)
     folds = np.full(table.height, -1, dtype=np.int32)
     folds[scored] = given if given is not None else _split(train, groups[scored], k, seed)
@@ -71,7 +75,7 @@ def assign_folds(table: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: i
     return folds
 
 
-def _refuse_impossible(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -> None:
+def _refuse_impossible(train: pl.DataFrame, groups: NDArray[np.int64], k: int, classes: Sequence[str]) -> None:
     if k < 2:
         raise UserError(f"folds.k={k}: at least 2 folds are needed, so that one can be held out; raise folds.k")
     if train.height == 0:
@@ -95,7 +99,7 @@ def _refuse_impossible(train: pl.DataFrame, groups: NDArray[np.int64], k: int) -
         share = f"{largest:,} of {train.height:,} train battles are one group"
         logger.warning("%s, more than a fold's share of 1/%d: the folds will be uneven", share, k)
     labels = train["label"].to_numpy()
-    for c, name in enumerate(CLASSES):
+    for c, name in enumerate(classes):
         holders = len(np.unique(groups[labels == c]))
         if holders < k:
             occurrence = "never occurs" if holders == 0 else f"occurs in only {holders} group(s)"

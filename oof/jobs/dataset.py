@@ -121,7 +121,7 @@ def draft_battles(config: Config) -> Draft:
         logger.warning("%s", problem)
     table = draw_subset(battles.table.sort("role", "id"), data.subset, config.seed)
     groups = group_battles(table, config.groups)
-    folds = assign_folds(table, groups, config.folds.k, config.seed)
+    folds = assign_folds(table, groups, config.folds.k, config.seed, data.ties)
     table = table.with_columns(pl.Series("group", groups), pl.Series("fold", folds.astype(np.int32)))
     table, n_left_out = leave_out_junk(table, data.min_prompt_quality)
     balance = fold_report(table, groups, folds, config.folds.k)
