@@ -4,9 +4,9 @@
     python -m benchmarks.quality.final_student                         # a minute more
 
 Neither can be scored on battles that it was trained on. So both score the synthetic arena's test battles, whose true
-class probabilities are known: the expected log loss under the truth is free of the noise of drawn verdicts. Both use
-the fold students' temperature. A further row is the average of the K fold students' *logits*, which the average of
-weights approximates with one model.
+class probabilities are known: the expected log loss under the truth is free of the noise of drawn verdicts. The average
+is shown at its own temperature, as it is exported, and at the fold students', which all others use. A further row is
+the average of the K fold students' *logits*, which the average of weights approximates with one model.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from oof.metrics import log_softmax
 
 def test_logits(path: str, overrides: list[str]) -> tuple[dict[str, NDArray[np.float64]], pl.DataFrame]:
     """Return each candidate's (n, 3) logits of the test battles, averaged over orders and calibrated; the battles."""
+    from ensemble.distillation.average_temperature import average_temperature
     from ensemble.distillation.merge import fold_average
     from ensemble.distillation.train import StudentJob, run_student_job, train_fold_students
     from oof.jobs.encoded_battles import EncodedBattles
@@ -56,6 +57,9 @@ def test_logits(path: str, overrides: list[str]) -> tuple[dict[str, NDArray[np.f
         name: predict_logits(model, texts.member, texts.scoring, pad_id, name).mean(axis=1).astype(float) / temperature
         for name, model in models.items()
     }
+    own = average_temperature(plan, models["fold_average"], held_out, temperature, folder / "partial")
+    uncorrected = "fold_average at the fold students' temperature"
+    logits |= {uncorrected: logits["fold_average"], "fold_average": logits["fold_average"] * temperature / own}
     average = np.mean([logits.pop(f"fold {fold}") for fold in range(config.folds.k)], axis=0)
     return {**logits, "average of the fold students' logits": average}, test
 

@@ -33,12 +33,13 @@ TEACHERS = {
 }
 
 
-def student_card(plan: StudentPlan, temperature: float, metrics: dict[str, Any]) -> ModelCard:
+def student_card(plan: StudentPlan, temperatures: dict[str, Any], metrics: dict[str, Any]) -> ModelCard:
     """Return the model card of a student.
 
     Args:
         plan: data and recipe.
-        temperature: the calibration temperature that is folded into the head.
+        temperatures: ``temperature``, which is folded into the head; for the average of the fold students' weights
+            also ``fold_students_temperature``, that of the students themselves.
         metrics: of the fold students, as :func:`ensemble.distillation.stage.student_metrics` returns them.
     """
     base = plan.config.distill.student.checkpoint
@@ -51,9 +52,9 @@ def student_card(plan: StudentPlan, temperature: float, metrics: dict[str, Any])
         license=licence,
     )
     sections = (
-        _use(plan, temperature),
+        _use(plan, temperatures["temperature"]),
         _data(plan),
-        _recipe(plan),
+        _recipe(plan, temperatures),
         _metrics(plan, metrics),
         LIMITS,
         f"## Licence\n\nThe weights are derived from `{base}`: {note}. The licence of the training battles applies as "
@@ -107,7 +108,7 @@ and {plan.config.folds.k} folds. {roles["extra"]} extra and {roles["unlabelled"]
 training only.{note}"""
 
 
-def _recipe(plan: StudentPlan) -> str:
+def _recipe(plan: StudentPlan, temperatures: dict[str, Any]) -> str:
     distill: Distill = plan.config.distill
     student, train = distill.student, distill.student.train
     teacher = "the calibrated ensemble of" if plan.teachers == ["stack"] else "one per member:"
@@ -121,9 +122,13 @@ def _recipe(plan: StudentPlan) -> str:
     if plan.pretrain is not None:
         files = ", ".join(f"`{Path(path).name}`" for path in plan.config.pretrain.data)
         pretraining = f"* Pretraining on other preference pairs ({files}), decontaminated against the scored prompts.\n"
-    final = (
-        "one student trained on every battle" if distill.final == "all" else "the average of the fold students' weights"
-    )
+    final = "one student trained on every battle, at the temperature of the fold students' held-out logits"
+    if distill.final == "fold_average":
+        final = (
+            "the average of the fold students' weights. Some of them saw each battle, so its temperature is fitted "
+            "without labels, to the calibrated probabilities of each battle by the student that did not see it, whose "
+            f"own temperature is {temperatures['fold_students_temperature']:.4f}"
+        )
     return f"""
 ## Recipe
 

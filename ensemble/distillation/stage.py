@@ -124,6 +124,7 @@ def _pinned_plan(plan: StudentPlan, config: Config) -> StudentPlan:
 
 def _distill(plan: StudentPlan, step: Step) -> None:
     prepare_gpu(plan.config.jobs)  # before the imports below, which initialise CUDA
+    from ensemble.distillation.average_temperature import average_temperature
     from ensemble.distillation.export import CHECKED, export_student
     from ensemble.distillation.run_teacher_jobs import run_teacher_jobs
     from ensemble.distillation.train import load_final, pretrain_student, train_students
@@ -135,17 +136,21 @@ def _distill(plan: StudentPlan, step: Step) -> None:
     logits = train_students(plan, step.folder)
     inputs, ids, mean_logits = plan.inputs, plan.inputs.table["id"], logits.mean(axis=1)
     probs, fold_temperatures = cross_fitted_temperature(mean_logits, inputs.labels, inputs.folds)
-    temperature = fit_temperature(mean_logits, inputs.labels)
+    of_students = fit_temperature(mean_logits, inputs.labels)
+    temperatures: dict[str, Any] = {"temperature": of_students, "fold_temperatures": fold_temperatures}
     stage_two = read_predictions(Path(plan.config.run) / "stack" / "predictions.parquet", ids)
     metrics = student_metrics(plan, probs, stage_two["calibrated"])
     texts = EncodedBattles(plan.config.distill.student, plan.table.head(CHECKED), plan.config)
-    card = student_card(plan, temperature, metrics)
-    export_student(load_final(plan, step.folder, texts), texts, temperature, step.folder / "student", card)
+    final = load_final(plan, step.folder, texts)
+    if plan.config.distill.final == "fold_average":
+        own = average_temperature(plan, final, logits, of_students, step.folder / "partial")
+        temperatures |= {"temperature": own, "fold_students_temperature": of_students}
+    card = student_card(plan, temperatures, metrics)
+    export_student(final, texts, temperatures["temperature"], step.folder / "student", card)
     write_parquet(step.folder / "logits.parquet", logits_frame(ids, logits, inputs.folds))
     write_parquet(step.folder / "predictions.parquet", predictions_frame(ids, {"student": probs}))
     loss = metrics["scores"]["log_loss"]
     logger.info("student: out-of-fold log loss %.4f; saved to %s", loss, step.folder / "student")
-    temperatures = {"temperature": temperature, "fold_temperatures": fold_temperatures}
     step.finish({**metrics, "log_loss": loss, **temperatures, "depends": plan.depends})
 
 

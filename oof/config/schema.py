@@ -161,7 +161,7 @@ class Distill:
     )
     final: str = setting(
         "all", "exported student. `all`: one more student, trained on all battles; `fold_average`: the average of the "
-        "fold students' weights",
+        "fold students' weights, at a temperature of its own",
         choices=("all", "fold_average"),
     )  # fmt: skip
     variants: list[str] = setting([], "also save the student quantised: `int8`, `nf4` (needs bitsandbytes)")

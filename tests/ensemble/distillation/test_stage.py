@@ -226,6 +226,10 @@ def test_every_teacher_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Pat
         for fold in range(3):
             n = json.loads((run / "distill" / f"fold-{fold}" / "job.json").read_text())["n_trained"]
             assert n == int((folds["fold"] != fold).sum())  # also for extra and unlabelled battles of the fold
+        manifest = json.loads((run / "distill" / "manifest.json").read_text())
+        assert ("fold_students_temperature" in manifest) == ("distill.final=fold_average" in settings)
+        card = (run / "distill" / "student" / "README.md").read_text("utf-8")
+        assert f"The calibration temperature ({manifest['temperature']:.4f})" in card
     findings = audit_run(run)
     assert [finding.check for finding in findings if finding.status == "violated"] == []
     (held_out,) = (finding for finding in findings if finding.check == HELD_OUT)

@@ -171,6 +171,19 @@ def test_no_extra_battle_s_label_reaches_the_model_that_scores_it(tmp_path: Path
         assert not same[1] or (fold == j and mode == "fold_matched"), fold
 
 
+def test_no_extra_battle_s_label_reaches_its_target_through_the_stack(tmp_path: Path) -> None:
+    """Its combiners, text baseline, shares of classes and calibrator are fitted on scored battles alone."""
+    label = np.arange(N) % 3
+    changed = np.where(ROLES == "extra", (label + 1) % 3, label)
+    overrides = ("distill.teacher=nested", "stack.text_member=true")
+    plans = [make_plan(tmp_path / str(i), *overrides, labels=labels) for i, labels in enumerate((label, changed))]
+    for plan in plans:
+        store_random_logits(plan)  # equal logits: only the stack can pass labels on
+    first, second = (student_targets(plan, 0)[FOLDS != 0, :3] for plan in plans)
+    np.testing.assert_array_equal(first, second)
+    assert np.isfinite(first).all()
+
+
 def test_nested_jobs_without_extra_battles_keep_the_key_of_older_ones(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teacher=nested")
     without = replace(plan, folds=np.where(ROLES == "extra", -1, plan.folds))
