@@ -141,8 +141,8 @@ assert "trivial" in describe()
             "ensemble/stacking/calibration.py": [
                 insert_before(
                     "CALIBRATORS",
-                    "def fit_trivial(logits: Floats, labels: Integers, position_bias: bool) -> Calibrator:\n"
-                    "    return fit_temperature_scaling(logits, labels, position_bias)\n\n\n",
+                    "def fit_trivial(logits: Floats, labels: Integers, groups: Integers) -> Calibrator:\n"
+                    "    return fit_temperature_scaling(logits, labels, groups)\n\n\n",
                 ),
                 insert(r"^CALIBRATORS[^\n]*= \{", '\n    "trivial": fit_trivial,'),
             ],

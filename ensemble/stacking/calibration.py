@@ -1,9 +1,13 @@
-"""Calibrators of three-class logits: temperature or vector scaling, with or without a position bias.
+"""Calibrators of three-class logits, shrunk to the identity: one temperature, or scales for the tie and the sides, too.
 
-``probs = softmax(z / T * (1, 1, s) + (0, 0, b) + c * (+1, -1, 0))`` for centred logits z: T scales confidence, s and b
-(vector scaling only) treat the tie apart, and c is the position bias, the advantage of the response that is shown
-first. Vector scaling in general would treat A and B apart too; here they share scale and bias, so c is the only place
-where A and B may differ, and it is reported.
+``probs = softmax(log_softmax(z) / T * (r, 1 / r, s) + (c, -c, b))`` for logits z of (a, b, tie): T scales confidence, s
+and b treat the tie apart. c and r are the asymmetric terms: the bias and the scale of the response that is shown first.
+They are the only place where A and B may differ, and they are reported. Scales are of log-probabilities: where the
+classes have different scales, it matters which number all logits of a row share.
+
+The terms are fitted in blocks, T, then (T, s, b), then the asymmetric ones, each from the values of those before it,
+from which it is moved only as far as the evidence goes (:mod:`ensemble.statistics.shrinkage`): what few groups suggest
+is mostly noise, and a calibrator of noise is worse than none.
 
 A new calibrator is one function with the signature of :func:`fit_temperature_scaling`, listed in ``CALIBRATORS`` and in
 the choices of ``stack.calibrator``; the suite in ``tests/ensemble/stacking/test_calibration.py`` then runs on it. A
@@ -14,73 +18,89 @@ calibrators stay readable.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
 
-from oof.common.errors import UserError
+from ensemble.stacking.calibration_fit import (
+    POSITION,
+    POSITION_BIAS,
+    TEMPERATURE,
+    TEMPERATURE_AND_TIE,
+    Block,
+    InSampleError,
+    best_log_temperature,
+    finite_logits,
+    fit_blocks,
+    warn_if_worthless,
+)
+from ensemble.statistics.standard_errors import standard_error
+from oof.classes import TIE as TIE_CLASS
+from oof.classes import with_tie, without_ties
 from oof.metrics import Floats, Integers, log_softmax, row_log_loss, softmax
 
 logger = logging.getLogger(__name__)
 
-LOG_T_BOUND = np.log(50.0)
-LOG_SCALE_BOUND = np.log(20.0)  # of the tie's scale beside that of A and B
-BIAS_BOUND = 5.0  # of the tie's bias and of the position bias
-POSITION = np.array([1.0, -1.0, 0.0])  # direction of the position bias
-BIAS_FOLDS = 5  # of the cross-validation that decides on the position bias
-
-
-class InSampleError(UserError):
-    """The logits separate the labels as no held-out logits do."""
+NAMES_IN_FILES = {"position_bias": "first_shown", "position_scale": "first_shown_scale"}
+ASYMMETRY_FOLDS = 5  # of the cross-validation that decides on the asymmetric terms
 
 
 @dataclass(frozen=True)
 class Calibrator:
-    """A fitted calibrator; ``Calibrator()`` is the identity."""
+    """A fitted calibrator; ``Calibrator()`` is the identity.
+
+    Attributes:
+        temperature: T.
+        position_bias: c, added to the logit of the response shown first and subtracted from the other's.
+        tie_scale: s.
+        tie_bias: b.
+        position_scale: r, by which the log-probability of the response shown first is multiplied and the other's
+            divided.
+        without_ties: whether it was fitted on models of two classes, whose tie stays pinned.
+    """
 
     temperature: float = 1.0
     position_bias: float = 0.0
     tie_scale: float = 1.0
     tie_bias: float = 0.0
+    position_scale: float = 1.0
+    without_ties: bool = False
 
     def apply(self, logits: Floats) -> NDArray[np.float64]:
         """Return (n, 3) probabilities of (n, 3) logits in class order."""
         return softmax(self.calibrated(logits))
 
     def apply_symmetric(self, logits: Floats) -> NDArray[np.float64]:
-        """Return the (n, 3) probabilities without the position bias."""
-        return softmax(self._symmetric(logits))
+        """Return the (n, 3) probabilities without the asymmetric terms."""
+        return self.symmetric().apply(logits)
+
+    def symmetric(self) -> Calibrator:
+        """Return the calibrator without the asymmetric terms."""
+        return replace(self, position_bias=0.0, position_scale=1.0)
 
     def calibrated(self, logits: Floats) -> NDArray[np.float64]:
         """Return the (n, 3) calibrated logits."""
-        return self._symmetric(logits) + self.position_bias * POSITION
-
-    def _symmetric(self, logits: Floats) -> NDArray[np.float64]:
-        z = np.asarray(logits, dtype=np.float64)
-        z = (z - z.mean(axis=1, keepdims=True)) / self.temperature
-        return np.asarray(z * np.array([1.0, 1.0, self.tie_scale]) + np.array([0.0, 0.0, self.tie_bias]))
+        scales = np.array([self.position_scale, 1 / self.position_scale, self.tie_scale])
+        biases = np.array([self.position_bias, -self.position_bias, self.tie_bias])
+        calibrated = log_softmax(logits) / self.temperature * scales + biases
+        return with_tie(calibrated[..., :TIE_CLASS]) if self.without_ties else calibrated
 
     def to_dict(self) -> dict[str, float]:
-        """Return the parameters by their names in files, where the position bias is ``first_shown``."""
-        return {
-            "temperature": self.temperature,
-            "first_shown": self.position_bias,
-            "tie_scale": self.tie_scale,
-            "tie_bias": self.tie_bias,
-        }
+        """Return the parameters by their names in files, where the asymmetric terms are those of ``first_shown``."""
+        return {NAMES_IN_FILES.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, saved: Mapping[str, float]) -> Self:
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """Return the calibrator of :meth:`to_dict`; a parameter that is missing has its default."""
-        return cls(**{"position_bias" if name == "first_shown" else name: value for name, value in saved.items()})
+        names = {theirs: ours for ours, theirs in NAMES_IN_FILES.items()}
+        return cls(**{names.get(name, name): value for name, value in saved.items()})
 
 
 def fit_temperature(logits: Floats, labels: Integers) -> float:
-    """Return T > 0 that minimises the log loss of ``softmax(logits / T)``.
+    """Return T > 0 that minimises the log loss of ``softmax(logits / T)``; it is not shrunk.
 
     Args:
         logits: (n, 3) held-out logits in class order (a, b, tie), never of rows the model was trained on.
@@ -92,64 +112,74 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
     """
-    z, rows = finite_logits(logits), np.arange(len(labels))
-
-    def loss(log_t: float) -> float:
-        return float(-log_softmax(z / np.exp(log_t))[rows, labels].mean())
-
-    # Over log T: convex in 1/T, and one step means the same ratio everywhere.
-    optimum = minimize_scalar(loss, bounds=(-LOG_T_BOUND, LOG_T_BOUND), method="bounded", options={"xatol": 1e-8})
-    if optimum.x < 1e-3 - LOG_T_BOUND:
-        raise InSampleError(
-            f"the temperature runs to its lower bound ({np.exp(optimum.x):.2g}): these do not look like held-out "
-            "logits; were in-sample predictions given?"
-        )
-    if optimum.x > LOG_T_BOUND - 1e-3:
-        logger.warning("the logits say nothing about the labels of the held-out battles (temperature at its bound)")
-    return float(np.exp(optimum.x))
+    log_t = best_log_temperature(logits, labels)
+    warn_if_worthless(log_t)
+    return float(np.exp(log_t))
 
 
-def fit_temperature_scaling(logits: Floats, labels: Integers, position_bias: bool) -> Calibrator:
-    """Return the calibrator with T, and with ``position_bias`` also c, that minimises the log loss.
+def shrunk_temperature(logits: Floats, labels: Integers, groups: Integers) -> float:
+    """Return the temperature of :func:`fit_temperature`, shrunk to 1 by its standard error by groups.
+
+    It never raises InSampleError: where the logits separate the labels it is 1, with a warning.
 
     Args:
         logits: (n, 3) held-out logits in class order.
         labels: (n,) in {0, 1, 2}.
-        position_bias: whether c is fitted too.
+        groups: (n,) battles that are not independent of each other.
+
+    Raises:
+        UserError: a logit is not finite.
+    """
+    try:
+        return _calibrator(logits, labels, groups, [TEMPERATURE]).temperature
+    except InSampleError as error:
+        logger.warning("%s; the temperature stays 1", error)
+        return 1.0
+
+
+def fit_temperature_scaling(logits: Floats, labels: Integers, groups: Integers) -> Calibrator:
+    """Return the calibrator with T, and with c as its asymmetric term.
+
+    The asymmetric terms are fitted last and do not change the others: a caller who wants none drops them.
+
+    Args:
+        logits: (n, 3) held-out logits in class order.
+        labels: (n,) in {0, 1, 2}.
+        groups: (n,) battles that are not independent of each other.
 
     Raises:
         UserError: a logit is not finite.
         InSampleError: T lands on its lower bound.
     """
-    if not position_bias:
-        return Calibrator(fit_temperature(logits, labels))
-    return _minimise_log_loss(logits, labels, tie=False, position_bias=True)
+    return _calibrator(logits, labels, groups, [TEMPERATURE, POSITION_BIAS])
 
 
-def fit_vector_scaling(logits: Floats, labels: Integers, position_bias: bool) -> Calibrator:
-    """Return the calibrator with T, s and b, and with ``position_bias`` also c, that minimises the log loss.
+def fit_vector_scaling(logits: Floats, labels: Integers, groups: Integers) -> Calibrator:
+    """Return the calibrator with T, s and b, and with c and r as its asymmetric terms.
 
     Arguments and errors are those of :func:`fit_temperature_scaling`.
 
-    Source: Guo et al. 2017, section 4.2 (vector scaling), with one scale and bias for both responses.
+    Source: Guo et al. 2017, section 4.2 (vector scaling); Berta et al., Structured matrix scaling for multi-class
+    calibration, 2026 (log-probabilities, temperature first, shrinkage of the rest).
     """
-    return _minimise_log_loss(logits, labels, tie=True, position_bias=position_bias)
+    return _calibrator(logits, labels, groups, [TEMPERATURE, TEMPERATURE_AND_TIE, POSITION])
 
 
-def no_calibration(logits: Floats, labels: Integers, position_bias: bool) -> Calibrator:
+def no_calibration(logits: Floats, labels: Integers, groups: Integers) -> Calibrator:
     """Return the identity. Raises: UserError: a logit is not finite."""
-    finite_logits(logits)
-    return Calibrator()
+    return Calibrator(without_ties=without_ties(finite_logits(logits)))
 
 
-CALIBRATORS: dict[str, Callable[[Floats, Integers, bool], Calibrator]] = {
+CALIBRATORS: dict[str, Callable[[Floats, Integers, Integers], Calibrator]] = {
     "temperature": fit_temperature_scaling,
     "vector": fit_vector_scaling,
     "none": no_calibration,
 }
 
 
-def fit_calibrator(kind: str, order: str, logits: Floats, labels: Integers, groups: Integers, seed: int) -> Calibrator:
+def fit_calibrator(
+    kind: str, order: str, logits: Floats, labels: Integers, groups: Integers, seed: int, one_order: bool = False
+) -> Calibrator:
     """Fit the configured calibrator on held-out logits.
 
     A fit that is worse than the identity on its own rows is refused: the identity is returned, with a warning. The same
@@ -158,23 +188,28 @@ def fit_calibrator(kind: str, order: str, logits: Floats, labels: Integers, grou
 
     Args:
         kind: a name in ``CALIBRATORS``.
-        order: "symmetric" (no position bias), "position" (always with one), or "auto": with one if its gain in log
-            loss, cross-validated over groups within these rows, exceeds its standard error.
+        order: of the asymmetric terms: "symmetric" (none), "position" (always fitted), or "auto": fitted with
+            ``one_order``, and else if their gain in log loss, cross-validated over groups within these rows, exceeds
+            its standard error.
         logits: (n, 3) held-out logits.
         labels: (n,).
         groups: (n,).
         seed: of the split that "auto" uses.
+        one_order: whether the members scored the battles in the given order only, so that their own position bias is
+            still in the logits.
 
     Raises:
         UserError: a logit is not finite.
     """
     fit = CALIBRATORS[kind]
     try:
-        biased = order == "position" or (order == "auto" and _position_bias_pays(fit, logits, labels, groups, seed))
-        fitted = fit(logits, labels, biased)
+        fitted = fit(logits, labels, groups)
     except InSampleError as error:
         logger.warning("%s; nothing is calibrated", error)
         return Calibrator()
+    plain = fitted.symmetric()
+    if fitted != plain and order != "position" and not (order == "auto" and one_order):
+        fitted = fitted if order == "auto" and _asymmetry_pays(fit, logits, labels, groups, seed) else plain
     return identity_if_better(fitted, logits, labels)
 
 
@@ -187,52 +222,31 @@ def identity_if_better(fitted: Calibrator, logits: Floats, labels: Integers) -> 
     return Calibrator()
 
 
-def finite_logits(logits: Floats) -> NDArray[np.float64]:
-    """Return (n, 3) logits as float64. Raises: UserError: some are not finite."""
-    z = np.asarray(logits, dtype=np.float64)
-    if not np.isfinite(z).all():
-        raise UserError(f"{int((~np.isfinite(z)).any(axis=1).sum())} rows have logits that are not finite")
-    return z
+def _calibrator(logits: Floats, labels: Integers, groups: Integers, blocks: Sequence[Block]) -> Calibrator:
+    log_t, log_s, b, c, log_r = (float(value) for value in fit_blocks(logits, labels, groups, blocks))
+    scales = (float(np.exp(value)) for value in (log_t, log_s, log_r))
+    return Calibrator(next(scales), c, next(scales), b, next(scales), without_ties(np.asarray(logits)))
 
 
-def _minimise_log_loss(logits: Floats, labels: Integers, tie: bool, position_bias: bool) -> Calibrator:
-    """Return the calibrator with the smallest log loss; without ``tie`` s = 1 and b = 0, without a bias c = 0."""
-    temperature = fit_temperature(logits, labels)
-    z, rows = finite_logits(logits), np.arange(len(labels))
-    z = z - z.mean(axis=1, keepdims=True)
-
-    def calibrator(parameters: NDArray[np.float64]) -> Calibrator:
-        log_t, log_s, bias, c = (float(value) for value in parameters)
-        return Calibrator(float(np.exp(log_t)), c, float(np.exp(log_s)), bias)
-
-    def loss(parameters: NDArray[np.float64]) -> float:
-        return float(-log_softmax(calibrator(parameters).calibrated(z))[rows, labels].mean())
-
-    limits = np.array([LOG_T_BOUND, tie * LOG_SCALE_BOUND, tie * BIAS_BOUND, position_bias * BIAS_BOUND])
-    start = np.array([np.log(temperature), 0.0, 0.0, 0.0])
-    optimum = minimize(loss, start, method="L-BFGS-B", bounds=list(zip(-limits, limits, strict=True)))
-    return calibrator(optimum.x)
-
-
-def _position_bias_pays(
-    fit: Callable[[Floats, Integers, bool], Calibrator],
+def _asymmetry_pays(
+    fit: Callable[[Floats, Integers, Integers], Calibrator],
     logits: Floats,
     labels: Integers,
     groups: Integers,
     seed: int,
 ) -> bool:
-    """Return whether the cross-validated gain of a position bias exceeds its standard error."""
+    """Return whether the cross-validated gain of the asymmetric terms exceeds its standard error."""
     _, unit = np.unique(groups, return_inverse=True)
-    fold = np.random.default_rng(seed).integers(BIAS_FOLDS, size=int(unit.max()) + 1)[unit]
+    fold = np.random.default_rng(seed).integers(ASYMMETRY_FOLDS, size=int(unit.max()) + 1)[unit]
     gain = np.zeros(len(labels))
-    for k in range(BIAS_FOLDS):
+    for k in range(ASYMMETRY_FOLDS):
         train, held = fold != k, fold == k
         if not held.any() or not train.any():
             return False
-        plain, biased = (
-            row_log_loss(fit(logits[train], labels[train], bias).apply(logits[held]), labels[held])
-            for bias in (False, True)
-        )
-        gain[held] = plain - biased
-    sums = np.bincount(unit, gain)
-    return bool(sums.sum() > np.sqrt(len(sums)) * sums.std())
+        try:
+            fitted = fit(logits[train], labels[train], groups[train])
+        except InSampleError:  # of a part of the rows; the fit on all decides
+            return False
+        plain, asymmetric = (row_log_loss(c.apply(logits[held]), labels[held]) for c in (fitted.symmetric(), fitted))
+        gain[held] = plain - asymmetric
+    return bool(gain.mean() > standard_error(gain, groups))

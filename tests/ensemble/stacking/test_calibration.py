@@ -1,4 +1,4 @@
-"""One suite for every calibrator, and single calibrators against scikit-learn, probmetrics and planted parameters."""
+"""One suite for every calibrator, and single ones against scikit-learn, scipy, probmetrics and planted parameters."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from sklearn.linear_model import LogisticRegression
 from ensemble.stacking.calibration import (
     CALIBRATORS,
     Calibrator,
-    InSampleError,
     fit_calibrator,
     fit_temperature,
     identity_if_better,
+    shrunk_temperature,
 )
+from ensemble.stacking.calibration_fit import InSampleError
+from ensemble.stacking.leakage import fit_temperature as temperature_and_error
 from oof.common.errors import UserError
 from oof.config import Stack
-from oof.metrics import log_loss, row_log_loss, softmax
+from oof.metrics import log_loss, log_softmax, row_log_loss, softmax
 
 
 def planted(n: int, temperature: float, position_bias: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +110,128 @@ def test_logits_that_know_the_labels_are_not_calibrated_and_a_warning_is_logged(
     assert "in-sample predictions given" in caplog.text
 
 
+def test_every_term_has_the_meaning_that_the_table_says() -> None:
+    logits = np.random.default_rng(0).normal(size=(50, 3)) * 2
+    a, b, tie = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).T
+    raw = np.stack(
+        [a ** (1.3 / 1.6) * np.exp(0.2), b ** (1 / 1.3 / 1.6) * np.exp(-0.2), tie ** (0.6 / 1.6) / 2], axis=1
+    )
+    calibrator = Calibrator(1.6, 0.2, 0.6, -np.log(2), 1.3)
+    np.testing.assert_allclose(calibrator.apply(logits), raw / raw.sum(axis=1, keepdims=True), rtol=1e-12)
+    raw = np.stack([a ** (1 / 1.6), b ** (1 / 1.6), tie ** (0.6 / 1.6) / 2], axis=1)
+    np.testing.assert_allclose(calibrator.apply_symmetric(logits), raw / raw.sum(axis=1, keepdims=True), rtol=1e-12)
+    np.testing.assert_allclose(calibrator.apply(logits + 7), calibrator.apply(logits), rtol=1e-12)
+
+
+def test_one_temperature_is_shrunk_by_its_standard_error() -> None:
+    """The large-sample rule log T * max(0, 1 - SE^2 / log(T)^2), with an error that another module computes."""
+    groups = np.arange(20_000) // 2
+    logits, labels = planted(20_000, 1.03, seed=2)
+    temperature, error = temperature_and_error(log_softmax(logits), labels, groups)
+    assert 1.5 < np.log(temperature) / (error / temperature) < 5
+    factor = 1 - (error / temperature / np.log(temperature)) ** 2
+    assert np.log(shrunk_temperature(logits, labels, groups)) == pytest.approx(factor * np.log(temperature), rel=0.02)
+
+
+def test_a_shrunk_temperature_is_1_where_the_labels_are_known_or_battles_are_few(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    labels = np.arange(60) % 3
+    assert shrunk_temperature(np.eye(3)[labels] * 0.01, labels, np.arange(60)) == 1
+    assert "the temperature stays 1" in caplog.text
+    logits, labels = planted(20_000, 1.7)
+    assert shrunk_temperature(logits, labels, np.zeros(20_000, dtype=int)) == 1  # one group is no evidence
+    assert shrunk_temperature(logits, labels, np.arange(20_000)) == pytest.approx(1.7, rel=0.03)
+    with pytest.raises(UserError, match="rows have logits that are not finite"):
+        shrunk_temperature(logits * np.nan, labels, np.arange(20_000))
+
+
+def expected_cost(kind: str, order: str, n: int, groups: int, spread: float, temperature: float, seeds: int) -> float:
+    """Return the mean log loss that calibrating adds on new battles, under the known probabilities of their labels.
+
+    Args:
+        kind: of the calibrator.
+        order: ``stack.order``; the terms for one order of the responses are fitted with "auto", too.
+        n: battles.
+        groups: of them; each group favours classes of its own.
+        spread: standard deviation of that favour.
+        temperature: at which the logits would be calibrated.
+        seeds: drawn data sets.
+    """
+    costs = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        logits = rng.normal(size=(n + 2000, 3)) * [1.2, 1.2, 0.6]
+        truth = softmax(logits / temperature)
+        of_group = np.arange(n) % groups
+        probs = softmax(logits[:n] / temperature + rng.normal(0, spread, (groups, 3))[of_group])
+        labels = (rng.random(n)[:, None] > probs.cumsum(axis=1)[:, :2]).sum(axis=1)
+        fitted = fit_calibrator(kind, order, logits[:n], labels, of_group, seed, one_order=True)
+        change = np.log(fitted.apply(logits[n:])) - np.log(softmax(logits[n:]))
+        costs.append(-(truth[n:] * change).sum(axis=1).mean())
+    return float(np.mean(costs))
+
+
+@pytest.mark.parametrize("order", ["symmetric", "auto"])
+@pytest.mark.parametrize("kind", ["temperature", "vector"])
+def test_calibrating_does_not_harm_few_battles_few_groups_or_calibrated_logits(kind: str, order: str) -> None:
+    assert expected_cost(kind, order, 6, 6, 0.0, 1.0, seeds=100) < 0.002
+    assert expected_cost(kind, order, 300, 300, 0.0, 1.0, seeds=30) < 0.002
+    assert expected_cost(kind, order, 400, 8, 0.3, 1.0, seeds=30) < 0.0005
+    assert expected_cost(kind, order, 400, 8, 0.6, 1.0, seeds=30) < 0.001
+
+
+@pytest.mark.parametrize("kind", ["temperature", "vector"])
+def test_a_real_temperature_gains_what_the_known_one_gains(kind: str) -> None:
+    logits = np.random.default_rng(0).normal(size=(100_000, 3)) * [1.2, 1.2, 0.6]
+    truth = softmax(logits / 1.35)
+    possible = (truth * (np.log(truth) - np.log(softmax(logits)))).sum(axis=1).mean()
+    assert possible > 0.012
+    assert -expected_cost(kind, "auto", 4000, 4000, 0.0, 1.35, seeds=5) > 0.95 * possible
+    assert -expected_cost(kind, "auto", 300, 300, 0.0, 1.35, seeds=30) > 0.7 * possible
+
+
+@pytest.mark.parametrize("kind", ["temperature", "vector"])
+def test_asymmetric_terms_are_fitted_for_one_order_and_else_where_they_pay(kind: str) -> None:
+    logits, labels = planted(1500, 1.3, position_bias=0.06, seed=3)
+    groups = np.arange(1500)
+    fit = fit_calibrator(kind, "position", logits, labels, groups, 0)
+    assert fit.position_bias > 0
+    assert fit_calibrator(kind, "auto", logits, labels, groups, 0, one_order=True) == fit
+    assert fit_calibrator(kind, "symmetric", logits, labels, groups, 0, one_order=True) == fit.symmetric()
+    swapped = [1, 0, 2]
+    both = np.concatenate([logits, logits[:, swapped]]), np.concatenate([labels, np.array(swapped)[labels]])
+    assert fit_calibrator(kind, "auto", *both, np.tile(groups, 2), 0) == Calibrator(
+        **vars(fit_calibrator(kind, "symmetric", *both, np.tile(groups, 2), 0))
+    )
+
+
+def test_bias_and_scale_of_the_first_response_are_fitted_by_vector_scaling() -> None:
+    rng = np.random.default_rng(0)
+    logits, truth = rng.normal(0, 2, size=(10_000, 3)), Calibrator(1.2, -0.2, 0.8, 0.3, 1.15)
+    probs = truth.apply(logits)
+    labels = (rng.random(10_000)[:, None] > probs.cumsum(axis=1)[:, :2]).sum(axis=1)
+    fitted = fit_calibrator("vector", "position", logits, labels, np.arange(10_000), 0)
+    assert fitted.position_bias == pytest.approx(-0.2, abs=0.05)
+    assert fitted.position_scale == pytest.approx(1.15, abs=0.05)
+    costs = [
+        (probs * (np.log(probs) - np.log(c.apply(logits)))).sum(axis=1).mean() for c in (fitted, fitted.symmetric())
+    ]
+    assert costs[0] < 0.002 < 0.007 < costs[1]
+    assert fit_calibrator("temperature", "position", logits, labels, np.arange(10_000), 0).position_scale == 1
+
+
+def test_asymmetric_terms_do_not_pay_where_a_fold_has_no_battles_or_looks_in_sample() -> None:
+    logits, labels = planted(3000, 1.0, position_bias=0.5)
+    one_group = fit_calibrator("temperature", "auto", logits, labels, np.zeros(3000, dtype=int), 0)
+    assert one_group == Calibrator()
+    separable = np.eye(3)[np.arange(60) % 3] * 3.0
+    labels = np.arange(60) % 3
+    labels[:2] = labels[:2][::-1]  # two battles are wrong: without the group of both, the rest is in-sample
+    groups = np.concatenate([[0, 0], np.arange(1, 59)])
+    assert fit_calibrator("temperature", "auto", separable, labels, groups, 0).position_bias == 0
+
+
 def test_none_is_the_identity() -> None:
     logits, labels = planted(50, 3.0)
     calibrator = fit_calibrator("none", "auto", logits, labels, np.arange(50), 0)
@@ -115,8 +239,10 @@ def test_none_is_the_identity() -> None:
 
 
 def test_files_of_a_calibrator_name_the_position_bias_first_shown() -> None:
-    saved = {"temperature": 2.0, "first_shown": 0.1, "tie_scale": 0.5, "tie_bias": -0.2}
-    assert Calibrator(2.0, 0.1, 0.5, -0.2).to_dict() == saved
+    saved = {"temperature": 2.0, "first_shown": 0.1, "first_shown_scale": 1.5, "tie_scale": 0.5, "tie_bias": -0.2}
+    saved |= {"without_ties": True}
+    assert Calibrator(2.0, 0.1, 0.5, -0.2, 1.5, True).to_dict() == saved
+    assert Calibrator.from_dict(saved) == Calibrator(2.0, 0.1, 0.5, -0.2, 1.5, True)
     assert Calibrator.from_dict({"temperature": 2.0, "first_shown": 0.1}) == Calibrator(2.0, 0.1)
 
 
