@@ -33,9 +33,11 @@ from numpy.typing import NDArray
 from ensemble.distillation.plan import FINAL, StudentPlan, cross_fitted_temperature, texts_key
 from ensemble.distillation.teacher_jobs import NestedJob, scoring_job, teacher_folder, teaching_members
 from ensemble.features.design_matrix import build_design, join_logits, with_counts
+from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.baselines import count_terms
 from ensemble.stacking.calibration import fit_temperature
 from ensemble.stacking.cross_fit import StackResult, cross_fit
+from ensemble.stacking.job_scales import JobScales, fit_job_scales
 from ensemble.stacking.stage import load_stack, predictions_frame, read_predictions
 from oof.common.atomic_files import read_parquet, write_parquet
 from oof.common.digests import digest
@@ -46,7 +48,7 @@ from oof.jobs.dataset import FORMAT
 from oof.metrics import log_softmax, softmax
 
 Floats = NDArray[np.float64]
-Logits = dict[str, NDArray[np.float32]]  # member -> (n, 2, 3)
+Logits = dict[str, NDArray[np.floating]]  # member -> (n, 2, 3)
 
 
 def student_targets(plan: StudentPlan, fold: int) -> Floats:
@@ -153,15 +155,18 @@ def nested_stack(plan: StudentPlan, fold: int) -> Step:
     table, labels, folds, groups = plan.table[rows], plan.labels[rows], plan.folds[rows], plan.inputs.groups[rows]
     logits_keys = [digest(logits[name]) for name in sorted(logits)]
     battles_key = [digest(labels, folds, groups), texts_key(table)]
-    key = digest("nested stack", FORMAT, without_speed_settings(config.stack), config.seed, logits_keys, *battles_key)
+    settings = without_speed_settings(config.stack), config.seed, STACKING_VERSION
+    key = digest("nested stack", FORMAT, *settings, logits_keys, *battles_key)
     step = Step(teacher_folder(plan) / "nested" / f"stack-{fold}", key)
     if step.done:
         return step
     step.begin()
-    design = build_design(plan.inputs.table[rows], logits)
+    scales = fit_job_scales(logits, folds, groups)
+    design = build_design(plan.inputs.table[rows], scales.out_of_fold(logits, folds))
     terms = count_terms(table) if config.stack.text_member else None
     studies = step.folder / "studies"
     result = cross_fit(design, labels, folds, groups, config.stack, config.seed, studies, terms)
+    result.job_scales = scales
     result.save(step.folder / "model")
     frame = predictions_frame(table["id"], {"teacher": result.predictions["teacher"]})
     write_parquet(step.folder / "predictions.parquet", frame)
@@ -176,16 +181,29 @@ def _unscored(plan: StudentPlan, fold: int) -> Floats:
     """Return (n - n_scored, t, 3) of the extra and unlabelled battles; NaN for those that no job may score."""
     own = plan.extra_folds[plan.n_scored :]
     nested = plan.config.distill.teacher == "nested" and fold != FINAL
+    stack = _stack_of_unscored(plan, fold)
+    scales = JobScales() if stack is None else stack.job_scales
     out = np.full((len(own), len(plan.teachers), 3), np.nan)
     for rows in (np.flatnonzero(own < 0), np.flatnonzero((own >= 0) & ~(nested & (own == fold)))):
         if len(rows):
             at = rows + plan.n_scored
-            logits = {name: _logits_of_unscored(plan, name, at, fold) for name in teaching_members(plan)}
-            out[rows] = _unscored_probs(plan, fold, at, logits)
+            logits = {name: _logits_of_unscored(plan, name, at, fold, scales) for name in teaching_members(plan)}
+            out[rows] = _unscored_probs(plan, fold, at, logits, stack)
     return out
 
 
-def _logits_of_unscored(plan: StudentPlan, name: str, rows: NDArray[np.int64], fold: int) -> NDArray[np.float32]:
+def _stack_of_unscored(plan: StudentPlan, fold: int) -> StackResult | None:
+    """Return the final stack, or with ``nested`` that without ``fold``; None where no stack is the teacher."""
+    if plan.teachers != ["stack"] or plan.config.distill.teacher == "fold_matched":
+        return None
+    if plan.config.distill.teacher == "nested" and fold != FINAL:
+        return StackResult.load(nested_stack(plan, fold).folder / "model")
+    return load_stack(plan.config, plan.inputs)
+
+
+def _logits_of_unscored(
+    plan: StudentPlan, name: str, rows: NDArray[np.int64], fold: int, scales: JobScales
+) -> NDArray[np.floating]:
     """Return a member's (m, 2, 3) logits for student ``fold`` of m battles that stage one does not score.
 
     Args:
@@ -193,28 +211,29 @@ def _logits_of_unscored(plan: StudentPlan, name: str, rows: NDArray[np.int64], f
         name: of the member.
         rows: (m,) positions in the plan's table: extra battles that some fold holds out, or none of these.
         fold: as in :func:`student_targets`.
+        scales: constants of the jobs that the teaching stack was fitted on; any other job's logits stay as they are.
     """
     mode, ids, own = plan.config.distill.teacher, plan.table["id"][rows], plan.extra_folds[rows]
     one_job = mode != "oof" and fold != FINAL
     if (own < 0).all() or (one_job and mode == "fold_matched"):
         job_folds = [fold] if one_job else range(plan.config.folds.k)
-        per_fold = [_read_logits(scoring_job(plan, name, k).step, ids) for k in job_folds]
-        mean: NDArray[np.float32] = np.stack(per_fold).mean(axis=0, dtype=np.float64).astype(np.float32)
-        return mean
+        return scales.mean_over_jobs(name, {k: _read_logits(scoring_job(plan, name, k).step, ids) for k in job_folds})
     logits = np.empty((len(rows), 2, 3), dtype=np.float32)
     for k in np.unique(own).tolist():
         job = NestedJob(plan, name, (min(k, fold), max(k, fold))) if one_job else scoring_job(plan, name, k)
         logits[own == k] = _read_logits(job.step, ids.filter(own == k))
-    return logits
+    return scales.out_of_fold({name: logits}, own)[name]
 
 
-def _unscored_probs(plan: StudentPlan, fold: int, rows: NDArray[np.int64], logits: Logits) -> Floats:
+def _unscored_probs(
+    plan: StudentPlan, fold: int, rows: NDArray[np.int64], logits: Logits, stack: StackResult | None
+) -> Floats:
     """Return (m, t, 3) calibrated probabilities; ``rows`` as in :func:`_logits_of_unscored`."""
     mode, inputs, outside = plan.config.distill.teacher, plan.inputs, _outside(plan, fold)
     if mode == "fold_matched":
         return _teacher_probs(plan, logits, None, {})
-    if plan.teachers == ["stack"]:
-        return _teacher_probs(plan, logits, _stacked(plan, fold, plan.table[rows], logits), {})
+    if stack is not None:
+        return _teacher_probs(plan, logits, _stacked(plan, stack, plan.table[rows], logits), {})
     # Of the battles outside fold k, ordinary out-of-fold logits come from members that were trained on fold k.
     nested = mode == "nested" and fold != FINAL
     fitted_on = _nested_logits(plan, fold) if nested else {name: inputs.logits[name][outside] for name in logits}
@@ -225,14 +244,10 @@ def _unscored_probs(plan: StudentPlan, fold: int, rows: NDArray[np.int64], logit
     return _teacher_probs(plan, logits, None, temperatures)
 
 
-def _stacked(plan: StudentPlan, fold: int, table: pl.DataFrame, logits: Logits) -> Floats:
-    """Return (m, 3) probabilities of the final stack, or with ``nested`` of the stack without ``fold``."""
-    if plan.config.distill.teacher == "nested" and fold != FINAL:
-        result = StackResult.load(nested_stack(plan, fold).folder / "model")
-    else:
-        result = load_stack(plan.config, plan.inputs)
+def _stacked(plan: StudentPlan, stack: StackResult, table: pl.DataFrame, logits: Logits) -> Floats:
+    """Return the stack's (m, 3) probabilities."""
     jobs = [scoring_job(plan, next(iter(plan.config.members)), k) for k in range(plan.config.folds.k)]
     frames = [read_parquet(job.step.folder / "logits.parquet") for job in jobs if len(job.rows)]
     counts = pl.concat(frames).unique("id", keep="first", maintain_order=True)
-    design = result.design(with_counts(table, counts), logits)
-    return result.calibrator.apply_symmetric(result.combiner.logits(design))
+    design = stack.design(with_counts(table, counts), logits)
+    return stack.calibrator.apply_symmetric(stack.combiner.logits(design))

@@ -92,7 +92,7 @@ def run_ablations(config: Config) -> dict[str, Any]:
     folder = Path(config.run) / "stack"
     manifest = read_json(folder / "manifest.json")
     tuned = {int(entry["fold"]): entry for entry in manifest["folds"]}
-    design = build_design(inputs.table, inputs.logits)
+    design = build_design(inputs.table, inputs.scaled_logits)
     items = list_items(inputs, design)
     with progress("ablate", len(items), "fits") as shown:
         for item in items:
@@ -120,7 +120,7 @@ def _fit_item(
 
 def list_items(inputs: Inputs, design: Design) -> list[Item]:
     """Return the items of these inputs; ``full`` is the first."""
-    table, logits = inputs.table, inputs.logits
+    table, logits = inputs.table, inputs.scaled_logits
 
     def without_member(name: str) -> Callable[[], Design]:
         return lambda: build_design(table, {other: z for other, z in logits.items() if other != name})

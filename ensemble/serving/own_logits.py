@@ -99,5 +99,4 @@ class OwnLogitsTest:
         at = table.select("id").join(position, on="id", how="left", maintain_order="left")["at"].to_numpy()
         if not self.text:  # the texts of data.test have no part in this stack
             table = table.with_columns(pl.lit([""], dtype=pl.List(pl.String)).alias(name) for name in TEXTS)
-        logits = {name: values[at] for name, values in self.members.logits.items()}
-        return stack.predict(stack.design(table, logits))
+        return stack.predict(stack.design(table, self.members.averaged(stack.job_scales, at)))

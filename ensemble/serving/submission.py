@@ -38,7 +38,7 @@ from oof.classes import WINNER_COLUMNS
 from oof.common.atomic_files import read_json, write_parquet
 from oof.common.digests import digest, file_digest
 from oof.common.errors import UserError
-from oof.common.logits_format import COUNT_COLUMNS, logits_of
+from oof.common.logits_format import COUNT_COLUMNS
 from oof.common.steps import Step
 from oof.config import Config, Data
 from oof.data import readers
@@ -239,7 +239,10 @@ def _ensemble_scorer(config: Config) -> Scorer:
             frames = fold_job.test_frames(jobs, table)
         if frames is None:
             raise UserError(f"{config.run}: the members' test logits cannot be read back; check the disk and run again")
-        logits = {name: logits_of(frame) for name, frame in frames.items()}
+        by_job = fold_job.test_logits_by_job(jobs, table)
+        logits: dict[str, NDArray[np.floating]] = {
+            name: result.job_scales.mean_over_jobs(name, of_jobs) for name, of_jobs in by_job.items()
+        }
         counts = frames[next(iter(config.members))].select(COUNT_COLUMNS)
         return result.predict(result.design(table.with_columns(*counts), logits))
 

@@ -133,18 +133,20 @@ def battles_of(features: Any) -> pl.DataFrame | None:
     return read_battles(features)
 
 
-def design_of_arrays(logits: Logits, features: Any, battles: pl.DataFrame | None) -> Design:
-    """Return the design of (n) battles.
+Features = tuple[pl.DataFrame, dict[str, str]]  # (n) rows, or no columns; column -> family
+
+
+def features_of_arrays(n: int, features: Any, battles: pl.DataFrame | None) -> Features:
+    """Return the features of n battles.
 
     Args:
-        logits: of :func:`members_of`.
+        n: rows of the logits.
         features: None, or numbers (n, d); a frame's names say how the columns change when A and B are swapped.
         battles: their canonical table, from which features are made; ``features`` is not read then.
 
     Raises:
         InputError: numbers of rows differ, or a feature is not a number.
     """
-    n = len(next(iter(logits.values())))
     columns = pl.DataFrame()
     families: dict[str, str] = {}
     if battles is not None:
@@ -155,7 +157,13 @@ def design_of_arrays(logits: Logits, features: Any, battles: pl.DataFrame | None
     height = battles.height if battles is not None else columns.height if columns.width else n
     if height != n:
         raise InputError(f"features: {height:,} rows, but the logits have {n:,}")
-    return design_of([str(i) for i in range(n)], columns, families, logits)
+    return columns, families
+
+
+def design_of_arrays(logits: Mapping[str, NDArray[np.floating[Any]]], features: Features) -> Design:
+    """Return the design of n battles with each member's (n, 2, 3) logits and the features of these battles."""
+    n = len(next(iter(logits.values())))
+    return design_of([str(i) for i in range(n)], *features, logits)
 
 
 def _feature_columns(features: Any) -> pl.DataFrame:

@@ -31,6 +31,7 @@ from ensemble.stacking.baselines import (
 )
 from ensemble.stacking.calibration import Calibrator, fit_calibrator
 from ensemble.stacking.combiners import COMBINERS, Combiner, Mean
+from ensemble.stacking.job_scales import JobScales
 from ensemble.stacking.lightgbm_stacker import Stacker, fit_stacker
 from ensemble.stacking.parallel import cores, map_tasks
 from ensemble.stacking.selection import KINDS, Choice, choose, load_combiner, out_of_fold
@@ -57,6 +58,7 @@ CROSS_FITTED = (
 )
 TFIDF_MEMBER = "baseline:text"  # a name that no member of a run can have
 TFIDF_FILE = "text.json"
+JOB_SCALES_FILE = "job_scales.json"
 FINAL = -1  # the task that leaves no fold out
 MIN_PARALLEL_WORK = 10_000  # battles times trials from which worker processes are faster than one
 
@@ -76,6 +78,7 @@ class StackResult:
         choice: the final choice.
         tfidf: the TF-IDF baseline, where it is a member (``stack.text_member``).
         features: the columns that the combiners were fitted on.
+        job_scales: constants of the fold jobs whose logits, so scaled, the design was made of; the caller sets them.
     """
 
     predictions: Probabilities
@@ -85,13 +88,17 @@ class StackResult:
     choice: Choice | None = None
     tfidf: TfidfModel | None = None
     features: list[str] = field(default_factory=list)
+    job_scales: JobScales = field(default_factory=JobScales)
 
     def predict(self, design: Design) -> NDArray[np.float64]:
         """Return (n, 3) calibrated probabilities of battles that were never in the run."""
         return self.calibrator.apply(self.combiner.logits(design))
 
     def design(self, table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -> Design:
-        """Return the design of battles that were never in the run, given their members' (n, 2, 3) logits."""
+        """Return the design of battles that were never in the run, given their members' (n, 2, 3) logits.
+
+        Logits of several fold jobs are averaged by ``job_scales`` first.
+        """
         design = build_design(table, logits)
         return design if self.tfidf is None else _with_tfidf(design, self.tfidf.logits(count_terms(table)))
 
@@ -105,6 +112,7 @@ class StackResult:
         """Save the final stack: boosters as text, the rest as JSON."""
         self.combiner.save(folder)
         write_json(folder / "calibrator.json", self.calibrator.to_dict())
+        write_json(folder / JOB_SCALES_FILE, self.job_scales.to_dict())
         if self.tfidf is not None:
             self.tfidf.save(folder / TFIDF_FILE)
 
@@ -113,7 +121,8 @@ class StackResult:
         """Open a saved final stack, which has no predictions of the run's battles."""
         calibrator = Calibrator.from_dict(read_json(folder / "calibrator.json"))
         tfidf = TfidfModel.load(folder / TFIDF_FILE) if (folder / TFIDF_FILE).is_file() else None
-        return cls({}, load_combiner(folder), calibrator, tfidf=tfidf)
+        job_scales = JobScales.from_dict(read_json(folder / JOB_SCALES_FILE))
+        return cls({}, load_combiner(folder), calibrator, tfidf=tfidf, job_scales=job_scales)
 
 
 @dataclass(frozen=True)

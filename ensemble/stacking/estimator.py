@@ -21,8 +21,17 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from ensemble.features.design_matrix import Design
-from ensemble.stacking.arrays import InputError, Logits, battles_of, classes_of, design_of_arrays, members_of
+from ensemble.stacking.arrays import (
+    InputError,
+    Logits,
+    battles_of,
+    classes_of,
+    design_of_arrays,
+    features_of_arrays,
+    members_of,
+)
 from ensemble.stacking.cross_fit import cross_fit
+from ensemble.stacking.job_scales import JobScales, fit_job_scales
 from ensemble.stacking.leakage import leaked_members
 from ensemble.stacking.lightgbm_stacker import Stacker
 from ensemble.stacking.selection import RULES
@@ -67,6 +76,8 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         classes_: the three classes in the order (a, b, tie), as the labels are written.
         oof_proba_: (n, 3) cross-fitted calibrated probabilities of the training battles.
         folds_: (n,) their folds.
+        job_scales_: constants that brought the models of given folds to one scale. Average the logits of new battles
+            with ``job_scales_.mean_over_jobs(member, {fold: logits})``; members of an array are m0, m1 …
         log_loss_: predictor -> log loss in nats of its cross-fitted probabilities.
         combiner_: name of the chosen combiner.
         reason_: of the choice, in words.
@@ -117,7 +128,8 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
             y: (n,) labels 0 (A wins), 1 (B wins), 2 (tie), or "a", "b", "tie".
             groups: (n,) battles that must share a fold, such as those of one prompt. Without groups they come from the
                 prompts in ``features``, or else each battle is a group.
-            folds: (n,) folds of the models, such as those of :func:`oof.group_folds`; without folds k are drawn.
+            folds: (n,) folds of the models, such as those of :func:`oof.group_folds`, which are brought to one scale
+                (``job_scales_``); without folds k are drawn.
             features: the battles (:func:`oof.read_battles`, or a frame that it reads), from whose texts features are
                 made; or (n, d) numbers, which LightGBM reads. In a frame ``x_a`` and ``x_b`` swap when A and B are
                 swapped, ``x_diff`` changes its sign, and other columns stay, as all columns of an array do.
@@ -136,10 +148,13 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
             self.n_features_in_, self._member_names = 3 * len(members), list(members)
             check_consistent_length(next(iter(members.values())), labels)
             battles = battles_of(features)
-            design = design_of_arrays(members, features, battles)
-            self._feature_names = design.names if features is not None else None
+            columns = features_of_arrays(len(labels), features, battles)
             groups_of = _groups(groups, battles, len(labels))
             self.folds_ = _folds(labels, groups_of, folds, battles, self.k, seed)
+            known = folds is not None
+            self.job_scales_ = fit_job_scales(members, self.folds_, groups_of) if known else JobScales()
+            design = design_of_arrays(self.job_scales_.out_of_fold(members, self.folds_), columns)
+            self._feature_names = design.names if features is not None else None
             with TemporaryDirectory() as studies:
                 result = cross_fit(design, labels, self.folds_, groups_of, config.stack, seed, Path(studies))
         margin = config.stack.in_sample_margin
@@ -171,7 +186,9 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         """
         check_is_fitted(self)
         with _messages_name_arguments():
-            design = design_of_arrays(self._same_members(X), features, battles_of(features))
+            members = self._same_members(X)
+            n = len(next(iter(members.values())))
+            design = design_of_arrays(members, features_of_arrays(n, features, battles_of(features)))
             self._refuse_other_features(design, features)
             return self._calibrator.apply(self._combiner.logits(design))
 

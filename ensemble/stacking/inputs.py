@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from ensemble.features.battle_features import has_text
 from ensemble.features.design_matrix import join_logits
+from ensemble.stacking.job_scales import JobScales, fit_job_scales
 from oof.classes import CLASSES, ORDERS, WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.common.logits_format import logits_frame
@@ -54,7 +56,9 @@ class Inputs:
         labels: (n,) in {0, 1, 2}.
         groups: (n,) battles that must share a fold.
         folds: (n,).
-        logits: member -> (n, 2, 3) float32.
+        logits: member -> (n, 2, 3) float32, as they were made.
+        fold_jobs: (k,) numbers that folds 0..k-1 have in the files of logits; empty where the folds are not those of
+            the models, because they were assigned here.
         origin: entries of the manifest that say where logits and folds came from; empty for a run's own.
         left_out: reasons by member that ``stack.strict`` left out of ``logits``.
     """
@@ -64,8 +68,19 @@ class Inputs:
     groups: NDArray[np.int64]
     folds: NDArray[np.int64]
     logits: dict[str, NDArray[np.float32]]
+    fold_jobs: tuple[int, ...] = ()
     origin: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    @cached_property
+    def job_scales(self) -> JobScales:
+        """Constants that bring the fold jobs to one scale; none where the folds are not those of the models."""
+        return fit_job_scales(self.logits, self.folds, self.groups) if self.fold_jobs else JobScales()
+
+    @cached_property
+    def scaled_logits(self) -> dict[str, NDArray[np.floating]]:
+        """Member -> (n, 2, 3) logits on one scale, which the stack is fitted on."""
+        return self.job_scales.out_of_fold(self.logits, self.folds)
 
 
 @dataclass(frozen=True)
@@ -112,6 +127,7 @@ def external_inputs(config: Config) -> Inputs:
     table, folds_from = _with_folds(table, {config.stack.logits[name]: file.frame for name, file in files.items()})
     text = has_text(table)
     groups = group_battles(table, config.groups) if text or config.groups.column else np.arange(table.height)
+    fold_jobs = () if folds_from == "assigned" else tuple(table["fold"].unique().sort().to_list())
     k = config.folds.k if folds_from == "assigned" else table["fold"].n_unique()
     folds = assign_folds(table, groups, k, config.seed)
     table = table.with_columns(pl.Series("group", groups), pl.Series("fold", folds))
@@ -124,7 +140,8 @@ def external_inputs(config: Config) -> Inputs:
         "fingerprint": content_fingerprint(table),
     }
     labels = table["label"].to_numpy().astype(np.int64)
-    return Inputs(table, labels, groups.astype(np.int64), folds.astype(np.int64), logits, {"inputs": origin})
+    rows = labels, groups.astype(np.int64), folds.astype(np.int64)
+    return Inputs(table, *rows, logits, fold_jobs, {"inputs": origin})
 
 
 # --- one file ------------------------------------------------------------------------------------------------

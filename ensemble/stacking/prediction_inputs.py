@@ -1,7 +1,8 @@
 """Inputs of prediction from logits that were made elsewhere (``stack.test_logits``): one file a member.
 
 The files have the format of ``stack.logits``. Several rows of a battle, told apart by a column ``fold``, are logits of
-several fold jobs and are averaged, as a run averages those of its own jobs.
+several fold jobs and are averaged, as a run averages those of its own jobs: where they are the fold jobs of
+``stack.logits``, each is brought to the average scale first.
 
 Guarantee: every member predicts the same battles, each once. Battles that the stack learned from are refused: their
 predictions would be in-sample.
@@ -10,7 +11,7 @@ predictions would be in-sample.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -21,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ensemble.features.design_matrix import join_logits
 from ensemble.stacking.inputs import Inputs, read_logits
+from ensemble.stacking.job_scales import JobScales
 from oof.common.errors import UserError
 from oof.common.logits_format import LOGIT_COLUMNS
 from oof.config import Config
@@ -40,13 +42,27 @@ class MemberLogits:
 
     Attributes:
         ids: (n,) in the order of the first member's file.
-        logits: member -> (n, 2, 3), in the order of ``stack.logits``.
+        logits: member -> (n, 2, 3), in the order of ``stack.logits``; of several fold jobs the plain mean.
+        jobs: member -> fold -> (n, 2, 3), for members whose file has rows of each fold job of ``stack.logits``.
         file: the first member's, for messages.
     """
 
     ids: pl.Series
     logits: dict[str, NDArray[np.float32]]
+    jobs: dict[str, dict[int, NDArray[np.float32]]]
     file: str
+
+    def averaged(self, scales: JobScales, rows: NDArray[np.integer]) -> dict[str, NDArray[np.floating]]:
+        """Return member -> (m, 2, 3) logits of m battles, those of fold jobs averaged on one scale.
+
+        Args:
+            scales: constants of the fold jobs.
+            rows: (m,) positions in ``ids``.
+        """
+        logits: dict[str, NDArray[np.floating]] = {name: values[rows] for name, values in self.logits.items()}
+        for name, jobs in self.jobs.items():
+            logits[name] = scales.mean_over_jobs(name, {fold: values[rows] for fold, values in jobs.items()})
+        return logits
 
 
 def read_test_logits(config: Config, inputs: Inputs) -> MemberLogits:
@@ -61,19 +77,23 @@ def read_test_logits(config: Config, inputs: Inputs) -> MemberLogits:
             battles, or they are those of ``stack.logits``.
     """
     paths = test_logits_paths(config)
-    frames = {}
+    files, frames = {}, {}
     for name, path in paths.items():
-        file = read_logits(path)
+        files[name] = file = read_logits(path)
         frames[name] = one_row_a_battle(path, file.frame)
         n = frames[name].height
         several = f", several rows a battle averaged: {n:,} battles" if n < file.frame.height else ""
         logger.info("test logits of %s: %s: %s%s", name, path, file.description, several)
+        if several and inputs.fold_jobs:
+            _log_scale(path, file.frame["fold"].unique().sort().to_list(), inputs.fold_jobs)
     first = next(iter(frames))
     ids = frames[first]["id"]
     for name, frame in frames.items():
         refuse_other_ids(ids, frame["id"], paths[first], paths[name])
     used = {name: frame for name, frame in frames.items() if name in inputs.logits}  # stack.strict may leave some out
-    test = MemberLogits(ids, {n: join_logits(ids.to_list(), f, paths[n]) for n, f in used.items()}, paths[first])
+    logits = {name: join_logits(ids.to_list(), frame, paths[name]) for name, frame in used.items()}
+    jobs = {name: logits_by_job(files[name].frame, ids, inputs.fold_jobs) for name in used}
+    test = MemberLogits(ids, logits, {name: by_job for name, by_job in jobs.items() if by_job}, paths[first])
     _refuse_equal_members(test.logits, inputs.logits, paths)
     _refuse_training_battles(test, inputs, paths)
     _warn_of_other_orders(test.logits, inputs.logits)
@@ -131,6 +151,34 @@ def one_row_a_battle(path: str, frame: pl.DataFrame) -> pl.DataFrame:
             "predict every test battle"
         )
     return mean.drop("rows")
+
+
+def logits_by_job(frame: pl.DataFrame, ids: pl.Series, fold_jobs: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+    """Return fold -> (n, 2, 3) logits of each fold job; {} unless the jobs of the file's rows are these.
+
+    Args:
+        frame: in the open logits format, in any order; as :func:`one_row_a_battle` accepts it.
+        ids: (n,) of the battles.
+        fold_jobs: (k,) numbers in files of folds 0..k-1.
+    """
+    if "fold" not in frame.columns or sorted(frame["fold"].unique()) != list(fold_jobs):
+        return {}
+    by_job = frame.partition_by("fold", as_dict=True)
+    if any(of_job.height != len(ids) for of_job in by_job.values()):
+        return {}  # each battle is by the one job that held it out
+    return {i: join_logits(ids.to_list(), by_job[(number,)]) for i, number in enumerate(fold_jobs)}
+
+
+def _log_scale(path: str, fold_jobs: Sequence[int], known: Sequence[int]) -> None:
+    """Log whether a file's fold jobs are those of ``stack.logits``, so that their scales are known."""
+    if list(fold_jobs) == list(known):
+        logger.info("%s: each fold job is brought to the average scale before the mean", path)
+        return
+    ours, theirs = (", ".join(map(str, numbers)) for numbers in (known, fold_jobs))
+    logger.warning(
+        "%s: fold jobs %s are averaged as they are, because those of stack.logits are %s; number them alike", path,
+        theirs, ours,
+    )  # fmt: skip
 
 
 def refuse_other_ids(expected: pl.Series, given: pl.Series, first: str, second: str) -> None:

@@ -59,7 +59,7 @@ def load_inputs(config: Config) -> Inputs:
             table = with_counts(table, frame)
         logits[name] = join_logits(table["id"].to_list(), frame)
     labels, groups, folds = (table[name].to_numpy().astype(np.int64) for name in ("label", "group", "fold"))
-    return Inputs(table, labels, groups, folds, logits)
+    return Inputs(table, labels, groups, folds, logits, tuple(range(config.folds.k)))
 
 
 def _without_suspects(config: Config, inputs: Inputs) -> Inputs:
@@ -152,10 +152,11 @@ def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
     from ensemble.stacking.leakage import note_on_lone_member
     from ensemble.statistics.score_table import score_table
 
-    design = build_design(inputs.table, inputs.logits)
+    design = build_design(inputs.table, inputs.scaled_logits)
     battles = design, inputs.labels, inputs.folds, inputs.groups
     counts = count_terms(inputs.table) if has_text(inputs.table) else None
     result = cross_fit(*battles, config.stack, config.seed, step.folder / "studies", counts)
+    result.job_scales = inputs.job_scales
     result.save(step.folder / "model")
     members = {f"member:{name}": softmax_mean(logits) for name, logits in inputs.logits.items()}
     predictions = {**result.predictions, **members}

@@ -214,6 +214,22 @@ def test_logits(jobs: list[FoldJob], test: pl.DataFrame) -> dict[str, NDArray[np
     return {name: logits_of(frame) for name, frame in frames.items()}
 
 
+def test_logits_by_job(jobs: list[FoldJob], test: pl.DataFrame) -> dict[str, dict[int, NDArray[np.float32]]]:
+    """Return member -> fold -> (n, 2, 3) logits of the (n,) test battles by each fold job, all of them scored."""
+    test_key = battles_key(test)
+    folders = {name: test_step(of_member, test_key).folder for name, of_member in by_member(jobs).items()}
+    logits: dict[str, dict[int, NDArray[np.float32]]] = {}
+    for job in jobs:
+        frame = read_parquet(folders[job.name] / test_file(job))
+        logits.setdefault(job.name, {})[job.fold] = logits_of(frame)
+    return logits
+
+
+def test_file(job: FoldJob) -> str:
+    """Return the name of one job's file in the folder of :func:`test_step`."""
+    return f"fold-{job.fold}.parquet"
+
+
 def test_frames(jobs: list[FoldJob], test: pl.DataFrame) -> dict[str, pl.DataFrame] | None:
     """Return each member's fold-averaged logits of the test battles as stored, or None if not all are scored yet.
 

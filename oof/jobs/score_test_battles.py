@@ -19,7 +19,7 @@ from oof.common.steps import Step
 from oof.config import Config
 from oof.jobs.cache_keys import battles_key
 from oof.jobs.encoded_battles import EncodedBattles
-from oof.jobs.fold_job import FoldJob, by_member, test_step
+from oof.jobs.fold_job import FoldJob, by_member, test_file, test_step
 from oof.jobs.process_pool import run_all
 from oof.model.shared_base import release_base, saved_classifier
 
@@ -40,7 +40,7 @@ class TestScoring:
     @property
     def result(self) -> Path:
         """The file of its logits, written last."""
-        return self.folder / f"fold-{self.job.fold}.parquet"
+        return self.folder / test_file(self.job)
 
     @property
     def label(self) -> str:

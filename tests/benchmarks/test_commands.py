@@ -18,6 +18,7 @@ SMALL = {
     "quality.choice": "--data DATA --only king2-300 arena-200 --contenders ours --trials 2 --seeds 1",
     "quality.combiner_choice": "--data DATA --seeds 1 --trials 2 --out choice.md",
     "quality.final_student": "",
+    "quality.fold_job_scales": "--seeds 2 --battles 300 --out scales.md",
     "quality.label_canary": "",
     "quality.real_judgements": "--data DATA --models models --quick --sets chats",  # which reads the files of both sets
     "quality.real_logits": "--data DATA --battles 300 --trials 2 --out real-logits.md",

@@ -14,8 +14,10 @@ from scipy.special import log_softmax, softmax
 from ensemble.distillation import plan as planning
 from ensemble.distillation import run_teacher_jobs
 from ensemble.distillation.plan import FINAL, StudentPlan
-from ensemble.distillation.targets import _logits_of_unscored, _nested_logits, student_targets
+from ensemble.distillation.targets import _logits_of_unscored, _nested_logits, nested_stack, student_targets
 from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
+from ensemble.stacking.cross_fit import StackResult
+from ensemble.stacking.job_scales import JobScale, JobScales, fit_job_scales
 from ensemble.stacking.stage import Inputs
 from oof import config as configuration
 from oof.common.atomic_files import write_parquet
@@ -112,6 +114,38 @@ def test_unscored_battles_are_labelled_by_the_average_of_the_fold_jobs(tmp_path:
 EXTRA_ROWS = np.arange(SCORED, SCORED + EXTRA)
 
 
+def test_each_fold_job_is_scaled_for_the_stack_before_their_mean(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    logits = store_random_logits(plan)
+    constants = {k: JobScale(1 + k, 2 - k / 2, k / 3) for k in range(K)}
+    scaled = np.stack([constants[k].apply(logits["gemma2", k]) for k in range(K)])
+    unlabelled = np.flatnonzero(ROLES == "unlabelled")
+    held_out = EXTRA_ROWS[plan.folds[EXTRA_ROWS] >= 0]
+    scales = JobScales({"gemma2": constants})
+    for fold in (0, FINAL):
+        mean, single = (_logits_of_unscored(plan, "gemma2", at, fold, scales) for at in (unlabelled, held_out))
+        np.testing.assert_allclose(mean, scaled[:, unlabelled].mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(single, scaled[plan.folds[held_out], held_out], atol=1e-6)
+
+
+def test_a_nested_stack_has_the_scales_of_its_own_jobs(tmp_path: Path) -> None:
+    """The job without folds 0 and 2 has another scale; its logits of extra battles are scaled, too."""
+    plan = make_plan(tmp_path, "distill.teacher=nested")
+    store_random_logits(plan)
+    for name in plan.config.members:
+        step = NestedJob(plan, name, (0, 2)).step
+        frame = pl.read_parquet(step.folder / "logits.parquet").with_columns(pl.col("^(ab|ba)_.*$") * 3)
+        step.begin()
+        write_parquet(step.folder / "logits.parquet", frame)
+        step.finish()
+    outside = np.flatnonzero(plan.folds[:SCORED] != 2)
+    nested = _nested_logits(plan, 2)
+    scales = fit_job_scales(nested, plan.folds[outside], plan.inputs.groups[outside])
+    saved = StackResult.load(nested_stack(plan, 2).folder / "model").job_scales
+    assert saved == scales
+    assert saved.members["gemma2"][0].margin < 0.8 < 1.2 < saved.members["gemma2"][1].margin
+
+
 def test_nested_targets_of_extra_battles_come_from_the_job_without_their_fold_and_the_student_s(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teacher=nested", "distill.teachers=gemma2")
     logits = store_random_logits(plan)
@@ -164,7 +198,7 @@ def test_no_extra_battle_s_label_reaches_the_model_that_scores_it(tmp_path: Path
     for fold in (FINAL, *range(K)):
         if mode == "nested" and fold in (j, plans[0].folds[other]):
             continue  # not among that student's battles
-        one, two = (_logits_of_unscored(plan, "gemma2", np.array([row, other]), fold) for plan in plans)
+        one, two = (_logits_of_unscored(plan, "gemma2", np.array([row, other]), fold, JobScales()) for plan in plans)
         same = (one == two).all(axis=(1, 2))
         in_sample = mode == "fold_matched" and fold not in (FINAL, j)
         assert same[0] == (not in_sample), fold

@@ -59,6 +59,18 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return given
 
 
+def test_items_are_made_of_logits_on_one_scale_as_the_stack_is() -> None:
+    plain = inputs_of(300)
+    uneven = {name: values * (1 + plain.folds[:, None, None]) for name, values in plain.logits.items()}
+    inputs = replace(plain, logits=uneven, fold_jobs=(0, 1, 2))
+    items = {item.name: item for item in list_items(inputs, build_design(inputs.table, inputs.scaled_logits))}
+    for item, name in (("full", "one"), ("without-member-two", "one"), ("without-other-order", "two")):
+        design = items[item].design()
+        margins = np.diff(design.pool[:, design.members.index(name), :2])[:, 0]
+        spread = [float(np.sqrt(np.square(margins[inputs.folds == k]).mean())) for k in range(3)]
+        assert max(spread) < 1.3 * min(spread)  # 3 times as large without
+
+
 def test_every_part_is_left_out_once_and_only_missing_items_are_made_again(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,9 +14,11 @@ import polars as pl
 import pytest
 from scipy.special import log_softmax, softmax
 
+from ensemble.stacking.stage import load_inputs, load_stack
 from oof.classes import WINNER_COLUMNS
 from oof.common.atomic_files import sealed, write_json
 from oof.common.logits_format import logits_frame
+from oof.config.stored import load_for_run
 from tests.fixtures.arenas import make_arena
 from tests.fixtures.command_line import call, digests
 from tests.fixtures.demo_run import ROOT
@@ -166,6 +168,40 @@ def test_rows_of_several_fold_jobs_are_averaged_and_one_order_is_used_for_both(
     by_hand = softmax((logits + np.array([0, 0, pool["tie"]])) / calibrator["temperature"], axis=1)
     made = submission(here).sort(pl.col("id").str.slice(1).cast(pl.Int64)).select(WINNER_COLUMNS).to_numpy()
     np.testing.assert_allclose(made, by_hand, atol=1e-6)
+
+
+def test_each_fold_job_is_brought_to_one_scale_before_their_mean(
+    here: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    scale, by_job = np.array([0.5, 1, 2], dtype=np.float32), {}
+    for name in ("one", "two"):
+        train = ARENA.logits[name][TRAIN] * scale[ARENA.folds[TRAIN]][:, None, None]
+        logits_frame(ARENA.table["id"][TRAIN], train, 0).drop("fold").write_csv(f"uneven {name}.csv")
+        by_job[name] = {k: ARENA.logits[name][NEW] * scale[k] for k in range(3)}
+        frames = [logits_frame(ARENA.table["id"][NEW], values, k) for k, values in by_job[name].items()]
+        pl.concat(frames).sample(fraction=1, shuffle=True, seed=2).write_csv(f"jobs {name}.csv")
+    files = "'stack.logits=one=uneven one.csv two=uneven two.csv' 'stack.test_logits=one=jobs one.csv two=jobs two.csv'"
+    done = call(f"ensemble stack run=runs/uneven data.train=labels.csv {files} {QUICK} folds.column=part", capfd)
+    assert done.status == 0, done.text
+    assert "jobs one.csv: each fold job is brought to the average scale before the mean" in caplog.text
+    config = load_for_run(None, ["run=runs/uneven"])
+    stack = load_stack(config, load_inputs(config))
+    scaled, plain = {}, {}
+    for name, jobs in by_job.items():
+        constants = stack.job_scales.members[name]
+        scaled[name] = np.mean([constants[k].apply(values) for k, values in jobs.items()], axis=0)
+        plain[name] = np.mean(list(jobs.values()), axis=0)
+    texts = [pl.lit([""]).alias(name) for name in ("prompt", "response_a", "response_b")]
+    table = ARENA.table[NEW].with_columns(texts)
+    rows_of = pl.read_csv("runs/uneven/submission.csv").with_columns(at=pl.col("id").str.slice(1).cast(pl.Int64))
+    made = rows_of.sort("at").select(WINNER_COLUMNS).to_numpy()
+    np.testing.assert_allclose(made, stack.predict(stack.design(table, scaled)), atol=1e-5)
+    assert np.abs(made - stack.predict(stack.design(table, plain))).max() > 0.01
+    other = pl.read_csv("jobs one.csv").with_columns(pl.col("fold") + 1)
+    other.write_csv("jobs one.csv")
+    assert call("ensemble predict run=runs/uneven", capfd).status == 0
+    assert "fold jobs 1, 2, 3 are averaged as they are, because those of stack.logits are 0, 1, 2" in caplog.text
 
 
 def test_a_file_of_test_ids_gives_the_order_and_must_have_the_same_ids(

@@ -18,9 +18,13 @@ from ensemble.__main__ import main as ensemble_main
 from ensemble.serving import chunks, submission
 from ensemble.serving.chunks import cut_file
 from ensemble.serving.submission_file import check_submission, write_submission
+from ensemble.stacking.stage import load_ensemble
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
+from oof.common.logits_format import COUNT_COLUMNS, logits_of
+from oof.config.stored import load_for_run
 from oof.data.battles import read_file
+from oof.jobs.dataset import resolve_data
 from tests.fixtures.command_line import digests
 from tests.fixtures.demo_run import small_arguments
 
@@ -226,6 +230,25 @@ def test_the_chunk_size_changes_nothing_and_a_killed_prediction_resumes(
     assert after["id"].equals(before["id"])
     np.testing.assert_allclose(after.drop("id").to_numpy(), before.drop("id").to_numpy(), atol=1e-6)
     assert not (run / "predict").exists()
+
+
+def test_the_ensemble_brings_each_fold_job_to_one_scale_before_their_mean(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    assert ensemble_main(["predict", f"run={run}", "predict.model=ensemble"]) == 0
+    config = load_for_run(None, [f"run={run}"])
+    _, stack = load_ensemble(config)
+    [table] = chunks.chunks(config, resolve_data(config), tmp_path)
+    logits = {}
+    for name, constants in stack.job_scales.members.items():
+        frames = [pl.read_parquet(next(run.glob(f"oof/{name}/test/*/fold-{k}.parquet"))) for k in range(3)]
+        logits[name] = np.mean([constants[k].apply(logits_of(frame)) for k, frame in enumerate(frames)], axis=0)
+        stored = pl.read_parquet(next(run.glob(f"oof/{name}/test/*/logits.parquet")))
+        assert np.abs(logits[name] - logits_of(stored)).max() > 0.01  # the plain mean
+    counts = pl.read_parquet(next(run.glob("oof/gemma2/test/*/logits.parquet"))).select(COUNT_COLUMNS)
+    expected = stack.predict(stack.design(table.with_columns(*counts), logits))
+    made = pl.read_csv(run / "submission.csv").select(WINNER_COLUMNS).to_numpy()
+    np.testing.assert_allclose(made, expected, atol=1e-6)
 
 
 def test_predict_prints_files_rows_model_and_columns(

@@ -18,6 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from ensemble import Stack
 from ensemble.features.design_matrix import build_design
 from ensemble.stacking.arrays import members_of
+from ensemble.stacking.job_scales import JobScales, fit_job_scales
 from ensemble.stacking.stage import load_inputs, load_stack, read_predictions
 from oof import UserError, group_folds
 from oof.classes import swap_orders
@@ -76,6 +77,18 @@ def test_the_same_inputs_as_a_run_give_the_same_probabilities(small_run: Path) -
         assert stack.log_loss_[name] == log_loss(predictions[name], inputs.labels)
     final = load_stack(config, inputs).predict(build_design(inputs.table, inputs.logits))
     np.testing.assert_array_equal(stack.predict_proba(inputs.logits, features=inputs.table), final)
+
+
+def test_models_of_given_folds_are_brought_to_one_scale_and_those_of_drawn_folds_are_not(arena: Arena) -> None:
+    uneven = {name: values * (1 + arena.folds[:, None, None]) for name, values in arena.logits.items()}
+    drawn = Stack(**SIMPLE).fit(uneven, arena.labels, groups=arena.groups)
+    assert drawn.job_scales_ == JobScales()
+    given = Stack(**SIMPLE).fit(uneven, arena.labels, groups=arena.groups, folds=arena.folds)
+    assert given.job_scales_ == fit_job_scales(uneven, arena.folds, arena.groups)
+    scaled = given.job_scales_.out_of_fold(uneven, arena.folds)
+    again = Stack(**SIMPLE).fit(scaled, arena.labels, groups=arena.groups, folds=arena.folds)
+    assert given.log_loss_["mean"] == pytest.approx(again.log_loss_["mean"], abs=0.01)
+    assert not np.allclose(given.oof_proba_, drawn.oof_proba_, atol=0.05)
 
 
 def test_groups_and_folds_come_from_the_prompts_of_the_battles(small_run: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from ensemble.__main__ import main
 from ensemble.stacking.inputs import external_inputs, read_logits
+from ensemble.stacking.job_scales import JobScale, JobScales
+from ensemble.stacking.stage import load_inputs, load_stack, read_predictions
 from oof.common.atomic_files import read_json, read_parquet
 from oof.common.errors import UserError
 from oof.common.logits_format import LOGIT_COLUMNS, logits_frame
@@ -76,6 +78,53 @@ def test_stacking_files_of_any_format_and_row_order_needs_no_stage_one(
     assert manifest["log_loss"]["calibrated"] < manifest["log_loss"]["prior"] - 0.1
     assert main(["stack", *overrides(tmp_path / "run", labels, one=one, two=two)]) == 0
     assert "possibly_in_sample" in manifest
+
+
+UNEVEN = np.array([1, 2, 3])  # scale of each fold job
+
+
+def uneven_file(folder: Path, arena: Arena) -> tuple[Path, np.ndarray]:
+    """Return a file of logits of fold jobs with other scales, and these logits."""
+    logits = arena.logits["one"] * UNEVEN.astype(np.float32)[arena.folds][:, None, None]
+    logits_frame(ids_of(arena), logits, 0).drop("fold").write_csv(folder / "one.csv")
+    return folder / "one.csv", logits
+
+
+def test_fold_jobs_are_brought_to_one_scale_where_the_files_give_the_folds_and_no_label_has_a_part(
+    arena: Arena, tmp_path: Path
+) -> None:
+    one, logits = uneven_file(tmp_path, arena)
+    labels = labels_file(tmp_path, arena)
+    frame = pl.read_csv(labels, schema_overrides={"id": pl.String})
+    without = inputs_of(tmp_path / "none", labels, one=one)
+    assert without.fold_jobs == ()
+    assert without.job_scales == JobScales()
+    assert without.scaled_logits["one"] is without.logits["one"]
+    scales = []
+    for verdicts in (arena.labels, np.random.default_rng(0).permutation(arena.labels)):
+        frame.with_columns(label=verdicts, fold=2 * arena.folds + 1).write_csv(labels)
+        inputs = inputs_of(tmp_path / "given", labels, one=one)
+        assert inputs.fold_jobs == (1, 3, 5)
+        order = [ids_of(arena).to_list().index(name) for name in inputs.table["id"]]
+        np.testing.assert_array_equal(inputs.logits["one"], logits[order])
+        scales.append(inputs.job_scales)
+        margins = np.diff(inputs.scaled_logits["one"].mean(axis=1)[:, :2])[:, 0]
+        sizes = [float(np.sqrt(np.square(margins[inputs.folds == k]).mean())) for k in range(3)]
+        assert max(sizes) < 1.5 * min(sizes)  # three times as large before
+    assert scales[0] == scales[1]
+    assert JobScale() not in scales[0].members["one"].values()
+
+
+def test_the_stack_keeps_the_scales_and_the_member_s_row_is_its_own(arena: Arena, tmp_path: Path) -> None:
+    one, _ = uneven_file(tmp_path, arena)
+    path, *changes = overrides(tmp_path / "run", labels_file(tmp_path, arena, fold=True), one=one)
+    changes.append("stack.final=log_pool")
+    assert main(["stack", path, *changes]) == 0
+    config = load(path, changes)
+    inputs = load_inputs(config)
+    assert load_stack(config, inputs).job_scales == inputs.job_scales != JobScales()
+    predictions = read_predictions(tmp_path / "run" / "stack" / "predictions.parquet", inputs.table["id"])
+    np.testing.assert_allclose(predictions["member:one"], softmax(inputs.logits["one"].mean(axis=1)), atol=1e-6)
 
 
 def test_a_leaky_member_is_named_in_the_output_and_in_the_manifest(
