@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ensemble.distillation.plan import StudentPlan
 from ensemble.statistics.interval_words import in_words
-from oof.classes import CLASSES, WINNER_COLUMNS
+from oof.classes import WINNER_COLUMNS, classes_of_data
 from oof.config import Distill
 
 # prefix of the base model's name -> licence tag, and what the licence requires of derived models
@@ -73,9 +73,15 @@ def _licence(base: str) -> tuple[str | None, str]:
 
 def _use(plan: StudentPlan, temperature: float) -> str:
     prompts = plan.config.prompts
-    order = ", ".join(f"`{label}`" for label in WINNER_COLUMNS)
+    classes = classes_of_data(plan.config.data.ties)
+    order = ", ".join(f"`{label}`" for label in WINNER_COLUMNS[: len(classes)])
+    without = (
+        ""
+        if "tie" in classes
+        else "\nIt has two classes, because no battle of its data ends in a tie: `tie` below is 0."
+    )
     return f"""
-A stock sequence classifier: given a prompt and two responses, the probabilities of {order}.
+A stock sequence classifier: given a prompt and two responses, the probabilities of {order}.{without}
 The calibration temperature ({temperature:.4f}) is folded into the bias-free head, so the softmax of the logits is
 calibrated.
 
@@ -95,8 +101,8 @@ rules in `prompts.json`."""
 def _data(plan: StudentPlan) -> str:
     table = plan.table
     groups = len(set(plan.inputs.groups.tolist()))
-    labels = [int((plan.labels == i).sum()) for i in range(3)]
-    shares = ", ".join(f"{name} {n}" for name, n in zip(CLASSES, labels, strict=True))
+    classes = classes_of_data(plan.config.data.ties)
+    shares = ", ".join(f"{name} {(plan.labels == i).sum()}" for i, name in enumerate(classes))
     roles = {role: int((table["role"] == role).sum()) for role in ("train", "extra", "unlabelled")}
     languages = table["language"].drop_nulls().value_counts(sort=True)["language"].head(5).to_list()
     note = f" Most frequent languages: {', '.join(map(str, languages))}." if languages else ""

@@ -167,7 +167,7 @@ def cross_fit_item(
     for fold, entry in tuned.items():
         rest, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         rest = rest[_draw_groups(groups, share, config.seed)[rest]]
-        if len(np.unique(labels[rest])) < 3 or len(np.unique(groups[rest])) < 2:
+        if len(np.unique(labels[rest])) < len(np.unique(labels)) or len(np.unique(groups[rest])) < 2:
             raise UserError(f"fold {fold}: {share:g} of the training battles are too few")
         stacker, inner = _fit(design.take(rest), labels[rest], folds[rest], groups[rest], entry, config.seed)
         logits = stacker.logits(design.take(held))

@@ -6,7 +6,8 @@ file is joined to them by id. The kind of its numbers is recognised from columns
 * ``ab_a, ab_b, ab_tie`` and ``ba_a, ba_b, ba_tie``: both orders, all in canonical class order;
 * only ``ab_…`` or only ``ba_…``, or ``a, b, tie``, or ``winner_model_a, winner_model_b, winner_tie``: one
   order, which is used for both;
-* rows that lie in [0, 1] and sum to 1 within 0.001 are probabilities, anything else logits.
+* rows that lie in [0, 1] and sum to 1 within 0.001 are probabilities, anything else logits;
+* with ``data.ties=false`` the columns of the tie may be missing, and are not read: the tie is pinned.
 
 Folds come from a column ``fold`` of the labels or of the logits files. Without such a column they are assigned as in
 stage one: near-duplicate prompts never sit on both sides of a split; without text each battle is a group.
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from ensemble.features.battle_features import has_text
 from ensemble.features.design_matrix import join_logits
 from ensemble.stacking.job_scales import JobScales, fit_job_scales
-from oof.classes import CLASSES, ORDERS, WINNER_COLUMNS
+from oof.classes import CLASSES, ORDERS, TIE, WINNER_COLUMNS, classes_of_data, with_tie
 from oof.common.errors import UserError
 from oof.common.logits_format import logits_frame
 from oof.config import Config
@@ -114,7 +115,7 @@ def external_inputs(config: Config) -> Inputs:
     table = draw_subset(battles.table.sort("id"), config.data.subset, config.seed)
     left_out = pl.concat([battles.dropped.select("id"), battles.table.join(table, on="id", how="anti").select("id")])
     left_out = left_out.join(table, on="id", how="anti")  # a repeated row has the id of the one that was kept
-    files = {name: read_logits(path) for name, path in config.stack.logits.items()}
+    files = {name: read_logits(path, config.data.ties) for name, path in config.stack.logits.items()}
     logits = {}
     for name, file in files.items():
         path = config.stack.logits[name]
@@ -129,7 +130,7 @@ def external_inputs(config: Config) -> Inputs:
     groups = group_battles(table, config.groups) if text or config.groups.column else np.arange(table.height)
     fold_jobs = () if folds_from == "assigned" else tuple(table["fold"].unique().sort().to_list())
     k = config.folds.k if folds_from == "assigned" else table["fold"].n_unique()
-    folds = assign_folds(table, groups, k, config.seed)
+    folds = assign_folds(table, groups, k, config.seed, config.data.ties)
     table = table.with_columns(pl.Series("group", groups), pl.Series("fold", folds))
     sources = "text and logits" if text else "logits alone, there is no text"
     logger.info("%d battles in %d folds (%s); features of %s", table.height, k, folds_from, sources)
@@ -147,8 +148,12 @@ def external_inputs(config: Config) -> Inputs:
 # --- one file ------------------------------------------------------------------------------------------------
 
 
-def read_logits(path: str) -> LogitsFile:
+def read_logits(path: str, ties: bool = True) -> LogitsFile:
     """Return a CSV, TSV, JSON lines or Parquet file of logits or probabilities in the open logits format.
+
+    Args:
+        path: of the file.
+        ties: ``data.ties``.
 
     Raises:
         UserError: a row cannot be read, the columns are unknown, a cell is not a finite number, probabilities and
@@ -165,12 +170,14 @@ def read_logits(path: str) -> LogitsFile:
     if "id" not in raw.columns:
         raise UserError(f"{path}: missing column 'id'; logits are joined to battles by id, never by position")
     ids = pl.Series("id", _each(path, "id", raw.columns["id"], raw.rows, parse_cells.identifier), dtype=pl.String)
-    sets, orders = _columns(path, raw.names)
+    sets, orders = _columns(path, raw.names, ties)
     values = np.stack([_numbers(path, name, raw.columns[name], raw.rows) for name in sum(sets, ())], axis=1)
-    values = values.reshape(len(ids), len(sets), 3)
+    values = values.reshape(len(ids), len(sets), len(sets[0]))
     if not len(ids):
         raise UserError(f"{path}: no rows")
     logits, kind = _as_logits(path, values, raw.rows)
+    if not ties:
+        logits = with_tie(logits[..., :TIE])
     if len(sets) == 1:
         logits = np.repeat(logits, 2, axis=1)
     frame = logits_frame(ids, logits, 0).drop("fold")
@@ -180,18 +187,23 @@ def read_logits(path: str) -> LogitsFile:
     return LogitsFile(frame, f"{kind}, {orders}, {len(ids)} rows")
 
 
-def _columns(path: str, columns: list[str]) -> tuple[list[tuple[str, ...]], str]:
-    """Return the triples of columns to read, and the orders in words."""
-    both = [names for names in ORDER_COLUMNS.values() if set(names) <= set(columns)]
-    if len(both) == 2:
-        return both, "both orders"
+def _columns(path: str, columns: list[str], ties: bool) -> tuple[list[tuple[str, ...]], str]:
+    """Return the sets of columns to read, and the orders in words: triples, or pairs where no tie is needed or given.
+
+    A tie's column that is given is read without ``ties``, too: whether numbers are probabilities depends on it.
+    """
+    n = len(classes_of_data(ties))
+    if len(both := [names for names in ORDER_COLUMNS.values() if set(names[:n]) <= set(columns)]) == 2:
+        return both if set(sum(both, ())) <= set(columns) else [names[:n] for names in both], "both orders"
     for names in (*ORDER_COLUMNS.values(), CLASSES, WINNER_COLUMNS):
-        if set(names) <= set(columns):
-            return [names], f"one order ({', '.join(names)})"
+        if set(names[:n]) <= set(columns):
+            return [names if set(names) <= set(columns) else names[:n]], f"one order ({', '.join(names[:n])})"
     others = [name for name in columns if name not in ("id", "fold")]
+    pairs = any(set(names[:TIE]) <= set(columns) for names in (*ORDER_COLUMNS.values(), CLASSES, WINNER_COLUMNS))
     raise UserError(
         f"{path}: no logits found among the columns {', '.join(others) or 'none'}; expected "
         f"{', '.join(sum(ORDER_COLUMNS.values(), ()))}, or {', '.join(CLASSES)}, or {', '.join(WINNER_COLUMNS)}"
+        + ("; set data.ties=false if no battle can end in a tie" if pairs else "")
     )
 
 
@@ -218,7 +230,7 @@ def _numbers(path: str, column: str, values: list[Any], rows: list[int]) -> NDAr
 
 
 def _as_logits(path: str, values: NDArray[np.float64], rows: list[int]) -> tuple[NDArray[np.float64], str]:
-    """Return (n, orders, 3) logits from logits or probabilities, and which of the two the values are."""
+    """Return (n, orders, classes) logits from logits or probabilities, and which of the two the values are."""
     distribution = ((values >= 0) & (values <= 1)).all(axis=2) & (np.abs(values.sum(axis=2) - 1) <= SUM_TOLERANCE)
     likely = distribution.all(axis=1)
     if not likely.all():

@@ -79,7 +79,7 @@ def read_test_logits(config: Config, inputs: Inputs) -> MemberLogits:
     paths = test_logits_paths(config)
     files, frames = {}, {}
     for name, path in paths.items():
-        files[name] = file = read_logits(path)
+        files[name] = file = read_logits(path, config.data.ties)
         frames[name] = one_row_a_battle(path, file.frame)
         n = frames[name].height
         several = f", several rows a battle averaged: {n:,} battles" if n < file.frame.height else ""
