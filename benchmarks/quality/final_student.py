@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import add_run_arguments, argument_parser, cell, require, run_script
 from ensemble.distillation.plan import FINAL, plan_student
-from ensemble.stacking.calibration import fit_temperature
+from ensemble.stacking.calibration import shrunk_temperature
 from oof import config as configuration
 from oof.classes import WINNER_COLUMNS
 from oof.common.logging_setup import quiet_libraries
@@ -52,7 +52,7 @@ def test_logits(path: str, overrides: list[str]) -> tuple[dict[str, NDArray[np.f
     for fold, adapter in enumerate(folds):
         models[f"fold {fold}"] = load_classifier(texts.member, adapter, texts.tokenizer, seed=0)
     pad_id = texts.tokenizer.pad_token_id
-    temperature = fit_temperature(held_out.mean(axis=1), plan.inputs.labels)
+    temperature = shrunk_temperature(held_out.mean(axis=1), plan.inputs.labels, plan.inputs.groups)
     logits = {
         name: predict_logits(model, texts.member, texts.scoring, pad_id, name).mean(axis=1).astype(float) / temperature
         for name, model in models.items()

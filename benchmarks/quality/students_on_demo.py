@@ -80,7 +80,7 @@ def train(name: str, settings: Sequence[str]) -> NDArray[np.float64]:
         step.finish()
     frame = read_parquet(step.folder / "logits.parquet")
     mean = frame.select(LOGIT_COLUMNS).to_numpy().reshape(-1, 2, 3).astype(np.float64).mean(axis=1)
-    return cross_fitted_temperature(mean, plan.inputs.labels, plan.inputs.folds)[0]
+    return cross_fitted_temperature(mean, plan.inputs.labels, plan.inputs.folds, plan.inputs.groups)[0]
 
 
 def compare(path: str, overrides: Sequence[str], recipes: Mapping[str, Sequence[str]]) -> str:

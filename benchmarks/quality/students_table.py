@@ -35,7 +35,10 @@ def scored(logits: Logits, out: Path) -> Scored:
     labels = truth["label"].to_numpy().astype(np.int64)
     _, prompts = np.unique([turns[0] for turns in truth["prompt"].to_list()], return_inverse=True)
     _, arguments = np.unique([turns[0] for turns in truth["response_a"].to_list()], return_inverse=True)
-    losses = {n: row_log_loss(cross_fitted_temperature(z, labels, prompts % 2)[0], labels) for n, z in logits.items()}
+    losses = {
+        name: row_log_loss(cross_fitted_temperature(z, labels, prompts % 2, prompts)[0], labels)
+        for name, z in logits.items()
+    }
     return Scored(losses, arguments, prompts)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.stacking.calibration import fit_temperature
+from ensemble.stacking.calibration import shrunk_temperature
 from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.stage import load_inputs, load_teacher
 from oof.common.digests import checkpoint_digest, digest
@@ -214,25 +214,30 @@ def texts_key(table: pl.DataFrame) -> str:
 def member_probs(inputs: Inputs, name: str) -> NDArray[np.float64]:
     """Return a member's (n_scored, 3) out-of-fold probabilities, calibrated by a cross-fitted temperature."""
     mean_logits = inputs.logits[name].astype(np.float64).mean(axis=1)
-    return cross_fitted_temperature(mean_logits, inputs.labels, inputs.folds)[0]
+    return cross_fitted_temperature(mean_logits, inputs.labels, inputs.folds, inputs.groups)[0]
 
 
 def cross_fitted_temperature(
-    logits: NDArray[np.floating], labels: NDArray[np.integer], folds: NDArray[np.integer]
+    logits: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    folds: NDArray[np.integer],
+    groups: NDArray[np.integer],
 ) -> tuple[NDArray[np.float64], list[float]]:
-    """Calibrate each fold by the temperature that is fitted on the other folds.
+    """Calibrate each fold by the shrunk temperature of the other folds.
 
     Args:
         logits: (n, 3) out-of-fold logits.
         labels: (n,) classes.
         folds: (n,) fold numbers.
+        groups: (n,) battles that are not independent of each other.
 
     Returns:
         (n, 3) probabilities, and one temperature per fold in ascending order of folds.
     """
     probs, temperatures = np.empty((len(labels), 3)), []
     for fold in np.unique(folds):
-        temperature = fit_temperature(logits[folds != fold], labels[folds != fold])
+        rest = folds != fold
+        temperature = shrunk_temperature(logits[rest], labels[rest], groups[rest])
         probs[folds == fold] = softmax(logits[folds == fold] / temperature)
         temperatures.append(temperature)
     return probs, temperatures

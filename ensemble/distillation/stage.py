@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ensemble.distillation.model_card import student_card
 from ensemble.distillation.plan import StudentPlan, cross_fitted_temperature, plan_student
 from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
-from ensemble.stacking.calibration import fit_temperature
+from ensemble.stacking.calibration import shrunk_temperature
 from ensemble.stacking.stage import predictions_frame, read_predictions
 from ensemble.statistics.bootstrap import group_interval
 from ensemble.statistics.scores import scores
@@ -135,8 +135,8 @@ def _distill(plan: StudentPlan, step: Step) -> None:
     step.begin()
     logits = train_students(plan, step.folder)
     inputs, ids, mean_logits = plan.inputs, plan.inputs.table["id"], logits.mean(axis=1)
-    probs, fold_temperatures = cross_fitted_temperature(mean_logits, inputs.labels, inputs.folds)
-    of_students = fit_temperature(mean_logits, inputs.labels)
+    probs, fold_temperatures = cross_fitted_temperature(mean_logits, inputs.labels, inputs.folds, inputs.groups)
+    of_students = shrunk_temperature(mean_logits, inputs.labels, inputs.groups)
     temperatures: dict[str, Any] = {"temperature": of_students, "fold_temperatures": fold_temperatures}
     stage_two = read_predictions(Path(plan.config.run) / "stack" / "predictions.parquet", ids)
     metrics = student_metrics(plan, probs, stage_two["calibrated"])

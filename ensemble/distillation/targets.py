@@ -35,7 +35,7 @@ from ensemble.distillation.teacher_jobs import NestedJob, scoring_job, teacher_f
 from ensemble.features.design_matrix import build_design, join_logits, with_counts
 from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.baselines import count_terms
-from ensemble.stacking.calibration import fit_temperature
+from ensemble.stacking.calibration import shrunk_temperature
 from ensemble.stacking.cross_fit import StackResult, cross_fit
 from ensemble.stacking.job_scales import JobScales, fit_job_scales
 from ensemble.stacking.stage import load_stack, predictions_frame, read_predictions
@@ -145,7 +145,8 @@ def _nested(plan: StudentPlan, fold: int) -> Floats:
         return out
     logits, labels, folds = _nested_logits(plan, fold), plan.labels[rows], plan.folds[rows]
     for i, name in enumerate(plan.teachers):
-        out[rows, i] = cross_fitted_temperature(logits[name].astype(np.float64).mean(axis=1), labels, folds)[0]
+        mean_logits = logits[name].astype(np.float64).mean(axis=1)
+        out[rows, i] = cross_fitted_temperature(mean_logits, labels, folds, plan.inputs.groups[rows])[0]
     return out
 
 
@@ -238,7 +239,9 @@ def _unscored_probs(
     nested = mode == "nested" and fold != FINAL
     fitted_on = _nested_logits(plan, fold) if nested else {name: inputs.logits[name][outside] for name in logits}
     temperatures = {
-        name: fit_temperature(values.astype(np.float64).mean(axis=1), inputs.labels[outside])
+        name: shrunk_temperature(
+            values.astype(np.float64).mean(axis=1), inputs.labels[outside], inputs.groups[outside]
+        )
         for name, values in fitted_on.items()
     }
     return _teacher_probs(plan, logits, None, temperatures)

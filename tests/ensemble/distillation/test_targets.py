@@ -100,8 +100,8 @@ def test_unscored_battles_are_labelled_by_the_average_of_the_fold_jobs(tmp_path:
     plan = make_plan(tmp_path, "distill.teachers=gemma2")
     logits = store_random_logits(plan)
     targets = student_targets(plan, FINAL)[SCORED:, :3]
-    temperature = planning.fit_temperature(
-        plan.inputs.logits["gemma2"].astype(np.float64).mean(axis=1), plan.inputs.labels
+    temperature = planning.shrunk_temperature(
+        plan.inputs.logits["gemma2"].astype(np.float64).mean(axis=1), plan.inputs.labels, plan.inputs.groups
     )
     per_fold = np.stack([logits["gemma2", k] for k in range(K)]).astype(np.float64)[:, SCORED:]
     for i in range(EXTRA + UNLABELLED):
@@ -150,7 +150,8 @@ def test_nested_targets_of_extra_battles_come_from_the_job_without_their_fold_an
     plan = make_plan(tmp_path, "distill.teacher=nested", "distill.teachers=gemma2")
     logits = store_random_logits(plan)
     fitted_on = _nested_logits(plan, 2)["gemma2"].astype(np.float64).mean(axis=1)
-    temperature = planning.fit_temperature(fitted_on, plan.labels[:SCORED][plan.folds[:SCORED] != 2])
+    outside = plan.folds[:SCORED] != 2
+    temperature = planning.shrunk_temperature(fitted_on, plan.labels[:SCORED][outside], plan.inputs.groups[outside])
     targets = student_targets(plan, 2)[:, :3]
     for row in EXTRA_ROWS:
         if plan.folds[row] in (0, 1):
