@@ -38,7 +38,7 @@ from benchmarks.common import argument_parser, cpu_recipe, paragraphs, require, 
 from benchmarks.quality.real_battles import FILES, read_judgements, sample_half, write_csv
 from benchmarks.quality.real_judgements_page import STAGES, section
 from benchmarks.quality.students_on_demo import train as train_students
-from ensemble.stacking.selection import KINDS
+from ensemble.stacking.selection import ROWS as COMBINERS
 from ensemble.stacking.stage import load_inputs, read_predictions
 from oof import config as configuration
 from oof.common.atomic_files import write_json
@@ -120,7 +120,7 @@ def probabilities(config: Config, path: Path, until: str) -> tuple[dict[str, NDA
     ids, run = inputs.table["id"], Path(config.run)
     stage_two = read_predictions(run / "stack" / "predictions.parquet", ids)
     rows = ["prior", "length_only", "text", *(f"member:{m}" for m in config.members), "mean", "stack", "calibrated"]
-    probs = {name: stage_two[name] for name in [*rows, *(f"combiner:{kind}" for kind in KINDS)]}
+    probs = {name: stage_two[name] for name in [*rows, *(f"combiner:{kind}" for kind in COMBINERS)]}
     if until != "stack":
         probs["student"] = read_predictions(run / "distill" / "predictions.parquet", ids)["student"]
     if until == "all":

@@ -32,9 +32,8 @@ from numpy.typing import NDArray
 
 from ensemble.distillation.plan import FINAL, StudentPlan, cross_fitted_temperature, texts_key
 from ensemble.distillation.teacher_jobs import NestedJob, scoring_job, teacher_folder, teaching_members
-from ensemble.features.design_matrix import build_design, join_logits, with_counts
+from ensemble.features.design_matrix import add_terms, build_design, join_logits, with_counts
 from ensemble.stacking import STACKING_VERSION
-from ensemble.stacking.baselines import count_terms
 from ensemble.stacking.calibration import shrunk_temperature
 from ensemble.stacking.cross_fit import StackResult, cross_fit
 from ensemble.stacking.job_scales import JobScales, fit_job_scales
@@ -163,10 +162,9 @@ def nested_stack(plan: StudentPlan, fold: int) -> Step:
         return step
     step.begin()
     scales = fit_job_scales(logits, folds, groups)
-    design = build_design(plan.inputs.table[rows], scales.out_of_fold(logits, folds))
-    terms = count_terms(table) if config.stack.text_member else None
+    design = add_terms(build_design(plan.inputs.table[rows], scales.out_of_fold(logits, folds)), table)
     studies = step.folder / "studies"
-    result = cross_fit(design, labels, folds, groups, config.stack, config.seed, studies, terms)
+    result = cross_fit(design, labels, folds, groups, config.stack, config.seed, studies)
     result.job_scales = scales
     result.save(step.folder / "model")
     frame = predictions_frame(table["id"], {"teacher": result.predictions["teacher"]})
@@ -239,9 +237,7 @@ def _unscored_probs(
     nested = mode == "nested" and fold != FINAL
     fitted_on = _nested_logits(plan, fold) if nested else {name: inputs.logits[name][outside] for name in logits}
     temperatures = {
-        name: shrunk_temperature(
-            values.astype(np.float64).mean(axis=1), inputs.labels[outside], inputs.groups[outside]
-        )
+        name: shrunk_temperature(values.astype(np.float64).mean(axis=1), inputs.labels[outside], inputs.groups[outside])
         for name, values in fitted_on.items()
     }
     return _teacher_probs(plan, logits, None, temperatures)

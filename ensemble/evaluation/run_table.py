@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from ensemble.stacking.selection import KINDS
+from ensemble.stacking.selection import ROWS as COMBINERS
 from ensemble.stacking.stage import load_inputs, load_teacher, read_predictions
 from ensemble.statistics.bootstrap import Interval, group_interval
 from ensemble.statistics.interval_words import in_words
@@ -25,7 +25,7 @@ from oof.common.errors import UserError
 from oof.config import Config
 from oof.metrics import row_log_loss
 
-ROWS = ("prior", "length_only", "text", "mean", *(f"combiner:{kind}" for kind in KINDS), "stack", "calibrated")
+ROWS = ("prior", "length_only", "text", "mean", *(f"combiner:{kind}" for kind in COMBINERS), "stack", "calibrated")
 BEFORE_MEMBERS = 3  # rows that no base model has a part in
 MEMBER = "stage one, uncalibrated"
 MEANINGS = {
@@ -33,8 +33,8 @@ MEANINGS = {
     "length_only": "lengths alone",
     "text": "TF-IDF, no language model",
     "mean": "mean of the members",
-    **{f"combiner:{kind}": "candidate of the stack" for kind in KINDS},
-    "stack": "chosen candidate",
+    **{f"combiner:{kind}": "candidate of the stack" for kind in COMBINERS},
+    "stack": "stage two, uncalibrated",
     "calibrated": "stage two, calibrated",
     "student": "stage three, distilled",
     "bayes": "best possible loss",

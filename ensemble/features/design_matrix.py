@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy.special import entr, rel_entr
 
 from ensemble.features import battle_features
-from oof.classes import swap_orders
+from ensemble.features.term_counts import TermCounts, count_terms
+from oof.classes import TIE, pinned_as, swap_orders, with_tie, without_ties
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS, LOGIT_COLUMNS
 from oof.metrics import log_softmax, mean_of_orders, softmax
@@ -35,23 +36,69 @@ class Design:
         x: (n, d) float32 features as given.
         x_swapped: (n, d) the same with A and B swapped.
         pool: (n, m, 3) float64 centred mean-of-orders log-probabilities of each member.
+        orders: (n, m, 2, 3) float32 logits of each member, from which the columns of members are made.
         names: the d columns.
         families: column -> family.
         members: the m members.
         ids: the n battles.
+        terms: term counts of the n battles for the text baseline, where they were asked for (:func:`add_terms`).
+        ties: whether a battle can end in a tie: false where every member's tie is pinned, as are all members' then.
     """
 
     x: NDArray[np.float32]
     x_swapped: NDArray[np.float32]
     pool: NDArray[np.float64]
+    orders: NDArray[np.float32]
     names: list[str]
     families: dict[str, str]
     members: list[str]
     ids: list[str]
+    terms: TermCounts | None = None
+    ties: bool = True
+
+    @property
+    def one_order(self) -> bool:
+        """Whether every member scored one order only, which stands for both."""
+        return bool(np.array_equal(self.orders[:, :, 0], self.orders[:, :, 1]))
 
     def take(self, rows: NDArray[np.integer]) -> Design:
-        ids = [self.ids[i] for i in rows]
-        return Design(self.x[rows], self.x_swapped[rows], self.pool[rows], self.names, self.families, self.members, ids)
+        return replace(
+            self,
+            x=self.x[rows],
+            x_swapped=self.x_swapped[rows],
+            pool=self.pool[rows],
+            orders=self.orders[rows],
+            ids=[self.ids[i] for i in rows],
+            terms=None if self.terms is None else self.terms.take(rows),
+        )
+
+    def keep(self, members: Sequence[str]) -> Design:
+        """Return the design with these members alone, in this order; columns between members are made anew.
+
+        Raises:
+            UserError: a member is missing.
+        """
+        if list(members) == self.members:
+            return self
+        absent = [name for name in members if name not in self.members]
+        if absent:
+            raise UserError(f"the stack was fitted with the member {absent[0]!r}, whose logits these battles lack")
+        at = [self.members.index(name) for name in members]
+        others = [i for i, name in enumerate(self.names) if not _of_members(self.families[name])]
+        given = {name: self.orders[:, i] for name, i in zip(members, at, strict=True)}
+        columns, families = _logit_columns(given)
+        swapped, _ = _logit_columns({name: swap_orders(values) for name, values in given.items()})
+        names = [self.names[i] for i in others]
+        return replace(
+            self,
+            x=np.column_stack([self.x[:, others], *columns.values()]).astype(np.float32),
+            x_swapped=np.column_stack([self.x_swapped[:, others], *swapped.values()]).astype(np.float32),
+            pool=self.pool[:, at],
+            orders=self.orders[:, at],
+            names=[*names, *columns],
+            families={name: self.families[name] for name in names} | families,
+            members=list(members),
+        )
 
     def columns(self, family: str) -> list[int]:
         """Return the positions of a family's columns."""
@@ -141,7 +188,14 @@ def design_of(
     swapped = {name: swap_orders(values) for name, values in logits.items()}
     x_swapped = _matrix(battle_features.swap_features(features), _logit_columns(swapped)[0])
     pool = np.stack([_centred(mean_of_orders(values)) for values in logits.values()], axis=1)
-    return Design(x, x_swapped, pool, list(families), families, list(logits), list(ids))
+    orders = np.stack([values.astype(np.float32) for values in logits.values()], axis=1)
+    ties = not all(map(without_ties, logits.values()))
+    return Design(x, x_swapped, pool, orders, list(families), families, list(logits), list(ids), ties=ties)
+
+
+def add_terms(design: Design, table: pl.DataFrame) -> Design:
+    """Return the design of (n) battles with the term counts of their texts; without texts it stays as it is."""
+    return replace(design, terms=count_terms(table)) if battle_features.has_text(table) else design
 
 
 def add_member(design: Design, name: str, logits: NDArray[np.floating]) -> Design:
@@ -152,6 +206,8 @@ def add_member(design: Design, name: str, logits: NDArray[np.floating]) -> Desig
         name: of the member.
         logits: (n, 2, 3), finite.
     """
+    if not design.ties:
+        logits = with_tie(logits[..., :TIE])
     columns, swapped = _member(name, logits), _member(name, swap_orders(logits))
     x, x_swapped = (
         np.column_stack([old, *new.values()]).astype(np.float32)
@@ -163,14 +219,20 @@ def add_member(design: Design, name: str, logits: NDArray[np.floating]) -> Desig
         x=x,
         x_swapped=x_swapped,
         pool=np.concatenate([design.pool, centred[:, None]], axis=1),
+        orders=np.concatenate([design.orders, logits[:, None].astype(np.float32)], axis=1),
         names=[*design.names, *columns],
         families=design.families | dict.fromkeys(columns, f"member:{name}"),
         members=[*design.members, name],
     )
 
 
+def _of_members(family: str) -> bool:
+    return family == "between" or family.startswith("member:")
+
+
 def _centred(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     logp = log_softmax(logits)
+    logp = pinned_as(logp, logp)  # without the rounding of files, from which a combiner could learn
     return np.asarray(logp - logp.mean(axis=-1, keepdims=True))
 
 
@@ -186,7 +248,7 @@ def _logit_columns(logits: Mapping[str, NDArray[np.floating]]) -> tuple[Columns,
         of_member = _member(name, values)
         columns |= of_member
         families |= dict.fromkeys(of_member, f"member:{name}")
-    between = _between(logits)
+    between = _between(logits) if logits else {}
     return columns | between, families | dict.fromkeys(between, "between")
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import lightgbm as lgb
 import numpy as np
 
 from ensemble.report.run_data import RunData, trial_values
@@ -24,7 +22,7 @@ def stack_report(run: RunData) -> dict[str, Any] | None:
     return {
         "final": manifest.get("final"),
         "combiners": combiner_rows(run),
-        "importances": importances(manifest, folder / "model" / "booster.txt"),
+        "importances": importances(manifest),
         "studies": {name: {"values": values, "best": np.minimum.accumulate(values).tolist()}
                     for name, values in studies.items() if values},
         "folds": [{key: f[key] for key in ("fold", "combiner", "rounds") if key in f} | _numbers(f.get("params", {}))
@@ -47,26 +45,21 @@ def combiner_rows(run: RunData) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: float(row["log_loss"]["value"]))
 
 
-def importances(manifest: dict[str, Any], booster: Path) -> list[dict[str, Any]]:
+def importances(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Return each feature's share of the gain (mean over the outer folds' boosters) and its splits, largest first.
 
     Args:
-        manifest: of stage two. One of an older version has no gains; then the final booster's are returned.
-        booster: model file of the final booster; it need not exist.
+        manifest: of stage two.
     """
-    names = list(manifest.get("features", []))
-    folds = [(np.array(f["gain"]), np.array(f["splits"])) for f in manifest.get("folds", []) if "gain" in f]
-    if not folds and booster.is_file():
-        final = lgb.Booster(model_str=booster.read_text(encoding="utf-8"))
-        folds = [(final.feature_importance("gain"), final.feature_importance("split"))]
-        names = names if len(names) == len(folds[0][0]) else final.feature_name()
-    if not folds:
-        return []
-    share = np.mean([gain / max(float(gain.sum()), 1e-300) for gain, _ in folds], axis=0)
-    splits = np.sum([split for _, split in folds], axis=0)
-    rows = [{"feature": name, "gain_share": float(gain), "splits": int(n)}
-            for name, gain, n in zip(names, share, splits, strict=True) if n]  # fmt: skip
-    return sorted(rows, key=lambda row: (-row["gain_share"], row["feature"]))
+    folds = manifest.get("folds", [])
+    rows: dict[str, dict[str, Any]] = {}
+    for fold in folds:
+        total = max(sum(fold["gain"].values()), 1e-300)
+        for name, gain in fold["gain"].items():
+            row = rows.setdefault(name, {"feature": name, "gain_share": 0.0, "splits": 0})
+            row["gain_share"] += gain / total / len(folds)
+            row["splits"] += fold["splits"][name]
+    return sorted(rows.values(), key=lambda row: (-row["gain_share"], row["feature"]))
 
 
 def ablation_tables(ablations: dict[str, Any]) -> dict[str, Any] | None:

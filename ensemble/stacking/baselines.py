@@ -11,92 +11,67 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, hstack, vstack
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-from sklearn.linear_model import LogisticRegression
+from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.model_selection import GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler, normalize
+from sklearn.preprocessing import normalize
 
 from ensemble.features.design_matrix import Design
-from ensemble.stacking.combiners import both_orders, fit_logistic_regression
-from oof.classes import CLASSES, swap_classes, swap_labels
+from ensemble.features.term_counts import BUCKETS, TermCounts
+from ensemble.stacking.combiners import FILE, Logistic, UntunedCombiner, fit_logistic_regression
+from oof.classes import CLASSES, classes_of_data, swap_classes, swap_labels
 from oof.common.atomic_files import read_json, write_json
-from oof.metrics import Integers, log_softmax, softmax
+from oof.common.errors import UserError
+from oof.metrics import Integers, log_softmax
 
 ABSENT = 1e-12  # probability of a class that never occurred
-BUCKETS = 2**17  # of hashed words and pairs of words
-MAX_CHARACTERS = 6000  # read of a response: bounds time and memory on long conversations
+LENGTHS_C = 1.0  # scikit-learn's C: three lengths, so even few battles need no more of a penalty
 MIN_RESPONSES = 4  # that a term must occur in
 TERMS_C = 0.05  # scikit-learn's C: thousands of terms, few battles
 LENGTH_SCALE = 3.0  # of the length inputs, which the penalty on terms should not shrink
 MAX_ITERATIONS = 200  # of L-BFGS
+TFIDF_FILE = "tfidf.json"
 STACKED_FOLDS = 5  # of the logits that a stacker is trained on
 
 Floats = NDArray[np.float64]
 
 
-def prior_probs(labels: Integers, n: int) -> Floats:
-    """Return (n, 3): the class shares of ``labels``, Laplace-smoothed, for each of n battles."""
+def prior_probs(labels: Integers, n: int, ties: bool = True) -> Floats:
+    """Return (n, 3): the class shares of ``labels``, Laplace-smoothed, for each of n battles; without ties 0."""
     counts = np.bincount(labels, minlength=len(CLASSES)) + 1.0
+    counts[len(classes_of_data(ties)) :] = 0.0
     return np.tile(counts / counts.sum(), (n, 1))
 
 
-def length_only_probs(train: Design, labels: Integers, held_out: Design) -> Floats:
-    """Return (n, 3) probabilities of a multinomial logistic regression on the length features alone.
+@dataclass(frozen=True)
+class Prior(UntunedCombiner):
+    """The class shares of both orders, in which A and B win equally often."""
 
-    Trained on each battle in both orders, and averaged over both orders, like every other model of this stage.
+    shares: tuple[float, ...]
+    kind: ClassVar[str] = "prior"
 
-    Args:
-        train: training battles.
-        labels: their labels.
-        held_out: (n) battles that nothing is fitted on.
-    """
-    columns = train.columns("lengths")
-    x, y = both_orders(train.x[:, columns], train.x_swapped[:, columns], labels)
-    if len(np.unique(y)) < 2 or not columns:  # battles without text have no lengths
-        return prior_probs(labels, len(held_out.ids))
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
+    @classmethod
+    def fit(cls, design: Design, labels: Integers) -> Self:
+        return cls(tuple(prior_probs(np.concatenate([labels, swap_labels(labels)]), 1)[0].tolist()))
 
-    def probs(values: NDArray[np.float32]) -> Floats:
-        full = np.full((len(values), len(CLASSES)), ABSENT)
-        full[:, model.classes_] = model.predict_proba(values)
-        return np.asarray(full / full.sum(axis=1, keepdims=True))
-
-    return np.asarray((probs(held_out.x[:, columns]) + swap_classes(probs(held_out.x_swapped[:, columns]))) / 2)
+    def _logits(self, design: Design) -> Floats:
+        return np.tile(np.log(self.shares), (len(design.ids), 1))
 
 
 @dataclass(frozen=True)
-class TermCounts:
-    """Terms of (n) battles.
+class LengthOnly(Logistic):
+    """Multinomial logistic regression on the length features alone."""
 
-    Attributes:
-        a: (n, BUCKETS) counts of the hashed terms of response A.
-        b: the same of response B.
-        log_words: (n, 2) log words of both responses.
-    """
+    kind: ClassVar[str] = "length_only"
+    strength: ClassVar[float] = LENGTHS_C
 
-    a: csr_matrix
-    b: csr_matrix
-    log_words: Floats
-
-    def take(self, rows: NDArray[np.int64]) -> TermCounts:
-        return TermCounts(self.a[rows], self.b[rows], self.log_words[rows])
-
-
-def count_terms(table: pl.DataFrame) -> TermCounts:
-    """Return the term counts of (n) battles in the table's order."""
-    hashing = HashingVectorizer(
-        n_features=BUCKETS, ngram_range=(1, 2), alternate_sign=False, norm=None, dtype=np.float32
-    )
-    joined = [table[f"response_{side}"].list.join("\n") for side in ("a", "b")]
-    counts = [hashing.transform(texts.str.slice(0, MAX_CHARACTERS).to_list()) for texts in joined]
-    words = [texts.str.count_matches(r"\S+").to_numpy().astype(np.float64) for texts in joined]
-    return TermCounts(counts[0], counts[1], np.log1p(np.stack(words, axis=1)))
+    @classmethod
+    def fit(cls, design: Design, labels: Integers) -> Self:
+        return cls.fit_on(design, labels, (), tuple(design.names[i] for i in design.columns("lengths")))
 
 
 @dataclass(frozen=True)
@@ -149,17 +124,6 @@ def fit_tfidf(train: TermCounts, labels: Integers) -> TfidfModel:
     return TfidfModel(terms.astype(np.float64), np.asarray(idf, dtype=np.float64), spread, coef, intercept)
 
 
-def tfidf_probs(train: TermCounts, labels: Integers, held_out: TermCounts) -> Floats:
-    """Return (n, 3) probabilities of held-out battles by a regression on the training battles.
-
-    Args:
-        train: training battles.
-        labels: their labels.
-        held_out: (n) battles that nothing is fitted on.
-    """
-    return softmax(fit_tfidf(train, labels).logits(held_out))
-
-
 def out_of_fold_tfidf(counts: TermCounts, labels: Integers, groups: Integers, seed: int) -> Floats:
     """Return (n, 3) logits of each battle by regressions on other groups' battles, for training a stacker.
 
@@ -173,6 +137,48 @@ def out_of_fold_tfidf(counts: TermCounts, labels: Integers, groups: Integers, se
     for rest, held in splitter.split(labels, groups=groups):
         logits[held] = fit_tfidf(counts.take(rest), labels[rest]).logits(counts.take(held))
     return logits
+
+
+@dataclass(frozen=True)
+class Text(UntunedCombiner):
+    """The regression on TF-IDF terms."""
+
+    model: TfidfModel
+    kind: ClassVar[str] = "text"
+
+    @property
+    def reads_terms(self) -> bool:
+        return True
+
+    @classmethod
+    def fit(cls, design: Design, labels: Integers) -> Self:
+        return cls(fit_tfidf(terms_of(design), labels))
+
+    def _logits(self, design: Design) -> Floats:
+        return self.model.logits(terms_of(design))
+
+    def save(self, folder: Path) -> None:
+        """Write ``tfidf.json`` and ``combiner.json``."""
+        self.model.save(folder / TFIDF_FILE)
+        write_json(folder / FILE, {"kind": self.kind})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(TfidfModel.load(folder / TFIDF_FILE))
+
+
+BASELINES: dict[str, type[UntunedCombiner]] = {c.kind: c for c in (Prior, LengthOnly, Text)}  # simple to complex
+
+
+def terms_of(design: Design) -> TermCounts:
+    """Return the term counts of (n) battles.
+
+    Raises:
+        UserError: the battles have no texts.
+    """
+    if design.terms is None:
+        raise UserError("the stack learned from the texts of its battles, which these battles lack; give them texts")
+    return design.terms
 
 
 def _lengths(counts: TermCounts) -> Floats:

@@ -1,9 +1,9 @@
 """Combiners of members' logits: mean, log-linear pool, greedy selection and logistic regression.
 
-A combiner maps a design to (n, 3) logits, and swapping A and B swaps its output exactly. It is saved as JSON, never as
-code. A new combiner is one subclass of :class:`UntunedCombiner`, listed in ``COMBINERS``; the suite in
-``tests/ensemble/stacking/test_combiners.py`` then runs on it. LightGBM, which needs tuned parameters, has a module of
-its own.
+A combiner reads the members that it was fitted on. It maps a design to (n, 3) logits, and swapping A and B swaps its
+output exactly. It is saved as JSON, never as code. A new combiner is one subclass of :class:`UntunedCombiner` in
+``COMBINERS``; the suite in ``tests/ensemble/stacking/test_combiners.py`` then runs on it. LightGBM, which needs tuned
+parameters, has a module of its own.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from ensemble.features.design_matrix import Design
-from ensemble.stacking.log_pool import fit_ridge_pool, pool_logits
-from oof.classes import CLASSES, swap_classes, swap_labels
+from ensemble.stacking.log_pool import fit_pool, pool_logits
+from oof.classes import CLASSES, TIE, pinned_as, swap_classes, swap_labels, with_tie
 from oof.common.atomic_files import read_json, write_json
 from oof.common.errors import UserError
 from oof.metrics import CLIP, Integers, softmax
 
 FILE = "combiner.json"
-RIDGE = 0.01  # pull of the pool's weights towards the plain mean: decides only where members are few or alike
+RIDGE = 10.0  # divided by the battles: pull of the pool's weights towards the plain mean, which fades as they grow
+LARGEST_WEIGHT = 20.0  # of a member's log-probabilities, which is 1 / its temperature
 GREEDY_DRAWS = 25  # the best prefix is kept, so more draws only refine the weights
 LOGISTIC_FEATURES = "lengths"  # the family of features beside the logits; LightGBM reads all families
 LOGISTIC_C = 0.01  # scikit-learn's C: matters with few rows only, where 1.0 could be worse than the members alone
@@ -38,9 +39,22 @@ class Combiner(ABC):
 
     kind: ClassVar[str]  # its name in settings, files and tables
 
-    @abstractmethod
+    @property
+    def reads_terms(self) -> bool:
+        """Whether it reads the design's term counts, which need not be made for other combiners."""
+        return False
+
     def logits(self, design: Design) -> NDArray[np.float64]:
-        """Return (n, 3) logits in class order; of swapped battles the same with a and b swapped."""
+        """Return (n, 3) logits in class order; of swapped battles the same with a and b swapped.
+
+        The tie is pinned where no battle of the design can end in one.
+        """
+        values = self._logits(design)
+        return values if design.ties else with_tie(values[:, :TIE])
+
+    @abstractmethod
+    def _logits(self, design: Design) -> NDArray[np.float64]:
+        """Return (n, 3) logits; those of the tie do not count where no battle can end in one."""
 
     def save(self, folder: Path) -> None:
         write_json(folder / FILE, {"kind": self.kind, **asdict(self)})
@@ -60,51 +74,73 @@ class UntunedCombiner(Combiner):
 
 
 @dataclass(frozen=True)
-class Mean(UntunedCombiner):
-    """The plain mean of the members' logits; nothing is fitted."""
+class PlainMean(UntunedCombiner):
+    """The mean of the members' logits as they are; nothing is fitted."""
 
+    members: tuple[str, ...]
+    kind: ClassVar[str] = "plain_mean"
+
+    @classmethod
+    def fit(cls, design: Design, labels: Integers) -> Self:
+        finite_pool(design)
+        return cls(tuple(design.members))
+
+    def _logits(self, design: Design) -> NDArray[np.float64]:
+        return np.asarray(finite_pool(design.keep(self.members)).mean(axis=1))
+
+
+@dataclass(frozen=True)
+class Mean(UntunedCombiner):
+    """The mean of the members' logits, each divided by a temperature of its own."""
+
+    members: tuple[str, ...]
+    scales: tuple[float, ...]  # 1 / temperature
     kind: ClassVar[str] = "mean"
 
     @classmethod
     def fit(cls, design: Design, labels: Integers) -> Self:
-        return cls()
+        return cls(tuple(design.members), fit_scales(finite_pool(design), labels))
 
-    def logits(self, design: Design) -> NDArray[np.float64]:
-        return np.asarray(finite_pool(design).mean(axis=1))
+    def _logits(self, design: Design) -> NDArray[np.float64]:
+        return np.asarray(_scaled(design.keep(self.members), self.scales).mean(axis=1))
 
 
 @dataclass(frozen=True)
 class LogPool(UntunedCombiner):
     """Log-linear pool with one weight per member and a term for the tie."""
 
+    members: tuple[str, ...]
     weights: tuple[float, ...]
     tie: float
     kind: ClassVar[str] = "log_pool"
 
     @classmethod
     def fit(cls, design: Design, labels: Integers) -> Self:
-        """Return the pool that minimises the log loss of the rows plus a small ridge towards equal weights."""
-        *weights, tie = fit_ridge_pool(finite_pool(design), labels, RIDGE).tolist()
-        return cls(tuple(weights), tie)
+        """Return the pool that minimises the log loss of the rows plus a ridge towards equal weights."""
+        *weights, tie = fit_pool(finite_pool(design), labels, RIDGE / len(labels)).tolist()
+        return cls(tuple(design.members), tuple(weights), tie)
 
-    def logits(self, design: Design) -> NDArray[np.float64]:
-        return pool_logits(finite_pool(design), np.asarray(self.weights), self.tie)
+    def _logits(self, design: Design) -> NDArray[np.float64]:
+        return pool_logits(finite_pool(design.keep(self.members)), np.asarray(self.weights), self.tie)
 
 
 @dataclass(frozen=True)
 class Greedy(UntunedCombiner):
-    """Mean of the members' probabilities, each counted as often as greedy ensemble selection drew it.
+    """Mean of the members' probabilities after a temperature of their own, each counted as often as it was drawn.
 
     Source: Caruana, Niculescu-Mizil, Crew & Ksikes, Ensemble Selection from Libraries of Models, ICML 2004.
     """
 
+    members: tuple[str, ...]
+    scales: tuple[float, ...]  # 1 / temperature
     counts: tuple[int, ...]
     kind: ClassVar[str] = "greedy"
 
     @classmethod
     def fit(cls, design: Design, labels: Integers) -> Self:
         """Draw, with replacement, the member that lowers the log loss most; a draw goes to the first of equals."""
-        chosen = softmax(finite_pool(design))[np.arange(len(labels)), :, labels]  # (n, m): probability of the label
+        scales = fit_scales(finite_pool(design), labels)
+        chosen = softmax(_scaled(design, scales))[np.arange(len(labels)), :, labels]  # (n, m): probability of the label
         total, drawn, losses = np.zeros(len(labels)), [], []
         for n_drawn in range(1, GREEDY_DRAWS + 1):
             candidates = -np.log(np.maximum((total[:, None] + chosen) / n_drawn, CLIP)).mean(axis=0)
@@ -113,11 +149,11 @@ class Greedy(UntunedCombiner):
             drawn.append(best)
             losses.append(float(candidates[best]))
         prefix = drawn[: int(np.argmin(losses)) + 1]
-        return cls(tuple(np.bincount(prefix, minlength=chosen.shape[1]).tolist()))
+        return cls(tuple(design.members), scales, tuple(np.bincount(prefix, minlength=chosen.shape[1]).tolist()))
 
-    def logits(self, design: Design) -> NDArray[np.float64]:
+    def _logits(self, design: Design) -> NDArray[np.float64]:
         weights = np.asarray(self.counts) / sum(self.counts)
-        probs = np.einsum("nmc,m->nc", softmax(finite_pool(design)), weights)
+        probs = np.einsum("nmc,m->nc", softmax(_scaled(design.keep(self.members), self.scales)), weights)
         return np.asarray(np.log(np.maximum(probs, CLIP)))
 
 
@@ -129,12 +165,14 @@ class Logistic(UntunedCombiner):
     trained on every battle in both orders, and the outputs of both orders are averaged.
     """
 
+    members: tuple[str, ...]
     features: tuple[str, ...]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     coef: tuple[tuple[float, ...], ...]
     intercept: tuple[float, ...]
     kind: ClassVar[str] = "logistic"
+    strength: ClassVar[float] = LOGISTIC_C
 
     @classmethod
     def fit(cls, design: Design, labels: Integers) -> Self:
@@ -144,22 +182,27 @@ class Logistic(UntunedCombiner):
             UserError: a logit or a length feature is not finite.
         """
         features = tuple(design.names[i] for i in design.columns(LOGISTIC_FEATURES))
-        x, y = both_orders(*_logistic_inputs(design, features), labels)
+        return cls.fit_on(design, labels, tuple(design.members), features)
+
+    @classmethod
+    def fit_on(cls, design: Design, labels: Integers, members: tuple[str, ...], features: tuple[str, ...]) -> Self:
+        """Return the regression on the logits of some members and some columns; errors are those of :meth:`fit`."""
+        x, y = both_orders(*_logistic_inputs(design.keep(members), features), labels)
         mean, spread = x.mean(axis=0), x.std(axis=0)
         scale = np.where(spread > 1e-9 * np.maximum(np.abs(mean), 1.0), spread, 1.0)
-        coef, intercept = fit_logistic_regression((x - mean) / scale, y, ABSENT_LOGIT, C=LOGISTIC_C, max_iter=1000)
-        return cls(features, *(_tuples(values.tolist()) for values in (mean, scale, coef, intercept)))
+        coef, intercept = fit_logistic_regression((x - mean) / scale, y, ABSENT_LOGIT, C=cls.strength, max_iter=1000)
+        return cls(members, features, *(_tuples(values.tolist()) for values in (mean, scale, coef, intercept)))
 
-    def logits(self, design: Design) -> NDArray[np.float64]:
+    def _logits(self, design: Design) -> NDArray[np.float64]:
         given, swapped = (
             ((x - np.array(self.mean)) / np.array(self.scale)) @ np.array(self.coef).T + np.array(self.intercept)
-            for x in _logistic_inputs(design, self.features)
+            for x in _logistic_inputs(design.keep(self.members), self.features)
         )
         return np.asarray((given + swap_classes(swapped)) / 2)
 
 
 COMBINERS: dict[str, type[UntunedCombiner]] = {
-    c.kind: c for c in (Mean, LogPool, Greedy, Logistic)
+    c.kind: c for c in (PlainMean, Mean, LogPool, Greedy, Logistic)
 }  # simple to complex
 
 
@@ -179,6 +222,21 @@ def finite_pool(design: Design) -> NDArray[np.float64]:
     return design.pool
 
 
+def fit_scales(pool: NDArray[np.float64], labels: Integers) -> tuple[float, ...]:
+    """Return for each of m members the factor of its logits, (n, m, 3), with the smallest log loss: 1 / temperature.
+
+    It is not negative: a member that is worse than nothing gets 0, and is flat.
+    """
+    scales = (float(fit_pool(pool[:, [i]], labels, tie=False)[0]) for i in range(pool.shape[1]))
+    return tuple(min(max(scale, 0.0), LARGEST_WEIGHT) for scale in scales)
+
+
+def _scaled(design: Design, scales: tuple[float, ...]) -> NDArray[np.float64]:
+    """Return the (n, m, 3) member logits times each member's factor."""
+    pool = finite_pool(design)
+    return pinned_as(pool, pool * np.asarray(scales)[:, None])
+
+
 def both_orders(x: NDArray[Any], x_swapped: NDArray[Any], labels: Integers) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return (2n, d) rows, every battle as given and then every battle swapped, and their (2n,) labels."""
     return np.concatenate([x, x_swapped]), np.concatenate([labels, swap_labels(labels)])
@@ -196,9 +254,9 @@ def fit_logistic_regression(
         settings: of :class:`sklearn.linear_model.LogisticRegression`.
     """
     coef, intercept = np.zeros((len(CLASSES), x.shape[1])), np.full(len(CLASSES), absent_logit)
-    present = np.unique(labels)
-    if len(present) == 1:
-        intercept[present] = 0.0
+    present, counts = np.unique(labels, return_counts=True)
+    if len(present) == 1 or not x.shape[1]:  # nothing to learn but how often each class occurs
+        intercept[present] = np.log(counts / counts.sum())
         return coef, intercept
     model = LogisticRegression(**settings).fit(x, labels)
     if len(present) == 2:  # scikit-learn keeps one row of two: the log odds of the second class

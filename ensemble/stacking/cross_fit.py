@@ -1,9 +1,9 @@
 """Cross-fitting of stage two: tune, combine, choose and calibrate inside each outer fold, then once on all battles.
 
-For outer fold k the study, the boosters, their number of rounds, the choice of a combiner and the calibrator see the
-other folds only; choice and calibrator use *inner* out-of-fold logits. So no label of fold k reaches its own
-prediction in this stage. The final combiner is chosen by the outer folds' cross-fitted losses, on which nothing else
-was chosen.
+For outer fold k the useful members, the study, the boosters, their number of rounds, the choice among the candidates
+and the calibrator see the other folds only; choice and calibrator use *inner* out-of-fold logits. So no label of fold k
+reaches its own prediction in this stage. The final choice and calibrator use the outer folds' cross-fitted logits, on
+which nothing else was chosen.
 """
 
 from __future__ import annotations
@@ -18,24 +18,37 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.features.design_matrix import Design, add_member, build_design
+from ensemble.features.design_matrix import Design, add_member, add_terms, build_design
+from ensemble.features.term_counts import count_terms
 from ensemble.stacking.baselines import (
-    TermCounts,
+    BASELINES,
+    Prior,
     TfidfModel,
-    count_terms,
     fit_tfidf,
-    length_only_probs,
     out_of_fold_tfidf,
     prior_probs,
-    tfidf_probs,
+    terms_of,
 )
 from ensemble.stacking.calibration import Calibrator, fit_calibrator
-from ensemble.stacking.combiners import COMBINERS, Combiner, Mean
+from ensemble.stacking.combiners import Combiner, PlainMean
 from ensemble.stacking.job_scales import JobScales
 from ensemble.stacking.lightgbm_stacker import Stacker, fit_stacker
 from ensemble.stacking.parallel import cores, map_tasks
-from ensemble.stacking.selection import KINDS, Choice, choose, load_combiner, out_of_fold
-from ensemble.stacking.tuning import tune
+from ensemble.stacking.selection import (
+    ALL_MEMBERS,
+    ROWS,
+    RULES,
+    UNTUNED,
+    Choice,
+    Pool,
+    candidates_of,
+    choose,
+    choose_out_of_fold,
+    load_combiner,
+    out_of_fold,
+    useful_members,
+)
+from ensemble.stacking.tuning import inner_folds, tune
 from oof.common.atomic_files import read_json, write_json
 from oof.common.errors import UserError
 from oof.common.progress import progress
@@ -54,7 +67,7 @@ CROSS_FITTED = (
     "stack",
     "calibrated",
     "teacher",
-    *(f"combiner:{kind}" for kind in KINDS),
+    *(f"combiner:{kind}" for kind in ROWS),
 )
 TFIDF_MEMBER = "baseline:text"  # a name that no member of a run can have
 TFIDF_FILE = "text.json"
@@ -69,12 +82,12 @@ class StackResult:
 
     Attributes:
         predictions: name -> (n, 3) cross-fitted probabilities: prior, length_only, text (the TF-IDF baseline, only
-            where there are texts), mean (nothing fitted), ``combiner:<kind>``, stack (the chosen combiner), calibrated,
-            and teacher (calibrated without the position bias).
+            where there are texts), mean (nothing fitted), ``combiner:<kind>``, stack (the choice), calibrated, and
+            teacher (calibrated without the asymmetric terms).
         combiner: the final combiner, chosen, tuned and trained on all battles.
-        calibrator: the final calibrator, fitted on inner out-of-fold logits of all battles.
-        folds: per outer fold the choice with its reason, the calibrator, LightGBM's parameters, rounds and
-            importances.
+        calibrator: the final calibrator, fitted on cross-fitted logits of all battles.
+        folds: per outer fold the choice with its reason, the members left out, the calibrator, LightGBM's parameters,
+            rounds and importances.
         choice: the final choice.
         tfidf: the TF-IDF baseline, where it is a member (``stack.text_member``).
         features: the columns that the combiners were fitted on.
@@ -100,6 +113,8 @@ class StackResult:
         Logits of several fold jobs are averaged by ``job_scales`` first.
         """
         design = build_design(table, logits)
+        if self.combiner.reads_terms:
+            design = add_terms(design, table)
         return design if self.tfidf is None else _with_tfidf(design, self.tfidf.logits(count_terms(table)))
 
     def manifest_entries(self) -> dict[str, Any]:
@@ -136,7 +151,6 @@ class _Data:
     config: Stack
     seed: int
     studies: Path
-    counts: TermCounts | None
 
 
 @dataclass(frozen=True)
@@ -144,24 +158,26 @@ class _Fit:
     """The fits that leave one outer fold out, or those on all battles (``FINAL``).
 
     Attributes:
-        combiners: kind -> fitted on the training rows.
-        inner: kind -> (n_train, 3) inner out-of-fold logits of the training rows.
-        baselines: name -> (n_held, 3) probabilities of the held-out rows; empty if final.
+        fitted: kind -> fitted on the training rows.
+        inner: kind -> (n_train, 3) inner out-of-fold logits of the training rows; empty if final.
+        folds: (n_train,) inner folds.
         held: kind -> (n_held, 3) logits of the held-out rows; empty if final.
         params: LightGBM's tuned parameters.
         rounds: boosting rounds.
         tfidf: the TF-IDF baseline, where it is a member.
         features: the columns of the training rows.
+        left_out: members that say nothing about the labels.
     """
 
-    combiners: dict[str, Combiner]
+    fitted: dict[str, Combiner]
     inner: Logits
-    baselines: Probabilities
+    folds: Integers
     held: Logits
     params: dict[str, Any]
     rounds: int
     tfidf: TfidfModel | None
     features: list[str]
+    left_out: list[str]
 
 
 def _with_tfidf(design: Design, logits: NDArray[np.float64]) -> Design:
@@ -170,52 +186,52 @@ def _with_tfidf(design: Design, logits: NDArray[np.float64]) -> Design:
 
 
 def cross_fit(
-    design: Design,
-    labels: Integers,
-    folds: Integers,
-    groups: Integers,
-    config: Stack,
-    seed: int,
-    studies: Path,
-    counts: TermCounts | None = None,
+    design: Design, labels: Integers, folds: Integers, groups: Integers, config: Stack, seed: int, studies: Path
 ) -> StackResult:
     """Return cross-fitted predictions of every battle and the final stack.
 
     Args:
-        design: (n) scored battles.
+        design: (n) scored battles; with term counts the text baseline is a candidate.
         labels: (n,) in {0, 1, 2}.
         folds: (n,) 0..k-1, those of stage one.
         groups: (n,).
         config: trials, rounds, order, calibrator, final, workers.
         seed: of tuning and boosting.
         studies: folder of the Optuna journals (k + 1 files), kept between attempts.
-        counts: (n) term counts for the TF-IDF baseline; without them there is no such baseline.
 
     Raises:
         UserError: fewer than two folds, a logit is not finite, or ``text_member`` without term counts.
     """
-    if config.text_member and counts is None:
+    if config.text_member and design.terms is None:
         raise UserError(
             "stack.text_member=true needs the texts of the battles, which these files lack; set it to false"
         )
     outer = [int(fold) for fold in np.unique(folds)]
     if len(outer) < 2:
         raise UserError(f"stacking needs battles in at least 2 folds, not {len(outer)}")
-    names = CROSS_FITTED if counts is None else (*CROSS_FITTED, "text")
+    kinds = candidates_of(design)
+    if config.final not in RULES and config.final not in kinds:
+        raise UserError(f"stack.final={config.final} needs the texts of the battles; choose {RULES[0]} or a combiner")
+    names = (*CROSS_FITTED, *(["text"] if "text" in kinds else []))
     predictions = {name: np.full((len(labels), 3), np.nan) for name in names}
-    predictions["mean"] = softmax(Mean().logits(design))
-    data = _Data(design, labels, folds, groups, config, seed, studies, counts)
+    data = _Data(design, labels, folds, groups, config, seed, studies)
     fits = _fit_all(data, [FINAL, *outer])  # the longest task first, so that the processes end together
     entries = [_fill(predictions, data, fold, fits[fold]) for fold in outer]
-    cross_fitted = {kind: np.empty((len(labels), 3)) for kind in KINDS}
+    cross_fitted = {kind: np.empty((len(labels), 3)) for kind in kinds}
     for fold in outer:
-        for kind in KINDS:
+        for kind in kinds:
             cross_fitted[kind][folds == fold] = fits[fold].held[kind]
     choice, final = choose(config.final, cross_fitted, labels, groups), fits[FINAL]
     logger.info("final combiner: %s", choice.reason)
-    calibrator = fit_calibrator(config.calibrator, config.order, final.inner[choice.kind], labels, groups, seed)
-    combiner = final.combiners[choice.kind]
+    chosen = choose_out_of_fold(config.final, cross_fitted, labels, groups, folds)
+    calibrator = _calibrator(data, chosen, labels, groups)
+    combiner = Pool.of(choice, final.fitted)
     return StackResult(predictions, combiner, calibrator, entries, choice, final.tfidf, final.features)
+
+
+def _calibrator(data: _Data, logits: NDArray[np.float64], labels: Integers, groups: Integers) -> Calibrator:
+    config, one_order = data.config, data.design.one_order
+    return fit_calibrator(config.calibrator, config.order, logits, labels, groups, data.seed, one_order)
 
 
 def _fit_all(data: _Data, tasks: list[int]) -> dict[int, _Fit]:
@@ -229,29 +245,33 @@ def _fit_all(data: _Data, tasks: list[int]) -> dict[int, _Fit]:
 
 
 def _fit(data: _Data, fold: int) -> _Fit:
-    """Fit all combiners and baselines without ``fold``, and predict its rows; with ``FINAL``, fit them on all rows."""
+    """Fit all candidates without ``fold``, and predict its rows; with ``FINAL``, fit them on all rows."""
     rest, held = np.flatnonzero(data.folds != fold), np.flatnonzero(data.folds == fold)
-    train, y, groups = data.design.take(rest), data.labels[rest], data.groups[rest]
-    tfidf = None
-    if data.counts is not None and data.config.text_member:
-        counts = data.counts.take(rest)
-        tfidf, train = fit_tfidf(counts, y), _with_tfidf(train, out_of_fold_tfidf(counts, y, groups, data.seed))
+    full, y, groups = data.design.take(rest), data.labels[rest], data.groups[rest]
+    inner = inner_folds(y, data.folds[rest], groups, data.seed)
+    members = useful_members(full, y, inner, groups)
+    left_out = [name for name in full.members if name not in members]
+    train, tfidf = full.keep(members), None
+    if data.config.text_member:
+        terms = terms_of(full)
+        tfidf = fit_tfidf(terms, y)
+        train = _with_tfidf(full, out_of_fold_tfidf(terms, y, groups, data.seed)).keep([*members, TFIDF_MEMBER])
     trials, rounds, name = data.config.trials, data.config.rounds, "final" if fold == FINAL else f"fold-{fold}"
     with locked(data.studies, f".{name}.lock", ORPHAN_WAIT):
-        tuned = tune(train, y, data.folds[rest], groups, trials, rounds, data.seed, data.studies / f"{name}.log")
-    combiners: dict[str, Combiner] = {kind: combiner.fit(train, y) for kind, combiner in COMBINERS.items()}
-    combiners[Stacker.kind] = fit_stacker(train, y, tuned.params, tuned.rounds, data.seed)
-    inner = {kind: out_of_fold(kind, train, y, tuned.inner) for kind in COMBINERS} | {Stacker.kind: tuned.logits}
+        tuned = tune(train, y, inner, groups, trials, rounds, data.seed, data.studies / f"{name}.log")
+    designs = {kind: full if kind in (*ALL_MEMBERS, *BASELINES) else train for kind in candidates_of(full)}
+    fitted: dict[str, Combiner] = {k: UNTUNED[k].fit(d, y) for k, d in designs.items() if k in UNTUNED}
+    fitted[Stacker.kind] = fit_stacker(train, y, tuned.params, tuned.rounds, data.seed)
+    result = _Fit(fitted, {}, inner, {}, tuned.params, tuned.rounds, tfidf, train.names, left_out)
     if fold == FINAL:
-        return _Fit(combiners, inner, {}, {}, tuned.params, tuned.rounds, tfidf, train.names)
+        return result
+    for kind, design in designs.items():
+        result.inner[kind] = out_of_fold(kind, design, y, inner) if kind in UNTUNED else tuned.logits
     unseen = data.design.take(held)
-    if data.counts is not None and tfidf is not None:
-        unseen = _with_tfidf(unseen, tfidf.logits(data.counts.take(held)))
-    baselines = {"prior": prior_probs(y, len(held)), "length_only": length_only_probs(train, y, unseen)}
-    if data.counts is not None:
-        baselines["text"] = tfidf_probs(data.counts.take(rest), y, data.counts.take(held))
-    logits = {kind: combiner.logits(unseen) for kind, combiner in combiners.items()}
-    return _Fit(combiners, inner, baselines, logits, tuned.params, tuned.rounds, tfidf, train.names)
+    extended = unseen if tfidf is None else _with_tfidf(unseen, tfidf.logits(terms_of(unseen)))
+    for kind, design in designs.items():
+        result.held[kind] = fitted[kind].logits(unseen if design is full else extended)
+    return result
 
 
 def _fill(predictions: Probabilities, data: _Data, fold: int, fit: _Fit) -> dict[str, Any]:
@@ -259,22 +279,26 @@ def _fill(predictions: Probabilities, data: _Data, fold: int, fit: _Fit) -> dict
     held, rest = data.folds == fold, data.folds != fold
     y, groups = data.labels[rest], data.groups[rest]
     choice = choose(data.config.final, fit.inner, y, groups)
-    inner, logits = fit.inner[choice.kind], fit.held[choice.kind]
-    calibrator = fit_calibrator(data.config.calibrator, data.config.order, inner, y, groups, data.seed)
-    for name, probs in fit.baselines.items():
-        predictions[name][held] = probs
+    chosen = choose_out_of_fold(data.config.final, fit.inner, y, groups, fit.folds)
+    calibrator, logits = _calibrator(data, chosen, y, groups), choice.combine(fit.held)
+    predictions["prior"][held] = predictions["length_only"][held] = prior_probs(y, int(held.sum()), data.design.ties)
     for kind, values in fit.held.items():
-        predictions[f"combiner:{kind}"][held] = softmax(values)
+        if kind == PlainMean.kind:
+            predictions["mean"][held] = softmax(values)
+        elif kind != Prior.kind:  # the table's knows how often A and B win; the candidate treats them alike
+            predictions[kind if kind in BASELINES else f"combiner:{kind}"][held] = softmax(values)
     predictions["stack"][held] = softmax(logits)
     predictions["calibrated"][held] = calibrator.apply(logits)
     predictions["teacher"][held] = calibrator.apply_symmetric(logits)
-    chosen = {"combiner": choice.kind, "reason": choice.reason}
-    entry = {"fold": fold, **calibrator.to_dict(), **chosen, "rounds": fit.rounds, "params": fit.params}
-    return entry | _importances(fit.combiners[Stacker.kind])
+    chosen_entry = {"combiner": choice.kind, "reason": choice.reason, "left_out": fit.left_out}
+    entry = {"fold": fold, **calibrator.to_dict(), **chosen_entry, "rounds": fit.rounds, "params": fit.params}
+    return entry | _importances(fit)
 
 
-def _importances(combiner: Combiner) -> dict[str, list[float]]:
-    """Return gain and number of splits by feature, in the design's order, whichever combiner was chosen."""
+def _importances(fit: _Fit) -> dict[str, Any]:
+    """Return gain and number of splits of each feature that LightGBM splits on, whichever candidate was chosen."""
+    combiner = fit.fitted[Stacker.kind]
     assert isinstance(combiner, Stacker)
-    gain, splits = (combiner.booster.feature_importance(kind) for kind in ("gain", "split"))
-    return {"gain": gain.tolist(), "splits": splits.tolist()}
+    gains, splits = (combiner.booster.feature_importance(kind).tolist() for kind in ("gain", "split"))
+    used = [(name, gain, n) for name, gain, n in zip(fit.features, gains, splits, strict=True) if n]
+    return {"gain": {name: gain for name, gain, _ in used}, "splits": {name: n for name, _, n in used}}

@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
-from ensemble.features.design_matrix import Design
+from ensemble.features.design_matrix import Design, add_terms
 from ensemble.stacking.arrays import (
     InputError,
     Logits,
@@ -62,7 +62,8 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
 
     Args:
         k: folds, where ``fit`` is not given any.
-        final: combiner. "auto": the simplest within one standard error of the best; "best": the smallest log loss; or
+        final: "pool": all candidates, weighted by their out-of-fold predictions; "best": the one with the smallest log
+            loss; "auto": the simplest within one standard error of that; or
             "mean", "log_pool", "greedy", "logistic", "lightgbm".
         calibrator: "temperature", "vector" (the tie has a scale and a bias of its own) or "none".
         order: position bias in calibration: "symmetric" (none), "position" or "auto" (where it pays).
@@ -94,7 +95,7 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         self,
         *,
         k: int = 5,
-        final: str = "auto",
+        final: str = "pool",
         calibrator: str = "temperature",
         order: str = "auto",
         trials: int = 10,
@@ -155,6 +156,7 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
             self.job_scales_ = fit_job_scales(members, self.folds_, groups_of) if known else JobScales()
             design = design_of_arrays(self.job_scales_.out_of_fold(members, self.folds_), columns)
             self._feature_names = design.names if features is not None else None
+            design = design if battles is None else add_terms(design, battles)
             with TemporaryDirectory() as studies:
                 result = cross_fit(design, labels, self.folds_, groups_of, config.stack, seed, Path(studies))
         margin = config.stack.in_sample_margin
@@ -188,8 +190,11 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         with _messages_name_arguments():
             members = self._same_members(X)
             n = len(next(iter(members.values())))
-            design = design_of_arrays(members, features_of_arrays(n, features, battles_of(features)))
+            battles = battles_of(features)
+            design = design_of_arrays(members, features_of_arrays(n, features, battles))
             self._refuse_other_features(design, features)
+            if battles is not None and self._combiner.reads_terms:
+                design = add_terms(design, battles)
             return self._calibrator.apply(self._combiner.logits(design))
 
     def predict(self, X: ArrayLike | Mapping[str, ArrayLike], features: Any = None) -> NDArray[Any]:  # noqa: N803

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.stacking.log_pool import Pool, fit_free_pool, pool_losses
+from ensemble.stacking.log_pool import Pool, fit_pool, pool_losses
 from ensemble.statistics.standard_errors import error_of_group_sums
 from oof.metrics import Integers, log_softmax, mean_of_orders
 
@@ -124,7 +124,7 @@ def fit_temperature(logp: NDArray[np.float64], labels: Integers, groups: Integer
     of_labels = logp[np.arange(len(labels)), labels]
     if (of_labels == logp.max(axis=1)).all():  # it names every label: the sharper, the better
         return 0.0, 0.0
-    weight = float(fit_free_pool(logp[:, None], labels, tie=False)[0])
+    weight = float(fit_pool(logp[:, None], labels, tie=False)[0])
     if weight <= 0:
         return float("inf"), float("inf")
     probs = np.exp(log_softmax(weight * logp))
@@ -141,7 +141,7 @@ def fit_temperature(logp: NDArray[np.float64], labels: Integers, groups: Integer
 
 def _scaled_loss(single: Pool, labels: Integers) -> float:
     """Return the mean log loss of one member, (n, 1, 3), after a temperature is fitted to it."""
-    return float(pool_losses(single, labels, fit_free_pool(single, labels, tie=False)).mean())
+    return float(pool_losses(single, labels, fit_pool(single, labels, tie=False)).mean())
 
 
 def _vanishing_gain(without: Pool, pool: Pool, labels: Integers, folds: Integers, margin: float) -> list[str]:
@@ -150,7 +150,7 @@ def _vanishing_gain(without: Pool, pool: Pool, labels: Integers, folds: Integers
         rest, held = folds != k, folds == k
         if not rest.any():
             continue
-        full, fewer = fit_free_pool(pool[rest], labels[rest]), fit_free_pool(without[rest], labels[rest])
+        full, fewer = fit_pool(pool[rest], labels[rest]), fit_pool(without[rest], labels[rest])
         gains = [
             pool_losses(without[rows], labels[rows], fewer) - pool_losses(pool[rows], labels[rows], full)
             for rows in (rest, held)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ensemble.features.design_matrix import Design
 from ensemble.stacking.combiners import FILE, Combiner, LogPool, both_orders
 from oof.classes import swap_classes
-from oof.common.atomic_files import read_json, replacing, write_json
+from oof.common.atomic_files import replacing, write_json
 from oof.metrics import Integers, log_softmax
 
 ONE_THREAD_ROWS = 50_000  # up to so many rows one thread is as fast as many, and far faster on a busy machine
@@ -49,22 +49,22 @@ class Stacker(Combiner):
     pool: LogPool
     kind: ClassVar[str] = "lightgbm"
 
-    def logits(self, design: Design) -> NDArray[np.float64]:
+    def _logits(self, design: Design) -> NDArray[np.float64]:
         """Return (n, 3) logits in class order; of swapped battles the same with a and b swapped."""
+        design = design.keep(self.pool.members)
         return self.pool.logits(design) + _boosted(self.booster, design, self.booster.current_iteration())
 
     def save(self, folder: Path) -> None:
-        """Write ``booster.txt`` (LightGBM's text format), ``pool.json`` and ``combiner.json``."""
+        """Write ``booster.txt`` (LightGBM's text format), ``pool/combiner.json`` and ``combiner.json``."""
         with replacing(folder / "booster.txt") as temporary:
             temporary.write_text(self.booster.model_to_string(), encoding="utf-8")
-        write_json(folder / "pool.json", {"weights": list(self.pool.weights), "tie": self.pool.tie})
+        self.pool.save(folder / "pool")
         write_json(folder / FILE, {"kind": self.kind})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        pool = read_json(folder / "pool.json")
         booster = lgb.Booster(model_str=(folder / "booster.txt").read_text(encoding="utf-8"))
-        return cls(booster, LogPool(tuple(pool["weights"]), pool["tie"]))
+        return cls(booster, LogPool.load(folder / "pool"))
 
 
 def _threads(design: Design) -> int:
@@ -119,12 +119,12 @@ class Split:
 
     def __init__(self, design: Design, labels: Integers, held: NDArray[np.bool_]) -> None:
         rest, self.held = np.flatnonzero(~held), np.flatnonzero(held)
-        train, held_out = design.take(rest), design.take(self.held)
-        pool = LogPool.fit(train, labels[rest])
+        train, self.held_out = design.take(rest), design.take(self.held)
+        self.pool = LogPool.fit(train, labels[rest])
         self.labels = labels[self.held]
         self.threads = _threads(train)
-        self.train = _dataset(train, labels[rest], pool).construct()
-        self.valid = _dataset(held_out, self.labels, pool, reference=self.train).construct()
+        self.train = _dataset(train, labels[rest], self.pool).construct()
+        self.valid = _dataset(self.held_out, self.labels, self.pool, reference=self.train).construct()
 
 
 class _SymmetricLoss:
@@ -157,3 +157,10 @@ def fit_early_stopped(split: Split, params: dict[str, Any], rounds: int, seed: i
         settings, split.train, num_boost_round=rounds, valid_sets=[split.valid], feval=held_out_loss, callbacks=[stop]
     )
     return max(1, booster.best_iteration), held_out_loss.logits
+
+
+def fit_rounds(split: Split, params: dict[str, Any], rounds: int, seed: int) -> NDArray[np.float64]:
+    """Train for ``rounds`` rounds and return the held-out (n, 3) logits, which had no part in that number."""
+    settings = {**FIXED, **params, "seed": seed, "num_threads": split.threads}
+    booster = lgb.train(settings, split.train, num_boost_round=rounds)
+    return split.pool.logits(split.held_out) + _boosted(booster, split.held_out, rounds)

@@ -13,8 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.features.battle_features import has_text
-from ensemble.features.design_matrix import FEATURES_VERSION, build_design, join_logits, with_counts
+from ensemble.features.design_matrix import FEATURES_VERSION, add_terms, build_design, join_logits, with_counts
 from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.inputs import Inputs, external_inputs
 from oof.classes import CLASSES
@@ -102,7 +101,9 @@ def _refuse_other_settings(run: Path, config: Config) -> None:
         if absent := sorted(set(names) - set(others)):
             raise UserError(f"{run}: stage one {problem} {absent[0]!r}; run 'make oof' again")
     made, now = (without_speed_settings(values, Config) for values in (made, now))
-    for section in STAGE_ONE:
+    for values in (made, now):  # the files and how they are read have been compared by content
+        values["data"] = {"ties": values["data"].get("ties", True)}
+    for section in (*STAGE_ONE, "data"):
         for name, (before, after) in _differences(section, made.get(section), now[section]).items():
             made_with = f"{run}: stage one was made with {name}={before}, now it is {after}"
             raise UserError(f"{made_with}; leave that out, or run 'make oof' again")
@@ -147,15 +148,13 @@ def run_stack(config: Config, inputs: Inputs | None = None) -> bool:
     step.begin()
     started = time.monotonic()
     # LightGBM, SciPy and scikit-learn take two seconds to import, so only when there is work for them.
-    from ensemble.stacking.baselines import count_terms
     from ensemble.stacking.cross_fit import cross_fit
     from ensemble.stacking.leakage import note_on_lone_member
     from ensemble.statistics.score_table import score_table
 
-    design = build_design(inputs.table, inputs.scaled_logits)
+    design = add_terms(build_design(inputs.table, inputs.scaled_logits), inputs.table)
     battles = design, inputs.labels, inputs.folds, inputs.groups
-    counts = count_terms(inputs.table) if has_text(inputs.table) else None
-    result = cross_fit(*battles, config.stack, config.seed, step.folder / "studies", counts)
+    result = cross_fit(*battles, config.stack, config.seed, step.folder / "studies")
     result.job_scales = inputs.job_scales
     result.save(step.folder / "model")
     members = {f"member:{name}": softmax_mean(logits) for name, logits in inputs.logits.items()}

@@ -28,7 +28,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from ensemble.features.design_matrix import Design
 from ensemble.stacking import STACKING_VERSION
-from ensemble.stacking.lightgbm_stacker import FIXED, Split, fit_early_stopped
+from ensemble.stacking.lightgbm_stacker import FIXED, Split, fit_early_stopped, fit_rounds
 from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.common.progress import progress
@@ -59,16 +59,13 @@ class Tuned:
     Attributes:
         params: LightGBM's parameters.
         rounds: mean over the inner folds of the best number of rounds.
-        logits: (n, 3) inner out-of-fold logits.
-        loss: their log loss in nats.
-        inner: (n,) inner folds.
+        logits: (n, 3) inner out-of-fold logits; the rounds of a fold are the mean of the *other* inner folds' best.
+            Boosting that stopped where these rows are best would look better, and more confident, than it is.
     """
 
     params: dict[str, Any]
     rounds: int
     logits: NDArray[np.float64]
-    loss: float
-    inner: Integers
 
 
 def inner_folds(labels: Integers, folds: Integers, groups: Integers, seed: int) -> NDArray[np.int64]:
@@ -135,7 +132,7 @@ def first_parameters(n: int) -> dict[str, Any]:
 def tune(
     design: Design,
     labels: Integers,
-    folds: Integers,
+    inner: Integers,
     groups: Integers,
     trials: int,
     rounds: int,
@@ -147,14 +144,13 @@ def tune(
     Args:
         design: the (n) battles of the outer training set, and no others.
         labels: (n,).
-        folds: (n,) their outer folds, from which the inner ones are made.
+        inner: (n,) their inner folds (:func:`inner_folds`), at least two.
         groups: (n,).
         trials: trials of the study, including those in the journal.
         rounds: maximum number of boosting rounds.
         seed: of the sampler and of LightGBM.
         journal: file of the study.
     """
-    inner = inner_folds(labels, folds, groups, seed)
     data = design.x, design.x_swapped, design.pool, labels, inner, groups
     settings = STACKING_VERSION, FIRST, rounds, seed, FIXED, optuna.__version__
     study = _study(journal, digest(*data, *settings)[:16])
@@ -186,7 +182,7 @@ class _Search:
         self.design, self.labels, self.inner = design, labels, inner
         self.rounds, self.seed = rounds, seed
         self.groups = groups
-        self.best: tuple[int, Tuned] | None = None
+        self.best: tuple[int, float, list[int]] | None = None  # number of the trial, its loss, rounds by inner fold
 
     @cached_property
     def splits(self) -> list[Split]:
@@ -209,8 +205,8 @@ class _Search:
         if not first:
             trial.set_user_attr(LOSSES, losses)
         loss = log_loss(softmax(logits), self.labels)
-        if self.best is None or loss < self.best[1].loss:
-            self.best = trial.number, Tuned(params, round(float(np.mean(rounds))), logits, loss, self.inner)
+        if self.best is None or loss < self.best[1]:
+            self.best = trial.number, loss, rounds
         return loss
 
     def _block_losses(self, logits: NDArray[np.float64], split: Split) -> list[float]:
@@ -222,14 +218,17 @@ class _Search:
         return [float(mean) for mean in sums / counts]
 
     def result(self, trial: optuna.trial.FrozenTrial) -> Tuned:
-        """Return the trial's logits and rounds; if another process ran it, it is fitted again."""
+        """Return the trial's parameters, rounds and logits; the rounds are found anew if another process ran it."""
+        params = dict(trial.params)
         if self.best is not None and self.best[0] == trial.number:
-            return self.best[1]
-        logits, rounds = np.empty((len(self.labels), 3)), []
-        for split in self.splits:
-            n, logits[split.held] = fit_early_stopped(split, dict(trial.params), self.rounds, self.seed)
-            rounds.append(n)
-        return Tuned(dict(trial.params), round(float(np.mean(rounds))), logits, float(trial.values[0]), self.inner)
+            rounds = self.best[2]
+        else:
+            rounds = [fit_early_stopped(split, params, self.rounds, self.seed)[0] for split in self.splits]
+        logits = np.empty((len(self.labels), 3))
+        for fold, split in enumerate(self.splits):
+            others = max(1, round(float(np.mean(rounds[:fold] + rounds[fold + 1 :]))))
+            logits[split.held] = fit_rounds(split, params, others, self.seed)
+        return Tuned(params, round(float(np.mean(rounds))), logits)
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

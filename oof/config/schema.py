@@ -91,10 +91,23 @@ class Stack:
         choices=("temperature", "vector", "none"),
     )  # fmt: skip
     final: str = setting(
-        "auto",
-        "combiner of the final stack. `auto`: the simplest within one standard error of the best; `best`: the one with "
-        "the smallest loss",
-        choices=("auto", "best", "lightgbm", "log_pool", "logistic", "greedy", "mean"),
+        "pool",
+        "the final stack. `pool`: all candidates, weighted by their out-of-fold predictions; `best`: the one with the "
+        "smallest loss; `auto`: the simplest within one standard error of that; or the name of a candidate",
+        choices=(
+            "pool",
+            "best",
+            "auto",
+            "lightgbm",
+            "logistic",
+            "greedy",
+            "log_pool",
+            "mean",
+            "plain_mean",
+            "text",
+            "length_only",
+            "prior",
+        ),
     )
     text_member: bool = setting(
         False, "also stack the TF-IDF baseline as a member; of use where members are weak or battles many"

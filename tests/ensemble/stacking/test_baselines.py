@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 from sklearn.feature_extraction.text import TfidfTransformer
 
-from ensemble.stacking.baselines import TfidfModel, _tfidf, count_terms, fit_tfidf, out_of_fold_tfidf, tfidf_probs
-from oof.metrics import log_loss
+from ensemble.features.term_counts import TermCounts, count_terms
+from ensemble.stacking.baselines import TfidfModel, _tfidf, fit_tfidf, out_of_fold_tfidf
+from oof.metrics import log_loss, softmax
 
 WORDS = ["plain", "bright", "red", "slow", "tall", "old"]
 
@@ -23,6 +24,10 @@ def battles(n: int, seed: int = 0) -> tuple[pl.DataFrame, np.ndarray]:
     labels = np.where(good[:, 0] == good[:, 1], 2, np.where(good[:, 0], 0, 1))
     table = pl.DataFrame({"response_a": [[t] for t in texts[0]], "response_b": [[t] for t in texts[1]]})
     return table, labels
+
+
+def tfidf_probs(train: TermCounts, labels: np.ndarray, held: TermCounts) -> np.ndarray:
+    return softmax(fit_tfidf(train, labels).logits(held))
 
 
 def swapped(table: pl.DataFrame) -> pl.DataFrame:

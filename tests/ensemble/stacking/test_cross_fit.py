@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemble.features.design_matrix import build_design
-from ensemble.stacking.baselines import count_terms, length_only_probs
+from ensemble.features.design_matrix import add_terms, build_design
+from ensemble.stacking.baselines import LengthOnly
 from ensemble.stacking.combiners import Logistic
 from ensemble.stacking.cross_fit import CROSS_FITTED, TFIDF_MEMBER, StackResult, cross_fit
 from ensemble.stacking.tuning import tune
@@ -82,15 +82,13 @@ def test_swapping_the_responses_swaps_the_output_exactly(arena: Arena, result: S
     swapped = build_design(swap_table(arena.table), {n: swap_orders(z) for n, z in arena.logits.items()})
     np.testing.assert_allclose(result.predict(swapped), result.predict(arena.design)[:, [1, 0, 2]], atol=1e-12)
     even = np.flatnonzero(arena.folds != 0)
-    length = length_only_probs(arena.design.take(even), arena.labels[even], swapped)
-    np.testing.assert_allclose(
-        length, length_only_probs(arena.design.take(even), arena.labels[even], arena.design)[:, [1, 0, 2]], atol=1e-12
-    )
+    length = LengthOnly.fit(arena.design.take(even), arena.labels[even])
+    np.testing.assert_allclose(length.logits(swapped), length.logits(arena.design)[:, [1, 0, 2]], atol=1e-12)
 
 
 def test_a_saved_stack_predicts_the_same(arena: Arena, result: StackResult, tmp_path: Path) -> None:
     result.save(tmp_path)
-    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".txt", ".json")]
+    assert {path.suffix for path in tmp_path.rglob("*.*")} <= {".txt", ".json"}
     loaded = StackResult.load(tmp_path)
     np.testing.assert_allclose(loaded.predict(arena.design), result.predict(arena.design), atol=1e-12)
 
@@ -138,9 +136,9 @@ def with_tfidf(arena: Arena, tmp_path_factory: pytest.TempPathFactory) -> StackR
 
 
 def run_with_tfidf(arena: Arena, folder: Path, labels: np.ndarray) -> StackResult:
-    battles = arena.design, labels, arena.folds, arena.groups
     settings = replace(SETTINGS, text_member=True, final="logistic")
-    return cross_fit(*battles, settings, 0, folder, count_terms(arena.table))
+    design = add_terms(arena.design, arena.table)
+    return cross_fit(design, labels, arena.folds, arena.groups, settings, 0, folder)
 
 
 def test_labels_of_a_fold_do_not_reach_its_own_predictions_through_the_tfidf_member(

@@ -109,8 +109,8 @@ def test_no_battle_of_a_group_has_a_part_in_its_own_probabilities(arena: Arena, 
 def test_it_is_no_worse_than_the_simplest_where_members_are_alike() -> None:
     arena = make_arena(600, seed=4)
     stack = Stack(k=3, trials=2, rounds=30).fit(arena.logits, arena.labels, groups=arena.groups)
-    assert stack.combiner_ in ("mean", "log_pool")
-    assert stack.reason_.startswith(stack.combiner_)
+    assert stack.combiner_ == "pool"
+    assert stack.reason_.startswith("a pool of ")
     assert stack.log_loss_["calibrated"] == log_loss(stack.oof_proba_, arena.labels)
     assert stack.log_loss_["calibrated"] < min(stack.log_loss_["mean"], stack.log_loss_["prior"])
 
@@ -218,7 +218,7 @@ LABELS = [0, 1, 2] * 4
         ({"features": np.zeros(12)}, "features: expected"),
         ({"features": pl.DataFrame({"n_a": [0.0] * 12})}, "'n_a' needs its counterpart 'n_b'"),
         ({"features": pl.DataFrame({"n": ["x"] * 12})}, "column 'n' holds .*, not numbers"),
-        ({"stack": {"final": "best_of"}}, "final='best_of'; choose one of auto, best"),
+        ({"stack": {"final": "best_of"}}, "final='best_of'; choose one of pool, best"),
         ({"stack": {"k": 1}}, "k=1"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import f as f_distribution
 
 from ensemble.stacking.job_scales import JobScale, JobScales, fit_job_scales
-from ensemble.stacking.log_pool import fit_free_pool, pool_losses
+from ensemble.stacking.log_pool import fit_pool, pool_losses
 from oof.classes import swap_orders
 from tests.fixtures.arenas import Arena, make_arena
 
@@ -185,7 +185,7 @@ def pool_loss(arena: Arena, logits: dict[str, Floats]) -> float:
     losses = np.empty(len(arena.labels))
     for fold in np.unique(arena.folds):
         held = arena.folds == fold
-        weights = fit_free_pool(pool[~held], arena.labels[~held])
+        weights = fit_pool(pool[~held], arena.labels[~held])
         losses[held] = pool_losses(pool[held], arena.labels[held], weights)
     return float(losses.mean())
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss as sklearn_log_loss
 
-from ensemble.stacking.combiners import LogPool, Mean
-from ensemble.stacking.log_pool import fit_free_pool, fit_ridge_pool, pool_losses
+from ensemble.stacking.combiners import LogPool
+from ensemble.stacking.log_pool import fit_convex_pool, fit_pool, pool_losses
 from oof.metrics import log_loss, softmax
 from tests.fixtures.arenas import make_arena
 
@@ -15,23 +19,67 @@ def test_the_log_pool_finds_unequal_weights() -> None:
     pool = LogPool.fit(arena.design, arena.labels)
     assert pool.weights[0] > 1.3 * pool.weights[1] > 0  # member two is twice too sure of itself
     assert log_loss(softmax(pool.logits(arena.design)), arena.labels) < log_loss(
-        softmax(Mean().logits(arena.design)), arena.labels
+        softmax(arena.design.pool.mean(axis=1)), arena.labels
     )
 
 
-def test_exact_slopes_and_finite_differences_find_the_same_optimum() -> None:
+@pytest.mark.parametrize("ridge", [0.0, 0.03, 3.0])
+def test_exact_slopes_and_finite_differences_find_the_same_optimum(ridge: float) -> None:
     arena = make_arena(1000, seed=2)
     pool, labels = arena.design.pool, arena.labels
-    free, ridge = fit_free_pool(pool, labels), fit_ridge_pool(pool, labels, ridge=0.0)
-    np.testing.assert_allclose(free, ridge, atol=2e-3)
-    losses = [pool_losses(pool, labels, parameters).mean() for parameters in (free, ridge)]
-    assert abs(losses[0] - losses[1]) < 1e-7
+
+    def loss(parameters: np.ndarray) -> float:  # the ridge leaves the tie term alone
+        z = pool[:, 0] * parameters[0] + pool[:, 1] * parameters[1] + np.array([0, 0, parameters[2]])
+        rows = -np.log(np.exp(z)[np.arange(1000), labels] / np.exp(z).sum(axis=1))
+        return float(rows.mean() + ridge * ((parameters[:2] - 0.5) ** 2).sum())
+
+    oracle = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 4000})
+    ours = fit_pool(pool, labels, ridge)
+    np.testing.assert_allclose(ours, oracle.x, atol=2e-4)
+    np.testing.assert_allclose(
+        loss(ours), pool_losses(pool, labels, ours).mean() + ridge * ((ours[:2] - 0.5) ** 2).sum()
+    )
+
+
+def test_data_without_ties_need_no_probability_of_a_tie() -> None:
+    """The members give ties a third of the mass; a ridge on the tie term would keep part of it."""
+    arena = make_arena(900, seed=3)
+    decided = np.flatnonzero(arena.labels < 2)
+    design, labels = arena.design.take(decided), arena.labels[decided]
+    probs = softmax(LogPool.fit(design, labels).logits(design))
+    assert probs[:, 2].max() < 1e-3
+    two = LogisticRegression(penalty=None).fit(design.pool[:, :, 0] - design.pool[:, :, 1], labels)
+    expected = two.predict_proba(design.pool[:, :, 0] - design.pool[:, :, 1])
+    assert log_loss(probs, labels) < sklearn_log_loss(labels, expected) + 2e-3  # it may have an intercept
+
+
+def test_the_ridge_fades_with_the_battles_and_decides_among_few() -> None:
+    small, large = make_arena(30, seed=4), make_arena(6000, seed=4)
+    few = LogPool.fit(small.design, small.labels).weights
+    assert np.abs(np.array(few) - 0.5).max() < np.abs(fit_pool(small.design.pool, small.labels)[:2] - 0.5).max() / 2
+    many = LogPool.fit(large.design, large.labels).weights
+    np.testing.assert_allclose(many, fit_pool(large.design.pool, large.labels)[:2], atol=0.01)
+
+
+def test_convex_weights_are_those_of_a_grid() -> None:
+    arena = make_arena(800, seed=5)
+    pool = np.concatenate([arena.design.pool, np.zeros((800, 1, 3))], axis=1)
+    steps = np.linspace(0, 1, 41)
+    grid = [np.array([a, b, 1 - a - b]) for a in steps for b in steps if a + b <= 1 + 1e-12]
+    for ridge in (0.0, 0.05):
+        weights = fit_convex_pool(pool, arena.labels, ridge)
+        assert weights.min() >= 0
+        assert weights.sum() == pytest.approx(1)
+        losses = [log_loss(softmax(np.einsum("nmc,m->nc", pool, w)), arena.labels) + ridge * ((w - 1 / 3) ** 2).sum()
+                  for w in (weights, *grid)]  # fmt: skip
+        assert losses[0] <= min(losses[1:]) + 1e-9
+        np.testing.assert_allclose(weights, grid[int(np.argmin(losses[1:]))], atol=0.03)
 
 
 def test_without_a_tie_term_the_weights_alone_are_fitted() -> None:
     arena = make_arena(1000, seed=2)
     pool, labels = arena.design.pool[:, [1]], arena.labels
-    weight, tie = fit_free_pool(pool, labels, tie=False)
+    weight, tie = fit_pool(pool, labels, tie=False)
     assert tie == 0
     grid = [pool_losses(pool, labels, np.array([w, 0.0])).mean() for w in np.linspace(weight - 0.1, weight + 0.1, 21)]
     assert np.argmin(grid) == 10

@@ -43,8 +43,8 @@ def test_the_stack_does_not_depend_on_the_number_of_processes(tmp_path: Path) ->
     one, two = (np.load(tmp_path / f"{workers}.npz") for workers in (1, 2))
     for name in one.files:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-    for path in (tmp_path / "model-1").iterdir():
-        assert path.read_bytes() == (tmp_path / "model-2" / path.name).read_bytes(), path.name
+    for path in (tmp_path / "model-1").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "model-2" / path.relative_to(tmp_path / "model-1")).read_bytes(), path
 
 
 def test_stacking_imports_no_torch() -> None:

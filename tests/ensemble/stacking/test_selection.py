@@ -6,13 +6,25 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ensemble.stacking.combiners import COMBINERS, LOGISTIC_C, Greedy, Logistic, both_orders
-from ensemble.stacking.selection import KINDS, RULES, choose, load_combiner, out_of_fold
+from ensemble.features.design_matrix import add_member, add_terms, build_design, design_of
+from ensemble.stacking.combiners import LOGISTIC_C, Greedy, Logistic, Mean, PlainMean, both_orders
+from ensemble.stacking.selection import (
+    KINDS,
+    RULES,
+    UNTUNED,
+    candidates_of,
+    choose,
+    choose_out_of_fold,
+    load_combiner,
+    out_of_fold,
+    useful_members,
+)
 from oof.common.atomic_files import write_json
 from oof.common.errors import UserError
 from oof.config import Stack
@@ -43,7 +55,7 @@ def test_the_logistic_combiner_is_scikit_learns_on_both_orders(absent: int | Non
 def test_greedy_selection_nears_the_best_weights_on_a_grid() -> None:
     arena = make_arena(800, seed=5)
     greedy = Greedy.fit(arena.design, arena.labels)
-    probs = softmax(arena.design.pool)
+    probs = softmax(arena.design.pool * np.asarray(greedy.scales)[:, None])  # each after its own temperature
     grid = [(probs[:, 0] * w + probs[:, 1] * (1 - w)) for w in np.linspace(0, 1, 101)]
     best = min(log_loss(p, arena.labels) for p in grid)
     assert best - 1e-9 <= log_loss(softmax(greedy.logits(arena.design)), arena.labels) + 1e-6
@@ -53,7 +65,7 @@ def test_greedy_selection_nears_the_best_weights_on_a_grid() -> None:
 def planted(losses: dict[str, float], n: int = 400, noise: float = 0.0) -> dict[str, np.ndarray]:
     """Return logits of combiners whose mean log loss on label 0 is as given, each with its own noise by row."""
     rng, out = np.random.default_rng(0), {}
-    for kind in KINDS:
+    for kind in losses:
         rows = rng.normal(size=n)
         p = np.exp(-np.clip(losses[kind] + noise * (rows - rows.mean()), 0.01, None))
         out[kind] = np.log(np.stack([p, (1 - p) / 2, (1 - p) / 2], axis=1))
@@ -73,15 +85,90 @@ def test_the_simplest_within_one_standard_error_is_chosen() -> None:
     assert choice.kind == "log_pool"
     assert "one standard error" in choice.reason
     assert choose("best", planted(losses, noise=0.2), np.zeros(400, dtype=int), np.arange(400)).kind == "lightgbm"
-    assert choose("lightgbm", {}, np.zeros(0, dtype=int), np.zeros(0, dtype=int)).kind == "lightgbm"
+    named = choose("mean", planted(losses, noise=0.2), np.zeros(400, dtype=int), np.arange(400))
+    assert (named.kind, named.weights) == ("mean", {"mean": 1.0})
 
 
 def test_out_of_fold_logits_of_a_fold_ignore_its_labels() -> None:
     arena = make_arena(300, seed=6)
     changed = np.where(arena.folds == 1, (arena.labels + 1) % 3, arena.labels)
-    for kind in COMBINERS:
-        before, after = (out_of_fold(kind, arena.design, y, arena.folds) for y in (arena.labels, changed))
+    design = add_terms(arena.design, arena.table)
+    for kind in UNTUNED:
+        before, after = (out_of_fold(kind, design, y, arena.folds) for y in (arena.labels, changed))
         np.testing.assert_array_equal(before[arena.folds == 1], after[arena.folds == 1])
+
+
+def test_the_mean_does_not_depend_on_a_member_s_scale_and_the_plain_one_does() -> None:
+    arena = make_arena(500, seed=7)
+    scaled = {"one": arena.logits["one"], "two": 3 * arena.logits["two"]}
+    design = build_design(arena.table, scaled)
+    for kind, same in ((Mean, True), (Greedy, True), (PlainMean, False)):
+        before, after = (kind.fit(d, arena.labels).logits(d) for d in (arena.design, design))
+        assert np.allclose(softmax(before), softmax(after), atol=1e-4) == same
+
+
+def test_a_member_that_says_nothing_is_left_out_and_one_that_says_little_is_kept() -> None:
+    arena = make_arena(900, seed=8)
+    rng = np.random.default_rng(0)
+    weak = (0.3 * arena.logits["one"] + rng.normal(0, 1.0, (900, 2, 3))).astype(np.float32)
+    nothing = rng.normal(0, 1.0, (900, 2, 3)).astype(np.float32)
+    design = build_design(arena.table, {**arena.logits, "weak": weak, "nothing": nothing})
+    rows = arena.labels, arena.folds, arena.groups
+    assert useful_members(design, *rows) == ["one", "two", "weak"]
+    assert useful_members(build_design(arena.table, {"nothing": nothing}), *rows) == []
+    alone = add_member(design.keep(["nothing"]), "other", nothing)
+    without_texts = design_of(alone.ids, pl.DataFrame(), {}, {"nothing": nothing})
+    assert useful_members(without_texts, *rows) == ["nothing"]  # there is nothing else to learn from
+
+
+def test_candidates_need_what_they_read() -> None:
+    arena = make_arena(60)
+    assert candidates_of(add_terms(arena.design, arena.table)) == KINDS
+    assert set(KINDS) - set(candidates_of(arena.design)) == {"text"}
+    bare = design_of(arena.design.ids, pl.DataFrame(), {}, arena.logits)
+    assert set(KINDS) - set(candidates_of(bare)) == {"text", "length_only"}
+
+
+def calibrated(n: int, seed: int, noises: dict[str, float]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return logits of candidates that see the truth through noise, and labels."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(0, 1.2, (n, 3))
+    labels = (rng.random(n)[:, None] > softmax(truth).cumsum(axis=1)[:, :2]).sum(axis=1)
+    return {kind: truth + rng.normal(0, noise, (n, 3)) for kind, noise in noises.items()}, labels
+
+
+def test_the_pool_gives_weight_by_knowledge_whatever_the_candidates_scales() -> None:
+    logits, labels = calibrated(4000, 0, {"mean": 0.6, "logistic": 0.6, "lightgbm": 3.0})
+    scaled = {"mean": logits["mean"] * 4, "logistic": logits["logistic"], "lightgbm": logits["lightgbm"] / 5}
+    groups = np.arange(4000)
+    weights, after = (choose("pool", values, labels, groups).weights for values in (logits, scaled))
+    assert weights["mean"] == pytest.approx(0.5, abs=0.07)
+    assert weights.get("lightgbm", 0.0) < 0.07
+    assert weights == pytest.approx(after, abs=1e-3)
+    assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_the_fewer_the_groups_the_closer_the_pool_is_to_equal_weights() -> None:
+    logits, labels = calibrated(1200, 1, {"mean": 0.5, "logistic": 2.0, "lightgbm": 2.0})
+    first = [choose("pool", logits, labels, np.arange(1200) % k).weights["mean"] for k in (6, 24, 1200)]
+    assert 1 / 3 < first[0] < first[1] < first[2]
+    single, of_one = (choose("pool", {"mean": logits["mean"]}, labels, np.arange(1200) % k).weights for k in (6, 1200))
+    assert single == of_one == {"mean": 1.0}
+
+
+def test_the_choice_for_the_calibrator_ignores_the_labels_of_the_fold() -> None:
+    logits, labels = calibrated(600, 2, {"mean": 0.9, "logistic": 1.0, "lightgbm": 1.1})
+    folds, groups = np.arange(600) % 3, np.arange(600)
+    changed = np.where(folds == 1, (labels + 1) % 3, labels)
+    for setting in ("pool", "best", "auto", "lightgbm"):
+        before, after = (choose_out_of_fold(setting, logits, y, groups, folds) for y in (labels, changed))
+        np.testing.assert_array_equal(before[folds == 1], after[folds == 1])
+
+
+def test_a_candidate_that_the_battles_lack_is_an_error() -> None:
+    logits, labels = calibrated(30, 3, {"mean": 1.0})
+    with pytest.raises(UserError, match=r"stack\.final=text needs the texts"):
+        choose("text", logits, labels, np.arange(30))
 
 
 def test_an_unknown_saved_combiner_is_refused(tmp_path: Path) -> None:
