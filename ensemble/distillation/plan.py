@@ -44,7 +44,6 @@ class StudentPlan:
         labels: (n,) classes, -1 for a battle without a label.
         folds: (n,) folds, -1 for a battle that no fold holds out.
         weights: (n,) loss weights.
-        ensemble_probs: (n_scored, 3) calibrated out-of-fold probabilities of the ensemble.
         teacher_probs: (n_scored, t, 3) calibrated out-of-fold probabilities of each of the t teachers.
         jobs: the members' fold jobs, where battles besides the scored ones need targets; else empty.
         key: digest of everything that the students depend on.
@@ -58,7 +57,6 @@ class StudentPlan:
     labels: NDArray[np.int64]
     folds: NDArray[np.int64]
     weights: NDArray[np.float64]
-    ensemble_probs: NDArray[np.float64]
     teacher_probs: NDArray[np.float64]
     jobs: list[FoldJob]
     key: str
@@ -132,7 +130,7 @@ def plan_student(config: Config) -> StudentPlan:
     parts |= {"the stack's probabilities": [digest(teacher_probs.round(9)), *sources[1:]]}
     depends = {name: digest(value)[:16] for name, value in (_settings(config, recipe) | parts).items()}
     return StudentPlan(
-        config, inputs, table, labels, folds, weights, ensemble_probs, teacher_probs, jobs, key, pretrain, depends
+        config, inputs, table, labels, folds, weights, teacher_probs, jobs, key, pretrain, depends
     )
 
 

@@ -174,11 +174,11 @@ def test_the_student_is_compared_with_calibrated_and_not_with_its_teacher(small_
     """They differ where stage two models a position bias: the teacher is without it, the table's row is with it."""
     path, *overrides = small_arguments(small_run)
     plan = plan_student(configuration.load(path, overrides))
-    labels = plan.inputs.labels
-    biased = softmax(np.log(plan.ensemble_probs) + np.array([0.4, -0.4, 0.0]))
-    metrics = student_metrics(plan, plan.teacher_probs[:, 0], biased)
+    labels, teacher = plan.inputs.labels, plan.teacher_probs[:, 0]
+    biased = softmax(np.log(teacher) + np.array([0.4, -0.4, 0.0]))
+    metrics = student_metrics(plan, teacher, biased)
     assert metrics["calibrated"]["value"] == pytest.approx(log_loss(biased, labels))
-    expected = log_loss(plan.ensemble_probs, labels) - log_loss(biased, labels)
+    expected = log_loss(teacher, labels) - log_loss(biased, labels)
     assert abs(expected) > 1e-4
     assert metrics["student_minus_calibrated"]["value"] == pytest.approx(expected)
 
