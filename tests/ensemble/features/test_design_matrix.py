@@ -13,13 +13,14 @@ from scipy.stats import entropy
 from ensemble.features.design_matrix import (
     Design,
     add_member,
+    add_terms,
     build_design,
     describe,
     design_of,
     join_logits,
     with_counts,
 )
-from oof.classes import swap_orders
+from oof.classes import swap_orders, with_tie
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS, logits_frame
 from tests.fixtures.arenas import make_arena, swap_table
@@ -246,3 +247,83 @@ def test_token_counts_are_joined_by_id_where_a_file_has_them() -> None:
     counts = pl.DataFrame({"id": ["b2", "b0", "b1"], **{name: [2, 0, 1] for name in COUNT_COLUMNS}})
     assert with_counts(table, counts).select(COUNT_COLUMNS).rows() == [(i,) * len(COUNT_COLUMNS) for i in range(3)]
     assert with_counts(table, counts.drop(COUNT_COLUMNS[-1])).columns == table.columns
+
+
+def assert_equal_designs(one: Design, other: Design) -> None:
+    for name in ("x", "x_swapped", "pool", "orders"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+        assert getattr(one, name).dtype == getattr(other, name).dtype
+    for name in ("names", "families", "members", "ids", "ties"):
+        assert getattr(one, name) == getattr(other, name), name
+
+
+@pytest.mark.parametrize("members", [["two"], ["one", "three"], ["three", "two", "one"], ["one", "two", "three"]])
+def test_a_design_with_some_members_is_the_one_that_is_made_of_them(members: list[str]) -> None:
+    arena = make_arena(15)
+    logits = arena.logits | {"three": np.random.default_rng(0).normal(size=(15, 2, 3)).astype(np.float32)}
+    kept = add_terms(build_design(arena.table, logits), arena.table).keep(members)
+    assert_equal_designs(kept, build_design(arena.table, {name: logits[name] for name in members}))
+    assert kept.terms is not None
+
+
+def test_a_design_without_members_has_the_columns_of_texts_and_a_missing_member_is_named() -> None:
+    arena = make_arena(5)
+    none = arena.design.keep([])
+    assert none.names == [
+        n for n in arena.design.names if arena.design.families[n].split(":")[0] not in ("member", "between")
+    ]
+    assert none.x.shape == (5, len(none.names))
+    np.testing.assert_array_equal(none.x, arena.design.x[:, : len(none.names)])
+    with pytest.raises(UserError, match="the member 'five', whose logits"):
+        arena.design.keep(["one", "five"])
+
+
+def test_one_order_is_one_for_every_member_and_battle() -> None:
+    both = three_members(4)
+    single = {name: np.repeat(values[:, :1], 2, axis=1) for name, values in both.items()}
+    assert bare(single).one_order
+    assert not bare(both).one_order
+    assert not bare(single | {"y": both["y"]}).one_order
+    one_battle = single["z"].copy()
+    one_battle[2, 1, 0] += 1
+    assert not bare(single | {"z": one_battle}).one_order
+    assert bare(single | {"z": one_battle}).take(np.array([0, 3])).one_order
+
+
+def test_orders_are_the_logits_that_were_given() -> None:
+    logits = three_members(6)
+    orders = bare(logits).orders
+    assert orders.dtype == np.float32
+    for i, values in enumerate(logits.values()):
+        np.testing.assert_array_equal(orders[:, i], values.astype(np.float32))
+    added = add_member(bare({"x": logits["x"]}), "y", logits["y"])
+    np.testing.assert_array_equal(added.orders, orders[:, :2])
+    assert added.orders.dtype == np.float32
+
+
+def test_terms_belong_to_their_battles_and_need_texts() -> None:
+    table = make_arena(6).table
+    design = add_terms(bare({"m": np.zeros((6, 2, 3))}), table)
+    assert design.terms is not None
+    words = [[len(response[0].split()) for response in table[f"response_{side}"]] for side in "ab"]
+    np.testing.assert_allclose(design.terms.log_words, np.log1p(np.array(words)).T)
+    rows = np.array([4, 1])
+    taken = design.take(rows).terms
+    assert taken is not None
+    np.testing.assert_array_equal(taken.log_words, design.terms.log_words[rows])
+    assert (taken.a != design.terms.a[rows]).nnz == 0
+    empty = table.with_columns(pl.lit([""]).alias(name) for name in ("prompt", "response_a", "response_b"))
+    assert add_terms(bare({"m": np.zeros((6, 2, 3))}), empty).terms is None
+    assert bare({"m": np.zeros((6, 2, 3))}).take(rows).terms is None
+
+
+def test_a_member_that_joins_others_without_ties_has_none_either() -> None:
+    logits = three_members(7)
+    pinned = {name: with_tie(values[..., :2]) for name, values in logits.items()}
+    assert bare(logits).ties
+    assert bare(pinned | {"z": logits["z"]}).ties  # one member that knows ties is enough
+    two = bare({name: pinned[name] for name in ("x", "y")})
+    assert not two.ties
+    added = add_member(two, "z", logits["z"])
+    np.testing.assert_array_equal(added.orders[:, 2], pinned["z"].astype(np.float32))
+    np.testing.assert_array_equal(added.pool, bare(pinned).pool)
