@@ -19,7 +19,6 @@ from oof.common.logits_format import LOGIT_COLUMNS, logits_frame, logits_of
 from oof.common.steps import Step
 from oof.config import Config
 from oof.jobs import fold_job
-from oof.jobs.cache_keys import battles_key
 from oof.jobs.dataset import load_battles, read_test
 
 
@@ -70,15 +69,13 @@ def ensemble_logits(config: Config) -> Logits:
     frames = fold_job.test_frames(jobs, test)
     if frames is None:
         raise UserError("the members' held-out logits are missing; rerun the script")
-    members = {name: logits_of(frame) for name, frame in frames.items()}
     _, result = load_ensemble(config)
+    by_job = fold_job.test_logits_by_job(jobs, test)
+    scaled = {name: result.job_scales.mean_over_jobs(name, of_jobs) for name, of_jobs in by_job.items()}
     read = with_counts(test, frames[next(iter(config.members))])
-    calibrated = np.log(np.maximum(result.predict(result.design(read, members)), 1e-12))
-    average = {f"member {name}": mean_of_orders(z) for name, z in members.items()}
+    calibrated = np.log(np.maximum(result.predict(result.design(read, scaled)), 1e-12))
+    average = {f"member {name}": mean_of_orders(logits_of(frame)) for name, frame in frames.items()}
     alone: Logits = {}
-    for name, folds in fold_job.by_member(jobs).items():
-        folder = fold_job.test_step(folds, battles_key(test)).folder
-        for job in folds:
-            frame = read_parquet(folder / f"fold-{job.fold}.parquet")
-            alone[f"{name}, fold job {job.fold} alone"] = mean_of_orders(logits_of(frame))
+    for name, of_jobs in by_job.items():
+        alone |= {f"{name}, fold job {fold} alone": mean_of_orders(z) for fold, z in of_jobs.items()}
     return {"calibrated": calibrated, **average, **alone}
