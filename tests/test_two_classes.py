@@ -79,10 +79,16 @@ def test_the_stack_of_logits_without_ties_gives_a_tie_next_to_no_probability(
 
 
 @pytest.mark.slow
-def test_every_stage_runs_on_data_without_ties_and_the_submission_names_the_winner(tmp_path: Path) -> None:
+def test_every_stage_runs_on_data_without_ties_and_the_submission_names_the_winner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, files = tmp_path / "run", write_wsdm(tmp_path, N, seed=3)
     given = arguments(run, files)
     assert oof_main(["oof", *given]) == 0
+    with_ties = tmp_path / "with_ties.yaml"
+    with_ties.write_text(Path(given[0]).read_text("utf-8").replace("ties: false", "ties: true"), encoding="utf-8")
+    assert ensemble_main(["stack", str(with_ties), *given[1:]]) == 2
+    assert "stage one was made with data.ties=False, now it is True" in capsys.readouterr().err
     for subcommand in ("stack", "distill", "predict", "table", "ablate"):
         assert ensemble_main([subcommand, *given]) == 0
     assert ensemble_main(["report", str(run)]) == 0
