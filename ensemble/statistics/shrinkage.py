@@ -7,8 +7,9 @@ meaningful where few rows send an estimate to its bound.
 
 * The **design effect** is the mean ratio of the sandwich covariance, which allows for dependent rows within a group, to
   the inverse of the information, which does not. It is at least 1: few groups leave the sandwich too small.
-* **c** is 1 + ``CAUTION`` p / (G - p) for G effective groups: 1 with many groups, more with few, whose estimates and
-  design effect are far from their large-sample distributions.
+* **c** is 1 for one estimate and 2 for a block, as what a block of noise saves on its own rows it costs again on others
+  (Akaike's criterion), plus ``CAUTION`` p / (G - p) for G effective groups: of few, estimates and design effect are far
+  from their large-sample distributions.
 
 Source: James & Stein, Estimation with quadratic loss, 1961; Kent, Robust properties of likelihood ratio tests, 1982;
 Rao & Scott, On chi-squared tests for multiway contingency tables, 1984 (division by the mean design effect); Cameron &
@@ -48,4 +49,5 @@ def shrinkage_factor(
     variation = sums.T @ sums * effective / (effective - 1)
     design_effect = float(np.trace(np.linalg.pinv(information, hermitian=True) @ variation)) / p
     f = 2 * saved / (p * max(1.0, design_effect))
-    return float(max(0.0, 1 - (1 + CAUTION * p / (effective - p)) / f))
+    least = (1 if p == 1 else 2) + CAUTION * p / (effective - p)
+    return float(max(0.0, 1 - least / f))

@@ -105,7 +105,7 @@ def by_hand(logits: Floats, labels: NDArray[np.int64], groups: NDArray[np.int64]
             variation += np.outer(total, total) * g / (g - 1)
         effect = max(1.0, float(np.trace(np.linalg.solve(information, variation))) / p)
         f = 2 * (loss(at[block]) - loss(fitted[block])) / p / effect
-        factors.append(max(0.0, 1 - (1 + CAUTION * p / (g - p)) / f))
+        factors.append(max(0.0, 1 - (min(p, 2) + CAUTION * p / (g - p)) / f))
         at = at + factors[-1] * (fitted - at)
     return at, factors
 

@@ -12,6 +12,8 @@ from scipy.special import softmax
 from sklearn.base import clone
 
 from ensemble import Temperature
+from ensemble.stacking.calibration import fit_temperature
+from ensemble.stacking.calibration_fit import InSampleError
 from oof import UserError
 from oof.metrics import log_loss
 
@@ -53,6 +55,20 @@ def test_frames_and_arrays_give_the_same() -> None:
         assert Temperature().fit(values, classes).temperature_ == pytest.approx(expected.temperature_, abs=1e-12)
         np.testing.assert_allclose(expected.apply(values), expected.apply(logits), atol=1e-12)
     assert repr(clone(expected)) == "Temperature()"
+
+
+def test_few_groups_leave_the_temperature_near_1() -> None:
+    logits, labels = scaled_logits(400, 2.0)
+    alone = Temperature().fit(logits, labels).temperature_
+    assert 1.7 < alone < fit_temperature(logits, labels)
+    assert Temperature().fit(logits, labels, np.arange(400)).temperature_ == alone
+    names = [f"prompt {i % 8}" for i in range(400)]
+    assert 1.1 < Temperature().fit(logits, labels, names).temperature_ < alone
+    assert Temperature().fit(logits, labels, ["one prompt"] * 400).temperature_ == 1
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        Temperature().fit(logits, labels, [0, 1])
+    with pytest.raises(InSampleError, match="in-sample"):
+        Temperature().fit(np.eye(3)[labels], labels)
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,14 @@ def test_one_mean_is_shrunk_as_by_its_group_robust_standard_error() -> None:
 def test_a_block_of_means_has_one_factor_for_their_joint_evidence() -> None:
     x = np.random.default_rng(1).normal(size=(100, 2)) * 0.5 + [0.3, -0.1]  # less varied than a variance of 1 says
     f = 100 * np.square(x.mean(axis=0)).sum() / 2
-    assert factor_of_means(x, np.arange(100)) == pytest.approx(1 - (1 + 2 * CAUTION / 98) / f, rel=1e-9)
+    assert factor_of_means(x, np.arange(100)) == pytest.approx(1 - (2 + 2 * CAUTION / 98) / f, rel=1e-9)
 
 
 def test_the_design_effect_is_the_mean_over_the_block() -> None:
     rng = np.random.default_rng(2)
     x = rng.normal(size=(300, 2)) * [3.0, 2.0] + 1
     f = 300 * np.square(x.mean(axis=0)).sum() / 2 / x.var(axis=0, ddof=1).mean()
-    assert factor_of_means(x, np.arange(300)) == pytest.approx(1 - (1 + 2 * CAUTION / 298) / f, rel=1e-9)
+    assert factor_of_means(x, np.arange(300)) == pytest.approx(1 - (2 + 2 * CAUTION / 298) / f, rel=1e-9)
 
 
 def test_unequal_groups_count_by_their_effective_number() -> None:
