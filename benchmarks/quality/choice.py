@@ -39,7 +39,7 @@ from benchmarks.quality.choice_peers import Losses, autogluon_losses, probmetric
 from benchmarks.quality.choice_settings import DATA_VERSION, SETTINGS, Battles
 from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.calibration import Calibrator, fit_temperature
-from ensemble.stacking.cross_fit import cross_fit
+from ensemble.stacking.cross_fit import cross_fit_rules
 from ensemble.stacking.selection import RULES
 from oof.config import Stack
 from oof.metrics import row_log_loss, softmax
@@ -48,26 +48,21 @@ CONTENDERS = ("ours", "autogluon", "probmetrics")
 
 
 def our_losses(battles: Battles, trials: int, seed: int, studies: Path) -> tuple[Losses, dict[str, float]]:
-    """Return name -> (n,) losses of ours and of its candidates, and the cost of the default.
+    """Return name -> (n,) losses of ours and of its candidates, and their cost.
 
     Args:
         battles: n of them.
         trials: of each study.
         seed: of tuning.
-        studies: folder of the studies, which the rules share, and later calls, too.
+        studies: folder of the studies, which later calls share.
     """
-    labels = battles.labels
-    inputs = battles.design, labels, battles.folds, battles.groups
-
-    def predictions(rule: str) -> Losses:
-        return cross_fit(*inputs, Stack(trials=trials, final=rule), seed, studies, battles.counts).predictions
-
-    default = Stack().final
-    probs, cost = costed(lambda: predictions(default))
-    rules = {rule: predictions(rule)["calibrated"] for rule in RULES if rule != default}
-    rules[default] = probs["calibrated"]
+    labels, stack = battles.labels, Stack(trials=trials)
+    inputs = battles.design, labels, battles.folds, battles.groups, stack
+    results, cost = costed(lambda: cross_fit_rules(*inputs, RULES, seed, studies))
+    rules = {rule: result.predictions["calibrated"] for rule, result in results.items()}
+    probs = results[stack.final].predictions
     probs = {"default": probs["calibrated"], "uncalibrated": probs["stack"]} | {
-        name: p for name, p in probs.items() if name not in ("mean", "stack", "calibrated", "teacher")
+        name: p for name, p in probs.items() if name not in ("stack", "calibrated", "teacher")
     }
     probs |= {f"rule:{rule}": p for rule, p in rules.items()} | single_members(battles)
     return {name: row_log_loss(p, labels) for name, p in probs.items()}, cost
@@ -185,7 +180,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the real logits and verdicts")
     parser.add_argument("--only", nargs="+", default=[], metavar="SETTING", help=", ".join(SETTINGS))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--peer-seeds", type=int, default=3, help="seeds of AutoGluon")

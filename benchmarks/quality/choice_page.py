@@ -15,7 +15,7 @@ from ensemble.statistics.standard_errors import half_width
 ENOUGH_SEEDS = 5  # for an interval over seeds; below it is over groups of battles
 TOLERANCE = 0.002  # nats behind the best candidate that are not worth a word
 BASELINES = ("length_only", "text")
-CANDIDATES = ("prior", *BASELINES, "member:", "scaled:", "combiner:")
+CANDIDATES = ("prior", *BASELINES, "mean", "member:", "scaled:", "combiner:")
 PEERS = ("autogluon", "svs", "sms")
 
 
@@ -69,7 +69,13 @@ def verdict(outcome: Outcome) -> str:
 def title(name: str) -> str:
     """Return a contender's name in tables."""
     kind, _, rest = name.partition(":")
-    words = {"length_only": "lengths", "prior": "class shares", "text": "TF-IDF", "autogluon": "AutoGluon"}
+    words = {
+        "length_only": "lengths",
+        "prior": "class shares",
+        "text": "TF-IDF",
+        "autogluon": "AutoGluon",
+        "mean": "plain mean",
+    }
     words |= {"svs": "SVS", "sms": "SMS"}
     return {"combiner": rest, "member": f"member {rest}", "scaled": f"{rest} scaled"}.get(kind, words.get(name, name))
 

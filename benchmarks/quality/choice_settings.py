@@ -3,6 +3,9 @@
 A setting's name says what it holds and, for a part of the battles or a synthetic arena, how many. The seed draws the
 part, the folds and the synthetic qualities and verdicts; five folds of whole groups, as in a run.
 
+Synthetic ``binary-*`` have no ties, but members that give ties a small probability; those of ``two-class-*`` know that
+there are none (``data.ties=false``).
+
 Real logits: ``king2-*`` are two models of the LMSYS competition, ``king3-*`` has a third one that is nearly a copy of
 the second. Each battle was scored in one order and is a group of its own. Real verdicts have texts and no logits: the
 one member is the TF-IDF baseline, out of fold; ``*-weak`` has instead two members that have learned nothing.
@@ -11,7 +14,7 @@ one member is the TF-IDF baseline, out of fold; ``*-weak`` has instead two membe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -23,8 +26,9 @@ from benchmarks.quality.real_battles import PANDALM, TULU, UKP
 from benchmarks.speed.synthetic_arena import ArenaKind, Perception, battles, make_arena
 from ensemble.features.battle_features import text_features
 from ensemble.features.design_matrix import Design, design_of
-from ensemble.stacking.baselines import TermCounts, count_terms, fit_tfidf
-from oof.classes import CLASSES
+from ensemble.features.term_counts import TermCounts, count_terms
+from ensemble.stacking.baselines import fit_tfidf
+from oof.classes import CLASSES, TIE, with_tie
 from oof.config import Data, Groups
 from oof.data.battles import read_battles
 from oof.folds.assignment import assign_folds
@@ -32,19 +36,18 @@ from oof.folds.groups import group_battles
 
 KING, VICUNA, LLMFAO = "oof_lmsys_king.csv.gz", "vicuna80_human.csv.gz", "llmfao_crowd.csv.gz"
 FOLDS = 5
-MANY, FEW_SEEDS = 10_000, 2  # above so many battles a setting has so few seeds
+SOME, MANY, FEW_SEEDS = 4000, 10_000, 2  # synthetic settings above SOME battles have 5 seeds, all above MANY have 2
 DATA_VERSION = 1  # raise when a setting's battles change
 
 
 @dataclass(frozen=True)
 class Battles:
-    """A design, labels, folds and groups of (n) battles, and the term counts of their texts if there are any."""
+    """A design, with term counts where there are texts, labels, folds and groups of (n) battles."""
 
     design: Design
     labels: NDArray[np.int64]
     folds: NDArray[np.int64]
     groups: NDArray[np.int64]
-    counts: TermCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def real_verdicts(weak: bool, path: Path, seed: int) -> Battles:
     else:
         members = {"tfidf": _out_of_fold(counts, labels, folds)}
     features, families = text_features(table)
-    return Battles(design_of(table["id"].to_list(), features, families, members), labels, folds, groups, counts)
+    design = design_of(table["id"].to_list(), features, families, members)
+    return Battles(replace(design, terms=counts), labels, folds, groups)
 
 
 def _out_of_fold(counts: TermCounts, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -109,12 +113,13 @@ def _with_groups(path: Path) -> tuple[pl.DataFrame, NDArray[np.int64], TermCount
     return table, groups, count_terms(table)
 
 
-def synthetic(n: int, kind: ArenaKind, path: Path, seed: int) -> Battles:
-    """Return n battles of a synthetic arena; the path is of no use."""
+def synthetic(n: int, kind: ArenaKind, two_classes: bool, path: Path, seed: int) -> Battles:
+    """Return n battles of a synthetic arena, with members of two classes if asked for; the path is of no use."""
     arena = make_arena(n, seed, kind)
+    logits = {name: with_tie(z[..., :TIE]) if two_classes else z for name, z in arena.logits.items()}
     features, families, counts = _features(n)
-    design = design_of(arena.table["id"].to_list(), features, families, arena.logits)
-    return Battles(design, arena.labels, arena.folds, arena.groups, counts)
+    design = design_of(arena.table["id"].to_list(), features, families, logits)
+    return Battles(replace(design, terms=counts), arena.labels, arena.folds, arena.groups)
 
 
 @cache
@@ -129,9 +134,10 @@ KINDS_OF_ARENA = {
     "8-groups": ArenaKind(n_groups=8, scale_spread=0.3, length_spread=0.5),
     "16-groups": ArenaKind(n_groups=16, scale_spread=0.3, length_spread=0.5),
     "binary": ArenaKind(ties=False),
+    "two-class": ArenaKind(ties=False),
     "arena": ArenaKind(),
 }
-SIZES = {"weak": (700, 5000), "binary": (700, 5000), "arena": (200, 1000, 5000, 20_000, 50_000)}
+SIZES = {"weak": (700, 5000), "binary": (700, 5000), "two-class": (700,), "arena": (200, 1000, 5000, 20_000, 50_000)}
 
 
 def all_settings() -> dict[str, Setting]:
@@ -145,7 +151,8 @@ def all_settings() -> dict[str, Setting]:
     settings |= {f"{name}-weak": Setting(partial(real_verdicts, True), files[name]) for name in ("pandalm", "tulu")}
     for name, kind in KINDS_OF_ARENA.items():
         for n in SIZES.get(name, (1200,)):
-            settings[f"{name}-{n}"] = Setting(partial(synthetic, n, kind), "", FEW_SEEDS if n > MANY else 100)
+            make = partial(synthetic, n, kind, name == "two-class")
+            settings[f"{name}-{n}"] = Setting(make, "", FEW_SEEDS if n > MANY else 5 if n > SOME else 100)
     return settings
 
 

@@ -9,7 +9,8 @@ which nothing else was chosen.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,23 @@ def cross_fit(
     Raises:
         UserError: fewer than two folds, a logit is not finite, or ``text_member`` without term counts.
     """
+    return cross_fit_rules(design, labels, folds, groups, config, (config.final,), seed, studies)[config.final]
+
+
+def cross_fit_rules(
+    design: Design,
+    labels: Integers,
+    folds: Integers,
+    groups: Integers,
+    config: Stack,
+    rules: Sequence[str],
+    seed: int,
+    studies: Path,
+) -> dict[str, StackResult]:
+    """Return the result of :func:`cross_fit` for several values of ``stack.final``, whose candidates are fitted once.
+
+    Arguments and errors are those of :func:`cross_fit`, but ``config.final`` is not read.
+    """
     if config.text_member and design.terms is None:
         raise UserError(
             "stack.text_member=true needs the texts of the battles, which these files lack; set it to false"
@@ -209,21 +227,28 @@ def cross_fit(
     outer = [int(fold) for fold in np.unique(folds)]
     if len(outer) < 2:
         raise UserError(f"stacking needs battles in at least 2 folds, not {len(outer)}")
-    kinds = candidates_of(design)
-    if config.final not in RULES and config.final not in kinds:
-        raise UserError(f"stack.final={config.final} needs the texts of the battles; choose {RULES[0]} or a combiner")
-    names = (*CROSS_FITTED, *(["text"] if "text" in kinds else []))
-    predictions = {name: np.full((len(labels), 3), np.nan) for name in names}
+    for rule in rules:
+        if rule not in RULES and rule not in candidates_of(design):
+            raise UserError(f"stack.final={rule} needs the texts of the battles; choose {RULES[0]} or a combiner")
     data = _Data(design, labels, folds, groups, config, seed, studies)
     fits = _fit_all(data, [FINAL, *outer])  # the longest task first, so that the processes end together
+    return {rule: _choose(replace(data, config=replace(config, final=rule)), fits) for rule in rules}
+
+
+def _choose(data: _Data, fits: dict[int, _Fit]) -> StackResult:
+    """Return the result of choosing and calibrating, in each outer fold and on all battles."""
+    rule, labels, groups, kinds = data.config.final, data.labels, data.groups, candidates_of(data.design)
+    outer = sorted(set(fits) - {FINAL})
+    names = (*CROSS_FITTED, *(["text"] if "text" in kinds else []))
+    predictions = {name: np.full((len(labels), 3), np.nan) for name in names}
     entries = [_fill(predictions, data, fold, fits[fold]) for fold in outer]
     cross_fitted = {kind: np.empty((len(labels), 3)) for kind in kinds}
     for fold in outer:
         for kind in kinds:
-            cross_fitted[kind][folds == fold] = fits[fold].held[kind]
-    choice, final = choose(config.final, cross_fitted, labels, groups), fits[FINAL]
+            cross_fitted[kind][data.folds == fold] = fits[fold].held[kind]
+    choice, final = choose(rule, cross_fitted, labels, groups), fits[FINAL]
     logger.info("final combiner: %s", choice.reason)
-    chosen = choose_out_of_fold(config.final, cross_fitted, labels, groups, folds)
+    chosen = choose_out_of_fold(rule, cross_fitted, labels, groups, data.folds)
     calibrator = _calibrator(data, chosen, labels, groups)
     combiner = Pool.of(choice, final.fitted)
     return StackResult(predictions, combiner, calibrator, entries, choice, final.tfidf, final.features)

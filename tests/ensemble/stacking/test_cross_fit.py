@@ -11,7 +11,7 @@ import pytest
 from ensemble.features.design_matrix import add_terms, build_design
 from ensemble.stacking.baselines import LengthOnly
 from ensemble.stacking.combiners import Logistic
-from ensemble.stacking.cross_fit import CROSS_FITTED, TFIDF_MEMBER, StackResult, cross_fit
+from ensemble.stacking.cross_fit import CROSS_FITTED, TFIDF_MEMBER, StackResult, cross_fit, cross_fit_rules
 from ensemble.stacking.tuning import tune
 from ensemble.statistics.bootstrap import group_interval
 from oof.classes import swap_orders
@@ -122,6 +122,18 @@ def test_few_rows_and_an_absent_class_are_accepted(tmp_path: Path) -> None:
     labels = np.minimum(arena.labels, 1)
     result = cross_fit(arena.design, labels, arena.folds, arena.groups, Stack(trials=2, rounds=20), 0, tmp_path)
     assert np.isfinite(row_log_loss(result.predictions["calibrated"], labels)).all()
+
+
+def test_rules_that_share_their_fits_give_what_each_gives_alone(tmp_path: Path) -> None:
+    arena, settings = make_arena(150), Stack(trials=2, rounds=20, final="greedy")
+    inputs = arena.design, arena.labels, arena.folds, arena.groups, settings
+    shared = cross_fit_rules(*inputs, ("mean", "greedy"), 0, tmp_path)
+    alone = cross_fit(*inputs, 0, tmp_path)
+    for name, probs in alone.predictions.items():
+        np.testing.assert_array_equal(shared["greedy"].predictions[name], probs)
+    assert (shared["mean"].predictions["stack"] != alone.predictions["stack"]).any()
+    with pytest.raises(UserError, match=r"stack\.final=text"):
+        cross_fit_rules(*inputs, ("mean", "text"), 0, tmp_path)
 
 
 def test_one_fold_is_refused(tmp_path: Path) -> None:
