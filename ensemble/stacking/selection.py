@@ -1,10 +1,9 @@
 """Choice among all candidates: combiners and baselines, and the useful members.
 
-``pool`` mixes all candidates: a log-linear pool with convex weights, which minimise the loss of their out-of-fold
+``pool`` mixes the candidates: a log-linear pool with convex weights, which minimise the loss of their out-of-fold
 logits plus a ridge towards equal weights. The ridge fades with the number of effective groups, so the few battles or
-prompts of a small set cannot favour one candidate by chance. For this fit each candidate is divided by its best
-temperature: weights are to choose by what the candidates know. How confident the pool is, the calibrator decides, which
-is robust to few groups. Otherwise flat candidates would get weight where some groups need a higher temperature.
+prompts of a small set cannot favour one candidate by chance. Candidates that are clearly behind have no part in it: at
+their best temperature, their loss is more than three standard errors above that of the best.
 
 ``best`` and ``auto`` take one candidate. ``auto`` follows "one standard error": the simplest candidate whose loss is
 within one standard error of the best one's. The error is that of the paired difference, summed by group, because
@@ -41,7 +40,8 @@ KINDS = (*UNTUNED, Stacker.kind)  # from simple to complex
 ROWS = tuple(kind for kind in (*COMBINERS, Stacker.kind) if kind != PlainMean.kind)  # as combiner:KIND in tables
 POOL = "pool"
 RULES = (POOL, "best", "auto")  # values of stack.final beside the names of candidates
-POOL_RIDGE = 0.3  # divided by the effective groups: pull of the pool's weights towards equal ones
+POOL_RIDGE = 1.0  # divided by the effective groups: pull of the pool's weights towards equal ones
+CLEARLY_BEHIND = 3.0  # standard errors of the difference from the best candidate, beyond which one is left out
 LEAST_WEIGHT = 0.01  # of a candidate in the pool; those below are left out, and need not be computed
 ALL_MEMBERS = ("plain_mean", "mean", "greedy")  # combiners of all members, also of those that are useless
 
@@ -158,13 +158,23 @@ def _pooled(logits: Logits, labels: Integers, groups: Integers) -> Choice:
     """Return the weights of the pool."""
     pool = np.stack([log_softmax(values) for values in logits.values()], axis=1)
     pool = pool - pool.mean(axis=2, keepdims=True)
+    near = _near_the_best(pool, labels, groups)
     _, sizes = np.unique(groups, return_counts=True)
-    scaled = pool * np.asarray(fit_scales(pool, labels))[:, None]
-    shares = fit_convex_pool(scaled, labels, POOL_RIDGE / effective_groups(sizes))
+    shares = fit_convex_pool(pool[:, near], labels, POOL_RIDGE / effective_groups(sizes))
     shares = np.where(shares >= LEAST_WEIGHT, shares, 0.0)
-    weights = {kind: weight for kind, weight in zip(logits, (shares / shares.sum()).tolist(), strict=True) if weight}
+    kinds = [kind for kind, is_near in zip(logits, near, strict=True) if is_near]
+    weights = {kind: weight for kind, weight in zip(kinds, (shares / shares.sum()).tolist(), strict=True) if weight}
     listed = sorted(weights.items(), key=lambda item: -item[1])
     return Choice(POOL, weights, "a pool of " + ", ".join(f"{kind} {weight:.2f}" for kind, weight in listed))
+
+
+def _near_the_best(pool: NDArray[np.float64], labels: Integers, groups: Integers) -> NDArray[np.bool_]:
+    """Return (m,) whether a candidate's loss, each at its best temperature, is near the smallest."""
+    scaled = pinned_as(pool, pool * np.asarray(fit_scales(pool, labels))[:, None])
+    losses = -log_softmax(scaled)[np.arange(len(labels)), :, labels]
+    behind = losses - losses[:, [losses.mean(axis=0).argmin()]]
+    errors = np.array([standard_error(column, groups) for column in behind.T])
+    return np.asarray(behind.mean(axis=0) <= CLEARLY_BEHIND * errors)
 
 
 def choose_out_of_fold(

@@ -137,19 +137,20 @@ def calibrated(n: int, seed: int, noises: dict[str, float]) -> tuple[dict[str, n
     return {kind: truth + rng.normal(0, noise, (n, 3)) for kind, noise in noises.items()}, labels
 
 
-def test_the_pool_gives_weight_by_knowledge_whatever_the_candidates_scales() -> None:
+def test_the_pool_gives_weight_by_knowledge_and_leaves_out_what_is_clearly_behind() -> None:
     logits, labels = calibrated(4000, 0, {"mean": 0.6, "logistic": 0.6, "lightgbm": 3.0})
-    scaled = {"mean": logits["mean"] * 4, "logistic": logits["logistic"], "lightgbm": logits["lightgbm"] / 5}
-    groups = np.arange(4000)
-    weights, after = (choose("pool", values, labels, groups).weights for values in (logits, scaled))
-    assert weights["mean"] == pytest.approx(0.5, abs=0.07)
-    assert weights.get("lightgbm", 0.0) < 0.07
-    assert weights == pytest.approx(after, abs=1e-3)
-    assert sum(weights.values()) == pytest.approx(1)
+    choice = choose("pool", logits, labels, np.arange(4000))
+    assert choice.weights["mean"] == pytest.approx(0.5, abs=0.07)
+    assert choice.weights["mean"] + choice.weights["logistic"] == pytest.approx(1)
+    assert choice.reason.startswith("a pool of mean 0.5" if choice.weights["mean"] > 0.5 else "a pool of logistic 0.5")
+    doubled = choose("pool", logits | {"logistic": 2 * logits["logistic"]}, labels, np.arange(4000))
+    assert doubled.weights["logistic"] < 0.4  # not left out for its scale, but its scale counts
+    expected = sum(w * np.log(softmax(logits[kind])) for kind, w in choice.weights.items())
+    np.testing.assert_allclose(softmax(choice.combine(logits)), softmax(np.asarray(expected)), atol=1e-12)
 
 
 def test_the_fewer_the_groups_the_closer_the_pool_is_to_equal_weights() -> None:
-    logits, labels = calibrated(1200, 1, {"mean": 0.5, "logistic": 2.0, "lightgbm": 2.0})
+    logits, labels = calibrated(1200, 1, {"mean": 0.5, "logistic": 0.8, "lightgbm": 0.8})
     first = [choose("pool", logits, labels, np.arange(1200) % k).weights["mean"] for k in (6, 24, 1200)]
     assert 1 / 3 < first[0] < first[1] < first[2]
     single, of_one = (choose("pool", {"mean": logits["mean"]}, labels, np.arange(1200) % k).weights for k in (6, 1200))
