@@ -116,10 +116,20 @@ def test_differences_within_noise_change_nothing(battles_per_group: int) -> None
     assert changed <= 18  # of 180 the expected 9, and three standard deviations
 
 
+def test_two_jobs_meet_halfway() -> None:
+    logits, folds = three_jobs(2000)
+    kept = folds < 2
+    scales = fit_job_scales({"m": logits[kept]}, folds[kept], np.arange(4000)).members["m"]
+    assert scales[0].margin < 0.75 < 1.3 < scales[1].margin
+    assert scales[0].margin * scales[1].margin == pytest.approx(1)
+
+
 def test_few_groups_carry_no_scale() -> None:
     logits, folds = three_jobs(100)
     in_five = np.arange(300) % 5 + 5 * folds
     assert set(fit_job_scales({"m": logits}, folds, in_five).members["m"].values()) == {JobScale()}
+    one_in_five = np.where(folds == 1, in_five, 100 + np.arange(300))
+    assert set(fit_job_scales({"m": logits}, folds, one_in_five).members["m"].values()) == {JobScale()}
     in_twenty = np.arange(300) % 20 + 20 * folds
     assert JobScale() not in fit_job_scales({"m": logits}, folds, in_twenty).members["m"].values()
 
@@ -144,9 +154,10 @@ def test_swapping_a_and_b_swaps_the_scaled_logits_exactly(logits: Floats, factor
         (np.zeros((30, 2, 3)), np.arange(30) % 2),
         (np.full((30, 2, 3), np.nan), np.arange(30) % 2),
         (np.full((30, 2, 3), np.inf), np.arange(30) % 2),
+        (np.where(np.arange(30)[:, None, None] == 4, np.inf, random_logits(30)), np.arange(30) % 2),
         (np.float32([[[2, -1, 0]] * 2] * 30), np.arange(30) % 2),
     ],
-    ids=["one job", "one battle a job", "zeros", "not a number", "infinite", "all alike"],
+    ids=["one job", "one battle a job", "zeros", "not a number", "infinite", "one infinite", "all alike"],
 )
 def test_degenerate_logits_stay_as_they_are(logits: Floats, folds: Floats) -> None:
     scales = fit_job_scales({"m": logits}, folds, np.arange(30))
@@ -156,7 +167,8 @@ def test_degenerate_logits_stay_as_they_are(logits: Floats, folds: Floats) -> No
 def test_constant_ties_are_shifted_and_the_pinned_tie_of_two_classes_is_left_alone() -> None:
     logits, folds = three_jobs(400)
     groups, two = np.arange(1200), logits.copy()
-    two[..., 2] = two[..., :2].mean(axis=-1) - 1000
+    rounding = 1e-4 * (1 + folds) * np.random.default_rng(0).normal(size=1200)  # of another size in each job
+    two[..., 2] = two[..., :2].mean(axis=-1) - 1000 + rounding[:, None]
     binary = fit_job_scales({"m": two}, folds, groups).members["m"]
     assert all(scale.margin != 1 and scale.tie == 1 and abs(scale.shift) < 1e-3 for scale in binary.values())
     per_job = np.array([0.1, 0.4, -0.5])[folds]
