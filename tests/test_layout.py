@@ -23,6 +23,7 @@ SUITES = {
     "ensemble/stacking/test_hostile_logits.py": "broken and malicious files of logits",
     "ensemble/stacking/test_killed_tuning.py": "stage two killed while tuning",
     "ensemble/stacking/test_known_optimum.py": "the stack on data with a known best possible loss",
+    "ensemble/stacking/test_never_worse.py": "the default against the best candidate over many seeds",
     "oof/config/test_hostile_config.py": "broken and malicious configurations",
     "oof/folds/test_template_rule.py": "the template rule against an independent one",
     "oof/model/test_hostile_weights.py": "broken and malicious checkpoints and adapters",

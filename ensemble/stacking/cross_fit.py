@@ -229,7 +229,10 @@ def cross_fit_rules(
         raise UserError(f"stacking needs battles in at least 2 folds, not {len(outer)}")
     for rule in rules:
         if rule not in RULES and rule not in candidates_of(design):
-            raise UserError(f"stack.final={rule} needs the texts of the battles; choose {RULES[0]} or a combiner")
+            raise UserError(
+                f"stack.final={rule} needs the texts of the battles, which these files lack; choose one of "
+                f"{', '.join([*RULES, *candidates_of(design)])}"
+            )
     data = _Data(design, labels, folds, groups, config, seed, studies)
     fits = _fit_all(data, [FINAL, *outer])  # the longest task first, so that the processes end together
     return {rule: _choose(replace(data, config=replace(config, final=rule)), fits) for rule in rules}

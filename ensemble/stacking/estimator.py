@@ -56,17 +56,19 @@ WORDS = (  # of a command -> of a call
 class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Combines and calibrates the out-of-fold logits of several models: stage two on arrays.
 
-    Everything is cross-fitted by group: tuning, the choice among mean, log-linear pool, greedy selection, logistic
-    regression and LightGBM, and the calibrator see other folds only, so ``oof_proba_`` is free of leakage as far as the
-    logits are. The choice is the simplest combiner within one standard error of the best.
+    Everything is cross-fitted by group: tuning, the weights of the candidates (baselines, means, log-linear pool,
+    greedy selection, logistic regression and LightGBM) and the calibrator see other folds only, so ``oof_proba_`` is
+    free of leakage as far as the logits are.
 
     Args:
         k: folds, where ``fit`` is not given any.
         final: "pool": all candidates, weighted by their out-of-fold predictions; "best": the one with the smallest log
-            loss; "auto": the simplest within one standard error of that; or
-            "mean", "log_pool", "greedy", "logistic", "lightgbm".
-        calibrator: "temperature", "vector" (the tie has a scale and a bias of its own) or "none".
-        order: position bias in calibration: "symmetric" (none), "position" or "auto" (where it pays).
+            loss; "auto": the simplest within one standard error of that; or the name of a candidate, such as
+            "log_pool" or "lightgbm".
+        calibrator: "vector" (the tie has a scale and a bias of its own, where there is evidence), "temperature" or
+            "none".
+        order: position bias in calibration: "symmetric" (none), "position", or "auto" (with logits of one order, or
+            where it pays).
         trials: Optuna trials for LightGBM, in each of k + 1 studies; a run has 50. None are made where ``final`` names
             another combiner, which takes seconds instead of minutes.
         rounds: largest number of boosting rounds.
@@ -96,7 +98,7 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         *,
         k: int = 5,
         final: str = "pool",
-        calibrator: str = "temperature",
+        calibrator: str = "vector",
         order: str = "auto",
         trials: int = 10,
         rounds: int = 400,

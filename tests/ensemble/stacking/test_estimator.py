@@ -16,7 +16,6 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ensemble import Stack
-from ensemble.features.design_matrix import build_design
 from ensemble.stacking.arrays import members_of
 from ensemble.stacking.job_scales import JobScales, fit_job_scales
 from ensemble.stacking.stage import load_inputs, load_stack, read_predictions
@@ -75,8 +74,9 @@ def test_the_same_inputs_as_a_run_give_the_same_probabilities(small_run: Path) -
     np.testing.assert_array_equal(stack.oof_proba_, predictions["calibrated"])
     for name in ("prior", "length_only", "mean", "stack", "calibrated", "combiner:lightgbm", "combiner:logistic"):
         assert stack.log_loss_[name] == log_loss(predictions[name], inputs.labels)
-    final = load_stack(config, inputs).predict(build_design(inputs.table, inputs.logits))
-    np.testing.assert_array_equal(stack.predict_proba(inputs.logits, features=inputs.table), final)
+    final = load_stack(config, inputs)
+    expected = final.predict(final.design(inputs.table, inputs.logits))
+    np.testing.assert_array_equal(stack.predict_proba(inputs.logits, features=inputs.table), expected)
 
 
 def test_models_of_given_folds_are_brought_to_one_scale_and_those_of_drawn_folds_are_not(arena: Arena) -> None:
