@@ -172,7 +172,9 @@ def cross_fit_item(
         stacker, inner = _fit(design.take(rest), labels[rest], folds[rest], groups[rest], entry, config.seed)
         logits = stacker.logits(design.take(held))
         stack = config.stack
-        calibrator = fit_calibrator(stack.calibrator, stack.order, inner, labels[rest], groups[rest], config.seed)
+        calibrator = fit_calibrator(
+            stack.calibrator, stack.order, inner, labels[rest], groups[rest], config.seed, design.one_order
+        )
         calibrated[held], uncalibrated[held] = calibrator.apply(logits), softmax(logits)
         gains += stacker.booster.feature_importance("gain")
         trained_on += len(rest)

@@ -1,4 +1,4 @@
-"""Reliability: diagrams per class and of the most probable class, calibration error, temperatures."""
+"""Reliability: diagrams per class and of the most probable class, calibration error, calibrators."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from oof.classes import CLASSES
 from oof.metrics import Floats, Integers, softmax_mean
 
 BINS = 10
+CALIBRATOR_TERMS = {  # name in a manifest -> heading of its column
+    "temperature": "temperature",
+    "tie_scale": "scale of the tie",
+    "tie_bias": "bias of the tie",
+    "first_shown": "position bias",
+    "first_shown_scale": "scale of A",
+}
 
 
 def diagrams(probs: Floats, labels: Integers, groups: Integers) -> dict[str, list[dict[str, Any]]]:
@@ -38,7 +45,7 @@ def diagrams(probs: Floats, labels: Integers, groups: Integers) -> dict[str, lis
 
 
 def calibration_report(run: RunData) -> dict[str, Any]:
-    """Return diagrams and scores of every predictor, the pairs before and after calibration, and the temperatures."""
+    """Return diagrams and scores of every predictor, the pairs before and after calibration, and the calibrators."""
     probs = {name: p for name, p in run.probs.items() if name in (*run.members, "stack", "calibrated", "student")}
     if run.student_logits is not None and "student" in probs:
         probs["student, uncalibrated"] = softmax_mean(run.student_logits)
@@ -49,19 +56,12 @@ def calibration_report(run: RunData) -> dict[str, Any]:
     pairs = [("stack", "calibrated"), ("student, uncalibrated", "student")]
     pairs = [pair for pair in pairs if pair[0] in probs and pair[1] in probs]
     stack, student = run.step("stack"), run.step("distill")
-    temperatures = [
-        {"model": "stack", "fold": fold["fold"], "temperature": fold["temperature"],
-         "first_shown": fold.get("first_shown")}
-        for fold in stack.get("folds", []) if "temperature" in fold
-    ]  # fmt: skip
-    if stack.get("calibrator", {}).get("temperature") is not None:
-        final = stack["calibrator"]
-        temperatures.append({"model": "stack", "fold": "final", "temperature": final["temperature"],
-                             "first_shown": final.get("first_shown")})  # fmt: skip
-    for k, value in enumerate(student.get("fold_temperatures", [])):
-        temperatures.append({"model": "student", "fold": k, "temperature": value, "first_shown": None})
-    if student.get("temperature") is not None:
-        temperatures.append(
-            {"model": "student", "fold": "final", "temperature": student["temperature"], "first_shown": None}
-        )
-    return {"predictors": predictors, "before_after": pairs, "temperatures": temperatures}
+    fitted = [("stack", fold["fold"], fold) for fold in stack.get("folds", []) if "temperature" in fold]
+    fitted += [("stack", "final", stack["calibrator"])] if "temperature" in stack.get("calibrator", {}) else []
+    fitted += [("student", k, {"temperature": value}) for k, value in enumerate(student.get("fold_temperatures", []))]
+    fitted += [("student", "final", student)] if student.get("temperature") is not None else []
+    calibrators = [
+        {"model": model, "fold": fold} | {name: terms.get(name) for name in CALIBRATOR_TERMS}
+        for model, fold, terms in fitted
+    ]
+    return {"predictors": predictors, "before_after": pairs, "temperatures": calibrators}

@@ -18,6 +18,7 @@ from ensemble.report.page_elements import (
     table,
     text,
 )
+from ensemble.report.reliability import CALIBRATOR_TERMS
 from ensemble.report.run_data import OUTCOMES
 
 Report = dict[str, Any]
@@ -138,11 +139,22 @@ def calibration(report: Report) -> Section:
         diagrams = {name: content["predictors"][name]["diagrams"] for name in names}
         blocks.append(figure(alt, charts.reliability(f"reliability{k}", alt, diagrams)))
     if content["temperatures"]:
-        blocks.append(
-            table("Temperatures", ["model", "fold", "temperature", "position bias"],
-                  [[t["model"], any_value(t["fold"]), number(t["temperature"]), number(t["first_shown"])]
-                   for t in content["temperatures"]])
-        )  # fmt: skip
+        shown_terms = [name for name in CALIBRATOR_TERMS if any(c[name] is not None for c in content["temperatures"])]
+        blocks += [
+            table(
+                "Calibrators",
+                ["model", "fold", *(CALIBRATOR_TERMS[name] for name in shown_terms)],
+                [
+                    [c["model"], any_value(c["fold"]), *(number(c[name]) for name in shown_terms)]
+                    for c in content["temperatures"]
+                ],
+            ),
+            text(
+                "Log-probabilities are divided by the temperature. That of a tie is then multiplied by its scale and "
+                "gets its bias. The position bias is added to A, which is shown first, and subtracted from B; the "
+                "scale of A multiplies A and divides B. Scales of 1 and biases of 0 change nothing."
+            ),
+        ]
     return Section("calibration", "Calibration", blocks)
 
 

@@ -82,12 +82,14 @@ class Stack:
     )  # fmt: skip
     order: str = setting(
         "auto",
-        "position bias in calibration. `symmetric`: none; `position`: one term for the response shown first; `auto`: "
-        "that term if its cross-validated gain in log loss exceeds its standard error",
+        "position bias in calibration. `symmetric`: none; `position`: terms for the response shown first; `auto`: "
+        "those terms where the members scored one order only, or if their cross-validated gain in log loss exceeds its "
+        "standard error",
         choices=("symmetric", "position", "auto"),
     )
     calibrator: str = setting(
-        "temperature", "calibration method; `vector` gives the tie a scale and a bias of its own",
+        "vector", "calibration method. `temperature`: one number; `vector`: also a scale and a bias of the tie, where "
+        "there is evidence for them",
         choices=("temperature", "vector", "none"),
     )  # fmt: skip
     final: str = setting(

@@ -246,6 +246,8 @@ def test_reliability_diagrams_and_temperatures(
             assert point["predicted"] == pytest.approx(p[inside, c].mean(), abs=1e-3)
             assert point["value"] == pytest.approx(np.mean(arena.labels[inside] == c), abs=0.03)
     assert [t["temperature"] for t in calibration["temperatures"]] == [1.4, 1.5, 1.1, 1.2]
+    assert [t["tie_scale"] for t in calibration["temperatures"]] == [None, 0.875, None, None]
+    assert [t["first_shown_scale"] for t in calibration["temperatures"]] == [None, 1.125, None, None]
 
 
 def test_position_and_length_bias(

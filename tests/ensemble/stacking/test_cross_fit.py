@@ -108,7 +108,7 @@ def test_the_same_seed_gives_the_same_study_and_a_finished_study_is_not_repeated
 
 def test_a_real_position_bias_is_modelled_and_left_out_of_the_teacher(tmp_path: Path) -> None:
     arena = make_arena(3000, seed=3, position=0.35)
-    result = run(arena, tmp_path, Stack(trials=2, rounds=30, order="auto"))
+    result = run(arena, tmp_path, Stack(trials=2, rounds=30, order="auto", calibrator="temperature"))
     assert result.calibrator.position_bias > 0.1
     calibrated, teacher = result.predictions["calibrated"], result.predictions["teacher"]
     assert log_loss(calibrated, arena.labels) < log_loss(teacher, arena.labels)
