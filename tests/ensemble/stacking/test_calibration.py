@@ -206,6 +206,25 @@ def test_asymmetric_terms_are_fitted_for_one_order_and_else_where_they_pay(kind:
     )
 
 
+def test_auto_decides_by_the_cross_validated_gain_and_its_standard_error_as_by_hand() -> None:
+    ratios, groups = [], np.arange(400) // 2
+    for seed in range(16):
+        logits, labels = planted(400, 1.3, position_bias=0.13, seed=seed)
+        fold = np.random.default_rng(seed).integers(5, size=200)[groups]
+        gain = np.zeros(400)
+        for k in range(5):
+            rest, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+            fit = fit_calibrator("temperature", "position", logits[rest], labels[rest], groups[rest], 0)
+            odds = np.log(fit.apply(logits[held])) - np.log(fit.apply_symmetric(logits[held]))
+            gain[held] = odds[np.arange(len(held)), labels[held]]
+        sums = (gain - gain.mean()).reshape(200, 2).sum(axis=1)
+        ratios.append(gain.mean() / (np.sqrt(np.square(sums).sum() * 200 / 199) / 400))
+        fitted = fit_calibrator("temperature", "auto", logits, labels, groups, seed)
+        assert (fitted.position_bias != 0) == (ratios[-1] > 1), seed
+    assert sum(0 < ratio < 1 for ratio in ratios) > 1
+    assert sum(1 < ratio < 4 for ratio in ratios) > 1
+
+
 def test_bias_and_scale_of_the_first_response_are_fitted_by_vector_scaling() -> None:
     rng = np.random.default_rng(0)
     logits, truth = rng.normal(0, 2, size=(10_000, 3)), Calibrator(1.2, -0.2, 0.8, 0.3, 1.15)
