@@ -6,10 +6,11 @@
 For each setting (``benchmarks/quality/choice_settings.py``) and seed, stage two is cross-fitted over five outer folds.
 Log losses are those of the outer folds: of the default, with and without calibration; of its candidates, which are the
 class shares, lengths, TF-IDF, each member as it is and with a temperature fitted on the other folds, and each combiner;
-and of the rules that choose among them (``stack.final``), calibrated. Beside ours, on the same columns and folds:
-AutoGluon with networks, given both orders of every battle and the CPU seconds that ours took, but at least
+and of the rules ``best`` and ``auto``, which choose one of them, calibrated. Beside ours, on the same columns and
+folds: AutoGluon with networks, given both orders of every battle and the CPU seconds that ours took, but at least
 ``--seconds-a-fold``; and probmetrics' structured vector and matrix scaling (SVS, SMS) of the member that is best on the
-other folds. Settings of many thousand battles have fewer seeds, and AutoGluon has the first ``--peer-seeds`` ones.
+other folds. Settings of many thousand battles have fewer seeds, and AutoGluon has the first ``--peer-seeds`` ones. A
+difference is over the seeds that both have.
 
 Seeds below 100 served to develop the rule; the page reports others.
 """
@@ -59,7 +60,7 @@ def our_losses(battles: Battles, trials: int, seed: int, studies: Path) -> tuple
     labels, stack = battles.labels, Stack(trials=trials)
     inputs = battles.design, labels, battles.folds, battles.groups, stack
     results, cost = costed(lambda: cross_fit_rules(*inputs, RULES, seed, studies))
-    rules = {rule: result.predictions["calibrated"] for rule, result in results.items()}
+    rules = {rule: result.predictions["calibrated"] for rule, result in results.items() if rule != stack.final}
     probs = results[stack.final].predictions
     probs = {"default": probs["calibrated"], "uncalibrated": probs["stack"]} | {
         name: p for name, p in probs.items() if name not in ("stack", "calibrated", "teacher")
@@ -92,7 +93,7 @@ class Measurements:
         self.seconds_a_fold = arguments.seconds_a_fold
         self.keys = {name: [DATA_VERSION] for name in CONTENDERS}
         self.keys["autogluon"] = [DATA_VERSION, arguments.seconds_a_fold]
-        self.keys["ours"] = [DATA_VERSION, STACKING_VERSION, self.trials]
+        self.keys["ours"] = [DATA_VERSION, STACKING_VERSION, Stack().final, Stack().calibrator, self.trials]
 
     def get(self, setting: str, seed: int, contender: str) -> dict[str, Any] | None:
         return self.rows[contender].get(f"{setting} {seed}", self.keys[contender])

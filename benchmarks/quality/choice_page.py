@@ -77,7 +77,9 @@ def title(name: str) -> str:
         "mean": "plain mean",
     }
     words |= {"svs": "SVS", "sms": "SMS"}
-    return {"combiner": rest, "member": f"member {rest}", "scaled": f"{rest} scaled"}.get(kind, words.get(name, name))
+    return {"combiner": rest, "rule": f"`{rest}`", "member": f"member {rest}", "scaled": f"{rest} scaled"}.get(
+        kind, words.get(name, name)
+    )
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[str]:
