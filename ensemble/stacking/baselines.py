@@ -112,7 +112,7 @@ def fit_tfidf(train: TermCounts, labels: Integers) -> TfidfModel:
     """Return the regression on (n) training battles with (n,) labels."""
     y = np.concatenate([labels, swap_labels(labels)])
     if len(np.unique(y)) < 2:
-        prior = np.log(np.maximum(prior_probs(labels, 1)[0], ABSENT))
+        prior = np.log(prior_probs(labels, 1)[0])
         return TfidfModel(np.empty(0), np.empty(0), np.ones(3), np.zeros((3, 3)), prior)
     responses = vstack([train.a, train.b]).tocsr()
     # Without rare terms there are fewer unknowns, and the fit is far faster.

@@ -147,3 +147,28 @@ def test_few_rows_and_an_absent_class_are_accepted(arena: Arena, kind: str) -> N
         logits = fitter(kind)(few, labels).logits(few)
         assert np.isfinite(logits).all()
         np.testing.assert_array_equal(fitter(kind)(few, labels).logits(swapped(few)), logits[:, SWAP])
+
+
+def without_ties() -> tuple[Design, np.ndarray]:
+    """Return battles that cannot end in a tie, with a pinned tie in every member's logits."""
+    arena = make_arena(300, seed=12)
+    decided = np.flatnonzero(arena.labels < 2)
+    pinned = {name: np.concatenate([z[..., :2], z[..., :2].mean(axis=-1, keepdims=True) - 2000], axis=-1)
+              for name, z in arena.logits.items()}  # fmt: skip
+    design = add_terms(build_design(arena.table, pinned), arena.table)
+    return design.take(decided), arena.labels[decided]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_where_no_battle_can_end_in_a_tie_its_probability_is_zero(kind: str) -> None:
+    design, labels = without_ties()
+    combiner = fitter(kind)(design, labels)
+    logits = combiner.logits(design)
+    np.testing.assert_allclose(logits[:, 2], logits[:, :2].mean(axis=1) - 2000, atol=1e-9)
+    assert softmax(logits)[:, 2].max() == 0
+    np.testing.assert_array_equal(combiner.logits(swapped(design)), logits[:, SWAP])
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_only_the_text_baseline_and_a_pool_with_it_read_the_terms(arena: Arena, kind: str) -> None:
+    assert fitter(kind)(arena.design, arena.labels).reads_terms == (kind in ("text", POOL))

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from ensemble.stacking.combiners import LogPool
-from ensemble.stacking.log_pool import fit_convex_pool, fit_pool, pool_losses
+from ensemble.stacking.log_pool import fit_convex_pool, fit_pool, pool_logits, pool_losses
 from oof.metrics import log_loss, softmax
 from tests.fixtures.arenas import make_arena
 
@@ -83,3 +83,39 @@ def test_without_a_tie_term_the_weights_alone_are_fitted() -> None:
     assert tie == 0
     grid = [pool_losses(pool, labels, np.array([w, 0.0])).mean() for w in np.linspace(weight - 0.1, weight + 0.1, 21)]
     assert np.argmin(grid) == 10
+
+
+def test_the_weights_and_the_tie_term_stay_between_minus_50_and_50() -> None:
+    labels = np.arange(300) % 3
+    faint = 1e-3 * (np.eye(3)[labels] - 1 / 3)[:, None]  # it separates the classes, but hardly says so
+    np.testing.assert_array_equal(fit_pool(faint, labels, tie=False), [50, 0])
+    np.testing.assert_array_equal(fit_pool(-faint, labels, tie=False), [-50, 0])
+    against_ties = np.tile([0.0, 0.0, 60.0], (300, 1, 1))
+    np.testing.assert_allclose(fit_pool(against_ties, np.zeros(300, dtype=int), ridge=1e6), [1, -50], atol=1e-3)
+
+
+@pytest.mark.parametrize("pool", [np.zeros((500, 0, 3)), np.zeros((500, 1, 3))])
+def test_without_knowledge_the_tie_term_is_the_log_odds_of_ties(pool: np.ndarray) -> None:
+    labels = np.repeat([0, 1, 2], [120, 80, 300])
+    assert fit_pool(pool, labels)[-1] == pytest.approx(np.log(300 / 100), abs=1e-4)  # against a and b, 100 each
+
+
+def test_a_pinned_tie_stays_pinned_whatever_the_weights() -> None:
+    logits = np.array([[[0.5, -0.5, -2000.0]], [[-1.0, 1.0, -2000.0]]])
+    pooled = pool_logits(logits, np.array([0.01]), 30.0)
+    assert softmax(pooled)[:, 2].max() == 0
+    np.testing.assert_allclose(pooled[:, 0] - pooled[:, 1], [0.01, -0.02])
+
+
+def test_convex_weights_sum_to_one_where_more_or_less_would_fit_better() -> None:
+    """They are those of a line search over pairs with sum 1, not of a free fit whose weights are then scaled."""
+    arena = make_arena(800, seed=5)
+    for factor in (0.4, 3.0):
+        pool = factor * arena.design.pool
+        losses = [log_loss(softmax(pool[:, 0] * w + pool[:, 1] * (1 - w)), arena.labels)
+                  for w in np.linspace(0, 1, 1001)]  # fmt: skip
+        assert fit_convex_pool(pool, arena.labels, 0.0)[0] == pytest.approx(np.argmin(losses) / 1000, abs=2e-3)
+        ridge = 0.02
+        penalised = np.array(losses) + ridge * 2 * (np.linspace(0, 1, 1001) - 0.5) ** 2
+        weight = fit_convex_pool(pool, arena.labels, ridge)[0]
+        assert weight == pytest.approx(np.argmin(penalised) / 1000, abs=2e-3)
