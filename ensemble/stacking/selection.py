@@ -40,7 +40,7 @@ KINDS = (*UNTUNED, Stacker.kind)  # from simple to complex
 ROWS = tuple(kind for kind in (*COMBINERS, Stacker.kind) if kind != PlainMean.kind)  # as combiner:KIND in tables
 POOL = "pool"
 RULES = (POOL, "best", "auto")  # values of stack.final beside the names of candidates
-POOL_RIDGE = 1.0  # divided by the effective groups: pull of the pool's weights towards equal ones
+POOL_RIDGE = 0.3  # divided by the effective groups: pull of the pool's weights towards equal ones
 CLEARLY_BEHIND = 3.0  # standard errors of the difference from the best candidate, beyond which one is left out
 LEAST_WEIGHT = 0.01  # of a candidate in the pool; those below are left out, and need not be computed
 ALL_MEMBERS = ("plain_mean", "mean", "greedy")  # combiners of all members, also of those that are useless

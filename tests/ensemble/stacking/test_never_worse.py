@@ -19,7 +19,7 @@ from oof.metrics import log_loss
 from tests.fixtures.arenas import make_arena
 
 SEEDS = 20
-N = 400
+N = 1000
 NOT_CANDIDATES = {"stack", "calibrated", "teacher"}
 
 Battles = tuple[Design, np.ndarray, np.ndarray, np.ndarray]
