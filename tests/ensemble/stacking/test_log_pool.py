@@ -119,3 +119,21 @@ def test_convex_weights_sum_to_one_where_more_or_less_would_fit_better() -> None
         penalised = np.array(losses) + ridge * 2 * (np.linspace(0, 1, 1001) - 0.5) ** 2
         weight = fit_convex_pool(pool, arena.labels, ridge)[0]
         assert weight == pytest.approx(np.argmin(penalised) / 1000, abs=2e-3)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.05, 0.3])
+def test_the_weights_of_near_copies_are_at_the_optimum_too(noise: float) -> None:
+    """There the slopes of all positive weights are equal, and none is steeper downwards at a weight of 0."""
+    arena = make_arena(300, seed=6)
+    copy = arena.design.pool[:, 0] + np.random.default_rng(0).normal(0, noise, (300, 3))
+    pool = np.concatenate([arena.design.pool, copy[:, None]], axis=1)
+
+    def loss(w: np.ndarray) -> float:
+        return log_loss(softmax(np.einsum("nmc,m->nc", pool, w)), arena.labels) + 1e-3 * ((w - 1 / 3) ** 2).sum()
+
+    weights = fit_convex_pool(pool, arena.labels, 1e-3)
+    steps = 1e-5 * np.eye(3)
+    slopes = np.array([(loss(weights + step) - loss(weights - step)) / 2e-5 for step in steps])
+    used = weights > 1e-6
+    np.testing.assert_allclose(slopes[used], slopes[used].mean(), atol=2e-5)
+    assert (slopes[~used] > slopes[used].mean() - 2e-5).all()
