@@ -79,8 +79,9 @@ def fit_convex_pool(pool: Pool, labels: Integers, ridge: float) -> NDArray[np.fl
         return float(ridge * (moved**2).sum() - (logp * targets).sum() / len(labels)), slope + 2 * ridge * moved
 
     convex = LinearConstraint(np.ones((1, len(start))), 1.0, 1.0)
-    bounds, precise = [(0.0, 1.0)] * len(start), {"ftol": 1e-12}  # 1e-6, the default, stops at any mix of near-copies
-    found = minimize(loss, start, jac=True, method="SLSQP", bounds=bounds, constraints=[convex], options=precise)
+    bounds = [(0.0, 1.0)] * len(start)
+    # SLSQP's default tolerance, 1e-6, stops at any mix of near-copies.
+    found = minimize(loss, start, jac=True, method="SLSQP", tol=1e-12, bounds=bounds, constraints=[convex])
     weights = np.clip(found.x, 0.0, None)
     return np.asarray(weights / weights.sum())
 

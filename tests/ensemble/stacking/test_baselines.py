@@ -192,7 +192,7 @@ def test_responses_of_one_length_are_no_obstacle() -> None:
     np.testing.assert_allclose(tfidf_probs(counts, labels, counts), 1 / 3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("n_groups", "parts"), [(20, 5), (3, 3)])
+@pytest.mark.parametrize(("n_groups", "parts"), [(20, 5), (3, 3), (2, 2)])
 def test_out_of_fold_logits_are_those_of_regressions_on_the_other_groups(n_groups: int, parts: int) -> None:
     table, labels = rare_battles(120)
     counts, groups = count_terms(table), np.arange(120) % n_groups
