@@ -117,7 +117,7 @@ def fit_tfidf(train: TermCounts, labels: Integers) -> TfidfModel:
     responses = vstack([train.a, train.b]).tocsr()
     # Without rare terms there are fewer unknowns, and the fit is far faster.
     terms = np.flatnonzero(np.bincount(responses.indices, minlength=BUCKETS) >= MIN_RESPONSES)
-    idf = TfidfTransformer(sublinear_tf=True).fit(responses[:, terms]).idf_ if len(terms) else np.empty(0)
+    idf = TfidfTransformer().fit(responses[:, terms]).idf_ if len(terms) else np.empty(0)
     spread = np.maximum(_lengths(train).std(axis=0), 1e-6)
     inputs = vstack(_inputs(train, terms, idf, spread)).tocsr()
     coef, intercept = fit_logistic_regression(inputs, y, np.log(ABSENT), C=TERMS_C, max_iter=MAX_ITERATIONS, tol=1e-3)

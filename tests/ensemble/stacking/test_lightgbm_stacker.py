@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ensemble.features.design_matrix import Design
+from ensemble.stacking import lightgbm_stacker
 from ensemble.stacking.combiners import LogPool
 from ensemble.stacking.lightgbm_stacker import (
     Split,
@@ -70,7 +71,9 @@ def test_the_stacker_is_lightgbm_on_both_orders_from_the_log_pool(arena: Arena, 
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.09, 0.03])
-def test_training_stops_after_as_many_rounds_without_a_gain_as_the_rate_asks_for(arena: Arena, rate: float) -> None:
+def test_training_stops_after_as_many_rounds_without_a_gain_as_the_rate_asks_for(
+    arena: Arena, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The patience is 1 / learning rate, rounded up, and at most 25 rounds."""
     params, held, limit = {**PARAMS, "learning_rate": rate}, arena.folds == 1, 90
     rest, out = np.flatnonzero(~held), np.flatnonzero(held)
@@ -86,8 +89,16 @@ def test_training_stops_after_as_many_rounds_without_a_gain_as_the_rate_asks_for
         elif n - best >= patience:
             break
     assert n < limit - 1, "stopped by patience"
+    watched: list[_SymmetricLoss] = []
+
+    class Counted(_SymmetricLoss):
+        def __call__(self, probs: np.ndarray, data: lgb.Dataset) -> tuple[str, float, bool]:
+            watched.append(self)
+            return super().__call__(probs, data)
+
+    monkeypatch.setattr(lightgbm_stacker, "_SymmetricLoss", Counted)
     rounds, kept = fit_early_stopped(Split(arena.design, arena.labels, held), params, limit, 0)
-    assert rounds == best + 1
+    assert (rounds, len(watched)) == (best + 1, best + 1 + patience)
     np.testing.assert_allclose(softmax(kept), softmax(logits[best]), atol=1e-9)
     fixed = fit_rounds(Split(arena.design, arena.labels, held), params, 4, 0)
     np.testing.assert_allclose(fixed, logits[3], atol=1e-9)

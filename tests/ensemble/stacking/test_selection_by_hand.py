@@ -213,5 +213,6 @@ def test_useless_members_are_kept_where_there_is_nothing_else_alone() -> None:
     assert "between" in bare.families.values()
     assert useful_members(bare, *rows) == ["x", "y"]
     assert useful_members(build_design(arena.table, noise), *rows) == []
-    with_one = design_of(arena.design.ids, pl.DataFrame(), {}, noise | {"one": arena.logits["one"]})
+    flat = np.zeros((300, 2, 3), dtype=np.float32)  # its gain is 0, and so is the error
+    with_one = design_of(arena.design.ids, pl.DataFrame(), {}, noise | {"flat": flat, "one": arena.logits["one"]})
     assert useful_members(with_one, *rows) == ["one"]
