@@ -16,7 +16,6 @@ TINY = "configs/bases/tiny-gemma2", "configs/bases/tiny-llama"
 SMALL = {
     "gpu.bench": "--quick --only rates",
     "quality.choice": "--data DATA --only king2-300 arena-200 --contenders ours --trials 2 --seeds 1",
-    "quality.combiner_choice": "--data DATA --seeds 1 --trials 2 --out choice.md",
     "quality.final_student": "",
     "quality.fold_job_scales": "--seeds 2 --battles 300 --out scales.md",
     "quality.label_canary": "",
