@@ -103,14 +103,16 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
 def page(outcomes: Sequence[Outcome]) -> list[str]:
     """Return the Markdown tables of the settings that have been measured."""
     lines = summary(outcomes)
-    lines += ["| setting | battles | seeds | default | best candidate | default minus it | verdict | minus AutoGluon |"]
+    lines += [
+        "| setting | battles | seeds | default | best candidate | default minus it | verdict | minus AutoGluon (seeds) |"
+    ]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for outcome in outcomes:
         best, n = outcome.best(), len(outcome.per_seed[0]["default"])
-        peer = any("autogluon" in losses for losses in outcome.per_seed)
+        peers = sum("autogluon" in losses for losses in outcome.per_seed)
         cells = [outcome.setting, f"{n:,}", str(len(outcome.per_seed)), f"{outcome.mean('default'):.4f}"]
         cells += [f"{title(best)} {outcome.mean(best):.4f}", in_words(outcome.behind(best)), verdict(outcome)]
-        cells += [in_words(outcome.behind("autogluon")) if peer else ""]
+        cells += [f"{in_words(outcome.behind('autogluon'))} ({peers})" if peers else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", *_losses(outcomes)]
 

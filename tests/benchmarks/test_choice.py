@@ -72,5 +72,5 @@ def test_two_seeds_have_an_interval_over_groups_and_peers_may_lack_seeds() -> No
     assert few.behind("autogluon")["value"] == pytest.approx(0.25)
     lines = page([few])
     assert "worse in 1" in lines[1]
-    assert lines[-5].split(" | ")[-1] == "+0.2500 [+0.2500, +0.2500] |"
+    assert lines[-5].split(" | ")[-1] == "+0.2500 [+0.2500, +0.2500] (1) |"
     assert few.best() == "combiner:mean"
