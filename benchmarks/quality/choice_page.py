@@ -103,9 +103,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
 def page(outcomes: Sequence[Outcome]) -> list[str]:
     """Return the Markdown tables of the settings that have been measured."""
     lines = summary(outcomes)
-    lines += [
-        "| setting | battles | seeds | default | best candidate | default minus it | verdict | minus AutoGluon (seeds) |"
-    ]
+    lines += ["| setting | battles | seeds | default | best candidate | minus it | verdict | minus AutoGluon (seeds) |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for outcome in outcomes:
         best, n = outcome.best(), len(outcome.per_seed[0]["default"])
