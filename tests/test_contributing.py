@@ -175,7 +175,11 @@ assert "trivial" in describe()
                     "(weights.mse, lambda teacher: centred_mse(logits, teacher)),\n"
                     "        (weights.absolute, lambda teacher: absolute_error(logits, teacher)),",
                 ),
-                replace_in("distill_loss", "+ weights.consistency)", "+ weights.consistency + weights.absolute)"),
+                replace_in(
+                    "distill_loss",
+                    "weights.mse + weights.consistency",
+                    "weights.mse + weights.absolute + weights.consistency",
+                ),
             ],
             "oof/config/schema.py": [
                 insert(

@@ -6,12 +6,14 @@ Hashing fits nothing, and memory does not grow with the vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import HashingVectorizer
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 BUCKETS = 2**17  # of hashed words and pairs of words
 MAX_CHARACTERS = 6000  # read of a response: bounds time and memory on long conversations
@@ -41,6 +43,8 @@ class TermCounts:
 
 def count_terms(table: pl.DataFrame) -> TermCounts:
     """Return the term counts of (n) battles in the table's order."""
+    from sklearn.feature_extraction.text import HashingVectorizer  # takes a second to import
+
     hashing = HashingVectorizer(
         n_features=BUCKETS, ngram_range=(1, 2), alternate_sign=False, norm=None, dtype=np.float32
     )

@@ -38,7 +38,6 @@ from ensemble.stacking.parallel import cores, map_tasks
 from ensemble.stacking.selection import (
     ALL_MEMBERS,
     ROWS,
-    RULES,
     UNTUNED,
     Choice,
     Pool,
@@ -47,6 +46,7 @@ from ensemble.stacking.selection import (
     choose_out_of_fold,
     load_combiner,
     out_of_fold,
+    refuse_absent,
     useful_members,
 )
 from ensemble.stacking.tuning import inner_folds, tune
@@ -228,11 +228,7 @@ def cross_fit_rules(
     if len(outer) < 2:
         raise UserError(f"stacking needs battles in at least 2 folds, not {len(outer)}")
     for rule in rules:
-        if rule not in RULES and rule not in candidates_of(design):
-            raise UserError(
-                f"stack.final={rule} needs the texts of the battles, which these files lack; choose one of "
-                f"{', '.join([*RULES, *candidates_of(design)])}"
-            )
+        refuse_absent(rule, design)
     data = _Data(design, labels, folds, groups, config, seed, studies)
     fits = _fit_all(data, [FINAL, *outer])  # the longest task first, so that the processes end together
     return {rule: _choose(replace(data, config=replace(config, final=rule)), fits) for rule in rules}

@@ -55,6 +55,19 @@ def candidates_of(design: Design) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind not in absent)
 
 
+def refuse_absent(setting: str, design: Design) -> None:
+    """Refuse a value of ``stack.final`` that names a candidate which the battles cannot have.
+
+    Raises:
+        UserError: it needs their texts.
+    """
+    if setting not in (*RULES, *candidates_of(design)):
+        raise UserError(
+            f"stack.final={setting} needs the texts of the battles, which these files lack; choose one of "
+            f"{', '.join([*RULES, *candidates_of(design)])}"
+        )
+
+
 def useful_members(design: Design, labels: Integers, folds: Integers, groups: Integers) -> list[str]:
     """Return the members that say something about the labels: better than the prior by more than a standard error.
 
@@ -124,17 +137,10 @@ def choose(setting: str, logits: Logits, labels: Integers, groups: Integers) -> 
         labels: (n,).
         groups: (n,).
 
-    Raises:
-        UserError: the named candidate needs texts or features that the battles lack.
     """
     if setting == POOL:
         return _pooled(logits, labels, groups)
     if setting not in RULES:
-        if setting not in logits:
-            raise UserError(
-                f"stack.final={setting} needs the texts of the battles, which these files lack; choose one of "
-                f"{', '.join([*RULES, *logits])}"
-            )
         return Choice(setting, {setting: 1.0}, f"stack.final={setting}")
     losses = {kind: row_log_loss(softmax(values), labels) for kind, values in logits.items()}
     kinds = list(losses)

@@ -23,6 +23,7 @@ from ensemble.stacking.selection import (
     choose_out_of_fold,
     load_combiner,
     out_of_fold,
+    refuse_absent,
     useful_members,
 )
 from oof.common.atomic_files import write_json
@@ -167,9 +168,11 @@ def test_the_choice_for_the_calibrator_ignores_the_labels_of_the_fold() -> None:
 
 
 def test_a_candidate_that_the_battles_lack_is_an_error() -> None:
-    logits, labels = calibrated(30, 3, {"mean": 1.0})
-    with pytest.raises(UserError, match=r"stack\.final=text needs the texts"):
-        choose("text", logits, labels, np.arange(30))
+    design = make_arena(30).design
+    for setting in (*RULES, *candidates_of(design)):
+        refuse_absent(setting, design)
+    with pytest.raises(UserError, match=r"stack\.final=text needs the texts.*choose one of pool, best, auto, prior"):
+        refuse_absent("text", design)
 
 
 def test_an_unknown_saved_combiner_is_refused(tmp_path: Path) -> None:
