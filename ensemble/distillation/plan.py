@@ -129,9 +129,7 @@ def plan_student(config: Config) -> StudentPlan:
     parts |= {"verdicts, folds and weights": digest(labels, folds, weights), "pretrain": pretrain_key}
     parts |= {"the stack's probabilities": [digest(teacher_probs.round(9)), *sources[1:]]}
     depends = {name: digest(value)[:16] for name, value in (_settings(config, recipe) | parts).items()}
-    return StudentPlan(
-        config, inputs, table, labels, folds, weights, teacher_probs, jobs, key, pretrain, depends
-    )
+    return StudentPlan(config, inputs, table, labels, folds, weights, teacher_probs, jobs, key, pretrain, depends)
 
 
 def _rules_since_older_runs(distill: Distill, table: pl.DataFrame) -> list[str]:
