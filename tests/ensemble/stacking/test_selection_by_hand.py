@@ -132,9 +132,9 @@ def test_auto_is_the_simplest_within_one_standard_error_of_the_best_by_groups() 
                     return kind
             raise AssertionError
 
-        assert choose("best", logits, labels, groups).kind == best
-        auto = choose("auto", logits, labels, groups)
-        assert auto.kind == simplest(groups)
+        smallest, auto = (choose(setting, logits, labels, groups) for setting in ("best", "auto"))
+        assert (smallest.kind, smallest.weights) == (best, {best: 1.0})
+        assert (auto.kind, auto.weights) == (simplest(groups), {auto.kind: 1.0})
         assert f"({losses[auto.kind].mean():.4f})" in auto.reason
         chosen.append(auto.kind)
         single_rows.append(simplest(np.arange(300)))
