@@ -54,6 +54,7 @@ def fold_jobs_of_other_scales(seed: int) -> Battles:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "battles", [strong_members, members_that_learned_nothing, few_groups, fold_jobs_of_other_scales]
 )
