@@ -35,8 +35,9 @@ from ensemble.distillation.teacher_jobs import NestedJob, scoring_job, teacher_f
 from ensemble.features.design_matrix import add_terms, build_design, join_logits, with_counts
 from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.calibration import shrunk_temperature
-from ensemble.stacking.cross_fit import StackResult, cross_fit
+from ensemble.stacking.cross_fit import cross_fit
 from ensemble.stacking.job_scales import JobScales, fit_job_scales
+from ensemble.stacking.stack_result import StackResult
 from ensemble.stacking.stage import load_stack, predictions_frame, read_predictions
 from oof.common.atomic_files import read_parquet, write_parquet
 from oof.common.digests import digest

@@ -25,7 +25,7 @@ from oof.config import Config
 from oof.data.schemas import TEXTS
 
 if TYPE_CHECKING:
-    from ensemble.stacking.cross_fit import StackResult
+    from ensemble.stacking.stack_result import StackResult
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from importlib import metadata
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.features.design_matrix import Design, add_member, add_terms, build_design
-from ensemble.features.term_counts import count_terms
+from ensemble.features.design_matrix import Design
 from ensemble.stacking.baselines import (
     BASELINES,
     Prior,
@@ -32,25 +29,22 @@ from ensemble.stacking.baselines import (
 )
 from ensemble.stacking.calibration import Calibrator, fit_calibrator
 from ensemble.stacking.combiners import Combiner, PlainMean
-from ensemble.stacking.job_scales import JobScales
 from ensemble.stacking.lightgbm_stacker import Stacker, fit_stacker
 from ensemble.stacking.parallel import cores, map_tasks
 from ensemble.stacking.selection import (
     ALL_MEMBERS,
     ROWS,
     UNTUNED,
-    Choice,
     Pool,
     candidates_of,
     choose,
     choose_out_of_fold,
-    load_combiner,
     out_of_fold,
     refuse_absent,
     useful_members,
 )
+from ensemble.stacking.stack_result import TFIDF_MEMBER, StackResult, with_tfidf
 from ensemble.stacking.tuning import inner_folds, tune
-from oof.common.atomic_files import read_json, write_json
 from oof.common.errors import UserError
 from oof.common.progress import progress
 from oof.common.steps import ORPHAN_WAIT, locked
@@ -70,75 +64,8 @@ CROSS_FITTED = (
     "teacher",
     *(f"combiner:{kind}" for kind in ROWS),
 )
-TFIDF_MEMBER = "baseline:text"  # a name that no member of a run can have
-TFIDF_FILE = "text.json"
-JOB_SCALES_FILE = "job_scales.json"
 FINAL = -1  # the task that leaves no fold out
 MIN_PARALLEL_WORK = 10_000  # battles times trials from which worker processes are faster than one
-
-
-@dataclass
-class StackResult:
-    """Cross-fitted predictions and the final stack.
-
-    Attributes:
-        predictions: name -> (n, 3) cross-fitted probabilities: prior, length_only, text (the TF-IDF baseline, only
-            where there are texts), mean (nothing fitted), ``combiner:<kind>``, stack (the choice), calibrated, and
-            teacher (calibrated without the asymmetric terms).
-        combiner: the final combiner, chosen, tuned and trained on all battles.
-        calibrator: the final calibrator, fitted on cross-fitted logits of all battles.
-        folds: per outer fold the choice with its reason, the members left out, the calibrator, LightGBM's parameters,
-            rounds and importances.
-        choice: the final choice.
-        tfidf: the TF-IDF baseline, where it is a member (``stack.text_member``).
-        features: the columns that the combiners were fitted on.
-        job_scales: constants of the fold jobs whose logits, so scaled, the design was made of; the caller sets them.
-    """
-
-    predictions: Probabilities
-    combiner: Combiner
-    calibrator: Calibrator
-    folds: list[dict[str, Any]] = field(default_factory=list)
-    choice: Choice | None = None
-    tfidf: TfidfModel | None = None
-    features: list[str] = field(default_factory=list)
-    job_scales: JobScales = field(default_factory=JobScales)
-
-    def predict(self, design: Design) -> NDArray[np.float64]:
-        """Return (n, 3) calibrated probabilities of battles that were never in the run."""
-        return self.calibrator.apply(self.combiner.logits(design))
-
-    def design(self, table: pl.DataFrame, logits: dict[str, NDArray[np.floating]]) -> Design:
-        """Return the design of battles that were never in the run, given their members' (n, 2, 3) logits.
-
-        Logits of several fold jobs are averaged by ``job_scales`` first.
-        """
-        design = build_design(table, logits)
-        if self.combiner.reads_terms:
-            design = add_terms(design, table)
-        return design if self.tfidf is None else _with_tfidf(design, self.tfidf.logits(count_terms(table)))
-
-    def manifest_entries(self) -> dict[str, Any]:
-        """Return the calibrator, the choice, the folds and the sampler, for the manifest and the report."""
-        sampler = {"sampler": "TPE, multivariate", "optuna": metadata.version("optuna")}
-        final = {"combiner": self.combiner.kind, "reason": self.choice.reason if self.choice else ""}
-        return {"calibrator": self.calibrator.to_dict(), "final": final, "folds": self.folds, "tuning": sampler}
-
-    def save(self, folder: Path) -> None:
-        """Save the final stack: boosters as text, the rest as JSON."""
-        self.combiner.save(folder)
-        write_json(folder / "calibrator.json", self.calibrator.to_dict())
-        write_json(folder / JOB_SCALES_FILE, self.job_scales.to_dict())
-        if self.tfidf is not None:
-            self.tfidf.save(folder / TFIDF_FILE)
-
-    @classmethod
-    def load(cls, folder: Path) -> StackResult:
-        """Open a saved final stack, which has no predictions of the run's battles."""
-        calibrator = Calibrator.from_dict(read_json(folder / "calibrator.json"))
-        tfidf = TfidfModel.load(folder / TFIDF_FILE) if (folder / TFIDF_FILE).is_file() else None
-        job_scales = JobScales.from_dict(read_json(folder / JOB_SCALES_FILE))
-        return cls({}, load_combiner(folder), calibrator, tfidf=tfidf, job_scales=job_scales)
 
 
 @dataclass(frozen=True)
@@ -179,11 +106,6 @@ class _Fit:
     tfidf: TfidfModel | None
     features: list[str]
     left_out: list[str]
-
-
-def _with_tfidf(design: Design, logits: NDArray[np.float64]) -> Design:
-    """Return the design with the TF-IDF baseline as one more member, whose logits are the same in both orders."""
-    return add_member(design, TFIDF_MEMBER, np.repeat(logits[:, None], 2, axis=1))
 
 
 def cross_fit(
@@ -279,22 +201,26 @@ def _fit(data: _Data, fold: int) -> _Fit:
     if data.config.text_member:
         terms = terms_of(full)
         tfidf = fit_tfidf(terms, y)
-        train = _with_tfidf(full, out_of_fold_tfidf(terms, y, groups, data.seed)).keep([*members, TFIDF_MEMBER])
+        train = with_tfidf(full, out_of_fold_tfidf(terms, y, groups, data.seed)).keep([*members, TFIDF_MEMBER])
+    train = replace(train, terms=None)  # only the text baseline reads them, and slices of them take long
     trials, rounds, name = data.config.trials, data.config.rounds, "final" if fold == FINAL else f"fold-{fold}"
     with locked(data.studies, f".{name}.lock", ORPHAN_WAIT):
         tuned = tune(train, y, inner, groups, trials, rounds, data.seed, data.studies / f"{name}.log")
-    designs = {kind: full if kind in (*ALL_MEMBERS, *BASELINES) else train for kind in candidates_of(full)}
-    fitted: dict[str, Combiner] = {k: UNTUNED[k].fit(d, y) for k, d in designs.items() if k in UNTUNED}
+    kinds = [kind for kind in candidates_of(full) if kind in UNTUNED]
+    of_all = [kind for kind in kinds if kind in (*ALL_MEMBERS, *BASELINES)]
+    of_useful = [kind for kind in kinds if kind not in of_all]
+    fitted: dict[str, Combiner] = {kind: UNTUNED[kind].fit(full if kind in of_all else train, y) for kind in kinds}
     fitted[Stacker.kind] = fit_stacker(train, y, tuned.params, tuned.rounds, data.seed)
     result = _Fit(fitted, {}, inner, {}, tuned.params, tuned.rounds, tfidf, train.names, left_out)
     if fold == FINAL:
         return result
-    for kind, design in designs.items():
-        result.inner[kind] = out_of_fold(kind, design, y, inner) if kind in UNTUNED else tuned.logits
+    found = out_of_fold(of_all, full, y, inner) | out_of_fold(of_useful, train, y, inner)
+    found[Stacker.kind] = tuned.logits
     unseen = data.design.take(held)
-    extended = unseen if tfidf is None else _with_tfidf(unseen, tfidf.logits(terms_of(unseen)))
-    for kind, design in designs.items():
-        result.held[kind] = fitted[kind].logits(unseen if design is full else extended)
+    extended = unseen if tfidf is None else with_tfidf(unseen, tfidf.logits(terms_of(unseen)))
+    for kind, combiner in fitted.items():
+        result.inner[kind] = found[kind]
+        result.held[kind] = combiner.logits(unseen if kind in of_all else extended)
     return result
 
 

@@ -16,7 +16,7 @@ Stone, Classification and Regression Trees, 1984, section 3.4.3 (one standard er
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -40,7 +40,7 @@ KINDS = (*UNTUNED, Stacker.kind)  # from simple to complex
 ROWS = tuple(kind for kind in (*COMBINERS, Stacker.kind) if kind != PlainMean.kind)  # as combiner:KIND in tables
 POOL = "pool"
 RULES = (POOL, "best", "auto")  # values of stack.final beside the names of candidates
-POOL_RIDGE = 0.3  # divided by the effective groups: pull of the pool's weights towards equal ones
+POOL_RIDGE = 0.05  # divided by the effective groups: pull of the pool's weights towards equal ones
 CLEARLY_BEHIND = 3.0  # standard errors of the difference from the best candidate, beyond which one is left out
 LEAST_WEIGHT = 0.01  # of a candidate in the pool; those below are left out, and need not be computed
 ALL_MEMBERS = ("plain_mean", "mean", "greedy")  # combiners of all members, also of those that are useless
@@ -96,12 +96,14 @@ def useful_members(design: Design, labels: Integers, folds: Integers, groups: In
     return useful if useful or others else list(design.members)
 
 
-def out_of_fold(kind: str, design: Design, labels: Integers, folds: Integers) -> NDArray[np.float64]:
-    """Return (n, 3) logits of each row by an untuned candidate that was fitted on the other folds."""
-    logits = np.empty((len(labels), 3))
+def out_of_fold(kinds: Iterable[str], design: Design, labels: Integers, folds: Integers) -> Logits:
+    """Return kind -> (n, 3) logits of each row by untuned candidates that were fitted on the other folds."""
+    logits = {kind: np.empty((len(labels), 3)) for kind in kinds}
     for fold in np.unique(folds):
         rest, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        logits[held] = UNTUNED[kind].fit(design.take(rest), labels[rest]).logits(design.take(held))
+        train, unseen = design.take(rest), design.take(held)
+        for kind, values in logits.items():
+            values[held] = UNTUNED[kind].fit(train, labels[rest]).logits(unseen)
     return logits
 
 

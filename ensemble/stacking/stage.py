@@ -27,7 +27,7 @@ from oof.jobs.source_files import remember
 from oof.metrics import log_loss, softmax_mean
 
 if TYPE_CHECKING:
-    from ensemble.stacking.cross_fit import StackResult
+    from ensemble.stacking.stack_result import StackResult
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def load_stack(config: Config, inputs: Inputs) -> StackResult:
         UserError: stage two is missing or out of date.
     """
     step = _finished_step(config, inputs)
-    from ensemble.stacking.cross_fit import StackResult
+    from ensemble.stacking.stack_result import StackResult
 
     return StackResult.load(step.folder / "model")
 

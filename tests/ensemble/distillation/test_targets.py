@@ -16,8 +16,8 @@ from ensemble.distillation import run_teacher_jobs
 from ensemble.distillation.plan import FINAL, StudentPlan
 from ensemble.distillation.targets import _logits_of_unscored, _nested_logits, nested_stack, student_targets
 from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
-from ensemble.stacking.cross_fit import StackResult
 from ensemble.stacking.job_scales import JobScale, JobScales, fit_job_scales
+from ensemble.stacking.stack_result import StackResult
 from ensemble.stacking.stage import Inputs
 from oof import config as configuration
 from oof.common.atomic_files import write_parquet

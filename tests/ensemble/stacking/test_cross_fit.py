@@ -11,7 +11,8 @@ import pytest
 from ensemble.features.design_matrix import add_terms, build_design
 from ensemble.stacking.baselines import LengthOnly
 from ensemble.stacking.combiners import Logistic
-from ensemble.stacking.cross_fit import CROSS_FITTED, TFIDF_MEMBER, StackResult, cross_fit, cross_fit_rules
+from ensemble.stacking.cross_fit import CROSS_FITTED, cross_fit, cross_fit_rules
+from ensemble.stacking.stack_result import TFIDF_MEMBER, StackResult
 from ensemble.stacking.tuning import tune
 from ensemble.statistics.bootstrap import group_interval
 from oof.classes import swap_orders

@@ -14,8 +14,9 @@ from ensemble.features.design_matrix import Design, design_of
 from ensemble.stacking.baselines import prior_probs
 from ensemble.stacking.calibration import CALIBRATORS, Calibrator, fit_temperature
 from ensemble.stacking.combiners import COMBINERS
-from ensemble.stacking.cross_fit import StackResult, cross_fit
+from ensemble.stacking.cross_fit import cross_fit
 from ensemble.stacking.log_pool import fit_pool, pool_logits
+from ensemble.stacking.stack_result import StackResult
 from ensemble.statistics.scores import scores
 from oof.classes import swap_orders, with_tie, without_ties
 from oof.config import Stack

@@ -60,7 +60,7 @@ def fold_jobs_of_other_scales(seed: int) -> Battles:
     [
         strong_members,
         members_that_learned_nothing,
-        pytest.param(few_groups, marks=pytest.mark.xfail(reason="0.0024 behind: eight groups choose the weights")),
+        few_groups,
         fold_jobs_of_other_scales,
     ],
 )
