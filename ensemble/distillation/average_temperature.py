@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from ensemble.distillation.plan import StudentPlan
+from ensemble.stacking.calibration_fit import LOG_T_BOUND
 from oof.common.errors import UserError
 from oof.jobs.encoded_battles import EncodedBattles
 from oof.metrics import Floats, log_softmax, mean_of_orders, softmax
@@ -30,7 +31,6 @@ from oof.training.inference import predict_logits
 logger = logging.getLogger(__name__)
 
 BATTLES = 1000  # that the average scores; without labels there is little noise to average out
-BOUND = float(np.log(50.0))  # of log T
 
 
 def average_temperature(
@@ -75,5 +75,7 @@ def matching_temperature(logits: Floats, probs: NDArray[np.float64]) -> float:
     def cross_entropy(log_t: float) -> float:
         return float(-(probs * log_softmax(logits / np.exp(log_t))).sum(axis=1).mean())
 
-    optimum = minimize_scalar(cross_entropy, bounds=(-BOUND, BOUND), method="bounded", options={"xatol": 1e-8})
+    optimum = minimize_scalar(
+        cross_entropy, bounds=(-LOG_T_BOUND, LOG_T_BOUND), method="bounded", options={"xatol": 1e-8}
+    )
     return float(np.exp(optimum.x))

@@ -120,12 +120,8 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
 def shrunk_temperature(logits: Floats, labels: Integers, groups: Integers) -> float:
     """Return the temperature of :func:`fit_temperature`, shrunk to 1 by its standard error by groups.
 
-    It never raises InSampleError: where the logits separate the labels it is 1, with a warning.
-
-    Args:
-        logits: (n, 3) held-out logits in class order.
-        labels: (n,) in {0, 1, 2}.
-        groups: (n,) battles that are not independent of each other.
+    Arguments are those of :func:`fit_temperature_scaling`. The temperature is 1 where the logits separate the labels,
+    with a warning.
 
     Raises:
         UserError: a logit is not finite.
@@ -223,9 +219,15 @@ def identity_if_better(fitted: Calibrator, logits: Floats, labels: Integers) -> 
 
 
 def _calibrator(logits: Floats, labels: Integers, groups: Integers, blocks: Sequence[Block]) -> Calibrator:
-    log_t, log_s, b, c, log_r = (float(value) for value in fit_blocks(logits, labels, groups, blocks))
-    scales = (float(np.exp(value)) for value in (log_t, log_s, log_r))
-    return Calibrator(next(scales), c, next(scales), b, next(scales), without_ties(np.asarray(logits)))
+    log_t, log_s, b, c, log_r = fit_blocks(logits, labels, groups, blocks).tolist()
+    return Calibrator(
+        temperature=float(np.exp(log_t)),
+        position_bias=c,
+        tie_scale=float(np.exp(log_s)),
+        tie_bias=b,
+        position_scale=float(np.exp(log_r)),
+        without_ties=without_ties(np.asarray(logits)),
+    )
 
 
 def _asymmetry_pays(
