@@ -43,6 +43,7 @@ from oof.metrics import row_log_loss
 
 MEMBER = "smollm2"
 FINAL = "lightgbm"
+DEFAULT = Stack().final
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, object]:
@@ -66,11 +67,11 @@ def losses_of(config: Config, inputs: Inputs) -> dict[str, NDArray[np.float64]]:
     return {name: row_log_loss(p, inputs.labels) for name, p in probs.items()}
 
 
-def report(config: Config, auto: NDArray[np.float64], spent: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return the lines of a finished run's page; ``auto`` are (n,) losses of the default's calibrated stack."""
+def report(config: Config, default: NDArray[np.float64], spent: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the lines of a finished run's page; ``default`` are (n,) losses of the default's calibrated stack."""
     inputs = load_inputs(config)
     losses = losses_of(config, inputs)
-    best, text, default = best_member(losses), "text", f"calibrated, `stack.final: {Stack().final}`"
+    best, text, row = best_member(losses), "text", f"calibrated, `stack.final: {DEFAULT}`"
     combiners = [name for name in losses if name.startswith("combiner:")]
     rows = ["prior", "length_only", text, *(f"member:{name}" for name in config.members), "mean", *combiners]
     recipe = config.members[MEMBER]
@@ -96,14 +97,14 @@ def report(config: Config, auto: NDArray[np.float64], spent: Mapping[str, Mappin
         "| predictor | log loss | calibrated minus it |",
         "|---|---|---|",
     ]
-    losses[default] = auto
-    for name in [*rows, "stack", "calibrated", default]:
+    losses[row] = default
+    for name in [*rows, "stack", "calibrated", row]:
         difference = cell(losses["calibrated"] - losses[name], inputs.groups, "+") if name != "calibrated" else ""
         lines.append(f"| {name} | {cell(losses[name], inputs.groups)} | {difference} |")
-    lines += ["", "| better, by a paired interval below 0 | `stack.final: lightgbm` | `auto`, the default |"]
+    lines += ["", f"| better, by a paired interval below 0 | `stack.final: {FINAL}` | `{DEFAULT}`, the default |"]
     lines.append("|---|---|---|")
     for name in (best, text):
-        verdicts = [verdict_cell(loss - losses[name], inputs.groups) for loss in (losses["calibrated"], auto)]
+        verdicts = [verdict_cell(loss - losses[name], inputs.groups) for loss in (losses["calibrated"], default)]
         lines.append(f"| than {name} | {' | '.join(verdicts)} |")
     return lines
 
@@ -124,8 +125,8 @@ def main() -> None:
     path = run / "config-ukp.yaml"
     write_json(path, settings(arguments))
     for package, subcommand, final in (
-        ("oof", "oof", "auto"),
-        ("ensemble", "stack", "auto"),
+        ("oof", "oof", DEFAULT),
+        ("ensemble", "stack", DEFAULT),
         ("ensemble", "stack", FINAL),
     ):
         run_stage(run, subcommand, [sys.executable, "-m", package, subcommand, str(path), f"stack.final={final}"])
