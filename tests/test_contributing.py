@@ -262,6 +262,7 @@ assert "patience" in settings_reference()
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", RECIPES)
 def test_following_a_row_gives_a_working_change(change: str, tmp_path: Path) -> None:
     recipe, named = RECIPES[change], files_of(ROWS[change])

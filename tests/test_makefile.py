@@ -126,6 +126,7 @@ def test_the_demo_names_its_configuration(words: list[str], call: list[str]) -> 
     assert ["demo", *words_of("demo", *words)] == call
 
 
+@pytest.mark.slow
 def test_run_alone_is_enough_after_the_first_command(small_run: Path, tmp_path: Path) -> None:
     """On a run that was made elsewhere and copied to a path with a space and a letter that is not ASCII."""
     run = tmp_path / "Läufe 1" / "l'été 2"

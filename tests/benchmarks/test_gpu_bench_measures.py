@@ -44,6 +44,7 @@ def fail_above(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_training_that_runs_out_of_memory_is_measured_with_smaller_batches(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,7 +57,7 @@ def test_training_that_runs_out_of_memory_is_measured_with_smaller_batches(
     assert row["tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("part", ["training", "trainer", "scoring"])
+@pytest.mark.parametrize("part", ["training", pytest.param("trainer", marks=pytest.mark.slow), "scoring"])
 def test_a_case_of_which_not_one_sequence_fits_is_a_row(
     part: str, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_case_of_which_not_one_sequence_fits_is_a_row(
     assert sizes == []
 
 
+@pytest.mark.slow
 def test_the_plain_trainer_takes_the_largest_batch_that_fits_then_recomputes(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_killed_stage_three_resumes_and_makes_identical_files(
     assert "student/model.safetensors" in files
 
 
+@pytest.mark.slow
 def test_students_of_other_settings_are_kept_and_come_back_with_them(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +118,7 @@ def test_students_are_not_replaced_because_of_a_configuration(
     assert digests(run) == before
 
 
+@pytest.mark.slow
 def test_finished_nested_teachers_are_not_replaced_unasked(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

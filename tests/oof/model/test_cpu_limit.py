@@ -57,6 +57,7 @@ def test_parameters_are_those_of_the_real_classifier_and_no_random_number_is_dra
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_a_job_is_refused_before_weights_are_read_and_the_setting_lets_it_go_on(large: Path, tmp_path: Path) -> None:
     config, run = only_llama(tmp_path), tmp_path / "run"
     refused = call(config, run, f"members.llama3_1.checkpoint={large}")

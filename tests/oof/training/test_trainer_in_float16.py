@@ -52,7 +52,7 @@ def large_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("base", ["tiny-gemma2", "tiny-llama"])
-@pytest.mark.parametrize("rank", [4, 0])
+@pytest.mark.parametrize("rank", [pytest.param(4, marks=pytest.mark.slow), 0])
 def test_float16_trains_as_float32_within_a_tolerance(
     base: str, rank: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,7 +110,7 @@ def test_the_schedule_waits_while_steps_overflow(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("large_scale")
-@pytest.mark.parametrize("stop", [2, 12])
+@pytest.mark.parametrize("stop", [2, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_killed_job_resumes_to_identical_weights_and_scale(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
