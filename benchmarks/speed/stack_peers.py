@@ -31,7 +31,7 @@ import psutil
 from benchmarks.common import ResumableRows, argument_parser, cell, measured, run_script, write_page
 from benchmarks.peer_environment import last_words, peer_python, with_our_path
 from benchmarks.speed.synthetic_arena import Arena, ArenaKind, make_arena
-from ensemble.features.design_matrix import build_design
+from ensemble.features.design_matrix import add_terms, build_design
 from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.cross_fit import cross_fit
 from ensemble.stacking.parallel import cores
@@ -61,7 +61,8 @@ def save_arena(arena: Arena, out: Path) -> None:
 def run_ours(out: Path, trials: int, seed: int) -> None:
     """Compute features, nested studies, combiners, selection, calibration and the final stack, as ``make stack``."""
     columns, saved = np.load(out / "columns.npz"), np.load(out / "logits.npz")
-    design = build_design(read_parquet(out / "battles.parquet"), {name: saved[name] for name in saved.files})
+    table = read_parquet(out / "battles.parquet")
+    design = add_terms(build_design(table, {name: saved[name] for name in saved.files}), table)
     folder = out / "ours"
     shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier measurement is reused
     rows = columns["labels"], columns["folds"], columns["groups"]
