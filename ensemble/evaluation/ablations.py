@@ -5,8 +5,8 @@ order, the calibration, or a share of the training battles. Nothing is tuned aga
 and the number of rounds that its study found *with* all parts, so a part that tuning could replace looks worth a little
 more than it is. ``full`` is made in the same way, and differences are paired with it.
 
-The ablated combiner is always LightGBM, even if ``stack.final`` chose a simpler one for new battles. Items are steps of
-the run: rerunning skips finished items.
+The ablated combiner is always LightGBM, whatever ``stack.final`` takes for new battles. Items are steps of the run:
+rerunning skips finished items.
 """
 
 from __future__ import annotations

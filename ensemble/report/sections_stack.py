@@ -56,9 +56,7 @@ def _metric(key: str) -> str:
 def _combiners(content: Report) -> list[Block]:
     blocks, rows = [], content["combiners"]
     if content["final"]:
-        blocks.append(
-            text("The combiner for new battles is <strong>{combiner}</strong>: {reason}.", **content["final"])
-        )
+        blocks.append(text("For new battles <strong>{combiner}</strong> is used: {reason}.", **content["final"]))
     if rows:
         alt = "Cross-fitted log loss of each combiner with its 95 % interval; the table has the values."
         drawn = [(row["combiner"], row["log_loss"]) for row in rows]

@@ -33,11 +33,11 @@ def stack_report(run: RunData) -> dict[str, Any] | None:
 
 
 def combiner_rows(run: RunData) -> list[dict[str, Any]]:
-    """Return the cross-fitted log losses of every combiner and of the one chosen per fold, in ascending order."""
+    """Return the cross-fitted log losses of every combiner and of each fold's pool or choice, in ascending order."""
     probs = {name.removeprefix("combiner:"): p for name, p in run.probs.items() if name.startswith("combiner:")}
     if not probs:
         return []
-    probs["chosen in each fold (stack)"] = run.probs["stack"]
+    probs["pool or choice of each fold (stack)"] = run.probs["stack"]
     rows = [
         {"combiner": name, "log_loss": group_interval(row_log_loss(p, run.labels), run.groups, run.seed)}
         for name, p in probs.items()

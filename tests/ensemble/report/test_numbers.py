@@ -176,7 +176,7 @@ def test_combiners_importances_studies_and_ablations(
     stack = report["stack"]
     rows = {row["combiner"]: row["log_loss"]["value"] for row in stack["combiners"]}
     assert list(rows.values()) == sorted(rows.values())
-    for name, predictor in (("mean", "mean"), ("greedy", "one"), ("chosen in each fold (stack)", "stack")):
+    for name, predictor in (("mean", "mean"), ("greedy", "one"), ("pool or choice of each fold (stack)", "stack")):
         assert rows[name] == pytest.approx(log_loss(arena.labels, probs[predictor], labels=[0, 1, 2]), abs=1e-6)
     shares = [(row["feature"], row["gain_share"], row["splits"]) for row in stack["importances"]]
     assert shares == [("g", (1 / 4 + 1) / 2, 7), ("f", (3 / 4 + 0) / 2, 4)]  # no split uses h
