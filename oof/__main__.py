@@ -64,7 +64,7 @@ def _oof(arguments: argparse.Namespace) -> None:
                 run_jobs(config, stage)
         for member_jobs in fold_job.by_member(jobs).values():
             fold_job.join_folds(member_jobs, table)
-        if test.height and fold_job.test_logits(jobs, test) is None:
+        if test.height and fold_job.test_frames(jobs, test) is None:
             gpus.prepare_gpu(config.jobs)
             from oof.jobs.score_test_battles import score_test_battles
 

@@ -206,14 +206,6 @@ def by_member(jobs: list[FoldJob]) -> dict[str, list[FoldJob]]:
     return members
 
 
-def test_logits(jobs: list[FoldJob], test: pl.DataFrame) -> dict[str, NDArray[np.float32]] | None:
-    """Return each member's fold-averaged logits of the (n,) test battles, (n, 2, 3); None if not yet scored."""
-    frames = test_frames(jobs, test)
-    if frames is None:
-        return None
-    return {name: logits_of(frame) for name, frame in frames.items()}
-
-
 def test_logits_by_job(jobs: list[FoldJob], test: pl.DataFrame) -> dict[str, dict[int, NDArray[np.float32]]]:
     """Return member -> fold -> (n, 2, 3) logits of the (n,) test battles by each fold job, all of them scored."""
     test_key = battles_key(test)

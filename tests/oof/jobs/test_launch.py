@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 
 from oof import config as configuration
+from oof.common.logits_format import logits_of
 from oof.jobs import fold_job
 from oof.jobs.dataset import load_battles
 from oof.jobs.score_test_battles import score_test_battles
@@ -37,7 +38,7 @@ def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_run_stopped_in_training_resumes_to_the_same_bytes(
     config: Path, whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -75,7 +76,7 @@ def test_workers_score_new_battles_as_one_process_does(
         monkeypatch.setattr("oof.jobs.score_test_battles.MIN_BATTLES_FOR_WORKERS", least)
         jobs = fold_job.fold_jobs(settings, load_battles(run))
         score_test_battles(settings, jobs, new)
-        logits_by_workers.append(fold_job.test_logits(jobs, new)["llama3_1"])
+        logits_by_workers.append(logits_of(fold_job.test_frames(jobs, new)["llama3_1"]))
     one, two = logits_by_workers
     assert one.shape == (7, 2, 3)
     np.testing.assert_allclose(two, one, atol=1e-5)

@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from oof import config as configuration
+from oof.common.logits_format import logits_of
 from oof.jobs import fold_job
 from oof.jobs.dataset import load_battles
 from oof.jobs.encoded_battles import EncodedBattles
@@ -55,8 +56,10 @@ def test_each_member_s_base_is_read_once_and_logits_are_those_of_fresh_classifie
 
     monkeypatch.setattr(classifier.AutoModelForSequenceClassification, "from_pretrained", counting)
     score_test_battles(config, jobs, battles)
-    logits = fold_job.test_logits(jobs, battles)
-    assert logits is not None
-    assert {name: member.tobytes() for name, member in logits.items()} == {n: e.tobytes() for n, e in expected.items()}
+    frames = fold_job.test_frames(jobs, battles)
+    assert frames is not None
+    assert {name: logits_of(frame).tobytes() for name, frame in frames.items()} == {
+        n: e.tobytes() for n, e in expected.items()
+    }
     assert read == ["tiny-gemma2", "tiny-llama"]
     assert not shared_base._LATEST  # the memory is free again
