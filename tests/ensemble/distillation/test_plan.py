@@ -1,13 +1,23 @@
-"""Plan of the students: a fold's temperature comes from the other folds, and is 1 where these say nothing."""
+"""Plan of the students: settings that it refuses, the battles that it uses, temperatures of folds."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import polars as pl
 import pytest
 
+from ensemble.distillation import plan as planning
 from ensemble.distillation.plan import cross_fitted_temperature
 from ensemble.stacking.calibration import fit_temperature, shrunk_temperature
+from oof import config as configuration
+from oof.common.errors import UserError
 from oof.metrics import softmax
+from tests.fixtures.demo_run import ROOT
+from tests.fixtures.small_tables import table_of
+from tests.fixtures.student_plans import EXTRA, ROLES, UNLABELLED, N
 
 
 def test_the_temperature_of_a_fold_does_not_depend_on_its_labels() -> None:
@@ -40,3 +50,30 @@ def test_students_of_one_prompt_or_with_separable_logits_keep_the_temperature_1(
     # The training is over when this runs: it ends in a warning, not in an error.
     assert cross_fitted_temperature(np.eye(3)[labels], labels, folds, np.arange(300))[1] == [1, 1, 1]
     assert "the temperature stays 1" in caplog.text
+
+
+def test_conflicting_settings_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    config = configuration.load(ROOT / "configs" / "demo.yaml", [f"run={tmp_path}"])
+    for changes, message in (
+        ({"teacher": "nested"}, "folds.k"),
+        ({"losses": configuration.Losses(kl=0)}, "are all 0"),
+        ({"variants": ["int4"]}, "int4"),
+        ({"student": configuration.Member()}, "checkpoint is empty"),
+    ):
+        two_folds = replace(config, distill=replace(config.distill, **changes), folds=configuration.Folds(k=2))
+        with pytest.raises(UserError, match=message):
+            planning.plan_student(two_folds)
+    with pytest.raises(UserError, match="stack, members, gemma2, llama3_1"):
+        planning.teacher_names(replace(config, distill=replace(config.distill, teachers="gemma3")))
+
+
+def test_unlabelled_battles_are_used_only_where_a_loss_term_has_soft_targets(tmp_path: Path) -> None:
+    config = configuration.load(ROOT / "configs" / "demo.yaml", [f"run={tmp_path}"])
+    assert n_unscored(config) == UNLABELLED + EXTRA
+    assert n_unscored(config, pseudo_weight=0.0) == EXTRA
+    assert n_unscored(config, losses=configuration.Losses(ce=1, kl=0)) == EXTRA
+
+
+def n_unscored(config: configuration.Config, **changes: object) -> int:
+    table = table_of(["p"] * N, role=ROLES.tolist())
+    return pl.concat(planning._unscored(table, replace(config.distill, **changes))).height

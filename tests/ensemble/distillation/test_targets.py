@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,70 +11,25 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from ensemble.distillation import plan as planning
-from ensemble.distillation import run_teacher_jobs
 from ensemble.distillation.plan import FINAL, StudentPlan
 from ensemble.distillation.targets import _logits_of_unscored, _nested_logits, nested_stack, student_targets
 from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
 from ensemble.stacking.job_scales import JobScale, JobScales, fit_job_scales
 from ensemble.stacking.stack_result import StackResult
-from ensemble.stacking.stage import Inputs
-from oof import config as configuration
 from oof.common.atomic_files import write_parquet
-from oof.common.digests import digest
-from oof.common.errors import UserError
 from oof.common.logits_format import logits_frame
-from oof.data.schemas import SOFT_COLUMNS
-from oof.jobs.dataset import FORMAT
-from oof.jobs.fold_job import FoldJob
-from tests.fixtures.demo_run import ROOT
-from tests.fixtures.small_tables import table_of
-
-K = 3
-SCORED, EXTRA, UNLABELLED = 60, 6, 9
-N = SCORED + EXTRA + UNLABELLED
-ROLES = np.repeat(["train", "extra", "unlabelled"], [SCORED, EXTRA, UNLABELLED])
-FOLDS = np.where(np.arange(N) < SCORED, np.arange(N) // 4 % K, np.arange(N) % (K + 1) - 1)
-
-
-def make_plan(tmp_path: Path, *overrides: str, labels: np.ndarray | None = None) -> StudentPlan:
-    """Return a plan of 60 scored, 6 extra and 9 unlabelled battles; some of the last two kinds belong to no fold."""
-    run = [f"run={tmp_path}", "stack.trials=1", "stack.rounds=5", *overrides]
-    config = configuration.load(ROOT / "configs" / "demo.yaml", run)
-    rng = np.random.default_rng(0)
-    label = np.arange(N) % 3 if labels is None else labels
-    table = table_of([f"prompt {i} {'x' * (i % 7)}" for i in range(N)], label=label.tolist(), role=ROLES.tolist())
-    logits = {name: rng.normal(size=(SCORED, 2, 3)).astype(np.float32) for name in config.members}
-    inputs = Inputs(table[:SCORED], label[:SCORED], np.arange(SCORED), FOLDS[:SCORED], logits)
-    names = planning.teacher_names(config)
-    teacher_probs = np.stack([rng.dirichlet(np.ones(3), SCORED) for _ in names], axis=1)
-    jobs = [FoldJob(config, name, fold, "key") for name in config.members for fold in range(K)]
-    return StudentPlan(
-        config,
-        inputs,
-        table,
-        labels=np.where(ROLES == "unlabelled", -1, label),
-        folds=FOLDS,
-        weights=np.ones(N),
-        teacher_probs=teacher_probs,
-        jobs=jobs,
-        key="key",
-    )
-
-
-def store_random_logits(plan: StudentPlan) -> dict[tuple[object, ...], np.ndarray]:
-    """Finish every teacher job with random logits; return those of all battles by (member, fold or pair of folds)."""
-    logits = {}
-    for job in teacher_jobs(plan):
-        step = job.step
-        step.begin()
-        rows = job.rows
-        nested = isinstance(job, NestedJob)
-        name = (job.name, job.without) if nested else (job.fold_job.name, job.fold_job.fold)
-        logits[name] = np.random.default_rng(len(logits) + 1).normal(size=(N, 2, 3)).astype(np.float32)
-        frame = logits_frame(plan.table["id"][rows], logits[name][rows], 0)
-        write_parquet(step.folder / "logits.parquet", frame.sample(fraction=1, shuffle=True, seed=1))
-        step.finish()
-    return logits
+from tests.fixtures.student_plans import (
+    EXTRA,
+    EXTRA_ROWS,
+    FOLDS,
+    ROLES,
+    SCORED,
+    UNLABELLED,
+    K,
+    N,
+    make_plan,
+    store_random_logits,
+)
 
 
 def pooled(members: list[np.ndarray]) -> np.ndarray:
@@ -108,9 +62,6 @@ def test_unscored_battles_are_labelled_by_the_average_of_the_fold_jobs(tmp_path:
         # An extra battle is labelled by the fold job that held it out.
         z = per_fold[fold, i] if extra and fold >= 0 else per_fold[:, i].mean(axis=0)
         np.testing.assert_allclose(targets[i], softmax(z.mean(axis=0) / temperature), atol=1e-6)
-
-
-EXTRA_ROWS = np.arange(SCORED, SCORED + EXTRA)
 
 
 def test_each_fold_job_is_scaled_for_the_stack_before_their_mean(tmp_path: Path) -> None:
@@ -218,35 +169,6 @@ def test_no_extra_battle_s_label_reaches_its_target_through_the_stack(tmp_path: 
     assert np.isfinite(first).all()
 
 
-def test_nested_jobs_without_extra_battles_keep_the_key_of_older_ones(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, "distill.teacher=nested")
-    without = replace(plan, folds=np.where(ROLES == "extra", -1, plan.folds))
-    new, old = (NestedJob(p, "gemma2", (0, 1)) for p in (plan, without))
-    assert old.step.key == digest("nested", FORMAT, old.fold_job.step.key, (0, 1))
-    assert new.step.key != old.step.key
-
-
-def test_fold_jobs_score_only_the_extra_battles_that_they_hold_out(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path)
-    for job in teacher_jobs(plan):
-        of_extra = plan.folds[np.intersect1d(job.rows, EXTRA_ROWS)]
-        assert set(of_extra.tolist()) == {-1, job.fold_job.fold}  # -1: a run that was made before extra had folds
-        assert set(job.rows) >= set(range(SCORED + EXTRA, N))
-
-
-def test_in_sample_teacher_probabilities_of_an_older_run_are_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    older = make_plan(tmp_path)
-    plan = replace(older, folds=np.where(ROLES == "extra", np.arange(N) % K, older.folds))
-    for of_run in (plan, older):
-        store_random_logits(of_run)
-    run_teacher_jobs.run_teacher_jobs(plan)
-    assert not caplog.text
-    run_teacher_jobs.run_teacher_jobs(older)
-    assert "2 extra battles are in no fold, so every member has trained on them" in caplog.text
-
-
 def test_fold_matched_targets_are_in_sample(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teacher=fold_matched")
     logits = store_random_logits(plan)
@@ -261,16 +183,6 @@ def test_fold_matched_targets_are_in_sample(tmp_path: Path) -> None:
     np.testing.assert_allclose(final[row], expected[0], atol=1e-6)
 
 
-def test_teacher_jobs_of_one_recipe_keep_those_of_another(tmp_path: Path) -> None:
-    teachers = "distill.teachers=members"
-    oof, matched = make_plan(tmp_path, teachers), make_plan(tmp_path, teachers, "distill.teacher=fold_matched")
-    store_random_logits(oof)
-    before = student_targets(oof, FINAL)
-    store_random_logits(matched)
-    assert all(job.done for job in [*teacher_jobs(oof), *teacher_jobs(matched)])
-    np.testing.assert_array_equal(student_targets(oof, FINAL), before)
-
-
 def test_each_teacher_has_its_own_block_of_targets(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "distill.teacher=fold_matched", "distill.teachers=members")
     logits = store_random_logits(plan)
@@ -280,15 +192,6 @@ def test_each_teacher_has_its_own_block_of_targets(tmp_path: Path) -> None:
     for i, name in enumerate(plan.config.members):
         expected = softmax(logits[name, 0][rows].astype(np.float64).mean(axis=1), axis=1)
         np.testing.assert_allclose(targets[rows, 3 * i : 3 * i + 3], expected, atol=1e-6)
-
-
-def test_nested_jobs_are_one_per_member_and_pair_of_folds(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, "distill.teacher=nested")
-    nested = [job for job in teacher_jobs(plan) if isinstance(job, NestedJob)]
-    assert {(job.name, job.without) for job in nested} == {
-        (name, pair) for name in plan.config.members for pair in combinations(range(K), 2)
-    }
-    assert len({job.step.key for job in nested}) == len({job.step.folder for job in nested}) == len(nested)
 
 
 @pytest.mark.parametrize("mode", ["nested", "fold_matched"])
@@ -316,50 +219,3 @@ def test_nested_targets_of_fold_j_come_from_the_job_without_j_and_k(tmp_path: Pa
     assert len(nested) == len(rows)
     for row, value in zip(rows, nested, strict=True):
         np.testing.assert_array_equal(value, logits["gemma2", (int(plan.folds[row]), 2)][row])
-
-
-def test_nested_members_train_on_soft_labels_as_members_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(tmp_path, "distill.teacher=nested")
-    shares = dict(zip(SOFT_COLUMNS, (0.5, 0.3, 0.2), strict=True))
-    voted = np.arange(N) % 2 == 0
-    soft = {name: pl.when(pl.Series(voted)).then(share) for name, share in shares.items()}
-    plan = replace(plan, table=plan.table.with_columns(**soft))
-    training: list[np.ndarray] = []
-
-    def capture(_: object, rows: np.ndarray, targets: np.ndarray, *__: object) -> None:
-        training.extend((rows, targets))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run_teacher_jobs, "fit_classifier", capture)
-    with pytest.raises(KeyboardInterrupt):
-        run_teacher_jobs.run_teacher_job(NestedJob(plan, "gemma2", (0, 1)))
-    rows, targets = training
-    expected = np.where(voted[rows, None], list(shares.values()), np.eye(3)[plan.labels[rows]])
-    np.testing.assert_allclose(targets, expected, atol=1e-7)
-
-
-def test_conflicting_settings_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    config = configuration.load(ROOT / "configs" / "demo.yaml", [f"run={tmp_path}"])
-    for changes, message in (
-        ({"teacher": "nested"}, "folds.k"),
-        ({"losses": configuration.Losses(kl=0)}, "are all 0"),
-        ({"variants": ["int4"]}, "int4"),
-        ({"student": configuration.Member()}, "checkpoint is empty"),
-    ):
-        two_folds = replace(config, distill=replace(config.distill, **changes), folds=configuration.Folds(k=2))
-        with pytest.raises(UserError, match=message):
-            planning.plan_student(two_folds)
-    with pytest.raises(UserError, match="stack, members, gemma2, llama3_1"):
-        planning.teacher_names(replace(config, distill=replace(config.distill, teachers="gemma3")))
-
-
-def test_unlabelled_battles_are_used_only_where_a_loss_term_has_soft_targets(tmp_path: Path) -> None:
-    config = configuration.load(ROOT / "configs" / "demo.yaml", [f"run={tmp_path}"])
-    assert n_unscored(config) == UNLABELLED + EXTRA
-    assert n_unscored(config, pseudo_weight=0.0) == EXTRA
-    assert n_unscored(config, losses=configuration.Losses(ce=1, kl=0)) == EXTRA
-
-
-def n_unscored(config: configuration.Config, **changes: object) -> int:
-    table = table_of(["p"] * N, role=ROLES.tolist())
-    return pl.concat(planning._unscored(table, replace(config.distill, **changes))).height
