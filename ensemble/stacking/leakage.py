@@ -62,7 +62,7 @@ def leaked_members(
     for i, name in enumerate(logits):
         lead = min(losses[:i] + losses[i + 1 :]) - losses[i]
         reasons = _vanishing_gain(np.delete(pool, i, axis=1), pool, y, fold, margin)
-        temperature, error = fit_temperature(pool[:, i], y, groups[rows])
+        temperature, error = temperature_with_error(pool[:, i], y, groups[rows])
         if lead > margin and temperature + 2 * error < SHARP:
             reasons.insert(
                 0,
@@ -88,7 +88,7 @@ def note_on_lone_member(logits: Logits, labels: Integers, groups: Integers, seed
         return {}
     rows = _drawn_rows(len(labels), seed)
     ((name, values),) = logits.items()
-    temperature, error = fit_temperature(log_softmax(mean_of_orders(values[rows])), labels[rows], groups[rows])
+    temperature, error = temperature_with_error(log_softmax(mean_of_orders(values[rows])), labels[rows], groups[rows])
     if temperature + 2 * error >= SHARP:
         return {}
     note = f"{_sharpened(temperature, error)}; there is no other member to compare its log loss with"
@@ -109,7 +109,7 @@ def _sharpened(temperature: float, error: float) -> str:
     )
 
 
-def fit_temperature(logp: NDArray[np.float64], labels: Integers, groups: Integers) -> tuple[float, float]:
+def temperature_with_error(logp: NDArray[np.float64], labels: Integers, groups: Integers) -> tuple[float, float]:
     """Return the temperature that minimises the log loss, and its standard error by groups; infinite if undefined.
 
     Both are 0 where the largest logit is always the label's.

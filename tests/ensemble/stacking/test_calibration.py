@@ -20,7 +20,7 @@ from ensemble.stacking.calibration import (
     shrunk_temperature,
 )
 from ensemble.stacking.calibration_fit import InSampleError
-from ensemble.stacking.leakage import fit_temperature as temperature_and_error
+from ensemble.stacking.leakage import temperature_with_error
 from oof.common.errors import UserError
 from oof.config import Stack
 from oof.metrics import log_loss, log_softmax, row_log_loss, softmax
@@ -127,7 +127,7 @@ def test_one_temperature_is_shrunk_by_its_standard_error() -> None:
     """The large-sample rule log T * max(0, 1 - SE^2 / log(T)^2), with an error that another module computes."""
     groups = np.arange(20_000) // 2
     logits, labels = planted(20_000, 1.03, seed=2)
-    temperature, error = temperature_and_error(log_softmax(logits), labels, groups)
+    temperature, error = temperature_with_error(log_softmax(logits), labels, groups)
     assert 1.5 < np.log(temperature) / (error / temperature) < 5
     factor = 1 - (error / temperature / np.log(temperature)) ** 2
     assert np.log(shrunk_temperature(logits, labels, groups)) == pytest.approx(factor * np.log(temperature), rel=0.02)

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from ensemble.stacking.leakage import fit_temperature, leaked_members, note_on_lone_member
+from ensemble.stacking.leakage import leaked_members, note_on_lone_member, temperature_with_error
 from oof.metrics import log_softmax, softmax
 from tests.fixtures.arenas import make_arena
 
@@ -93,8 +93,10 @@ def test_the_temperature_and_its_error_are_those_of_a_group_jackknife() -> None:
     truth = np.repeat(rng.normal(0, 1, size=(80, 3)), 5, axis=0)
     labels = (rng.random((400, 1)) > softmax(truth).cumsum(axis=1)[:, :2]).sum(axis=1)
     groups, logp = np.repeat(np.arange(80), 5), log_softmax(2.0 * truth)
-    temperature, error = fit_temperature(logp, labels, groups)
-    left_out = [fit_temperature(logp[groups != g], labels[groups != g], groups[groups != g])[0] for g in range(80)]
+    temperature, error = temperature_with_error(logp, labels, groups)
+    left_out = [
+        temperature_with_error(logp[groups != g], labels[groups != g], groups[groups != g])[0] for g in range(80)
+    ]
     jackknife = np.sqrt(79 / 80 * np.square(np.array(left_out) - temperature).sum())
     assert temperature == pytest.approx(2.0, rel=0.25)
     assert error == pytest.approx(jackknife, rel=0.1)
