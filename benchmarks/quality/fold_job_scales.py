@@ -26,7 +26,7 @@ from ensemble.features.battle_features import text_features
 from ensemble.features.design_matrix import Design, design_of
 from ensemble.stacking.combiners import COMBINERS
 from ensemble.stacking.job_scales import JobScale, JobScales, fit_job_scales
-from ensemble.stacking.lightgbm_stacker import fit_stacker
+from ensemble.stacking.lightgbm_stacker import Stacker
 from ensemble.stacking.tuning import first_parameters
 from oof.metrics import log_loss, mean_of_orders, softmax
 
@@ -93,7 +93,7 @@ def losses(jobs: Jobs, scales: JobScales, features: tuple[pl.DataFrame, dict[str
 
 def _fitted(kind: str, train: Design, labels: NDArray[np.int64], unseen: Design) -> NDArray[np.float64]:
     if kind == "lightgbm":
-        return fit_stacker(train, labels, first_parameters(len(labels)), 25, 0).logits(unseen)
+        return Stacker.fit(train, labels, first_parameters(len(labels)), 25, 0).logits(unseen)
     return COMBINERS[kind].fit(train, labels).logits(unseen)
 
 

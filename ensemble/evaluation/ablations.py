@@ -25,7 +25,7 @@ from rich.table import Table
 from ensemble.features.design_matrix import Design, build_design
 from ensemble.stacking.calibration import fit_calibrator
 from ensemble.stacking.inputs import Inputs
-from ensemble.stacking.lightgbm_stacker import Stacker, fit_stacker
+from ensemble.stacking.lightgbm_stacker import Stacker
 from ensemble.stacking.stage import load_ensemble, predictions_frame, read_predictions
 from ensemble.stacking.tuning import inner_folds
 from ensemble.statistics.interval_words import too_few
@@ -190,8 +190,8 @@ def _fit(
     logits = np.empty((len(labels), 3))
     for fold in np.unique(inner):
         rest, held = np.flatnonzero(inner != fold), np.flatnonzero(inner == fold)
-        logits[held] = fit_stacker(design.take(rest), labels[rest], params, rounds, seed).logits(design.take(held))
-    return fit_stacker(design, labels, params, rounds, seed), logits
+        logits[held] = Stacker.fit(design.take(rest), labels[rest], params, rounds, seed).logits(design.take(held))
+    return Stacker.fit(design, labels, params, rounds, seed), logits
 
 
 def _draw_groups(groups: Integers, share: float, seed: int) -> NDArray[np.bool_]:

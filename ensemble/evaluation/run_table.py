@@ -31,7 +31,7 @@ MEMBER = "stage one, uncalibrated"
 MEANINGS = {
     "prior": "shares of the classes",
     "length_only": "lengths alone",
-    "text": "TF-IDF, no language model",
+    "text": "TF-IDF of the texts",
     "mean": "mean of the members",
     **{f"combiner:{kind}": "candidate of the stack" for kind in COMBINERS},
     "stack": "stage two, uncalibrated",

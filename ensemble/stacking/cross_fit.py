@@ -29,11 +29,10 @@ from ensemble.stacking.baselines import (
 )
 from ensemble.stacking.calibration import Calibrator, fit_calibrator
 from ensemble.stacking.combiners import Combiner, PlainMean
-from ensemble.stacking.lightgbm_stacker import Stacker, fit_stacker
+from ensemble.stacking.lightgbm_stacker import Boosted, ExtraTrees, Stacker
 from ensemble.stacking.parallel import cores, map_tasks
 from ensemble.stacking.selection import (
     ALL_MEMBERS,
-    ROWS,
     UNTUNED,
     Pool,
     candidates_of,
@@ -44,7 +43,7 @@ from ensemble.stacking.selection import (
     useful_members,
 )
 from ensemble.stacking.stack_result import TFIDF_MEMBER, StackResult, with_tfidf
-from ensemble.stacking.tuning import inner_folds, tune
+from ensemble.stacking.tuning import Tuned, fit_extra_trees, inner_folds, tune
 from oof.common.errors import UserError
 from oof.common.progress import progress
 from oof.common.steps import ORPHAN_WAIT, locked
@@ -55,15 +54,6 @@ logger = logging.getLogger(__name__)
 
 Probabilities = dict[str, NDArray[np.float64]]
 Logits = dict[str, NDArray[np.float64]]
-CROSS_FITTED = (
-    "prior",
-    "length_only",
-    "mean",
-    "stack",
-    "calibrated",
-    "teacher",
-    *(f"combiner:{kind}" for kind in ROWS),
-)
 FINAL = -1  # the task that leaves no fold out
 MIN_PARALLEL_WORK = 10_000  # battles times trials from which worker processes are faster than one
 
@@ -160,7 +150,7 @@ def _choose(data: _Data, fits: dict[int, _Fit]) -> StackResult:
     """Return the result of choosing and calibrating, in each outer fold and on all battles."""
     rule, labels, groups, kinds = data.config.final, data.labels, data.groups, candidates_of(data.design)
     outer = sorted(set(fits) - {FINAL})
-    names = (*CROSS_FITTED, *(["text"] if "text" in kinds else []))
+    names = ["prior", "length_only", *map(_row, kinds), "stack", "calibrated", "teacher"]
     predictions = {name: np.full((len(labels), 3), np.nan) for name in names}
     entries = [_fill(predictions, data, fold, fits[fold]) for fold in outer]
     cross_fitted = {kind: np.empty((len(labels), 3)) for kind in kinds}
@@ -206,16 +196,20 @@ def _fit(data: _Data, fold: int) -> _Fit:
     trials, rounds, name = data.config.trials, data.config.rounds, "final" if fold == FINAL else f"fold-{fold}"
     with locked(data.studies, f".{name}.lock", ORPHAN_WAIT):
         tuned = tune(train, y, inner, groups, trials, rounds, data.seed, data.studies / f"{name}.log")
-    kinds = [kind for kind in candidates_of(full) if kind in UNTUNED]
+    of_data = candidates_of(data.design)
+    kinds = [kind for kind in of_data if kind in UNTUNED]
     of_all = [kind for kind in kinds if kind in (*ALL_MEMBERS, *BASELINES)]
     of_useful = [kind for kind in kinds if kind not in of_all]
     fitted: dict[str, Combiner] = {kind: UNTUNED[kind].fit(full if kind in of_all else train, y) for kind in kinds}
-    fitted[Stacker.kind] = fit_stacker(train, y, tuned.params, tuned.rounds, data.seed)
+    boosted: dict[type[Boosted], Tuned] = {Stacker: tuned}
+    if ExtraTrees.kind in of_data:
+        boosted = {ExtraTrees: fit_extra_trees(train, y, inner, rounds, data.seed), **boosted}
+    fitted |= {kind.kind: kind.fit(train, y, fit.params, fit.rounds, data.seed) for kind, fit in boosted.items()}
     result = _Fit(fitted, {}, inner, {}, tuned.params, tuned.rounds, tfidf, train.names, left_out)
     if fold == FINAL:
         return result
     found = out_of_fold(of_all, full, y, inner) | out_of_fold(of_useful, train, y, inner)
-    found[Stacker.kind] = tuned.logits
+    found |= {kind.kind: fit.logits for kind, fit in boosted.items()}
     unseen = data.design.take(held)
     extended = unseen if tfidf is None else with_tfidf(unseen, tfidf.logits(terms_of(unseen)))
     for kind, combiner in fitted.items():
@@ -233,16 +227,21 @@ def _fill(predictions: Probabilities, data: _Data, fold: int, fit: _Fit) -> dict
     calibrator, logits = _calibrator(data, chosen, y, groups), choice.combine(fit.held)
     predictions["prior"][held] = predictions["length_only"][held] = prior_probs(y, int(held.sum()), data.design.ties)
     for kind, values in fit.held.items():
-        if kind == PlainMean.kind:
-            predictions["mean"][held] = softmax(values)
-        elif kind != Prior.kind:  # the table's knows how often A and B win; the candidate treats them alike
-            predictions[kind if kind in BASELINES else f"combiner:{kind}"][held] = softmax(values)
+        if kind != Prior.kind:  # the table's knows how often A and B win; the candidate treats them alike
+            predictions[_row(kind)][held] = softmax(values)
     predictions["stack"][held] = softmax(logits)
     predictions["calibrated"][held] = calibrator.apply(logits)
     predictions["teacher"][held] = calibrator.apply_symmetric(logits)
     chosen_entry = {"combiner": choice.kind, "reason": choice.reason, "left_out": fit.left_out}
     entry = {"fold": fold, **calibrator.to_dict(), **chosen_entry, "rounds": fit.rounds, "params": fit.params}
     return entry | _importances(fit)
+
+
+def _row(kind: str) -> str:
+    """Return the name of a candidate's predictions."""
+    if kind == PlainMean.kind:
+        return "mean"
+    return kind if kind in BASELINES else f"combiner:{kind}"
 
 
 def _importances(fit: _Fit) -> dict[str, Any]:

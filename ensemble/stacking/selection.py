@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ensemble.features.design_matrix import Design
 from ensemble.stacking.baselines import BASELINES, LengthOnly, Text
 from ensemble.stacking.combiners import COMBINERS, FILE, Combiner, PlainMean, UntunedCombiner, fit_scales
-from ensemble.stacking.lightgbm_stacker import Stacker
+from ensemble.stacking.lightgbm_stacker import ExtraTrees, Stacker
 from ensemble.stacking.log_pool import fit_convex_pool, fit_pool, pool_losses
 from ensemble.statistics.standard_errors import effective_groups, standard_error
 from oof.classes import pinned_as
@@ -36,13 +36,14 @@ from oof.common.errors import UserError
 from oof.metrics import Integers, log_softmax, row_log_loss, softmax
 
 UNTUNED: dict[str, type[UntunedCombiner]] = BASELINES | COMBINERS
-KINDS = (*UNTUNED, Stacker.kind)  # from simple to complex
-ROWS = tuple(kind for kind in (*COMBINERS, Stacker.kind) if kind != PlainMean.kind)  # as combiner:KIND in tables
+KINDS = (*UNTUNED, ExtraTrees.kind, Stacker.kind)  # from simple to complex
+ROWS = tuple(kind for kind in KINDS if kind not in (*BASELINES, PlainMean.kind))  # as combiner:KIND in tables
 POOL = "pool"
 RULES = (POOL, "best", "auto")  # values of stack.final beside the names of candidates
 POOL_RIDGE = 0.05  # divided by the effective groups: pull of the pool's weights towards equal ones
 CLEARLY_BEHIND = 3.0  # standard errors of the difference from the best candidate, beyond which one is left out
 LEAST_WEIGHT = 0.01  # of a candidate in the pool; those below are left out, and need not be computed
+MOST_EXTRA_TREES = 5_000  # battles up to which they are a candidate: with more, tuned trees leave them nothing to add
 ALL_MEMBERS = ("plain_mean", "mean", "greedy")  # combiners of all members, also of those that are useless
 
 Logits = dict[str, NDArray[np.float64]]
@@ -52,6 +53,7 @@ def candidates_of(design: Design) -> tuple[str, ...]:
     """Return the kinds that can be fitted on a design, from simple to complex."""
     absent = set() if design.columns("lengths") else {LengthOnly.kind}
     absent |= {Text.kind} if design.terms is None else set()
+    absent |= {ExtraTrees.kind} if len(design.ids) > MOST_EXTRA_TREES else set()
     return tuple(kind for kind in KINDS if kind not in absent)
 
 
@@ -59,13 +61,13 @@ def refuse_absent(setting: str, design: Design) -> None:
     """Refuse a value of ``stack.final`` that names a candidate which the battles cannot have.
 
     Raises:
-        UserError: it needs their texts.
+        UserError: it needs their texts, or fewer of them.
     """
     if setting not in (*RULES, *candidates_of(design)):
-        raise UserError(
-            f"stack.final={setting} needs the texts of the battles, which these files lack; choose one of "
-            f"{', '.join([*RULES, *candidates_of(design)])}"
-        )
+        why = "needs the texts of the battles, which these files lack"
+        if setting == ExtraTrees.kind:
+            why = f"is for at most {MOST_EXTRA_TREES:,} battles, not {len(design.ids):,}"
+        raise UserError(f"stack.final={setting} {why}; choose one of {', '.join([*RULES, *candidates_of(design)])}")
 
 
 def useful_members(design: Design, labels: Integers, folds: Integers, groups: Integers) -> list[str]:
@@ -251,7 +253,7 @@ def load_combiner(folder: Path) -> Combiner:
         UserError: its kind is unknown.
     """
     kind = read_json(folder / FILE).get("kind")
-    classes: Sequence[type[Combiner]] = (*UNTUNED.values(), Stacker, Pool)
+    classes: Sequence[type[Combiner]] = (*UNTUNED.values(), ExtraTrees, Stacker, Pool)
     known = {c.kind: c for c in classes}
     if kind not in known:
         raise UserError(f"{folder / FILE}: unknown combiner {kind!r}; run 'make stack' with this RUN again")

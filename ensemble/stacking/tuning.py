@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,15 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from ensemble.features.design_matrix import Design
 from ensemble.stacking import STACKING_VERSION
-from ensemble.stacking.lightgbm_stacker import FIXED, Split, fit_early_stopped, fit_rounds
+from ensemble.stacking.lightgbm_stacker import (
+    EXTRA_TREES,
+    FIXED,
+    EarlyStopped,
+    ExtraTrees,
+    Split,
+    fit_early_stopped,
+    logits_after,
+)
 from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.common.progress import progress
@@ -54,7 +63,7 @@ FIRST: dict[str, Any] = {  # parameters of a study's first trial, for any seed; 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best trial.
+    """A fit by inner cross-validation: the best trial, or extra trees.
 
     Attributes:
         params: LightGBM's parameters.
@@ -182,7 +191,9 @@ class _Search:
         self.design, self.labels, self.inner = design, labels, inner
         self.rounds, self.seed = rounds, seed
         self.groups = groups
-        self.best: tuple[int, float, list[int]] | None = None  # number of the trial, its loss, rounds by inner fold
+        self.best: tuple[int, float, list[EarlyStopped]] | None = (
+            None  # number of the trial, its loss, its fits by inner fold
+        )
 
     @cached_property
     def splits(self) -> list[Split]:
@@ -193,10 +204,10 @@ class _Search:
         earlier = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         first: list[list[float]] = min(earlier, key=lambda t: t.number).user_attrs[LOSSES] if earlier else []
         losses: list[list[float]] = []
-        rounds, logits = [], np.empty((len(self.labels), 3))
+        fits, logits = [], np.empty((len(self.labels), 3))
         for fold, split in enumerate(self.splits):
-            n, logits[split.held] = fit_early_stopped(split, params, self.rounds, self.seed)
-            rounds.append(n)
+            fits.append(fit_early_stopped(split, params, self.rounds, self.seed))
+            logits[split.held] = fits[-1].logits
             losses.append(self._block_losses(logits, split))
             for b, loss in enumerate(losses[fold]):
                 trial.report(loss - (first[fold][b] if first else loss), fold * BLOCKS + b)
@@ -206,7 +217,7 @@ class _Search:
             trial.set_user_attr(LOSSES, losses)
         loss = log_loss(softmax(logits), self.labels)
         if self.best is None or loss < self.best[1]:
-            self.best = trial.number, loss, rounds
+            self.best = trial.number, loss, fits
         return loss
 
     def _block_losses(self, logits: NDArray[np.float64], split: Split) -> list[float]:
@@ -218,17 +229,28 @@ class _Search:
         return [float(mean) for mean in sums / counts]
 
     def result(self, trial: optuna.trial.FrozenTrial) -> Tuned:
-        """Return the trial's parameters, rounds and logits; the rounds are found anew if another process ran it."""
-        params = dict(trial.params)
-        if self.best is not None and self.best[0] == trial.number:
-            rounds = self.best[2]
-        else:
-            rounds = [fit_early_stopped(split, params, self.rounds, self.seed)[0] for split in self.splits]
-        logits = np.empty((len(self.labels), 3))
-        for fold, split in enumerate(self.splits):
-            others = max(1, round(float(np.mean(rounds[:fold] + rounds[fold + 1 :]))))
-            logits[split.held] = fit_rounds(split, params, others, self.seed)
-        return Tuned(params, round(float(np.mean(rounds))), logits)
+        """Return the trial's parameters, rounds and logits; it is fitted anew if another process ran it."""
+        fits = self.best[2] if self.best is not None and self.best[0] == trial.number else []
+        return _tuned(self.splits, dict(trial.params), self.rounds, self.seed, fits)
+
+
+def fit_extra_trees(design: Design, labels: Integers, inner: Integers, rounds: int, seed: int) -> Tuned:
+    """Return the number of rounds of ``extra_trees`` and its inner out-of-fold logits; arguments as in :func:`tune`."""
+    splits = [Split(design, labels, inner == fold, ExtraTrees) for fold in np.unique(inner)]
+    return _tuned(splits, EXTRA_TREES, rounds, seed)
+
+
+def _tuned(
+    splits: Sequence[Split], params: dict[str, Any], rounds: int, seed: int, fits: Sequence[EarlyStopped] = ()
+) -> Tuned:
+    """Return the result of parameters, of which the fits to the splits may be known."""
+    fits = fits or [fit_early_stopped(split, params, rounds, seed) for split in splits]
+    best = [fit.rounds for fit in fits]
+    logits = np.empty((sum(len(split.held) for split in splits), 3))
+    for i, (split, fit) in enumerate(zip(splits, fits, strict=True)):
+        others = max(1, round(float(np.mean(best[:i] + best[i + 1 :]))))
+        logits[split.held] = logits_after(others, split, fit, params, seed)
+    return Tuned(params, round(float(np.mean(best))), logits)
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

@@ -101,6 +101,7 @@ class Stack:
             "best",
             "auto",
             "lightgbm",
+            "extra_trees",
             "logistic",
             "greedy",
             "log_pool",

@@ -12,7 +12,7 @@ import pytest
 from ensemble.features.design_matrix import Design, add_terms, build_design
 from ensemble.stacking.baselines import BASELINES
 from ensemble.stacking.combiners import Combiner
-from ensemble.stacking.lightgbm_stacker import fit_stacker
+from ensemble.stacking.lightgbm_stacker import ExtraTrees, Stacker
 from ensemble.stacking.selection import KINDS, POOL, UNTUNED, Choice, Pool, load_combiner
 from oof.common.errors import UserError
 from oof.metrics import log_loss, softmax
@@ -27,11 +27,12 @@ def fitter(kind: str) -> Fit:
         return UNTUNED[kind].fit
     if kind == POOL:
         return fit_mixture
-    return lambda design, labels: fit_stacker(design, labels, PARAMS, 15, seed=3)
+    boosted = ExtraTrees if kind == ExtraTrees.kind else Stacker
+    return lambda design, labels: boosted.fit(design, labels, PARAMS, 15, seed=3)
 
 
 def fit_mixture(design: Design, labels: np.ndarray) -> Combiner:
-    weights = {"length_only": 0.1, "text": 0.2, "log_pool": 0.3, "lightgbm": 0.4}
+    weights = {"length_only": 0.1, "text": 0.2, "log_pool": 0.3, "extra_trees": 0.1, "lightgbm": 0.3}
     return Pool.of(Choice(POOL, weights, ""), {part: fitter(part)(design, labels) for part in weights})
 
 

@@ -11,7 +11,8 @@ import pytest
 from ensemble.features.design_matrix import add_terms, build_design
 from ensemble.stacking.baselines import LengthOnly
 from ensemble.stacking.combiners import Logistic
-from ensemble.stacking.cross_fit import CROSS_FITTED, cross_fit, cross_fit_rules
+from ensemble.stacking.cross_fit import cross_fit, cross_fit_rules
+from ensemble.stacking.selection import ROWS
 from ensemble.stacking.stack_result import TFIDF_MEMBER, StackResult
 from ensemble.stacking.tuning import tune
 from ensemble.statistics.bootstrap import group_interval
@@ -40,7 +41,8 @@ def result(arena: Arena, tmp_path_factory: pytest.TempPathFactory) -> StackResul
 
 
 def test_every_prediction_is_a_distribution_for_every_battle(arena: Arena, result: StackResult) -> None:
-    assert set(result.predictions) == set(CROSS_FITTED)
+    combiners = {f"combiner:{kind}" for kind in ROWS}
+    assert set(result.predictions) == {"prior", "length_only", "mean", "stack", "calibrated", "teacher", *combiners}
     for probs in result.predictions.values():
         assert probs.shape == (1500, 3)
         np.testing.assert_allclose(probs.sum(axis=1), 1)
@@ -60,7 +62,7 @@ def test_labels_of_a_fold_do_not_reach_its_own_predictions(arena: Arena, result:
     some = np.flatnonzero(fold)[::4]
     changed[some] = (changed[some] + 1) % 3
     again = run(arena, tmp_path, labels=changed)
-    for name in CROSS_FITTED:
+    for name in result.predictions:
         np.testing.assert_array_equal(again.predictions[name][fold], result.predictions[name][fold], err_msg=name)
     assert not np.array_equal(again.predictions["stack"][~fold], result.predictions["stack"][~fold])
 
@@ -160,7 +162,7 @@ def test_labels_of_a_fold_do_not_reach_its_own_predictions_through_the_tfidf_mem
     fold = arena.folds == 1
     changed = np.where(fold & (np.arange(len(fold)) % 4 == 0), (arena.labels + 1) % 3, arena.labels)
     again = run_with_tfidf(arena, tmp_path, changed)
-    for name in (*CROSS_FITTED, "text"):
+    for name in with_tfidf.predictions:
         expected = with_tfidf.predictions[name][fold]
         np.testing.assert_array_equal(again.predictions[name][fold], expected, err_msg=name)
     assert not np.array_equal(again.predictions["stack"][~fold], with_tfidf.predictions["stack"][~fold])

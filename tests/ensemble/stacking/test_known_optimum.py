@@ -13,7 +13,7 @@ from scipy.special import expit
 from ensemble.features.design_matrix import build_design
 from ensemble.stacking.calibration import fit_temperature
 from ensemble.stacking.cross_fit import cross_fit
-from ensemble.stacking.lightgbm_stacker import Split, fit_early_stopped, fit_stacker
+from ensemble.stacking.lightgbm_stacker import Split, Stacker, fit_early_stopped
 from ensemble.statistics.bootstrap import group_interval
 from oof.config import Stack
 from oof.metrics import log_loss, row_log_loss, softmax
@@ -108,7 +108,7 @@ class TestCanary:
     def test_scoring_the_rows_of_the_fit_is_caught(self) -> None:
         arena, labels, _ = self.permuted()
         params = {"learning_rate": 0.1, "num_leaves": 16, "min_data_in_leaf": 5}
-        leaky = softmax(fit_stacker(arena.design, labels, params, 60, 0).logits(arena.design))
+        leaky = softmax(Stacker.fit(arena.design, labels, params, 60, 0).logits(arena.design))
         assert self.losses(leaky, labels)["high"] < 0
 
     def test_a_member_with_in_sample_logits_is_caught(self, tmp_path: Path) -> None:

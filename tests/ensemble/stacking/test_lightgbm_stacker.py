@@ -12,14 +12,16 @@ import pytest
 
 from ensemble.features.design_matrix import Design
 from ensemble.stacking import lightgbm_stacker
-from ensemble.stacking.combiners import LogPool
+from ensemble.stacking.baselines import Prior
+from ensemble.stacking.combiners import Combiner, LogPool
 from ensemble.stacking.lightgbm_stacker import (
+    ExtraTrees,
     Split,
+    Stacker,
     _SymmetricLoss,
     _threads,
     fit_early_stopped,
-    fit_rounds,
-    fit_stacker,
+    logits_after,
 )
 from oof.metrics import log_loss, softmax
 from tests.fixtures.arenas import SWAP, Arena, make_arena
@@ -32,9 +34,11 @@ def arena() -> Arena:
     return make_arena(360, seed=3)
 
 
-def by_hand(design: Design, labels: np.ndarray, params: dict[str, Any], rounds: int, seed: int) -> lgb.Booster:
-    """Return LightGBM's booster on both orders, from the log pool's logits."""
-    start = LogPool.fit(design, labels).logits(design)
+def by_hand(
+    design: Design, labels: np.ndarray, params: dict[str, Any], rounds: int, seed: int, begin: Combiner | None = None
+) -> lgb.Booster:
+    """Return LightGBM's booster on both orders, from a combiner's logits (default: the log pool's)."""
+    start = (begin or LogPool.fit(design, labels)).logits(design)
     rows = np.concatenate([design.x, design.x_swapped])
     scores = np.concatenate([start, start[:, SWAP]])
     data = lgb.Dataset(rows, np.concatenate([labels, np.array(SWAP)[labels]]), init_score=scores)
@@ -53,7 +57,7 @@ def by_hand(design: Design, labels: np.ndarray, params: dict[str, Any], rounds: 
     return lgb.train({**settings, **params, "seed": seed}, data, num_boost_round=rounds)
 
 
-def symmetric(booster: lgb.Booster, pool: LogPool, design: Design, rounds: int) -> np.ndarray:
+def symmetric(booster: lgb.Booster, pool: Combiner, design: Design, rounds: int) -> np.ndarray:
     """Return (n, 3) logits: the pool's plus the mean of both orders' scores."""
     given = np.asarray(booster.predict(design.x, raw_score=True, num_iteration=rounds))
     swapped = np.asarray(booster.predict(design.x_swapped, raw_score=True, num_iteration=rounds))
@@ -64,10 +68,20 @@ def symmetric(booster: lgb.Booster, pool: LogPool, design: Design, rounds: int) 
 def test_the_stacker_is_lightgbm_on_both_orders_from_the_log_pool(arena: Arena, rounds: int, trained: int) -> None:
     booster = by_hand(arena.design, arena.labels, PARAMS, trained, 7)
     pool = LogPool.fit(arena.design, arena.labels)
-    ours = fit_stacker(arena.design, arena.labels, PARAMS, rounds, 7)
+    ours = Stacker.fit(arena.design, arena.labels, PARAMS, rounds, 7)
     assert ours.booster.current_iteration() == trained
     expected = symmetric(booster, pool, arena.design, trained)
     np.testing.assert_allclose(ours.logits(arena.design), expected, atol=1e-12)
+
+
+def test_extra_trees_are_lightgbm_s_from_the_class_shares(arena: Arena) -> None:
+    design, labels = arena.design, arena.labels
+    ours = ExtraTrees.fit(design, labels, {**PARAMS, "extra_trees": True}, 9, 7)
+    assert isinstance(ours.start, Prior)
+    start = Prior.fit(design, labels)
+    booster = by_hand(design, labels, {**PARAMS, "extra_trees": True}, 9, 7, start)
+    np.testing.assert_allclose(ours.logits(design), symmetric(booster, start, design, 9), atol=1e-12)
+    assert np.abs(ours.logits(design) - ExtraTrees.fit(design, labels, PARAMS, 9, 7).logits(design)).max() > 0.01
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.09, 0.03])
@@ -97,11 +111,12 @@ def test_training_stops_after_as_many_rounds_without_a_gain_as_the_rate_asks_for
             return super().__call__(probs, data)
 
     monkeypatch.setattr(lightgbm_stacker, "_SymmetricLoss", Counted)
-    rounds, kept = fit_early_stopped(Split(arena.design, arena.labels, held), params, limit, 0)
-    assert (rounds, len(watched)) == (best + 1, best + 1 + patience)
-    np.testing.assert_allclose(softmax(kept), softmax(logits[best]), atol=1e-9)
-    fixed = fit_rounds(Split(arena.design, arena.labels, held), params, 4, 0)
-    np.testing.assert_allclose(fixed, logits[3], atol=1e-9)
+    split = Split(arena.design, arena.labels, held)
+    stopped = fit_early_stopped(split, params, limit, 0)
+    assert (stopped.rounds, len(watched)) == (best + 1, best + 1 + patience)
+    np.testing.assert_allclose(softmax(stopped.logits), softmax(logits[best]), atol=1e-9)
+    for n in (1, 4, best + 1 + patience, best + 2 + patience):  # the last is beyond what was trained
+        np.testing.assert_allclose(logits_after(n, split, stopped, params, 0), logits[n - 1], atol=1e-9)
 
 
 def test_the_watched_loss_is_that_of_the_mean_of_both_orders_and_the_best_round_is_kept() -> None:

@@ -130,6 +130,15 @@ def test_candidates_need_what_they_read() -> None:
     assert set(KINDS) - set(candidates_of(bare)) == {"text", "length_only"}
 
 
+def test_many_battles_have_no_extra_trees() -> None:
+    logits = {"one": np.zeros((5_001, 2, 3), dtype=np.float32)}
+    many = design_of([str(i) for i in range(5_001)], pl.DataFrame(), {}, logits)
+    assert "extra_trees" not in candidates_of(many)
+    assert "extra_trees" in candidates_of(many.take(np.arange(5_000)))
+    with pytest.raises(UserError, match=r"stack.final=extra_trees is for at most 5,000 battles, not 5,001; choose one"):
+        refuse_absent("extra_trees", many)
+
+
 def calibrated(n: int, seed: int, noises: dict[str, float]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return logits of candidates that see the truth through noise, and labels."""
     rng = np.random.default_rng(seed)

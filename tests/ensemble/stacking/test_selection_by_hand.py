@@ -55,7 +55,7 @@ def best_factor(z: np.ndarray, labels: np.ndarray) -> float:
 
 
 def test_candidates_are_listed_from_simple_to_complex() -> None:
-    combiners = ("mean", "log_pool", "greedy", "logistic", "lightgbm")
+    combiners = ("mean", "log_pool", "greedy", "logistic", "extra_trees", "lightgbm")
     assert ("prior", "length_only", "text", "plain_mean", *combiners) == KINDS
     assert combiners == ROWS
 

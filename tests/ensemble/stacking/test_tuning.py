@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import ensemble.stacking.tuning as tuning
-from ensemble.stacking.lightgbm_stacker import Split, fit_early_stopped, fit_stacker
+from ensemble.stacking.lightgbm_stacker import EXTRA_TREES, ExtraTrees, Split, Stacker, fit_early_stopped
 from ensemble.stacking.tuning import Tuned, inner_folds, tune
 from oof.common.errors import UserError
 from oof.metrics import log_loss, softmax
@@ -116,7 +116,7 @@ def test_a_pruned_trial_would_hardly_have_won(tmp_path: Path) -> None:
     def early_stopped_loss(params: dict[str, Any]) -> float:
         logits = np.empty((2400, 3))
         for split in splits:
-            _, logits[split.held] = fit_early_stopped(split, params, 60, 0)
+            logits[split.held] = fit_early_stopped(split, params, 60, 0).logits
         return log_loss(softmax(logits), arena.labels)
 
     smallest, losses = early_stopped_loss(best.params), [early_stopped_loss(params) for params, _ in pruned]
@@ -127,13 +127,23 @@ def test_a_pruned_trial_would_hardly_have_won(tmp_path: Path) -> None:
 def test_the_rounds_of_a_fold_s_logits_are_those_of_the_other_folds(arena: Arena, tmp_path: Path) -> None:
     tuned = tune(arena.design, arena.labels, arena.folds, arena.groups, 1, 80, 0, tmp_path / "a.log")
     splits = [Split(arena.design, arena.labels, arena.folds == fold) for fold in range(3)]
-    best = [fit_early_stopped(split, tuned.params, 80, 0)[0] for split in splits]
+    best = [fit_early_stopped(split, tuned.params, 80, 0).rounds for split in splits]
     assert tuned.rounds == round(sum(best) / 3)
     for fold in range(3):
         rest, held = np.flatnonzero(arena.folds != fold), np.flatnonzero(arena.folds == fold)
         rounds = round((sum(best) - best[fold]) / 2)
-        alone = fit_stacker(arena.design.take(rest), arena.labels[rest], tuned.params, rounds, 0)
+        alone = Stacker.fit(arena.design.take(rest), arena.labels[rest], tuned.params, rounds, 0)
         np.testing.assert_allclose(tuned.logits[held], alone.logits(arena.design.take(held)), atol=1e-6)
+
+
+def test_extra_trees_have_the_rounds_of_their_inner_folds(arena: Arena) -> None:
+    trees = tuning.fit_extra_trees(arena.design, arena.labels, arena.folds, 400, 0)
+    splits = [Split(arena.design, arena.labels, arena.folds == fold, ExtraTrees) for fold in range(3)]
+    best = [fit_early_stopped(split, EXTRA_TREES, 400, 0).rounds for split in splits]
+    assert (trees.params, trees.rounds) == (EXTRA_TREES, round(sum(best) / 3))
+    rest, held = np.flatnonzero(arena.folds != 1), np.flatnonzero(arena.folds == 1)
+    alone = ExtraTrees.fit(arena.design.take(rest), arena.labels[rest], EXTRA_TREES, round((best[0] + best[2]) / 2), 0)
+    np.testing.assert_allclose(trees.logits[held], alone.logits(arena.design.take(held)), atol=1e-6)
 
 
 def test_a_study_begins_with_the_same_parameters_for_any_seed(arena: Arena, tmp_path: Path) -> None:
@@ -148,18 +158,18 @@ def test_trials_that_share_binned_data_do_not_influence_each_other(arena: Arena)
     shared = Split(arena.design, arena.labels, held)
     results = [fit_early_stopped(shared, params, 30, seed) for params, seed in ((one, 0), (other, 3), (one, 0))]
     for n, (params, seed) in enumerate(((one, 0), (other, 3), (one, 0))):
-        rounds, logits = fit_early_stopped(Split(arena.design, arena.labels, held), params, 30, seed)
-        assert rounds == results[n][0]
-        np.testing.assert_array_equal(logits, results[n][1])
+        alone = fit_early_stopped(Split(arena.design, arena.labels, held), params, 30, seed)
+        assert alone.rounds == results[n].rounds
+        np.testing.assert_array_equal(alone.logits, results[n].logits)
 
 
 def test_the_logits_kept_by_early_stopping_equal_those_of_the_stacker(arena: Arena) -> None:
     held = arena.folds == 0
-    rounds, logits = fit_early_stopped(Split(arena.design, arena.labels, held), tuning.FIRST, 40, 0)
+    stopped = fit_early_stopped(Split(arena.design, arena.labels, held), tuning.FIRST, 40, 0)
     rest = np.flatnonzero(~held)
-    stacker = fit_stacker(arena.design.take(rest), arena.labels[rest], tuning.FIRST, rounds, 0)
+    stacker = Stacker.fit(arena.design.take(rest), arena.labels[rest], tuning.FIRST, stopped.rounds, 0)
     expected = softmax(stacker.logits(arena.design.take(np.flatnonzero(held))))
-    np.testing.assert_allclose(softmax(logits), expected, atol=1e-9)
+    np.testing.assert_allclose(softmax(stopped.logits), expected, atol=1e-9)
 
 
 @given(
