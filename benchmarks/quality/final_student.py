@@ -45,7 +45,7 @@ def test_logits(path: str, overrides: list[str]) -> tuple[dict[str, NDArray[np.f
     final = StudentJob(plan, folder, FINAL)
     if not final.step.done:
         run_student_job(final)
-    texts = EncodedBattles(config.distill.student, test, config)
+    texts = EncodedBattles(config.distill.student, test, config.for_student())
     folds = [folder / f"fold-{fold}" / "adapter" for fold in range(config.folds.k)]
     models = {"all": load_classifier(texts.member, final.folder / "adapter", texts.tokenizer, seed=0)}
     models["fold_average"] = fold_average(texts.member, folds, texts.tokenizer).to(device()).eval()

@@ -45,7 +45,7 @@ def train_and_score(job: HeldOutJob) -> None:
     if not student.step.done:
         run_student_job(student)
     test = read_test(config)
-    texts = EncodedBattles(config.distill.student, test, config)
+    texts = EncodedBattles(config.distill.student, test, config.for_student())
     model = load_classifier(texts.member, student.folder / "adapter", texts.tokenizer, seed=0)
     logits = texts.logits(model, np.arange(test.height), "held out", student.folder.with_name("partial"))
     step.clear()

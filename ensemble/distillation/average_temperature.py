@@ -48,7 +48,7 @@ def average_temperature(
     rows = np.random.default_rng(plan.config.seed).permutation(plan.n_scored)[:BATTLES]
     # Rounded weights would stay in the model, which is exported.
     member = replace(plan.config.distill.student, score_dtype="same")
-    texts = EncodedBattles(member, plan.table[rows], plan.config)
+    texts = EncodedBattles(member, plan.table[rows], plan.config.for_student())
     label = "average of the fold students"
     try:
         model = model.to(device()).eval()

@@ -72,7 +72,7 @@ def _licence(base: str) -> tuple[str | None, str]:
 
 
 def _use(plan: StudentPlan, temperature: float) -> str:
-    prompts = plan.config.prompts
+    prompts = plan.config.for_student().prompts
     classes = classes_of_data(plan.config.data.ties)
     order = ", ".join(f"`{label}`" for label in WINNER_COLUMNS[: len(classes)])
     without = (

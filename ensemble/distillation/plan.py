@@ -21,7 +21,7 @@ from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.stage import load_inputs, load_teacher
 from oof.common.digests import checkpoint_digest, digest
 from oof.common.errors import UserError
-from oof.config import Config, Distill, without_speed_settings
+from oof.config import Config, Distill, StudentPrompts, without_speed_settings
 from oof.data.schemas import SOFT_COLUMNS, TEXTS
 from oof.jobs.commits import with_recorded_commits
 from oof.jobs.dataset import FORMAT, ONLY_LOGITS, load_battles
@@ -113,7 +113,8 @@ def plan_student(config: Config) -> StudentPlan:
     teacher_probs = np.stack(teachers, axis=1)
     needs_jobs = config.distill.teacher != "oof" or table.height > inputs.table.height
     jobs = _finished_jobs(config, battles) if needs_jobs else []
-    recipe = without_speed_settings(replace(config.distill, variants=[]))
+    recipe = without_speed_settings(replace(config.distill, variants=[], prompts=StudentPrompts()))
+    prompts = without_speed_settings(config.for_student().prompts)
     stack_settings = without_speed_settings(config.stack) if jobs else None
     sources = [[job.step.key for job in jobs], digest(ensemble_probs.round(9)), stack_settings]
     data: list[object] = [texts_key(table), digest(labels, folds, weights, teacher_probs.round(9)), sources]
@@ -122,9 +123,7 @@ def plan_student(config: Config) -> StudentPlan:
     checkpoint = checkpoint_digest(config.distill.student.checkpoint)
     pretrain = pretrain_job(config, None)
     pretrain_key = [] if pretrain is None else [pretrain.step.key]
-    key = digest(
-        "distill", FORMAT, recipe, checkpoint, without_speed_settings(config.prompts), config.seed, data, *pretrain_key
-    )
+    key = digest("distill", FORMAT, recipe, checkpoint, prompts, config.seed, data, *pretrain_key)
     parts = {"checkpoint": checkpoint, "seed": config.seed, "battles": data[0], "fold jobs": sources[0]}
     parts |= {"verdicts, folds and weights": digest(labels, folds, weights), "pretrain": pretrain_key}
     parts |= {"the stack's probabilities": [digest(teacher_probs.round(9)), *sources[1:]]}
@@ -153,6 +152,8 @@ def _settings(config: Config, recipe: dict[str, Any]) -> dict[str, object]:
     """Return the settings that the students depend on, by their names in messages."""
     settings = {f"distill.{name}": value for name, value in recipe.items() if name != "student"}
     settings |= {f"distill.student.{name}": value for name, value in recipe["student"].items()}
+    own = without_speed_settings(config.distill.prompts)
+    settings |= {f"distill.prompts.{name}": value for name, value in own.items()}
     return settings | {"prompts": without_speed_settings(config.prompts)}
 
 

@@ -140,7 +140,7 @@ def _distill(plan: StudentPlan, step: Step) -> None:
     temperatures: dict[str, Any] = {"temperature": of_students, "fold_temperatures": fold_temperatures}
     stage_two = read_predictions(Path(plan.config.run) / "stack" / "predictions.parquet", ids)
     metrics = student_metrics(plan, probs, stage_two["calibrated"])
-    texts = EncodedBattles(plan.config.distill.student, plan.table.head(CHECKED), plan.config)
+    texts = EncodedBattles(plan.config.distill.student, plan.table.head(CHECKED), plan.config.for_student())
     final = load_final(plan, step.folder, texts)
     if plan.config.distill.final == "fold_average":
         own = average_temperature(plan, final, logits, of_students, step.folder / "partial")

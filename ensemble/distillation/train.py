@@ -95,7 +95,7 @@ def load_final(plan: StudentPlan, folder: Path, texts: EncodedBattles) -> Any:
 def run_student_job(job: StudentJob) -> None:
     """Train, predict and store one student."""
     plan, distill = job.plan, job.plan.config.distill
-    texts = EncodedBattles(distill.student, plan.table, plan.config)
+    texts = EncodedBattles(distill.student, plan.table, plan.config.for_student())
     # FINAL is also the fold number of battles that no fold holds out, and those belong to every training set.
     rows = np.flatnonzero(((plan.folds != job.fold) | (job.fold == FINAL)) & (plan.weights > 0))
     held_out = np.flatnonzero(plan.inputs.folds == job.fold)

@@ -40,7 +40,7 @@ from oof.common.digests import digest, file_digest
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS
 from oof.common.steps import Step
-from oof.config import Config, Data
+from oof.config import Config, Data, without_speed_settings
 from oof.data import readers
 from oof.jobs import fold_job
 from oof.jobs.dataset import FORMAT, load_battles, other_arena, resolve_data
@@ -112,7 +112,8 @@ def run_predict(config: Config, redo: bool = False, own: OwnLogitsTest | None = 
         raise UserError(f"{manifest}: no {model} here yet; run 'make {stage}' with this RUN first")
     source = _own_logits_source(config, own) if config.stack.logits else _run_source(config)
     model_key = read_json(manifest)["key"]
-    key = digest("submission", FORMAT, source.settings, model_key, config.prompts, source.files)
+    prompts = without_speed_settings(config.prompts)
+    key = digest("submission", FORMAT, source.settings, model_key, prompts, source.files)
     step = Step(run, key, manifest=MANIFEST)
     parts = Step(run / "predict", digest(key, config.predict.chunk))
     finished = step.manifest()

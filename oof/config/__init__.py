@@ -15,6 +15,7 @@ from oof.config.schema import (
     Pretrain,
     Prompts,
     Stack,
+    StudentPrompts,
     Synth,
     Train,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Pretrain",
     "Prompts",
     "Stack",
+    "StudentPrompts",
     "Synth",
     "Train",
     "load",

@@ -225,7 +225,7 @@ def _values(section: Any, path: tuple[str, ...] = ()) -> Iterator[Setting]:
 
 def _check_value(place: str, field: dataclasses.Field[Any], value: object) -> None:
     choices, bounds = field.metadata["choices"], field.metadata["range"]
-    if choices and value not in choices:
+    if choices and value is not None and value not in choices:  # null where the type allows it
         raise UserError(f"{place}={value!r}; choose one of {', '.join(choices)}")
     if bounds and isinstance(value, int | float):
         low, high = bounds

@@ -7,15 +7,15 @@ to call. ``arena-distill settings`` prints every setting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from oof.config.schema_data import SEEDS, Data, Folds, Groups, Prompts, Synth
+from oof.config.schema_data import SEEDS, Data, Folds, Groups, Prompts, StudentPrompts, Synth
 from oof.config.schema_members import Lora, Member, Pretrain, Train
 from oof.config.setting import setting
 
 __all__ = [
     "Config", "Data", "Distill", "Folds", "Groups", "Jobs", "Lora", "Losses", "Member", "Predict", "Pretrain",
-    "Prompts", "Stack", "Synth", "Train",
+    "Prompts", "Stack", "StudentPrompts", "Synth", "Train",
 ]  # fmt: skip
 
 WEIGHTS = (0.0, 1000.0)
@@ -165,6 +165,7 @@ class Distill:
         "stack", "`stack`: the calibrated ensemble; `members`: each member is a separate teacher; or one member's name"
     )
     losses: Losses = field(default_factory=Losses)
+    prompts: StudentPrompts = field(default_factory=StudentPrompts)
     temperature: float = setting(
         1.0, "temperature T of the soft targets in `losses.kl` and `losses.cosine`", range=(0.01, 100.0)
     )
@@ -213,3 +214,7 @@ class Config:
     stack: Stack = field(default_factory=Stack)
     distill: Distill = field(default_factory=Distill)
     predict: Predict = field(default_factory=Predict)
+
+    def for_student(self) -> Config:
+        """Return the configuration by which the student reads battles: its ``prompts`` are the student's."""
+        return replace(self, prompts=self.distill.prompts.over(self.prompts))

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from oof.config.setting import setting
 
 SEEDS = (0, 2**31 - 1)
+LAYOUTS = ("responses", "rounds")
+HINTS = ("none", "lengths")
+TOKENS = (32, 1_000_000)
 READING = (
     "verdicts",
     "positive_score",
@@ -130,14 +134,14 @@ class Prompts:
 
     layout: str = setting(
         "responses", "`responses`: all prompts, then all responses of A, then of B; `rounds`: turn by turn",
-        choices=("responses", "rounds"),
+        choices=LAYOUTS,
     )  # fmt: skip
     max_tokens: int = setting(
         2048, "longest sequence in training, template included; longer battles are truncated",
-        unit="tokens", range=(32, 1_000_000),
+        unit="tokens", range=TOKENS,
     )  # fmt: skip
     score_max_tokens: int | None = setting(
-        None, "longest sequence in scoring; null = as in training", unit="tokens", range=(32, 1_000_000)
+        None, "longest sequence in scoring; null = as in training", unit="tokens", range=TOKENS
     )
     prompt_share: float = setting(
         0.25,
@@ -151,5 +155,42 @@ class Prompts:
         "the demo hints cost: calibrated log loss 0.752 with them and 0.727 without (`make demo RUN=runs/hints "
         "ARGS=prompts.hints=lengths`), because its base models have never seen such words and the stacker knows the "
         "lengths anyway",
-        choices=("none", "lengths"),
+        choices=HINTS,
     )
+
+
+@dataclass(frozen=True)
+class StudentPrompts:
+    """What the student reads of a battle, where it differs from what the members read (``prompts``).
+
+    A change concerns stage three alone: no member is trained again.
+    """
+
+    layout: str | None = setting(None, "order of the texts; null = `prompts.layout`", choices=LAYOUTS, added=True)
+    max_tokens: int | None = setting(
+        None, "longest sequence in training; null = `prompts.max_tokens`", unit="tokens", range=TOKENS, added=True
+    )
+    score_max_tokens: int | None = setting(
+        None,
+        "longest sequence in scoring, the exported student's limit; null = `distill.prompts.max_tokens`, or without "
+        "that as `prompts` says",
+        unit="tokens", range=TOKENS, added=True,
+    )  # fmt: skip
+    prompt_share: float | None = setting(
+        None, "the prompt's largest share of a truncated battle; null = `prompts.prompt_share`",
+        unit="share", range=(0.0, 1.0), added=True,
+    )  # fmt: skip
+    hints: str | None = setting(
+        None,
+        "lengths in the headers of the texts, which a student may need more than members whose stacker knows them: "
+        "`none` or `lengths`; null = `prompts.hints`",
+        choices=HINTS,
+        added=True,
+    )
+
+    def over(self, prompts: Prompts) -> Prompts:
+        """Return the settings by which the student reads: its own, and those of ``prompts`` where it has none."""
+        own: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.max_tokens is not None:  # the members' limit in scoring does not concern such a student
+            prompts = replace(prompts, score_max_tokens=None)
+        return replace(prompts, **own)

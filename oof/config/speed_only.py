@@ -32,7 +32,8 @@ def without_speed_settings(section: Any, schema: type | None = None) -> dict[str
     kept: dict[str, Any] = {}
     for name, value in section.items():
         if name in nested:
-            kept[name] = without_speed_settings(value, nested[name])
+            inner = without_speed_settings(value, nested[name])
+            kept |= {name: inner} if inner else {}  # a section of added settings: older runs lack it
         elif name in named:
             kept[name] = {key: without_speed_settings(inner, named[name]) for key, inner in value.items()}
         elif name not in speed_only and not _added_default(fields.get(name), value):

@@ -168,7 +168,8 @@ class _Battles:
         smallest = least_budget(self.costs, self.offsets[1:] - 1) + self.pieces.n_closing
         if max_tokens < smallest:
             raise UserError(
-                f"prompts.max_tokens={max_tokens} is too small for this tokenizer's template; use at least {smallest}"
+                f"a limit of {max_tokens} tokens (prompts.max_tokens or score_max_tokens; a student's own: "
+                f"distill.prompts.max_tokens) is too small for this tokenizer's template; use at least {smallest}"
             )
         budget = max_tokens - self.pieces.n_closing
         return plan_rounds(self.lengths, self.offsets, self.costs, budget, prompt_share)

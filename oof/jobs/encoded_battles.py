@@ -27,7 +27,8 @@ class EncodedBattles:
     Attributes:
         member: whose tokenizer encodes the battles.
         table: canonical battles.
-        config: the run's; its ``prompts`` set template and budgets, its run folder holds the caches.
+        config: the run's; its ``prompts`` set template and budgets (a student's: :meth:`Config.for_student`), its run
+            folder holds the caches.
     """
 
     member: Member

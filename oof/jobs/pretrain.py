@@ -43,7 +43,7 @@ class PretrainJob:
     """Train a member or the student on the run's pairs.
 
     Attributes:
-        config: of the run.
+        config: of the run; the student's is :meth:`oof.config.Config.for_student`.
         name: of the member; None = the student.
         battles: :func:`oof.jobs.cache_keys.battles_key` of the pairs.
     """
@@ -122,7 +122,8 @@ def pretrain_job(config: Config, name: str | None, battles: str = "") -> Pretrai
     """
     if not config.pretrain.data:
         return None
-    return PretrainJob(config, name, battles or str(_manifest(Path(config.run))["battles"]))
+    reading = config.for_student() if name is None else config
+    return PretrainJob(reading, name, battles or str(_manifest(Path(config.run))["battles"]))
 
 
 def read_pairs(config: Config) -> BattleSet:

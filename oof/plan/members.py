@@ -141,6 +141,7 @@ def token_counts(config: Config, member: Member, lengths: BattleLengths) -> Toke
 
 
 def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengths, cards: Sequence[str]) -> MemberPlan:
+    config = config.for_student() if name == STUDENT else config
     counts = token_counts(config, member, lengths)
     planner = CardPlanner(member, sampled_battles(config, lengths), counts.longest)
     batch = max(1, member.train.tokens_per_batch // counts.longest)

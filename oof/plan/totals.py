@@ -149,7 +149,7 @@ def job_groups(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:
     yield from _stage_one(config, lengths)
     if config.distill.student.checkpoint:
         yield from _teacher_jobs(config, lengths)
-        yield from _students(config, lengths)
+        yield from _students(config.for_student(), lengths)
 
 
 def _stage_one(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:

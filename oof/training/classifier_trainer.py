@@ -141,7 +141,7 @@ class ClassifierTrainer(Trainer):
             remedy = "set train.activation_checkpointing=auto, or lower" if forbidden else "set quantise=nf4, or lower"
             raise UserError(
                 f"out of memory at {smallest} tokens per batch ({shortage}), the longest sequence of step {index}; "
-                f"{remedy} prompts.max_tokens"
+                f"{remedy} prompts.max_tokens (a student's own: distill.prompts.max_tokens)"
             )
         steps.budget, self.recomputes_from = recipe.tokens_per_batch, index
         logger.warning(

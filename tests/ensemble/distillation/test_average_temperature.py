@@ -25,7 +25,8 @@ from tests.fixtures.demo_run import small_arguments
 
 @pytest.fixture(scope="module")
 def plan(small_run: Path) -> StudentPlan:
-    path, *overrides = small_arguments(small_run, "distill.final=fold_average")
+    own = "distill.prompts.hints=lengths"  # the average reads as its students do, not as the members
+    path, *overrides = small_arguments(small_run, "distill.final=fold_average", own)
     return plan_student(configuration.load(path, overrides))
 
 
@@ -59,7 +60,7 @@ def test_the_average_of_a_run_matches_its_students_without_a_label(
     small_run: Path, plan: StudentPlan, tmp_path: Path
 ) -> None:
     folder, student = small_run / "distill", plan.config.distill.student
-    texts = EncodedBattles(student, plan.table[: plan.n_scored], plan.config)
+    texts = EncodedBattles(student, plan.table[: plan.n_scored], plan.config.for_student())
     held_out = logits_of(read_parquet(folder / "logits.parquet"))
     own = average_temperature(plan, load_final(plan, folder, texts), held_out, 1.3, tmp_path / "partial")
     logits = texts.logits(load_final(plan, folder, texts), np.arange(plan.n_scored), "", tmp_path / "other")

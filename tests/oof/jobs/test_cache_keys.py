@@ -12,7 +12,7 @@ from oof.config import Config, Member, Train, without_speed_settings
 from oof.config.setting import settings
 from oof.jobs import cache_keys
 from oof.jobs.fold_job import FoldJob
-from oof.jobs.pretrain import PretrainJob
+from oof.jobs.pretrain import PretrainJob, pretrain_job
 from tests.fixtures.demo_run import ROOT
 
 # First digits of the keys that commit bbc8c8a gave (fold 1, pretraining): run folders made by it must stay valid. Its
@@ -105,3 +105,13 @@ def test_every_setting_of_a_member_is_in_its_key_unless_it_changes_speed_only() 
     added |= {f"train.{name}" for name, field in settings(Train).items() if field.metadata["added"]}
     assert {"frozen", "revision"} <= added  # left out of the keys while they have their defaults
     assert set(parts) == (own | nested | {"prompts", "seed", "battles"}) - added
+
+
+def test_the_students_own_prompts_are_in_the_key_of_its_pretraining_and_in_no_members() -> None:
+    before, after = older("demo"), older("demo", "distill.prompts.hints=lengths")
+    assert FoldJob(before, "gemma2", 0, "b").step.key == FoldJob(after, "gemma2", 0, "b").step.key
+    keys = [[pretrain_job(config, name, "pairs") for config in (before, after)] for name in ("gemma2", None)]
+    (member, same), (student, other) = [[job.step.key for job in jobs if job] for jobs in keys]
+    assert member == same
+    assert student != other
+    assert other == PretrainJob(older("demo", "prompts.hints=lengths"), None, "pairs").step.key

@@ -35,3 +35,15 @@ def test_planning_bases_in_processes_of_their_own_changes_nothing() -> None:
     one, two = (make_plan(config, ["T4"], workers) for workers in (1, 2))
     assert format_plan(one) == format_plan(two)
     assert [plan.name for plan in two.members] == ["gemma2", "llama3_1", "student"]
+
+
+def test_a_student_is_planned_with_its_own_tokens() -> None:
+    path = ROOT / "configs" / "demo.yaml"
+    (*members, student), (*same, shorter) = (
+        make_plan(configuration.load(path, overrides), ["T4"]).members
+        for overrides in ([], ["distill.prompts.max_tokens=64"])
+    )
+    assert shorter.tokens == 64 < student.tokens
+    assert shorter.epoch_tokens < student.epoch_tokens
+    assert shorter.score_flops == student.score_flops == 0  # fold jobs are planned, and those of the final student
+    assert [(m.tokens, m.epoch_tokens) for m in same] == [(m.tokens, m.epoch_tokens) for m in members]

@@ -178,3 +178,15 @@ def test_members_without_a_student_have_no_third_stage() -> None:
         )
     }
     assert parts == {STAGE_ONE}
+
+
+def test_a_student_with_its_own_tokens_changes_its_own_hours_alone() -> None:
+    lengths = lengths_of(unlabelled=10, test=20)
+    config, shorter = config_of(), config_of("distill.prompts.max_tokens=50")
+    before, after = ({(g.part, g.name, g.phase): g for g in job_groups(c, lengths)} for c in (config, shorter))
+    assert before.keys() == after.keys()
+    students = {key for key in before if key[1] == "student"}
+    assert {key for key in before if before[key] != after[key]} == students
+    for key in students:
+        assert after[key].trained == pytest.approx(before[key].trained / 2)
+        assert after[key].scored == pytest.approx(before[key].scored / 2)
