@@ -84,7 +84,9 @@ class Student:
 
 def write_prompts(folder: Path, prompts: Prompts) -> None:
     """Write ``prompts.json``: the settings by which the student reads battles when it scores them."""
-    settings: dict[str, object] = {name: getattr(prompts, name) for name in ("layout", "prompt_share", "hints")}
+    settings: dict[str, object] = {
+        name: getattr(prompts, name) for name in ("layout", "prompt_share", "hints", "marker")
+    }
     settings["max_tokens"] = prompts.score_max_tokens or prompts.max_tokens
     (folder / PROMPTS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -11,6 +11,7 @@ from oof.config.setting import setting
 SEEDS = (0, 2**31 - 1)
 LAYOUTS = ("responses", "rounds")
 HINTS = ("none", "lengths")
+MARKERS = ("plain", "count")
 TOKENS = (32, 1_000_000)
 READING = (
     "verdicts",
@@ -157,6 +158,12 @@ class Prompts:
         "lengths anyway",
         choices=HINTS,
     )
+    marker: str = setting(
+        "plain",
+        "what stands for the removed middle of a trimmed text. `plain`: `…`; `count`: `… [+1,234 tokens] …`, with the "
+        "tokens that it has lost. A dropped turn has no marker",
+        choices=MARKERS, added=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,9 @@ class StudentPrompts:
         "`none` or `lengths`; null = `prompts.hints`",
         choices=HINTS,
         added=True,
+    )
+    marker: str | None = setting(
+        None, "marker of a trimmed text, `plain` or `count`; null = `prompts.marker`", choices=MARKERS, added=True
     )
 
     def over(self, prompts: Prompts) -> Prompts:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from oof.common.errors import UserError
 from oof.config import Prompts
+from oof.encoding.markers import Markers
 from oof.encoding.templates import TemplatePieces, bos_of, chat_template, family_of, length_hint
 from oof.encoding.tokenization import TokenPool, gather, offsets_of, tokenize
 from oof.encoding.truncation import TemplateCosts, TruncationPlan, head_and_tail, least_budget, plan_rounds
@@ -82,7 +83,7 @@ def encode_battles(
     Args:
         table: canonical battles; ``prompt``, ``response_a`` and ``response_b`` are lists of turns.
         tokenizer: a fast tokenizer, prepared by :func:`oof.encoding.templates.prepare_tokenizer` with ``config.hints``.
-        config: layout, hints and the prompt's share are read.
+        config: layout, hints, marker and the prompt's share are read.
         max_tokens: the budget of one sequence, template included.
         orders: a subset of ("ab", "ba").
         cache: folder that keeps ids of texts between calls (see :mod:`oof.encoding.tokenization`).
@@ -143,6 +144,7 @@ class _Battles:
         own, so_far = length_hint(characters), length_hint(_running(characters, self.offsets))
         self.pieces = TemplatePieces(tokenizer, config.hints, np.unique(np.concatenate([own, so_far])))
         self.own, self.so_far = self.pieces.code(own), self.pieces.code(so_far)
+        self.markers = Markers(tokenizer, config.marker)
         self.tokens_so_far = _running(self.lengths, self.offsets)
         self.costs = self._costs()
 
@@ -161,7 +163,7 @@ class _Battles:
         return TemplateCosts(
             prompts + responses(whole, self.own),
             most[0][self.so_far[:, 0]] + responses(most, self.so_far),
-            self.pieces.n_marker,
+            self.markers.largest(self.lengths),
         )
 
     def plan(self, max_tokens: int, prompt_share: float) -> TruncationPlan:
@@ -182,11 +184,15 @@ class _Battles:
         size = SPANS * 3 * rounds + 1  # spans of one sequence, the closing header last
         begin = offsets_of(np.repeat(size, len(orders)))
         spans = np.empty((int(begin[-1]), 2), dtype=np.int64)
-        pieces, shift = self.pieces.pool, len(self.pool.ids)
-        piece_spans = np.stack([pieces.offsets[:-1] + shift, pieces.lengths], axis=1)
+        trimmed = tail > 0
+        markers, marker = self.markers.of((self.lengths - head - tail)[trimmed])
+        ids = np.concatenate([self.pool.ids, self.pieces.pool.ids, markers.ids])
+        piece_spans = _spans(self.pieces.pool, len(self.pool.ids))
+        marker_spans = np.zeros((*trimmed.shape, 2), dtype=np.int64)
+        marker_spans[trimmed] = _spans(markers, len(ids) - len(markers.ids))[marker]
         rank = np.arange(3 * len(rows)) - 3 * np.repeat(offsets_of(rounds)[:-1], 3 * rounds)
         for o, order in enumerate(orders):
-            segments = self._segments(plan, rows, head, tail, PRESENTED[order], piece_spans)
+            segments = self._segments(plan, rows, head, tail, PRESENTED[order], piece_spans, marker_spans)
             if layout == "responses":  # all prompts, all As, all Bs: a stable sort by battle and part
                 part = (self.battle[rows][:, None] * 3 + np.arange(3)).reshape(-1)
                 segments = segments[np.argsort(part, kind="stable")]
@@ -194,9 +200,8 @@ class _Battles:
             first_span = np.repeat(start, 3 * rounds) + SPANS * rank
             spans[first_span[:, None] + np.arange(SPANS)] = segments
             spans[start + size - 1] = piece_spans[self.pieces.closing]
-        ids = gather(np.concatenate([self.pool.ids, pieces.ids]), spans[:, 0], spans[:, 1])
-        offsets = offsets_of(spans[:, 1])[begin]
-        return Encoded(ids, offsets, len(orders), self.n_tokens.astype(np.int32), n_kept.astype(np.int32))
+        sequences, offsets = gather(ids, spans[:, 0], spans[:, 1]), offsets_of(spans[:, 1])[begin]
+        return Encoded(sequences, offsets, len(orders), self.n_tokens.astype(np.int32), n_kept.astype(np.int32))
 
     def _segments(
         self,
@@ -206,6 +211,7 @@ class _Battles:
         tail: NDArray[np.int64],
         presented: tuple[int, ...],
         piece_spans: NDArray[np.int64],
+        marker_spans: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """Return (3 * rows, SPANS, 2) start and length of lead, head, marker and tail of each segment."""
         columns = list(presented)
@@ -224,9 +230,14 @@ class _Battles:
         segments = np.empty((len(rows), 3, SPANS, 2), dtype=np.int64)
         segments[:, :, 0] = piece_spans[self.pieces.lead[slots, code, share]]
         segments[:, :, 1] = np.stack([text, head], axis=2)
-        segments[:, :, 2] = piece_spans[self.pieces.marker] * np.where(tail > 0, [1], [0])[:, :, None]
+        segments[:, :, 2] = marker_spans[rows][:, columns]
         segments[:, :, 3] = np.stack([text + length - tail, tail], axis=2)
         return segments.reshape(-1, SPANS, 2)
+
+
+def _spans(pool: TokenPool, start: int) -> NDArray[np.int64]:
+    """Return (texts, 2) start and length of each text of a pool whose ids begin at ``start``."""
+    return np.stack([pool.offsets[:-1] + start, pool.lengths], axis=1)
 
 
 def _sum_by_battle(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 HEADERS = {"user": "Prompt", "response_a": "Response A", "response_b": "Response B"}
 CLOSING = "Verdict"
-MARKER = " …"  # replaces the removed middle of a trimmed text
 SHARES = tuple(range(0, 100, 10))  # percentages shown that a hint can name; 0 = whole text, no percentage
 
 
@@ -146,7 +145,7 @@ class TemplatePieces:
     Attributes:
         pool: ids of all pieces.
         lead: (4, v, s) piece numbers: slot (first prompt with BOS, later prompt, A, B) x hint value x share.
-        marker, closing: piece numbers.
+        closing: piece number.
         values: (v,) sorted hint values.
     """
 
@@ -163,10 +162,10 @@ class TemplatePieces:
                 trimmed = [start + family.header(f"{title}{hint}, {share}% shown") for share in shares[1:]]
                 texts += [whole, *trimmed]
         self.lead = np.arange(len(texts)).reshape(4, len(self.values), len(shares))
-        self.marker, self.closing = len(texts), len(texts) + 1
+        self.closing = len(texts)
         closing = family.after_text + family.header(CLOSING)
         backend = tokenizer.backend_tokenizer
-        self.pool: TokenPool = encode_all([*texts, MARKER, closing], backend)
+        self.pool: TokenPool = encode_all([*texts, closing], backend)
         if family is not PLAIN:
             _warn_if_joined_differ(texts[0], "probe", closing, backend)
 
@@ -175,10 +174,6 @@ class TemplatePieces:
         if len(self.values) == 1:
             return np.zeros(values.shape, dtype=np.int64)
         return np.searchsorted(self.values, values).astype(np.int64)
-
-    @property
-    def n_marker(self) -> int:
-        return int(self.pool.lengths[self.marker])
 
     @property
     def n_closing(self) -> int:

@@ -44,17 +44,17 @@ class TemplateCosts:
     Attributes:
         whole: (r,) of a round whose texts are kept whole.
         oldest: (r,) of a round as the oldest kept one of a truncated battle.
-        marker: of the marker.
+        marker: (r, 3) of the largest marker that each text can get; a function of that text's length alone.
     """
 
     whole: Counts
     oldest: Counts
-    marker: int
+    marker: Counts
 
 
 def least_budget(costs: TemplateCosts, last: Counts) -> int:
     """Return the smallest budget in which every text keeps some tokens, given the rows of the battles' last rounds."""
-    return int(costs.oldest[last].max(initial=0)) + 3 * (costs.marker + LEAST)
+    return int((costs.oldest[last] + (costs.marker[last] + LEAST).sum(axis=1)).max(initial=0))
 
 
 def plan_rounds(
@@ -81,9 +81,9 @@ def plan_rounds(
     spent = np.cumsum(lengths.sum(axis=1) + costs.whole)
     newer = spent[offsets[1:] - 1][battle] - spent  # tokens of the whole rounds after this one
     total = spent[offsets[1:] - 1] - np.concatenate([[0], spent])[offsets[:-1]]
-    least = np.full(len(lengths), costs.marker + STUB)
-    least[offsets[1:] - 1] = costs.marker + LEAST
-    floor = np.minimum(lengths, least[:, None])
+    least = np.full((len(lengths), 1), STUB)
+    least[offsets[1:] - 1] = LEAST
+    floor = np.minimum(lengths, costs.marker + least)
     possible = newer + costs.oldest + floor.sum(axis=1) <= budget
     oldest = np.minimum.reduceat(np.where(possible, rows, len(rows)), offsets[:-1])
     fits = total <= budget
@@ -119,8 +119,11 @@ def share_room(texts: Counts, room: Counts, floor: Counts, prompt_share: float) 
     return np.stack([prompt, np.minimum(a, np.maximum(half, rest - b)), np.minimum(b, np.maximum(half, rest - a))], 1)
 
 
-def head_and_tail(lengths: Counts, kept: Counts, marker: int) -> tuple[Counts, Counts]:
-    """Return the tokens of the head and of the tail that are kept when ``lengths`` are trimmed to ``kept``."""
+def head_and_tail(lengths: Counts, kept: Counts, marker: Counts) -> tuple[Counts, Counts]:
+    """Return the tokens of the head and of the tail that are kept when ``lengths`` are trimmed to ``kept``.
+
+    ``marker`` tokens of ``kept`` are left to the marker, which may turn out to have fewer.
+    """
     whole = kept >= lengths
     body = np.maximum(kept - marker, 0)
     return np.where(whole, lengths, body - body // 2), np.where(whole, 0, body // 2)

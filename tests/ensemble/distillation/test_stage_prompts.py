@@ -13,6 +13,7 @@ import pytest
 from ensemble import Judge
 from ensemble.__main__ import main as ensemble_main
 from ensemble.distillation.plan import plan_student
+from ensemble.distillation.student import read_prompts
 from oof import config as configuration
 from oof.common.logits_format import logits_of
 from oof.data.battles import read_file
@@ -25,8 +26,9 @@ from tests.fixtures.demo_run import small_arguments
 OWN = [
     "distill.prompts.layout=rounds",
     "distill.prompts.hints=lengths",
-    "distill.prompts.max_tokens=130",
-    "distill.prompts.score_max_tokens=110",
+    "distill.prompts.max_tokens=150",
+    "distill.prompts.score_max_tokens=130",
+    "distill.prompts.marker=count",
 ]
 
 
@@ -57,18 +59,19 @@ def test_a_student_reads_by_its_own_settings_in_training_scoring_and_serving(sma
     assert {stage: digests(run / stage) for stage in ("oof", "stack")} == before  # no new stage one or two
     folder = run / "distill" / "student"
     settings = json.loads((folder / "prompts.json").read_text())
-    assert (settings["layout"], settings["hints"], settings["max_tokens"]) == ("rounds", "lengths", 110)
+    names = ("layout", "hints", "marker", "max_tokens")
+    assert [settings[name] for name in names] == ["rounds", "lengths", "count", 130]
     card = (folder / "README.md").read_text("utf-8")
     assert "`rounds`" in card
-    assert "longer than 110 tokens" in card
+    assert "longer than 130 tokens" in card
 
     # The fold student's stored logits are those of its weights on texts read by its own settings.
     config = configuration.load(run / "config.yaml", [f"run={run}"])
     member, own = config.distill.student, config.for_student().prompts
     tokenizer = load_tokenizer(member.checkpoint, "lengths")
     table = pl.read_parquet(run / "battles.parquet").filter(fold=0, role="train")
-    encoded = encode_battles(table, tokenizer, own, 110)
-    assert encoded.lengths.max() <= 110
+    encoded = encode_battles(table, tokenizer, own, 130)
+    assert encoded.lengths.max() <= 130
     model = load_classifier(member, run / "distill" / "fold-0" / "adapter", tokenizer, seed=0)
     logits = predict_logits(model, member, encoded, tokenizer.pad_token_id, "again")
     stored = pl.read_parquet(run / "distill" / "fold-0" / "logits.parquet")
@@ -77,12 +80,20 @@ def test_a_student_reads_by_its_own_settings_in_training_scoring_and_serving(sma
 
     judge = Judge.from_pretrained(folder)
     test = read_file(run / "synth" / "test.csv", "test").table
-    served = judge.encode(test)
-    assert np.array_equal(served.ids, encode_battles(test, tokenizer, own, 110).ids)
-    assert "characters" in judge.tokenizer.decode(served.sequence(0, 0))
+    assert np.array_equal(judge.encode(table).ids, encoded.ids)
+    text = judge.tokenizer.decode(encoded.ids)
+    assert " characters, " in text  # hints
+    assert " tokens] …" in text  # counts of trimmed texts
     columns = [test[name].to_list() for name in ("prompt", "response_a", "response_b")]
     submission = pl.read_csv(run / "submission.csv").drop("id").to_numpy()
     np.testing.assert_allclose(judge.compare_many(*columns), submission, atol=1e-9)
+
+
+def test_a_student_of_an_older_version_is_read_with_plain_markers(small_run: Path, tmp_path: Path) -> None:
+    settings = json.loads((small_run / "distill" / "student" / "prompts.json").read_text())
+    assert settings.pop("marker") == "plain"  # older versions had no such setting
+    (tmp_path / "prompts.json").write_text(json.dumps(settings))
+    assert read_prompts(tmp_path) == read_prompts(small_run / "distill" / "student")
 
 
 def test_too_few_tokens_of_a_student_name_its_own_setting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from oof import config as configuration
+from oof.common.digests import digest
 from oof.config import Config, Prompts, StudentPrompts, without_speed_settings
 
 RUN = Prompts(layout="rounds", max_tokens=400, score_max_tokens=900, prompt_share=0.5, hints="lengths")
@@ -33,6 +34,12 @@ def test_the_students_own_tokens_take_the_place_of_the_members(
     read = own.over(RUN)
     assert (read.max_tokens, read.score_max_tokens) == (trained, scored)
     assert own.over(read) == read
+
+
+def test_the_marker_is_in_no_key_while_it_is_plain() -> None:
+    older = {"layout": "responses", "max_tokens": 2048, "score_max_tokens": None, "prompt_share": 0.25, "hints": "none"}
+    assert digest(without_speed_settings(Prompts())) == digest(older)  # of fold jobs, students and submissions
+    assert digest(without_speed_settings(Prompts(marker="count"))) != digest(older)
 
 
 def test_only_the_students_configuration_has_its_settings() -> None:

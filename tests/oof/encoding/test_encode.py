@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from oof.common.errors import UserError
 from oof.config import Prompts
 from oof.encoding.encode import Encoded, encode_battles
-from oof.encoding.templates import HEADERS, MARKER, PLAIN, bos_of, family_of, prepare_tokenizer
+from oof.encoding.markers import ELLIPSIS
+from oof.encoding.templates import HEADERS, PLAIN, bos_of, family_of, prepare_tokenizer
 from tests.fixtures.chat_template import chat_messages
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.small_tables import texts_table
@@ -25,7 +26,7 @@ from tests.fixtures.tokenizer_files import DEMO, OTHERS, REAL, TINY, any_tokeniz
 
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
 FENCED = [name for name in TINY if name != "plain"]
-LAYOUTS, HINTS = ("responses", "rounds"), ("none", "lengths")
+LAYOUTS, HINTS, MARKERS = ("responses", "rounds"), ("none", "lengths"), ("plain", "count")
 EDGES = [
     "\n",
     " ",
@@ -59,10 +60,16 @@ def battles_of(text: st.SearchStrategy[str], most_rounds: int = 3) -> st.SearchS
 PARTS = ("prompt", "response_a", "response_b")
 
 
-def encode(battles: list[Battle], name: str, budget: int, layout: str = "responses", hints: str = "none") -> Encoded:
-    return encode_battles(
-        texts_table(battles), prepared_tokenizer(name, hints), Prompts(layout=layout, hints=hints), budget
-    )
+def encode(
+    battles: list[Battle],
+    name: str,
+    budget: int,
+    layout: str = "responses",
+    hints: str = "none",
+    marker: str = "plain",
+) -> Encoded:
+    prompts = Prompts(layout=layout, hints=hints, marker=marker)
+    return encode_battles(texts_table(battles), prepared_tokenizer(name, hints), prompts, budget)
 
 
 def swapped(battle: Battle) -> Battle:
@@ -111,19 +118,28 @@ def test_plain_family_agrees_on_ordinary_texts(battles: list[Battle], layout: st
     check_equal_to_chat_template(battles, "plain", layout, hints)
 
 
-SMALLEST_BUDGET = {"none": 110, "lengths": 180}  # enough for every tokenizer in these tests
+# Enough for every tokenizer in these tests.
+SMALLEST_BUDGET = {
+    ("none", "plain"): 110, ("lengths", "plain"): 180, ("none", "count"): 200, ("lengths", "count"): 270,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*TINY, *REAL])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(battles_of(WORDS, 4), st.integers(0, 300), st.sampled_from(LAYOUTS), st.sampled_from(HINTS))
+@given(
+    battles_of(WORDS, 4),
+    st.integers(0, 300),
+    st.sampled_from(LAYOUTS),
+    st.sampled_from(HINTS),
+    st.sampled_from(MARKERS),
+)
 def test_sequences_fit_the_budget_with_a_whole_template_and_the_same_texts_in_both_orders(
-    name: str, battles: list[Battle], extra: int, layout: str, hints: str
+    name: str, battles: list[Battle], extra: int, layout: str, hints: str, marker: str
 ) -> None:
-    budget = SMALLEST_BUDGET[hints] + extra
-    encoded = encode(battles, name, budget, layout, hints)
+    budget = SMALLEST_BUDGET[hints, marker] + extra
+    encoded = encode(battles, name, budget, layout, hints, marker)
     assert (encoded.lengths <= budget).all()
-    of_swapped = encode([swapped(battle) for battle in battles], name, budget, layout, hints)
+    of_swapped = encode([swapped(battle) for battle in battles], name, budget, layout, hints, marker)
     tokenizer = prepared_tokenizer(name, hints)
     family = family_of(tokenizer)
     bos = tokenizer.bos_token_id if bos_of(tokenizer, family) else None
@@ -138,6 +154,10 @@ def test_sequences_fit_the_budget_with_a_whole_template_and_the_same_texts_in_bo
             text = tokenizer.decode(ids)
             rounds = text.count(f"{family.before_header}Prompt")
             assert [text.count(family.before_header + title) for title in HEADERS.values()] == [rounds] * 3
+            if marker == "count":  # dropped rounds have none
+                dropped = tuple(part[: len(battle[0]) - rounds] for part in battle)
+                n_dropped = encode([dropped], name, 1_000_000).n_tokens.sum() if dropped[0] else 0
+                assert lost_in_trimmed(text) == (encoded.n_tokens - encoded.n_kept)[i].sum() - n_dropped
             if family is not PLAIN:
                 assert text.count(family.after_text) == 3 * rounds
             if budget < 10_000 and (encoded.n_kept[i] == encoded.n_tokens[i]).all():
@@ -149,12 +169,20 @@ def test_sequences_fit_the_budget_with_a_whole_template_and_the_same_texts_in_bo
 
 @pytest.mark.parametrize("name", ["gemma", "llama3"])
 @settings(max_examples=40, deadline=None)
-@given(battles_of(WORDS, 4), st.integers(0, 200), st.integers(1, 60), st.sampled_from(LAYOUTS), st.sampled_from(HINTS))
+@given(
+    battles_of(WORDS, 4),
+    st.integers(0, 200),
+    st.integers(1, 60),
+    st.sampled_from(LAYOUTS),
+    st.sampled_from(HINTS),
+    st.sampled_from(MARKERS),
+)
 def test_larger_budget_never_keeps_less_of_any_part(
-    name: str, battles: list[Battle], extra: int, step: int, layout: str, hints: str
+    name: str, battles: list[Battle], extra: int, step: int, layout: str, hints: str, marker: str
 ) -> None:
-    small = encode(battles, name, SMALLEST_BUDGET[hints] + extra, layout, hints)
-    large = encode(battles, name, SMALLEST_BUDGET[hints] + extra + step, layout, hints)
+    budget = SMALLEST_BUDGET[hints, marker] + extra
+    small = encode(battles, name, budget, layout, hints, marker)
+    large = encode(battles, name, budget + step, layout, hints, marker)
     assert (small.n_kept <= large.n_kept).all()
 
 
@@ -167,13 +195,37 @@ def test_a_trimmed_text_keeps_head_marker_and_tail() -> None:
     shown = turns[1].split("\n\n")[1]
     assert shown.startswith("w0 w1 w2 ")
     assert shown.endswith(" w298 w299")
-    assert shown.count(MARKER) == 1
+    assert shown.count(ELLIPSIS) == 1
     assert turns[0].endswith("Why?")
     assert turns[2].endswith("Paris.")
     assert encoded.lengths.tolist() == [[200, 200]]
-    n_marker = len(tokenizer.encode(MARKER, add_special_tokens=False))
+    n_marker = len(tokenizer.encode(ELLIPSIS, add_special_tokens=False))
     frame = encode([([""], [""], [""])], "llama3", 200).lengths[0, 0]
     assert encoded.n_kept.sum() + n_marker + frame == 200
+
+
+def lost_in_trimmed(text: str) -> int:
+    """Return the sum of the counts in a sequence's markers."""
+    return sum(int(count.replace(",", "")) for count in re.findall(r" … \[\+([\d,]+) tokens\] …", text))
+
+
+LONG = st.integers(0, 3000).map(lambda n: "The capital of France is Paris. " * (n // 6) + "the " * (n % 6))
+
+
+@pytest.mark.parametrize("name", [*TINY, *REAL, *DEMO])
+@settings(max_examples=10, deadline=None)
+@given(st.tuples(LONG, LONG, LONG), st.integers(200, 400), st.sampled_from(LAYOUTS))
+def test_counted_markers_say_exactly_the_tokens_that_each_text_has_lost(
+    name: str, texts: tuple[str, str, str], budget: int, layout: str
+) -> None:
+    prompt, a, b = texts
+    encoded = encode([([prompt], [a], [b])], name, budget, layout, marker="count")
+    tokenizer = prepared_tokenizer(name)
+    turns = tokenizer.decode(encoded.sequence(0, 0)).split(family_of(tokenizer).before_header)[1:-1]
+    assert [lost_in_trimmed(turn) for turn in turns] == (encoded.n_tokens - encoded.n_kept)[0].tolist()
+    assert encoded.lengths.max() <= budget
+    if encoded.n_kept.sum() < encoded.n_tokens.sum():
+        assert encoded.lengths.min() >= budget - 3 * 6  # what is set aside for counts, and no more, may be unused
 
 
 def test_early_rounds_are_dropped_first() -> None:
@@ -221,15 +273,16 @@ def test_special_names_in_texts_stay_text_in_the_sequence() -> None:
     assert ids.count(tokenizer.convert_tokens_to_ids("<start_of_turn>")) == 4
 
 
+@pytest.mark.parametrize("marker", MARKERS)
 @pytest.mark.parametrize("name", TINY)
-def test_too_small_budget_names_the_smallest_that_works(name: str) -> None:
+def test_too_small_budget_names_the_smallest_that_works(name: str, marker: str) -> None:
     battle = (["the " * 90], ["the " * 90], ["the " * 90])
     with pytest.raises(UserError, match=r"use at least (\d+)") as caught:
-        encode([battle], name, 32)
+        encode([battle], name, 32, marker=marker)
     least = int(str(caught.value).rsplit(" ", 1)[1])
-    encode([battle], name, least)
+    encode([battle], name, least, marker=marker)
     with pytest.raises(UserError):
-        encode([battle], name, least - 1)
+        encode([battle], name, least - 1, marker=marker)
 
 
 def test_unprepared_tokenizer_is_refused() -> None:
@@ -287,8 +340,10 @@ GOLDEN_BATTLES: list[Battle] = [
 def test_golden_ids(name: str, layout: str) -> None:
     """Rewrite the files with UPDATE_GOLDEN=1 after an intended change of template or truncation."""
     encoded_battles = []
-    for hints, budget in (("none", 4096), ("none", 110), ("lengths", 140)):
-        encoded = encode(GOLDEN_BATTLES, name, budget, layout, hints)
+    for hints, budget, marker in (
+        ("none", 4096, "plain"), ("none", 110, "plain"), ("lengths", 140, "plain"), ("none", 130, "count"),
+    ):  # fmt: skip
+        encoded = encode(GOLDEN_BATTLES, name, budget, layout, hints, marker)
         for i in range(len(GOLDEN_BATTLES)):
             ids = encoded.sequence(i, 0).tolist()
             encoded_battles.append([hints, budget, prepared_tokenizer(name).decode(ids), " ".join(map(str, ids))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import pytest
@@ -50,7 +50,9 @@ def cases(draw: st.DrawFn, battles: int = 4, rounds: int = 5) -> Case:
     more = np.array(draw(st.lists(st.integers(0, 9), min_size=r, max_size=r)), dtype=np.int64)
     share = draw(st.one_of(st.sampled_from([0.0, 0.25, 1.0]), st.floats(0, 1)))
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    return Case(lengths, offsets, TemplateCosts(whole, whole + more, draw(st.integers(1, 3))), share)
+    small, more_digits, from_length = draw(st.integers(1, 3)), draw(st.integers(0, 5)), draw(st.integers(1, 120))
+    marker = small + more_digits * (lengths >= from_length)  # of a longer text it may have more tokens
+    return Case(lengths, offsets, TemplateCosts(whole, whole + more, marker), share)
 
 
 budgets = st.integers(0, 900)
@@ -96,7 +98,7 @@ def test_early_rounds_are_dropped_whole_and_only_the_oldest_kept_one_is_trimmed(
         if oldest > start:  # the round before it had no room for a stub of each text
             rest = plan.kept[oldest + 1 : end].sum() + case.costs.whole[oldest + 1 : end].sum()
             whole = case.lengths[oldest].sum() + case.costs.whole[oldest]
-            stub = np.minimum(case.lengths[oldest - 1], STUB + case.costs.marker).sum()
+            stub = np.minimum(case.lengths[oldest - 1], STUB + case.costs.marker[oldest - 1]).sum()
             assert rest + whole + case.costs.oldest[oldest - 1] + stub > case.least + extra
 
 
@@ -118,7 +120,8 @@ def test_larger_budget_never_keeps_less_of_any_text(case: Case, extra: int, step
 @settings(max_examples=150, deadline=None)
 @given(cases(), budgets)
 def test_swapping_the_responses_swaps_their_kept_tokens(case: Case, extra: int) -> None:
-    swapped = Case(case.lengths[:, [0, 2, 1]], case.offsets, case.costs, case.share)
+    costs = replace(case.costs, marker=case.costs.marker[:, [0, 2, 1]])
+    swapped = Case(case.lengths[:, [0, 2, 1]], case.offsets, costs, case.share)
     assert (swapped.plan(case.least + extra).kept == case.plan(case.least + extra).kept[:, [0, 2, 1]]).all()
 
 
@@ -127,7 +130,7 @@ def test_swapping_the_responses_swaps_their_kept_tokens(case: Case, extra: int) 
 def test_a_battle_keeps_the_same_tokens_alone_and_among_others(case: Case, extra: int) -> None:
     budget, together = case.least + extra, case.plan(case.least + extra)
     for start, end in zip(case.offsets[:-1], case.offsets[1:], strict=True):
-        costs = TemplateCosts(case.costs.whole[start:end], case.costs.oldest[start:end], case.costs.marker)
+        costs = TemplateCosts(*(of_rounds[start:end] for of_rounds in astuple(case.costs)))
         alone = plan_rounds(case.lengths[start:end], np.array([0, end - start]), costs, budget, case.share)
         assert (alone.kept == together.kept[start:end]).all()
 
@@ -161,12 +164,14 @@ def shorten_longest(texts: list[int], room: int, floor: list[int], share: float)
 @settings(max_examples=500, deadline=None)
 @given(
     st.tuples(*[st.integers(0, 90)] * 3),
-    st.integers(1, 3),
+    st.tuples(*[st.integers(1, 9)] * 3),
     st.integers(0, 250),
     st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1)),
 )
-def test_room_is_divided_as_by_brute_force(texts: tuple[int, int, int], marker: int, extra: int, share: float) -> None:
-    floor = [min(n, marker + LEAST) for n in texts]
+def test_room_is_divided_as_by_brute_force(
+    texts: tuple[int, int, int], markers: tuple[int, int, int], extra: int, share: float
+) -> None:
+    floor = [min(n, marker + LEAST) for n, marker in zip(texts, markers, strict=True)]
     room = sum(floor) + extra
     arrays = (np.array([texts]), np.array([room]), np.array([floor]))
     assert share_room(*arrays, share)[0].tolist() == shorten_longest(list(texts), room, floor, share)
@@ -196,7 +201,7 @@ def test_one_more_token_of_room_never_shrinks_a_text_at_a_share_just_below_one()
 
 def test_early_rounds_are_dropped_before_the_newest_is_trimmed() -> None:
     lengths = np.full((3, 3), 40)
-    costs = TemplateCosts(np.full(3, 10), np.full(3, 10), 1)
+    costs = TemplateCosts(np.full(3, 10), np.full(3, 10), np.ones((3, 3), dtype=np.int64))
     plan = plan_rounds(lengths, np.array([0, 3]), costs, 2 * 130 + 61, 0.25)
     assert plan.dropped.tolist() == [False, False, False]  # 61 = template and three stubs
     plan = plan_rounds(lengths, np.array([0, 3]), costs, 2 * 130 + 60, 0.25)
@@ -205,13 +210,14 @@ def test_early_rounds_are_dropped_before_the_newest_is_trimmed() -> None:
 
 
 def test_trimmed_text_keeps_head_and_tail() -> None:
-    head, tail = head_and_tail(np.array([100, 100, 7, 0]), np.array([31, 30, 7, 0]), 1)
+    head, tail = head_and_tail(np.array([100, 100, 7, 0]), np.array([31, 30, 7, 0]), np.ones(4, dtype=np.int64))
     assert head.tolist() == [15, 15, 7, 0]
     assert tail.tolist() == [15, 14, 0, 0]
 
 
 def test_budget_without_room_for_the_newest_round_is_refused() -> None:
-    case = Case(np.full((2, 3), 40), np.array([0, 2]), TemplateCosts(np.full(2, 10), np.full(2, 10), 1), 0.25)
+    costs = TemplateCosts(np.full(2, 10), np.full(2, 10), np.ones((2, 3), dtype=np.int64))
+    case = Case(np.full((2, 3), 40), np.array([0, 2]), costs, 0.25)
     case.plan(case.least)
     with pytest.raises(ValueError, match="too few"):
         case.plan(case.least - 1)
@@ -219,7 +225,6 @@ def test_budget_without_room_for_the_newest_round_is_refused() -> None:
 
 def test_no_battles_need_no_budget() -> None:
     empty = np.zeros(0, dtype=np.int64)
-    plan = plan_rounds(
-        np.zeros((0, 3), dtype=np.int64), np.zeros(1, dtype=np.int64), TemplateCosts(empty, empty, 1), 0, 0.25
-    )
+    rounds = np.zeros((0, 3), dtype=np.int64)
+    plan = plan_rounds(rounds, np.zeros(1, dtype=np.int64), TemplateCosts(empty, empty, rounds), 0, 0.25)
     assert len(plan.kept) == len(plan.fits) == 0
