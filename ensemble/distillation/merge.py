@@ -8,6 +8,7 @@ A quantised base is dequantised first: merged into 4-bit weights, an adapter's s
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from oof.config import Member
 from oof.model.classifier import load_base, load_classifier, with_adapter
-from oof.model.lora import saved_classes
+from oof.model.lora import save_classifier, saved_classes
 from oof.model.precision import resolve_dtype
 from oof.model.quantization import dequantise
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+FACTORS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))  # in the names of an adapter's tensors
 
 
 def merge(model: Any, temperature: float) -> Any:
@@ -95,3 +100,50 @@ def _average_whole(member: Member, folders: Sequence[Path], tokenizer: Any) -> A
         for name, value in average.named_parameters():
             value.copy_(total[name] / len(folders))
     return average
+
+
+def save_average(member: Member, folders: Sequence[Path], tokenizer: Any, folder: Path) -> None:
+    """Write a classifier to train on: the average of the trained ones in ``folders``, as one of their own kind.
+
+    The mean of K products B A of rank r has a rank of up to K r. The adapter that is written is the best approximation
+    of rank r (Eckart and Young 1936). Its A has orthogonal rows of the size that the rows have in ``folders``, and its
+    B the rest, so that training goes on as with a trained adapter.
+
+    Args:
+        member: the recipe that all of them share.
+        folders: as for :func:`fold_average`.
+        tokenizer: of the member.
+        folder: of the average; replaced.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if not (folders[0] / "adapter_config.json").is_file():
+        save_classifier(_average_whole(member, folders, tokenizer), folder, member)
+        return
+    shutil.copytree(folders[0], folder)
+    states = [load_file(path / ADAPTER_WEIGHTS) for path in folders]
+    average = {name: torch.stack([state[name].double() for state in states]).mean(dim=0) for name in states[0]}
+    pairs = [(name, name.replace(a, b)) for a, b in FACTORS for name in states[0] if a in name]
+    for down, up in pairs:
+        average[down], average[up] = mean_product([s[down] for s in states], [s[up] for s in states])
+    tensors = {name: value.to(states[0][name].dtype).contiguous() for name, value in average.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def mean_product(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return float64 factors A, B of the shapes given whose product B A is closest to the mean of the products.
+
+    Args:
+        a: K factors A, (rank, inputs) each.
+        b: K factors B, (outputs, rank) each.
+    """
+    rank, n = a[0].shape[0], len(a)
+    # The mean product is [B1 … BK] [A1; …; AK] / K. Its SVD is that of a small matrix between two orthogonal bases.
+    left, upper_left = torch.linalg.qr(torch.cat(list(b), dim=1).double())
+    right, upper_right = torch.linalg.qr(torch.cat(list(a), dim=0).double().T)
+    u, s, vh = torch.linalg.svd(upper_left @ upper_right.T / n, full_matrices=False)
+    size = torch.cat(list(a)).double().norm(dim=1).square().mean().sqrt().clamp(min=1e-12)
+    down, up = torch.zeros(a[0].shape, dtype=torch.float64), torch.zeros(b[0].shape, dtype=torch.float64)
+    kept = min(rank, len(s))  # below the rank only where a layer has fewer inputs or outputs than that
+    down[:kept] = size * vh[:kept] @ right.T
+    up[:, :kept] = left @ u[:, :kept] * (s[:kept] / size)
+    return down, up

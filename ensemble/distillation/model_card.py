@@ -128,6 +128,11 @@ def _recipe(plan: StudentPlan, temperatures: dict[str, Any]) -> str:
     if plan.pretrain is not None:
         files = ", ".join(f"`{Path(path).name}`" for path in plan.config.pretrain.data)
         pretraining = f"* Pretraining on other preference pairs ({files}), decontaminated against the scored prompts.\n"
+    if plan.start:
+        pretraining = (
+            f"* Start: the weights of the member {plan.start[0].name} after its own training on the verdicts. Fold "
+            "student k started from the fold job that held fold k out, the exported student from all of them.\n"
+        )
     final = "one student trained on every battle, at the temperature of the fold students' held-out logits"
     if distill.final == "fold_average":
         final = (

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble.distillation.start import start_jobs
 from ensemble.stacking.calibration import shrunk_temperature
 from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.stage import load_inputs, load_teacher
@@ -48,6 +49,7 @@ class StudentPlan:
         jobs: the members' fold jobs, where battles besides the scored ones need targets; else empty.
         key: digest of everything that the students depend on.
         pretrain: the pretraining that every student starts from; None = a fresh head and fresh adapters.
+        start: the fold jobs, one per fold, that the students start from instead; none with ``distill.start: base``.
         depends: digest of each thing that the students depend on; the manifest keeps them to name what changed.
     """
 
@@ -61,6 +63,7 @@ class StudentPlan:
     jobs: list[FoldJob]
     key: str
     pretrain: PretrainJob | None = None
+    start: list[FoldJob] = field(default_factory=list)
     depends: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -121,14 +124,19 @@ def plan_student(config: Config) -> StudentPlan:
     data += [digest(table.select(SOFT_COLUMNS).rows())] if SOFT_COLUMNS[0] in table.columns else []
     data += _rules_since_older_runs(config.distill, table)
     checkpoint = checkpoint_digest(config.distill.student.checkpoint)
-    pretrain = pretrain_job(config, None)
+    start = start_jobs(config, _finished_jobs(config, battles)) if config.distill.start != "base" else []
+    pretrain = None if start else pretrain_job(config, None)  # the member has its own
+    start_key = [["start", *(job.step.key for job in start)]] if start else []
     pretrain_key = [] if pretrain is None else [pretrain.step.key]
-    key = digest("distill", FORMAT, recipe, checkpoint, prompts, config.seed, data, *pretrain_key)
+    key = digest("distill", FORMAT, recipe, checkpoint, prompts, config.seed, data, *(pretrain_key or start_key))
     parts = {"checkpoint": checkpoint, "seed": config.seed, "battles": data[0], "fold jobs": sources[0]}
     parts |= {"verdicts, folds and weights": digest(labels, folds, weights), "pretrain": pretrain_key}
+    parts |= {"the member's fold jobs": start_key} if start else {}
     parts |= {"the stack's probabilities": [digest(teacher_probs.round(9)), *sources[1:]]}
     depends = {name: digest(value)[:16] for name, value in (_settings(config, recipe) | parts).items()}
-    return StudentPlan(config, inputs, table, labels, folds, weights, teacher_probs, jobs, key, pretrain, depends)
+    return StudentPlan(
+        config, inputs, table, labels, folds, weights, teacher_probs, jobs, key, pretrain, start, depends
+    )
 
 
 def _rules_since_older_runs(distill: Distill, table: pl.DataFrame) -> list[str]:
@@ -181,8 +189,11 @@ def _check_settings(config: Config) -> None:
         )
     if distill.teacher == "nested" and config.folds.k < 3:
         raise UserError("distill.teacher=nested trains members without two of the folds; set folds.k to at least 3")
-    if distill.final == "fold_average" and distill.student.lora.dora:
-        raise UserError("distill.final=fold_average averages plain LoRA products; set lora.dora=false or final=all")
+    averages = {"distill.final=fold_average": "final=all", "distill.start=member": "start=base"}
+    for setting, remedy in averages.items():
+        name, value = setting.removeprefix("distill.").split("=")
+        if getattr(distill, name) == value and distill.student.lora.dora:
+            raise UserError(f"{setting} averages plain LoRA products; set lora.dora=false or {remedy}")
     unknown = [name for name in distill.variants if name not in VARIANTS]
     if unknown:
         raise UserError(f"distill.variants: {unknown[0]!r} is unknown; choose from {', '.join(VARIANTS)}")

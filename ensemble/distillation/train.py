@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.distillation.merge import fold_average, load_to_merge
+from ensemble.distillation.merge import fold_average, load_to_merge, save_average
 from ensemble.distillation.plan import FINAL, StudentPlan
 from ensemble.distillation.targets import student_targets
 from oof.common.atomic_files import read_parquet, write_parquet
@@ -27,6 +28,8 @@ from oof.metrics import log_loss, softmax
 from oof.training.losses import distill_loss
 
 logger = logging.getLogger(__name__)
+
+START = "start"  # folder of the final student's first weights while it trains
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,28 @@ def load_final(plan: StudentPlan, folder: Path, texts: EncodedBattles) -> Any:
     return load_to_merge(texts.member, final.folder / "adapter", texts.tokenizer)
 
 
+def _start(job: StudentJob, tokenizer: Any) -> Path | None:
+    """Return the folder of the weights that a student starts from; None = a fresh head and fresh adapters.
+
+    The average of the member's fold jobs, from which the final student starts, is written here first.
+    """
+    plan = job.plan
+    if not plan.start:
+        return start_of(plan.pretrain)
+    if job.fold != FINAL:
+        (fold_job,) = (start for start in plan.start if start.fold == job.fold)
+        return fold_job.folder / "adapter"
+    member, adapters = plan.config.distill.student, [fold_job.folder / "adapter" for fold_job in plan.start]
+    save_average(member, adapters, tokenizer, job.folder / START)
+    return job.folder / START
+
+
+def _start_record(job: StudentJob) -> dict[str, object]:
+    """Return the fold jobs behind a student's first weights for its manifest, which the audit reads."""
+    starts = [start for start in job.plan.start if job.fold in (FINAL, start.fold)]
+    return {"start": [{"member": s.name, "fold": s.fold, "key": s.step.key} for s in starts]} if starts else {}
+
+
 def run_student_job(job: StudentJob) -> None:
     """Train, predict and store one student."""
     plan, distill = job.plan, job.plan.config.distill
@@ -111,10 +136,12 @@ def run_student_job(job: StudentJob) -> None:
         job.folder,
         seed,
         job.label,
-        start=start_of(plan.pretrain),
+        start=_start(job, texts.tokenizer),
         whole_battles=distill.losses.consistency > 0,
         held_out=(held_out, plan.labels[held_out]),
     )
+    shutil.rmtree(job.folder / START, ignore_errors=True)
+    summary |= _start_record(job)
     if len(held_out):
         logits = texts.logits(model, held_out, f"{job.label}: predict", job.folder / "partial")
         write_parquet(job.folder / "logits.parquet", logits_frame(plan.table["id"][held_out], logits, job.fold))

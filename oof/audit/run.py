@@ -20,6 +20,7 @@ from oof.audit.extra_battles import audit_extra_battles
 from oof.audit.findings import STATUSES, Finding, Status, read_columns
 from oof.audit.predictions import audit_member
 from oof.audit.pretrain import audit_pretraining
+from oof.audit.student_start import audit_student_starts
 from oof.classes import CLASSES
 from oof.common.atomic_files import read_json
 from oof.common.errors import UserError
@@ -65,7 +66,7 @@ def audit_run(run: Path, sample: int = 1000) -> list[Finding]:
         findings.append(Finding("predictions", "violated", "no member has out-of-fold logits; run 'make oof'"))
     for member in members:
         findings += audit_member(member, table, k)
-    return findings + audit_extra_battles(run, table, k)
+    return findings + audit_extra_battles(run, table, k) + audit_student_starts(run, table)
 
 
 def findings_document(findings: Sequence[Finding]) -> dict[str, Any]:

@@ -164,6 +164,14 @@ class Distill:
     teachers: str = setting(
         "stack", "`stack`: the calibrated ensemble; `members`: each member is a separate teacher; or one member's name"
     )
+    start: str = setting(
+        "base",
+        "weights that a student starts from. `base`: the checkpoint with a fresh head and fresh adapters, or its "
+        "training on `pretrain.data`; `member`: fold student k from fold job k of the first member with the student's "
+        "checkpoint and LoRA settings, the final student from the average of its fold jobs",
+        choices=("base", "member"),
+        added=True,
+    )
     losses: Losses = field(default_factory=Losses)
     prompts: StudentPrompts = field(default_factory=StudentPrompts)
     temperature: float = setting(

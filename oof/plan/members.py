@@ -143,6 +143,8 @@ def token_counts(config: Config, member: Member, lengths: BattleLengths) -> Toke
 def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengths, cards: Sequence[str]) -> MemberPlan:
     config = config.for_student() if name == STUDENT else config
     counts = token_counts(config, member, lengths)
+    if name == STUDENT and config.distill.start != "base":  # it starts from a member's training, after its pretraining
+        counts = replace(counts, pretrain=0.0)
     planner = CardPlanner(member, sampled_battles(config, lengths), counts.longest)
     batch = max(1, member.train.tokens_per_batch // counts.longest)
     cost = trace(member, batch, counts.longest, True, member.train.activation_checkpointing == "on", "sdpa")

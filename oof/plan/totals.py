@@ -189,7 +189,7 @@ def _students(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:
     recipe, k = config.distill.student.train, config.folds.k
     both = 2 if recipe.swap == "paired" else 1
     pairs = both * config.pretrain.epochs * _training_tokens(config, lengths.pairs)
-    if pairs:
+    if pairs and config.distill.start == "base":
         yield JobGroup(FOLD_STUDENTS, 3, STUDENT, 1, pairs, 0.0)
     labelled = both * recipe.epochs * _training_tokens(config, lengths.labelled)
     unlabelled = both * recipe.epochs * _training_tokens(config, _unlabelled(config, lengths))

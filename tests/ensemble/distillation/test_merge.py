@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble.distillation.merge import fold_average, load_to_merge, merge
+from ensemble.distillation.merge import fold_average, load_to_merge, mean_product, merge, save_average
 from oof.config import Lora, Member, Prompts
 from oof.encoding.encode import encode_battles
-from oof.model.classifier import load_base, load_classifier, load_tokenizer
+from oof.model.classifier import load_base, load_classifier, load_tokenizer, load_trainable
 from oof.model.lora import add_adapters, save_classifier
 from oof.training.inference import predict_logits
 from tests.fixtures.demo_run import ROOT
@@ -99,3 +99,37 @@ def test_the_fold_average_is_not_the_product_of_averaged_factors(tmp_path: Path)
     delta = plain.get_submodule(layer).weight - base.get_submodule(layer).weight
     torch.testing.assert_close(delta, mean_of_products, atol=1e-6, rtol=1e-4)
     assert (product_of_means - mean_of_products).norm() > 0.5 * mean_of_products.norm()
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(30, 40), (40, 5), (3, 30)])
+def test_the_averaged_factors_are_the_best_approximation_of_their_rank(outputs: int, inputs: int) -> None:
+    rank, k = 4, 3
+    torch.manual_seed(0)
+    a, b = [torch.randn(rank, inputs) for _ in range(k)], [torch.randn(outputs, rank) for _ in range(k)]
+    down, up = mean_product(a, b)
+    u, s, vh = np.linalg.svd(np.mean([(y @ x).double().numpy() for x, y in zip(a, b, strict=True)], axis=0))
+    kept = min(rank, outputs, inputs)
+    best = u[:, :kept] * s[:kept] @ vh[:kept]
+    np.testing.assert_allclose((up @ down).numpy(), best, atol=1e-5)
+    size = np.sqrt(np.mean([x.norm(dim=1).square().mean().item() for x in a]))
+    np.testing.assert_allclose((down @ down.T).numpy()[:kept, :kept], size**2 * np.eye(kept), atol=1e-9)
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=4, alpha=8), Lora(rank=0)])
+def test_training_goes_on_from_the_saved_average(tmp_path: Path, lora: Lora) -> None:
+    """Of equal models it is that model; the head of different ones is the mean; every weight can be trained."""
+    member, tokenizer = replace(MEMBER, lora=lora), load_tokenizer(MEMBER.checkpoint)
+    one, other = (trained(member, tmp_path / str(seed), seed) for seed in (1, 2))
+    save_average(member, [one, one, one], tokenizer, tmp_path / "same")
+    assert sorted(path.name for path in (tmp_path / "same").iterdir()) == sorted(path.name for path in one.iterdir())
+    same, first = (merge(load_classifier(member, folder, tokenizer, 0), 1.0) for folder in (tmp_path / "same", one))
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(same.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+    save_average(member, [one, other], tokenizer, tmp_path / "mean")
+    model = load_trainable(member, tmp_path / "mean", tokenizer, seed=0)
+    fresh = load_trainable(member, None, tokenizer, seed=0)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, p in fresh.named_parameters() if p.requires_grad
+    }
+    heads = [merge(load_classifier(member, folder, tokenizer, 0), 1.0).score.weight for folder in (one, other)]
+    torch.testing.assert_close(merge(model, 1.0).score.weight, (heads[0] + heads[1]) / 2)

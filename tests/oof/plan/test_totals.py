@@ -168,6 +168,8 @@ def test_pretraining_runs_once_per_member_and_for_the_student() -> None:
     groups = [group for group in job_groups(config_of("pretrain.epochs=2"), lengths) if group.phase in (0, 3)]
     assert [(group.name, group.count) for group in groups] == [("gemma2", 1), ("llama3_1", 1), ("student", 1)]
     assert all(group.trained == 2 * 2 * 1000 for group in groups)
+    warm = [group.name for group in job_groups(config_of("distill.start=member"), lengths) if group.phase in (0, 3)]
+    assert warm == ["gemma2", "llama3_1"]
 
 
 def test_members_without_a_student_have_no_third_stage() -> None:

@@ -1,0 +1,195 @@
+"""Weights that students start from: the member that fits, and a real run whose students start from its fold jobs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ensemble.__main__ import main as ensemble_main
+from ensemble.distillation.plan import FINAL, StudentPlan, plan_student
+from ensemble.distillation.start import start_jobs
+from ensemble.distillation.train import StudentJob, run_student_job
+from ensemble.stacking.inputs import Inputs
+from oof import config as configuration
+from oof.audit.run import audit_run
+from oof.audit.student_start import NAME
+from oof.common.errors import UserError
+from oof.encoding.batches import TrainingSteps
+from oof.jobs.encoded_battles import EncodedBattles
+from oof.jobs.fold_job import FoldJob
+from oof.jobs.run_fold_job import run_job
+from tests.fixtures.command_line import digests
+from tests.fixtures.demo_run import ROOT, small_arguments
+from tests.fixtures.small_tables import WORDS, table_of
+
+DEMO = ROOT / "configs" / "demo.yaml"
+LLAMA = str(ROOT / "configs" / "bases" / "tiny-llama")
+AS_MEMBER = ("distill.start=member", "distill.student.lora.rank=16", "distill.student.lora.alpha=32")
+
+
+def chosen(*overrides: str) -> list[tuple[str, int]]:
+    config = configuration.load(DEMO, ["run=unused", "distill.start=member", *overrides])
+    jobs = [FoldJob(config, name, fold, "key") for name in config.members for fold in range(3)]
+    return [(job.name, job.fold) for job in start_jobs(config, jobs)]
+
+
+def test_students_start_from_the_fold_jobs_of_the_first_member_that_fits() -> None:
+    assert chosen(*AS_MEMBER) == [("gemma2", 0), ("gemma2", 1), ("gemma2", 2)]
+    assert chosen(*AS_MEMBER, f"distill.student.checkpoint={LLAMA}")[0] == ("llama3_1", 0)
+    assert chosen(*AS_MEMBER, "members.llama3_1.checkpoint=" + str(ROOT / "configs" / "bases" / "tiny-gemma2"))[0] == (
+        "gemma2", 0
+    )  # fmt: skip
+    without_adapters = ["members.gemma2.lora.rank=0", "distill.student.lora={rank: 0, alpha: 3}"]
+    assert chosen(*AS_MEMBER, *without_adapters)[0] == ("gemma2", 0)
+    other_speed = ["distill.student.frozen=stored", "distill.student.train.epochs=3"]
+    assert chosen(*AS_MEMBER, *other_speed)[0] == ("gemma2", 0)
+    assert chosen("distill.start=base") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("distill.student.lora.rank=32", "members.gemma2 has lora.rank=16, not 32"),
+        ("distill.student.lora.layers=all", "members.gemma2 has lora.layers=upper_half, not all"),
+        ("distill.student.quantise=nf4", "members.gemma2 has quantise=none, not nf4"),
+        ("members.gemma2.attn_softcap=off", "members.gemma2 has attn_softcap=off, not on"),
+        ("distill.student.checkpoint=some/model", "members.gemma2 has another checkpoint"),
+    ],
+)
+def test_a_student_that_no_member_fits_is_refused_with_the_setting(override: str, reason: str) -> None:
+    with pytest.raises(UserError) as error:
+        chosen(*AS_MEMBER, override)
+    message = str(error.value)
+    assert message.startswith("distill.start=member: no member has the base and the LoRA settings of distill.student")
+    assert reason in message
+    assert "members.llama3_1 has another checkpoint" in message
+    assert "set distill.start=base" in message
+
+
+def test_the_start_is_part_of_the_students_key_only_where_it_is_a_member(small_run: Path) -> None:
+    path, *overrides = small_arguments(small_run)
+    before = plan_student(configuration.load(path, overrides))
+    named = plan_student(configuration.load(path, [*overrides, "distill.start=base"]))
+    assert (named.key, named.depends, named.start) == (before.key, before.depends, [])
+    assert named.key == json.loads((small_run / "distill" / "manifest.json").read_text())["key"]
+    from_member = plan_student(configuration.load(path, [*overrides, *AS_MEMBER]))
+    assert [job.label for job in from_member.start] == ["gemma2 fold 0", "gemma2 fold 1", "gemma2 fold 2"]
+    assert from_member.key != plan_student(configuration.load(path, [*overrides, *AS_MEMBER[1:]])).key
+    assert from_member.depends.keys() - before.depends.keys() == {"distill.start", "the member's fold jobs"}
+
+
+@pytest.mark.slow
+def test_a_run_whose_students_start_from_a_member_passes_the_audit(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    assert ensemble_main(["distill", f"run={run}", *AS_MEMBER]) == 0
+    findings = audit_run(run)
+    assert [finding.check for finding in findings if finding.status == "violated"] == []
+    assert next(f for f in findings if f.check == NAME).message.startswith("3 fold students")
+    assert "Start: the weights of the member gemma2" in (run / "distill" / "student" / "README.md").read_text()
+    started = json.loads((run / "distill" / "final" / "job.json").read_text())["start"]
+    assert [(start["member"], start["fold"]) for start in started] == [("gemma2", fold) for fold in range(3)]
+
+
+N, K = 24, 3
+FOLDS = np.arange(N) // 2 % K
+STILL = ("distill.student.train.lr=0", "distill.student.train.head_lr=0")
+
+
+def plan_of(folder: Path, labels: np.ndarray, *overrides: str) -> StudentPlan:
+    """Return a plan whose students start from three fold jobs, with teacher probabilities that no label changes."""
+    student = [f"distill.student.checkpoint={LLAMA}", "distill.losses={ce: 1, kl: 1}", *AS_MEMBER]
+    batches = [f"{part}.train.batch_battles=8" for part in ("distill.student", "members.llama3_1")]
+    config = configuration.load(DEMO, [f"run={folder}", *student, *batches, *overrides])
+    table = table_of(WORDS[:N], label=labels.tolist(), fold=FOLDS.tolist())
+    inputs = Inputs(table, labels, np.arange(N), FOLDS, {})
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), (N, 1))
+    start = start_jobs(config, [FoldJob(config, "llama3_1", fold, "battles") for fold in range(K)])
+    return StudentPlan(config, inputs, table, labels, FOLDS, np.ones(N), probs, [], "key", start=start)
+
+
+def with_fold_jobs(plan: StudentPlan) -> StudentPlan:
+    battles = EncodedBattles(plan.start[0].member, plan.table, plan.config)
+    for job in plan.start:
+        run_job(job, battles)
+    return plan
+
+
+def student(plan: StudentPlan, fold: int, name: str = "distill") -> Path:
+    """Train a student; return its folder."""
+    job = StudentJob(plan, Path(plan.config.run) / name, fold)
+    run_student_job(job)
+    return job.folder
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_fold_students_start_from_their_fold_job_and_the_final_one_from_the_average(tmp_path: Path) -> None:
+    plan = with_fold_jobs(plan_of(tmp_path, np.arange(N) % 3, *STILL))  # at a rate of 0, weights stay as they were
+    starts = [adapter(job.folder) for job in plan.start]
+    assert any((starts[0][name] != value).any() for name, value in starts[1].items())
+    ended = adapter(student(plan, 1))
+    assert ended.keys() == starts[1].keys()
+    assert all(torch.equal(ended[name], value) for name, value in starts[1].items())
+    final = adapter(student(plan, FINAL))
+    for name, value in final.items():
+        if "lora_A" in name:
+            other = name.replace("lora_A", "lora_B")
+            mean = np.mean([(start[other] @ start[name]).double().numpy() for start in starts], axis=0)
+            u, s, vh = np.linalg.svd(mean, full_matrices=False)
+            np.testing.assert_allclose((final[other] @ value).numpy(), u[:, :16] * s[:16] @ vh[:16], atol=1e-6)
+    heads = [start["base_model.model.score.weight"] for start in starts]
+    torch.testing.assert_close(final["base_model.model.score.weight"], sum(heads) / K)
+
+
+@pytest.mark.slow
+def test_no_label_of_a_fold_reaches_its_fold_student(tmp_path: Path) -> None:
+    """Other labels of fold 0 leave student 0's weights and logits of fold 0 as they were, byte for byte."""
+    labels = np.arange(N) % 3
+    changed = np.where(FOLDS == 0, (labels + 1) % 3, labels)
+    files = {}
+    for variant, values in enumerate((labels, changed)):
+        plan = with_fold_jobs(plan_of(tmp_path / str(variant), values))
+        for fold in (0, 1):
+            folder = student(plan, fold)
+            names = ("logits.parquet", "adapter/adapter_model.safetensors")
+            files[variant, fold] = [(folder / name).read_bytes() for name in names]
+    assert files[0, 0] == files[1, 0]
+    assert all(before != after for before, after in zip(files[0, 1], files[1, 1], strict=True))
+
+
+@pytest.mark.slow
+def test_a_killed_final_student_goes_on_to_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = with_fold_jobs(plan_of(tmp_path, np.arange(N) % 3, "distill.student.train.checkpoint_steps=1"))
+    expected = contents(student(plan, FINAL, "whole"))
+    get, read = TrainingSteps.__getitem__, []
+
+    def stopping_get(self: TrainingSteps, index: int) -> object:
+        read.append(index)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return get(self, index)
+
+    monkeypatch.setattr(TrainingSteps, "__getitem__", stopping_get)
+    with pytest.raises(KeyboardInterrupt):
+        student(plan, FINAL)
+    assert (tmp_path / "distill" / "final" / "start").is_dir()
+    assert contents(student(plan, FINAL)) == expected
+    assert read[0] == 0
+    assert 0 not in read[3:]  # it went on from the checkpoint
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Return digests of a folder's files, and its manifest without times."""
+    files: dict[str, object] = {name: value for name, value in digests(folder).items() if name != "metrics.jsonl"}
+    manifest = json.loads((folder / "job.json").read_text())
+    return files | {"job.json": {k: v for k, v in manifest.items() if k not in ("seconds", "files", "checksum")}}
