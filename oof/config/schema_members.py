@@ -70,6 +70,11 @@ class Train:
         choices=("adamw", "adamw_8bit"),
         added=True,
     )
+    average_last: float = setting(
+        0.0, "last part of the optimizer steps over which the trained weights are averaged; 0 = the weights after the "
+        "last step",
+        unit="share of the steps", range=(0.0, 1.0), added=True,
+    )  # fmt: skip
     weight_decay: float = setting(0.0, "decoupled weight decay of AdamW", range=(0.0, 10.0))
     max_grad_norm: float = setting(1.0, "gradient norm above which gradients are clipped; 0 = never", range=(0.0, 1e6))
     # The weights do not depend on it, but the content keys of existing runs do: so it is not marked "speed only".

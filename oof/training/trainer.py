@@ -30,6 +30,7 @@ from oof.training.finite_steps import loss_spikes, overflow_steps, skipped_steps
 from oof.training.held_out_loss import HeldOut
 from oof.training.losses import RowLoss
 from oof.training.progress import MetricsFile, TrainingProgress
+from oof.training.weight_average import WeightAverage
 
 
 def train_classifier(
@@ -71,11 +72,13 @@ def train_classifier(
     """
     steps.rank, steps.ranks = rank(), ranks()
     stop, fused = StopInTime(), FusedLayers(model, member)
+    average = WeightAverage(member.train.average_last, len(steps), checkpoints)
     optimizations = (LastTokens(model, steps.pad_id), FusedLora(model), fused)
     tokens = steps.tokens()
     callbacks = [
         stop,
         TimedCheckpoints(member.train.checkpoint_minutes),
+        average,  # before a checkpoint is marked as complete
         CompleteCheckpoints(),
         MetricsFile(checkpoints.parent / "metrics.jsonl", tokens),
     ]
@@ -97,6 +100,7 @@ def train_classifier(
         optimization.remove()
     if stop.reason:
         raise interrupts.Stopped(stop.reason)
+    average.apply(model)
     if not all_finite(trainer.trained):
         raise UserError(f"{label}: the trained weights are not finite; run the same command again")
     history = [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
