@@ -133,6 +133,11 @@ def _recipe(plan: StudentPlan, temperatures: dict[str, Any]) -> str:
             f"* Start: the weights of the member {plan.start[0].name} after its own training on the verdicts. Fold "
             "student k started from the fold job that held fold k out, the exported student from all of them.\n"
         )
+    if distill.seeds > 1:
+        pretraining += (
+            f"* Each student is the average of the weights of {distill.seeds} trainings from the same first weights, "
+            "with batches of their own.\n"
+        )
     final = "one student trained on every battle, at the temperature of the fold students' held-out logits"
     if distill.final == "fold_average":
         final = (

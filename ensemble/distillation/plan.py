@@ -189,11 +189,10 @@ def _check_settings(config: Config) -> None:
         )
     if distill.teacher == "nested" and config.folds.k < 3:
         raise UserError("distill.teacher=nested trains members without two of the folds; set folds.k to at least 3")
-    averages = {"distill.final=fold_average": "final=all", "distill.start=member": "start=base"}
-    for setting, remedy in averages.items():
-        name, value = setting.removeprefix("distill.").split("=")
-        if getattr(distill, name) == value and distill.student.lora.dora:
-            raise UserError(f"{setting} averages plain LoRA products; set lora.dora=false or {remedy}")
+    averages = {"final=fold_average": distill.final == "fold_average", "start=member": distill.start == "member"}
+    averages |= {f"seeds={distill.seeds}": distill.seeds > 1}
+    for setting in (setting for setting, applies in averages.items() if applies and distill.student.lora.dora):
+        raise UserError(f"distill.{setting} averages plain LoRA products; set lora.dora=false, or leave it out")
     unknown = [name for name in distill.variants if name not in VARIANTS]
     if unknown:
         raise UserError(f"distill.variants: {unknown[0]!r} is unknown; choose from {', '.join(VARIANTS)}")

@@ -19,12 +19,14 @@ from ensemble.distillation.targets import student_targets
 from oof.common.atomic_files import read_parquet, write_parquet
 from oof.common.digests import digest
 from oof.common.logits_format import logits_frame, logits_of
-from oof.common.steps import Step
+from oof.common.steps import TRAINED, Step
 from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.pretrain import start_of
 from oof.jobs.process_pool import run_all, run_alone
 from oof.jobs.run_fold_job import fit_classifier, job_seed, run_pretrain
 from oof.metrics import log_loss, softmax
+from oof.model.precision import device
+from oof.training.inference import predict_logits
 from oof.training.losses import distill_loss
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,12 @@ class StudentJob:
     @property
     def folder(self) -> Path:
         return self.parent / ("final" if self.fold == FINAL else f"fold-{self.fold}")
+
+    @property
+    def trainings(self) -> list[Path]:
+        """Folders of the student's trainings, each with an adapter; with one seed, the student's own folder."""
+        n = self.plan.config.distill.seeds
+        return [self.folder] if n == 1 else [self.folder / f"seed-{i}" for i in range(n)]
 
     @property
     def step(self) -> Step:
@@ -88,11 +96,12 @@ def train_fold_students(plan: StudentPlan, folder: Path, also: Sequence[StudentJ
 
 def load_final(plan: StudentPlan, folder: Path, texts: EncodedBattles) -> Any:
     """Return the trained final student, or the average of the trained fold students' weights."""
-    if plan.config.distill.final == "fold_average":
-        adapters = [job.folder / "adapter" for job in fold_student_jobs(plan, folder)]
+    fold_students = plan.config.distill.final == "fold_average"
+    jobs = fold_student_jobs(plan, folder) if fold_students else [StudentJob(plan, folder, FINAL)]
+    adapters = [path / "adapter" for job in jobs for path in job.trainings]
+    if len(adapters) > 1:
         return fold_average(texts.member, adapters, texts.tokenizer)
-    final = StudentJob(plan, folder, FINAL)
-    return load_to_merge(texts.member, final.folder / "adapter", texts.tokenizer)
+    return load_to_merge(texts.member, adapters[0], texts.tokenizer)
 
 
 def _start(job: StudentJob, tokenizer: Any) -> Path | None:
@@ -117,6 +126,53 @@ def _start_record(job: StudentJob) -> dict[str, object]:
     return {"start": [{"member": s.name, "fold": s.fold, "key": s.step.key} for s in starts]} if starts else {}
 
 
+def _logits(job: StudentJob, model: Any, texts: EncodedBattles, held_out: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the student's (m, 2, 3) logits of the battles that it did not see."""
+    label, scores = f"{job.label}: predict", job.folder / "partial"
+    if len(job.trainings) == 1:
+        return texts.logits(model, held_out, label, scores)
+    # Stored hidden states are those below adapters, which an average has merged into its weights.
+    return predict_logits(
+        model, texts.member, texts.scoring.take(held_out), texts.tokenizer.pad_token_id, label, scores
+    )
+
+
+def _trained(
+    job: StudentJob, texts: EncodedBattles, rows: NDArray[np.int64], held_out: NDArray[np.int64]
+) -> tuple[Any, dict[str, object]]:
+    """Return the trained student, and the summary of its training; of several, of the first."""
+    plan, distill, summaries = job.plan, job.plan.config.distill, []
+    targets, start = student_targets(plan, job.fold)[rows], _start(job, texts.tokenizer)
+    row_loss = partial(distill_loss, weights=distill.losses, temperature=distill.temperature)
+    first_weights = job_seed(plan.config.seed, job.label)
+    for i, folder in enumerate(job.trainings):
+        model = None  # one in memory at a time
+        model, summary = fit_classifier(
+            texts,
+            rows,
+            targets,
+            plan.weights[rows],
+            row_loss,
+            folder,
+            job_seed(plan.config.seed, job.label, i) if i else first_weights,
+            f"{job.label} seed {i}" if distill.seeds > 1 else job.label,
+            start=start,
+            whole_battles=distill.losses.consistency > 0,
+            held_out=(held_out, plan.labels[held_out]),
+            first_weights=first_weights,
+        )
+        summaries.append(summary)
+    if distill.seeds == 1:
+        return model, summaries[0]
+    seconds = round(sum(float(str(summary["seconds"])) for summary in summaries), 1)
+    seeds = {"seeds": [summary["seed"] for summary in summaries], "seconds": seconds}
+    adapters = [folder / "adapter" for folder in job.trainings]
+    model = None
+    if len(held_out):
+        model = fold_average(texts.member, adapters, texts.tokenizer).to(device()).eval()
+    return model, summaries[0] | seeds
+
+
 def run_student_job(job: StudentJob) -> None:
     """Train, predict and store one student."""
     plan, distill = job.plan, job.plan.config.distill
@@ -124,31 +180,19 @@ def run_student_job(job: StudentJob) -> None:
     # FINAL is also the fold number of battles that no fold holds out, and those belong to every training set.
     rows = np.flatnonzero(((plan.folds != job.fold) | (job.fold == FINAL)) & (plan.weights > 0))
     held_out = np.flatnonzero(plan.inputs.folds == job.fold)
-    row_loss = partial(distill_loss, weights=distill.losses, temperature=distill.temperature)
-    seed = job_seed(plan.config.seed, job.label)
     job.step.begin()
-    model, summary = fit_classifier(
-        texts,
-        rows,
-        student_targets(plan, job.fold)[rows],
-        plan.weights[rows],
-        row_loss,
-        job.folder,
-        seed,
-        job.label,
-        start=_start(job, texts.tokenizer),
-        whole_battles=distill.losses.consistency > 0,
-        held_out=(held_out, plan.labels[held_out]),
-    )
+    model, summary = _trained(job, texts, rows, held_out)
     shutil.rmtree(job.folder / START, ignore_errors=True)
     summary |= _start_record(job)
     if len(held_out):
-        logits = texts.logits(model, held_out, f"{job.label}: predict", job.folder / "partial")
+        logits = _logits(job, model, texts, held_out)
         write_parquet(job.folder / "logits.parquet", logits_frame(plan.table["id"][held_out], logits, job.fold))
         loss = log_loss(softmax(logits.mean(axis=1)), plan.labels[held_out])
         summary |= {"log_loss": loss}
         message = f"log loss {loss:.4f} on {len(held_out)} held-out battles"
     else:
         message = f"trained on {len(rows)} battles of all folds"
+    for folder in job.trainings:
+        (folder / TRAINED).unlink(missing_ok=True)
     job.step.finish({**summary, "fold": job.fold, "n_trained": len(rows)})
     logger.info("%s: %s, %.0f s", job.label, message, summary["seconds"])

@@ -172,6 +172,11 @@ class Distill:
         choices=("base", "member"),
         added=True,
     )
+    seeds: int = setting(
+        1, "trainings of each student from the same first weights, with batches and dropout of their own; the student "
+        "is the average of their weights",
+        unit="trainings", range=(1, 100), added=True,
+    )  # fmt: skip
     losses: Losses = field(default_factory=Losses)
     prompts: StudentPrompts = field(default_factory=StudentPrompts)
     temperature: float = setting(

@@ -60,6 +60,7 @@ def fit_classifier(
     start: Path | None = None,
     whole_battles: bool = False,
     held_out: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
+    first_weights: int | None = None,
 ) -> tuple[nn.Module, dict[str, object]]:
     """Train a classifier on ``rows`` of the table and save it as ``folder/adapter``.
 
@@ -78,6 +79,7 @@ def fit_classifier(
         whole_battles: whether ``row_loss`` compares the two orders of a battle
             (:class:`oof.encoding.batches.TrainingSteps`).
         held_out: positions and labels of labelled battles outside ``rows``, for ``train.monitor_battles``.
+        first_weights: seed of fresh head and adapters; None = ``seed``.
 
     Returns:
         The trained model and a summary of the training for the job's manifest.
@@ -103,7 +105,9 @@ def fit_classifier(
     both_orders = targets_in_both_orders(targets, ties)
     steps = TrainingSteps(encoded, both_orders, weights, member.train, pad_id, seed, whole_battles)
     member = with_attention_for(member, steps)
-    model = load_trainable(member, start, tokenizer, seed, len(classes_of_data(ties)))
+    model = load_trainable(
+        member, start, tokenizer, seed if first_weights is None else first_weights, len(classes_of_data(ties))
+    )
     if needs_checkpointing(model, member, steps):
         checkpoint_trainable_layers(model)
     if rank() == 0:

@@ -151,7 +151,8 @@ def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengt
     score = trace(member, batch, counts.longest, False, False, "sdpa")
     trained_share = (config.folds.k - 1) / config.folds.k if name != STUDENT else 1.0
     epoch_tokens = counts.per_epoch * trained_share
-    train_tokens, score_tokens = epoch_tokens * member.train.epochs, counts.scored * (1 - trained_share)
+    trainings = config.distill.seeds if name == STUDENT else 1
+    train_tokens, score_tokens = epoch_tokens * member.train.epochs * trainings, counts.scored * (1 - trained_share)
 
     def with_hours(setting: CardSetting | None) -> CardSetting | None:
         if setting is None:
@@ -172,7 +173,7 @@ def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengt
     width = shared_config(member.checkpoint, member.revision).get_text_config().hidden_size
     stored = 4.0 * width * counts.scored if member.frozen == "stored" else 0.0
     # In float32: adapters of K + 1 trainings (and of pretraining), two checkpoints of weights and two moments each.
-    adapters = cost.trainable * 4.0 * (config.folds.k + 1 + 2 * 3 + (counts.pretrain > 0))
+    adapters = cost.trainable * 4.0 * ((config.folds.k + 1) * trainings + 2 * 3 + (counts.pretrain > 0))
     return MemberPlan(
         name,
         member.checkpoint,

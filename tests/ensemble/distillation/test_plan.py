@@ -60,8 +60,9 @@ def test_conflicting_settings_are_refused_in_a_sentence(tmp_path: Path) -> None:
         ({"losses": configuration.Losses(kl=0)}, "are all 0"),
         ({"variants": ["int4"]}, "int4"),
         ({"student": configuration.Member()}, "checkpoint is empty"),
-        ({"start": "member", "student": dora}, "distill.start=member averages .*; set lora.dora=false or start=base"),
-        ({"final": "fold_average", "student": dora}, "distill.final=fold_average .*; set lora.dora=false or final=all"),
+        ({"start": "member", "student": dora}, "distill.start=member averages .*; set lora.dora=false, or"),
+        ({"final": "fold_average", "student": dora}, "distill.final=fold_average .*; set lora.dora=false, or"),
+        ({"seeds": 2, "student": dora}, "distill.seeds=2 averages .*; set lora.dora=false, or"),
     ):
         two_folds = replace(config, distill=replace(config.distill, **changes), folds=configuration.Folds(k=2))
         with pytest.raises(UserError, match=message):

@@ -9,28 +9,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ensemble.__main__ import main as ensemble_main
-from ensemble.distillation.plan import FINAL, StudentPlan, plan_student
+from ensemble.distillation.plan import FINAL, plan_student
 from ensemble.distillation.start import start_jobs
-from ensemble.distillation.train import StudentJob, run_student_job
-from ensemble.stacking.inputs import Inputs
 from oof import config as configuration
 from oof.audit.run import audit_run
 from oof.audit.student_start import NAME
 from oof.common.errors import UserError
 from oof.encoding.batches import TrainingSteps
-from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import FoldJob
-from oof.jobs.run_fold_job import run_job
-from tests.fixtures.command_line import digests
 from tests.fixtures.demo_run import ROOT, small_arguments
-from tests.fixtures.small_tables import WORDS, table_of
-
-DEMO = ROOT / "configs" / "demo.yaml"
-LLAMA = str(ROOT / "configs" / "bases" / "tiny-llama")
-AS_MEMBER = ("distill.start=member", "distill.student.lora.rank=16", "distill.student.lora.alpha=32")
+from tests.fixtures.trained_students import (
+    AS_MEMBER,
+    DEMO,
+    FOLDS,
+    LLAMA,
+    STILL,
+    K,
+    N,
+    adapter,
+    contents,
+    plan_of,
+    student,
+    with_fold_jobs,
+)
 
 
 def chosen(*overrides: str) -> list[tuple[str, int]]:
@@ -97,41 +100,6 @@ def test_a_run_whose_students_start_from_a_member_passes_the_audit(small_run: Pa
     assert [(start["member"], start["fold"]) for start in started] == [("gemma2", fold) for fold in range(3)]
 
 
-N, K = 24, 3
-FOLDS = np.arange(N) // 2 % K
-STILL = ("distill.student.train.lr=0", "distill.student.train.head_lr=0")
-
-
-def plan_of(folder: Path, labels: np.ndarray, *overrides: str) -> StudentPlan:
-    """Return a plan whose students start from three fold jobs, with teacher probabilities that no label changes."""
-    student = [f"distill.student.checkpoint={LLAMA}", "distill.losses={ce: 1, kl: 1}", *AS_MEMBER]
-    batches = [f"{part}.train.batch_battles=8" for part in ("distill.student", "members.llama3_1")]
-    config = configuration.load(DEMO, [f"run={folder}", *student, *batches, *overrides])
-    table = table_of(WORDS[:N], label=labels.tolist(), fold=FOLDS.tolist())
-    inputs = Inputs(table, labels, np.arange(N), FOLDS, {})
-    probs = np.random.default_rng(0).dirichlet(np.ones(3), (N, 1))
-    start = start_jobs(config, [FoldJob(config, "llama3_1", fold, "battles") for fold in range(K)])
-    return StudentPlan(config, inputs, table, labels, FOLDS, np.ones(N), probs, [], "key", start=start)
-
-
-def with_fold_jobs(plan: StudentPlan) -> StudentPlan:
-    battles = EncodedBattles(plan.start[0].member, plan.table, plan.config)
-    for job in plan.start:
-        run_job(job, battles)
-    return plan
-
-
-def student(plan: StudentPlan, fold: int, name: str = "distill") -> Path:
-    """Train a student; return its folder."""
-    job = StudentJob(plan, Path(plan.config.run) / name, fold)
-    run_student_job(job)
-    return job.folder
-
-
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
 @pytest.mark.slow
 def test_fold_students_start_from_their_fold_job_and_the_final_one_from_the_average(tmp_path: Path) -> None:
     plan = with_fold_jobs(plan_of(tmp_path, np.arange(N) % 3, *STILL))  # at a rate of 0, weights stay as they were
@@ -186,10 +154,3 @@ def test_a_killed_final_student_goes_on_to_the_same_files(tmp_path: Path, monkey
     assert contents(student(plan, FINAL)) == expected
     assert read[0] == 0
     assert 0 not in read[3:]  # it went on from the checkpoint
-
-
-def contents(folder: Path) -> dict[str, object]:
-    """Return digests of a folder's files, and its manifest without times."""
-    files: dict[str, object] = {name: value for name, value in digests(folder).items() if name != "metrics.jsonl"}
-    manifest = json.loads((folder / "job.json").read_text())
-    return files | {"job.json": {k: v for k, v in manifest.items() if k not in ("seconds", "files", "checksum")}}
