@@ -175,7 +175,7 @@ def outcomes(arguments: argparse.Namespace, names: list[str], measurements: Meas
                 losses |= measurements.losses(name, seed, contender) if row else {}
             per_seed.append(losses)
         if per_seed:
-            found.append(Outcome(name, per_seed))
+            found.append(Outcome(name, per_seed, SETTINGS[name].same_battles))
     return found
 
 

@@ -21,10 +21,14 @@ PEERS = ("autogluon", "svs", "sms")
 
 @dataclass(frozen=True)
 class Outcome:
-    """A setting and, for each seed, name -> (n,) losses, with the battles' ``groups``."""
+    """A setting and, for each seed, name -> (n,) losses, with the battles' ``groups``.
+
+    ``same_battles``: whether all seeds have the same battles, so that seeds differ in the folds alone.
+    """
 
     setting: str
     per_seed: Sequence[dict[str, NDArray[np.float64]]]
+    same_battles: bool = False
 
     def names(self) -> list[str]:
         """Return the names that every seed has, in the order of the first one."""
@@ -43,13 +47,13 @@ class Outcome:
     def behind(self, name: str) -> Interval:
         """Return the default's loss minus that of ``name``, with its interval.
 
-        Paired by seed and Student's from ``ENOUGH_SEEDS`` seeds on; else over groups of the seeds' battles, of which
-        equal numbers are one group.
+        Paired by seed and Student's from ``ENOUGH_SEEDS`` seeds on; with fewer, or with the same battles in each, over
+        groups of the seeds' battles, of which equal numbers are one group.
         """
         pairs = [losses for losses in self.per_seed if name in losses]
         differences = [losses["default"] - losses[name] for losses in pairs]
         means = np.array([float(values.mean()) for values in differences])
-        if len(means) < ENOUGH_SEEDS:
+        if self.same_battles or len(means) < ENOUGH_SEEDS:
             return group_interval(np.concatenate(differences), np.concatenate([p["groups"] for p in pairs]), 0)
         half = half_width(float(means.std(ddof=1)) / np.sqrt(len(means)), len(means))
         return {"value": float(means.mean()), "low": means.mean() - half, "high": means.mean() + half}
@@ -93,9 +97,8 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
         "afterwards only) or not significantly behind it, and behind neither lengths nor TF-IDF beyond noise.",
         f"Beside AutoGluon it is better beyond noise in {better} of {len(against)} settings and worse in {worse}.",
         "",
-        f"Intervals (95 %) are over seeds, or over groups of battles where there are fewer than {ENOUGH_SEEDS} seeds. "
-        "Seeds of real verdicts share all battles, so their intervals show what the folds change, and not what other "
-        "battles would.",
+        f"Intervals (95 %) are over seeds. Where there are fewer than {ENOUGH_SEEDS} seeds, or all have the same "
+        "battles (real verdicts) and differ in their folds alone, they are over groups of battles.",
         "",
     ]
 

@@ -58,6 +58,11 @@ class Setting:
     file: str = ""
     most_seeds: int = 100
 
+    @property
+    def same_battles(self) -> bool:
+        """Whether every seed has all battles of a file, and draws their folds alone."""
+        return self.file not in ("", KING)
+
 
 def real_logits(members: tuple[str, ...], n: int, path: Path, seed: int) -> Battles:
     """Return n random battles (0: all) of a file of probabilities with labels."""

@@ -58,6 +58,17 @@ def test_a_default_that_is_always_behind_the_best_candidate_is_called_behind() -
     assert verdict(noisy) == "not significantly behind"
 
 
+def test_seeds_of_the_same_battles_have_an_interval_over_groups() -> None:
+    """One group in two favours the default: seeds agree to the last digit, and other groups might not."""
+    losses = {"groups": np.arange(20), "default": np.full(20, 1.0), "prior": 1.0 + np.where(np.arange(20) % 2, 1, -1.2)}
+    shared, drawn = (Outcome("setting", [losses] * 6, same_battles) for same_battles in (True, False))
+    assert verdict(shared) == "not significantly behind"
+    assert verdict(drawn) == "**behind**"
+    assert SETTINGS["pandalm"].same_battles
+    assert not SETTINGS["king2-700"].same_battles
+    assert not SETTINGS["arena-200"].same_battles
+
+
 def test_a_baseline_that_beats_the_default_is_named() -> None:
     losses = [1 + noise for noise in NOISE]
     worse = outcome([loss + 0.001 for loss in losses], text=losses, length_only=[2.0] * 6)
