@@ -205,7 +205,10 @@ def main() -> None:
         f"{arguments.trials} trials a study, seeds from {arguments.first_seed} on.",
         "",
     ]
-    lines += page(outcomes(arguments, names, measurements))
+    found = outcomes(arguments, names, measurements)
+    if absent := [name for name in names if name not in {outcome.setting for outcome in found}]:
+        lines += [f"Not measured yet: {', '.join(absent)}.", ""]
+    lines += page(found)
     print(
         write_page(arguments.report or arguments.out / "page.md", "The default combiner against its candidates", lines)
     )
