@@ -115,7 +115,8 @@ def plan_student(config: Config) -> StudentPlan:
     teachers = [ensemble_probs if name == "stack" else member_probs(inputs, name) for name in teacher_names(config)]
     teacher_probs = np.stack(teachers, axis=1)
     needs_jobs = config.distill.teacher != "oof" or table.height > inputs.table.height
-    jobs = _finished_jobs(config, battles) if needs_jobs else []
+    finished = _finished_jobs(config, battles) if needs_jobs or config.distill.start != "base" else []
+    jobs, start = finished if needs_jobs else [], start_jobs(config, finished)
     recipe = without_speed_settings(replace(config.distill, variants=[], prompts=StudentPrompts()))
     prompts = without_speed_settings(config.for_student().prompts)
     stack_settings = without_speed_settings(config.stack) if jobs else None
@@ -124,7 +125,6 @@ def plan_student(config: Config) -> StudentPlan:
     data += [digest(table.select(SOFT_COLUMNS).rows())] if SOFT_COLUMNS[0] in table.columns else []
     data += _rules_since_older_runs(config.distill, table)
     checkpoint = checkpoint_digest(config.distill.student.checkpoint)
-    start = start_jobs(config, _finished_jobs(config, battles)) if config.distill.start != "base" else []
     pretrain = None if start else pretrain_job(config, None)  # the member has its own
     start_key = [["start", *(job.step.key for job in start)]] if start else []
     pretrain_key = [] if pretrain is None else [pretrain.step.key]
@@ -191,8 +191,11 @@ def _check_settings(config: Config) -> None:
         raise UserError("distill.teacher=nested trains members without two of the folds; set folds.k to at least 3")
     averages = {"final=fold_average": distill.final == "fold_average", "start=member": distill.start == "member"}
     averages |= {f"seeds={distill.seeds}": distill.seeds > 1}
-    for setting in (setting for setting, applies in averages.items() if applies and distill.student.lora.dora):
-        raise UserError(f"distill.{setting} averages plain LoRA products; set lora.dora=false, or leave it out")
+    if distill.student.lora.dora and any(averages.values()):
+        setting = next(f"distill.{name}" for name, is_set in averages.items() if is_set)
+        raise UserError(
+            f"{setting} averages plain LoRA products; set distill.student.lora.dora=false, or do without {setting}"
+        )
     unknown = [name for name in distill.variants if name not in VARIANTS]
     if unknown:
         raise UserError(f"distill.variants: {unknown[0]!r} is unknown; choose from {', '.join(VARIANTS)}")

@@ -191,9 +191,8 @@ class _Search:
         self.design, self.labels, self.inner = design, labels, inner
         self.rounds, self.seed = rounds, seed
         self.groups = groups
-        self.best: tuple[int, float, list[EarlyStopped]] | None = (
-            None  # number of the trial, its loss, its fits by inner fold
-        )
+        # Number of the trial, its loss, its fits by inner fold.
+        self.best: tuple[int, float, list[EarlyStopped]] | None = None
 
     @cached_property
     def splits(self) -> list[Split]:

@@ -55,14 +55,21 @@ def test_students_of_one_prompt_or_with_separable_logits_keep_the_temperature_1(
 def test_conflicting_settings_are_refused_in_a_sentence(tmp_path: Path) -> None:
     config = configuration.load(ROOT / "configs" / "demo.yaml", [f"run={tmp_path}"])
     dora = replace(config.distill.student, lora=configuration.Lora(dora=True))
+    remedy = "set distill.student.lora.dora=false, or do without"
     for changes, message in (
         ({"teacher": "nested"}, "folds.k"),
         ({"losses": configuration.Losses(kl=0)}, "are all 0"),
         ({"variants": ["int4"]}, "int4"),
         ({"student": configuration.Member()}, "checkpoint is empty"),
-        ({"start": "member", "student": dora}, "distill.start=member averages .*; set lora.dora=false, or"),
-        ({"final": "fold_average", "student": dora}, "distill.final=fold_average .*; set lora.dora=false, or"),
-        ({"seeds": 2, "student": dora}, "distill.seeds=2 averages .*; set lora.dora=false, or"),
+        (
+            {"start": "member", "student": dora},
+            f"distill.start=member averages .*; {remedy}",
+        ),
+        (
+            {"final": "fold_average", "student": dora},
+            f"distill.final=fold_average .*; {remedy}",
+        ),
+        ({"seeds": 2, "student": dora}, f"distill.seeds=2 averages .*; {remedy}"),
     ):
         two_folds = replace(config, distill=replace(config.distill, **changes), folds=configuration.Folds(k=2))
         with pytest.raises(UserError, match=message):
