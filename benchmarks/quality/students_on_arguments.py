@@ -48,7 +48,6 @@ from benchmarks.common import (
 )
 from benchmarks.quality.real_battles import UKP, SplitSizes, write_split
 from benchmarks.quality.students_held_out import HeldOutJob, ensemble_logits, read_logits, train_and_score
-from benchmarks.quality.students_on_demo import with_hints
 from benchmarks.quality.students_table import (
     DEFAULT,
     HARD,
@@ -60,7 +59,7 @@ from benchmarks.quality.students_table import (
     table,
 )
 from ensemble.__main__ import main as ensemble_main
-from ensemble.distillation.plan import StudentPlan, plan_student
+from ensemble.distillation.plan import plan_student
 from ensemble.stacking.stage import load_inputs, read_predictions
 from oof import config as configuration
 from oof.__main__ import main as oof_main
@@ -72,7 +71,6 @@ from oof.metrics import row_log_loss
 
 LABELLED = ["distill.pseudo_weight=0"]
 HARD_LOSSES = "distill.losses={ce: 1, kl: 0}"
-HINTS = f"{ONLY_LABELLED}, length hints in the student's template"
 # In the order in which they run; the main comparison comes first.
 RECIPES: dict[str, list[str]] = {
     DEFAULT: [],
@@ -91,7 +89,7 @@ RECIPES: dict[str, list[str]] = {
         for t in (1, 2, 5)
         for w in (0.5, 0.9)
     },
-    HINTS: LABELLED,
+    f"{ONLY_LABELLED}, length hints in the student's template": ["distill.prompts.hints=lengths", *LABELLED],
 }
 FILES = {"train": "labelled", "unlabelled": "unlabelled", "test": "heldout"}
 
@@ -165,13 +163,9 @@ def report(arguments: argparse.Namespace, logits: Logits) -> str:
     return lines
 
 
-def planned(path: str, name: str, overrides: Sequence[str]) -> StudentPlan:
-    """Return the plan of a recipe's student, without length hints, which the teacher does not read."""
-    return plan_student(configuration.load(path, [*overrides, *RECIPES[name]]))
-
-
-def task_of(name: str, plan: StudentPlan) -> HeldOutJob:
-    return HeldOutJob(with_hints(plan) if name == HINTS else plan)
+def held_out_job(path: str, name: str, overrides: Sequence[str]) -> HeldOutJob:
+    """Return the job of a recipe's student."""
+    return HeldOutJob(plan_student(configuration.load(path, [*overrides, *RECIPES[name]])))
 
 
 def finished(path: str, overrides: Sequence[str]) -> Logits:
@@ -180,7 +174,7 @@ def finished(path: str, overrides: Sequence[str]) -> Logits:
     try:
         done = ensemble_logits(configuration.load(path, overrides))
         for name in RECIPES:
-            step = task_of(name, planned(path, name, overrides)).step
+            step = held_out_job(path, name, overrides).step
             done |= {name: read_logits(step)} if step.done else {}
     except UserError as error:
         print(f"not finished yet: {error}", file=sys.stderr)
@@ -203,10 +197,9 @@ def run(arguments: argparse.Namespace) -> Logits:
         stages(path, overrides, arguments.hours)
         done = finished(path, overrides)
         names = [name for name in recipes if name not in done]
-        plans = {name: planned(path, name, overrides) for name in names}
-        for plan in plans.values():
-            run_teacher_jobs(plan)
-        tasks = [task_of(name, plan) for name, plan in plans.items()]
+        tasks = [held_out_job(path, name, overrides) for name in names]
+        for task in tasks:
+            run_teacher_jobs(task.plan)
         workers = configuration.load(path, overrides).jobs.workers
         run_all(partial(run_alone, train_and_score), tasks, names, workers)
     except interrupts.Stopped as stop:

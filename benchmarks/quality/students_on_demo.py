@@ -13,25 +13,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import add_run_arguments, argument_parser, cell, chosen, run_script, write_page
-from ensemble.distillation.plan import StudentPlan, cross_fitted_temperature, plan_student
+from ensemble.distillation.plan import cross_fitted_temperature, plan_student
 from ensemble.stacking.stage import load_inputs, read_predictions
 from oof import config as configuration
 from oof.common.atomic_files import read_parquet, write_parquet
-from oof.common.digests import digest
 from oof.common.logging_setup import quiet_libraries
 from oof.common.logits_format import LOGIT_COLUMNS, logits_frame
 from oof.common.steps import Step, locked
 from oof.metrics import row_log_loss
 
 HARD = "hard labels only"
-HINTS = "length hints in the student's template"
 RECIPES: dict[str, list[str]] = {
     "default": [],
     HARD: ["distill.losses={ce: 1, kl: 0}"],
@@ -51,21 +48,14 @@ RECIPES: dict[str, list[str]] = {
         "distill.temperature=1",
     ],
     "nested teacher": ["distill.teacher=nested"],
-    HINTS: [],
+    "length hints in the student's template": ["distill.prompts.hints=lengths"],
 }
-
-
-def with_hints(plan: StudentPlan) -> StudentPlan:
-    """Return the plan of the same teacher's student that reads length hints."""
-    config = replace(plan.config, prompts=replace(plan.config.prompts, hints="lengths"))
-    return replace(plan, config=config, key=digest(plan.key, "lengths"))
 
 
 def train(name: str, settings: Sequence[str]) -> NDArray[np.float64]:
     """Return (n, 3) calibrated probabilities of a recipe's fold students, training those that are missing."""
     config = configuration.load(settings[0], settings[1:])
     plan = plan_student(config)
-    plan = with_hints(plan) if name == HINTS else plan
     folder = "".join(c if c.isalnum() else "-" for c in name)
     step = Step(Path(config.run) / "students" / folder, plan.key)
     if not step.done:
