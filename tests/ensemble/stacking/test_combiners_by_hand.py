@@ -81,7 +81,7 @@ def drawn(probs: np.ndarray) -> list[int]:
     return [best.count(m) for m in range(len(probs))]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 54])  # with 54 the last draw is the best: another number would show
 def test_greedy_selection_draws_the_members_that_brute_force_draws(seed: int) -> None:
     arena = make_arena(80, seed=seed)
     rng = np.random.default_rng(seed)

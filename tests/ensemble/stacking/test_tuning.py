@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import ensemble.stacking.tuning as tuning
-from ensemble.stacking.lightgbm_stacker import EXTRA_TREES, ExtraTrees, Split, Stacker, fit_early_stopped
+from ensemble.stacking.lightgbm_stacker import ExtraTrees, Split, Stacker, fit_early_stopped
 from ensemble.stacking.tuning import Tuned, inner_folds, tune
 from oof.common.errors import UserError
 from oof.metrics import log_loss, softmax
@@ -136,13 +136,15 @@ def test_the_rounds_of_a_fold_s_logits_are_those_of_the_other_folds(arena: Arena
         np.testing.assert_allclose(tuned.logits[held], alone.logits(arena.design.take(held)), atol=1e-6)
 
 
-def test_extra_trees_have_the_rounds_of_their_inner_folds(arena: Arena) -> None:
+def test_extra_trees_have_fixed_parameters_and_the_rounds_of_their_inner_folds(arena: Arena) -> None:
+    params = {"extra_trees": True, "learning_rate": 0.06, "num_leaves": 15, "min_data_in_leaf": 20}
+    params |= {"feature_fraction": 0.6, "bagging_fraction": 0.5, "lambda_l1": 0.1, "lambda_l2": 1.0}
     trees = tuning.fit_extra_trees(arena.design, arena.labels, arena.folds, 400, 0)
     splits = [Split(arena.design, arena.labels, arena.folds == fold, ExtraTrees) for fold in range(3)]
-    best = [fit_early_stopped(split, EXTRA_TREES, 400, 0).rounds for split in splits]
-    assert (trees.params, trees.rounds) == (EXTRA_TREES, round(sum(best) / 3))
+    best = [fit_early_stopped(split, params, 400, 0).rounds for split in splits]
+    assert (trees.params, trees.rounds) == (params, round(sum(best) / 3))
     rest, held = np.flatnonzero(arena.folds != 1), np.flatnonzero(arena.folds == 1)
-    alone = ExtraTrees.fit(arena.design.take(rest), arena.labels[rest], EXTRA_TREES, round((best[0] + best[2]) / 2), 0)
+    alone = ExtraTrees.fit(arena.design.take(rest), arena.labels[rest], params, round((best[0] + best[2]) / 2), 0)
     np.testing.assert_allclose(trees.logits[held], alone.logits(arena.design.take(held)), atol=1e-6)
 
 
