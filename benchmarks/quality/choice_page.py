@@ -45,13 +45,17 @@ class Outcome:
         return min((name for name in self.names() if name.startswith(prefixes)), key=self.mean, default="")
 
     def behind(self, name: str) -> Interval:
-        """Return the default's loss minus that of ``name``, with its interval.
+        """Return the default's loss minus that of ``name``, with its interval."""
+        return self.difference("default", name)
+
+    def difference(self, first: str, second: str) -> Interval:
+        """Return the loss of ``first`` minus that of ``second`` over the seeds that have both, with its interval.
 
         Paired by seed and Student's from ``ENOUGH_SEEDS`` seeds on; with fewer, or with the same battles in each, over
         groups of the seeds' battles, of which equal numbers are one group.
         """
-        pairs = [losses for losses in self.per_seed if name in losses]
-        differences = [losses["default"] - losses[name] for losses in pairs]
+        pairs = [losses for losses in self.per_seed if first in losses and second in losses]
+        differences = [losses[first] - losses[second] for losses in pairs]
         means = np.array([float(values.mean()) for values in differences])
         if self.same_battles or len(means) < ENOUGH_SEEDS:
             return group_interval(np.concatenate(differences), np.concatenate([p["groups"] for p in pairs]), 0)

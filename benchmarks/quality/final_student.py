@@ -1,7 +1,6 @@
 """Comparison of two final students: one trained on all battles, and the average of the fold students' weights.
 
-    python -m benchmarks.quality.students_on_demo --only default
-    python -m benchmarks.quality.final_student                         # a minute more
+    python -m benchmarks.quality.final_student        # after "make demo"; a few minutes
 
 Neither can be scored on battles that it was trained on. So both score the synthetic arena's test battles, whose true
 class probabilities are known: the expected log loss under the truth is free of the noise of drawn verdicts. The average
@@ -18,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from benchmarks.common import add_run_arguments, argument_parser, cell, require, run_script
+from benchmarks.quality.students_runs import students_step
 from ensemble.distillation.plan import FINAL, plan_student
 from ensemble.stacking.calibration import shrunk_temperature
 from oof import config as configuration
@@ -40,7 +40,7 @@ def test_logits(path: str, overrides: list[str]) -> tuple[dict[str, NDArray[np.f
 
     config = configuration.load(path, overrides)
     plan, test = plan_student(config), read_test(config)
-    folder = Path(config.run) / "students" / "default"
+    folder = students_step(plan).folder
     held_out = train_fold_students(plan, folder)
     final = StudentJob(plan, folder, FINAL)
     if not final.step.done:

@@ -39,15 +39,17 @@ def write_csv(path: Path, table: pl.DataFrame) -> None:
         table.write_csv(temporary)
 
 
+def in_file(path: Path) -> pl.Expr:
+    """Return the expression of a file's ids, with its name before them."""
+    return pl.lit(f"{path.stem}-") + pl.col("id")
+
+
 def read_judgements(files: Sequence[Path]) -> pl.DataFrame:
     """Return the battles of several files with unique ids, prompts of arguments cut to title and stance.
 
     Tulu's file gives a pair that was judged twice the same id.
     """
-    tables = [
-        pl.read_csv(path, infer_schema=False).select(COLUMNS).with_columns(pl.lit(f"{path.stem}-") + pl.col("id"))
-        for path in files
-    ]
+    tables = [pl.read_csv(path, infer_schema=False).select(COLUMNS).with_columns(id=in_file(path)) for path in files]
     occurrence = pl.int_range(pl.len()).over("id")
     suffix = pl.when(occurrence > 0).then(pl.format("-{}", occurrence)).otherwise(pl.lit(""))
     table = pl.concat(tables).with_columns(pl.col("id") + suffix)

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from benchmarks.common import argument_parser, cpu_recipe, paragraphs, require, run_script, run_stage, write_page
 from benchmarks.quality.real_battles import FILES, read_judgements, sample_half, write_csv
 from benchmarks.quality.real_judgements_page import STAGES, section
-from benchmarks.quality.students_on_demo import train as train_students
+from benchmarks.quality.students_runs import train as train_students
 from ensemble.stacking.selection import ROWS as COMBINERS
 from ensemble.stacking.stage import load_inputs, read_predictions
 from oof import config as configuration
@@ -124,7 +124,7 @@ def probabilities(config: Config, path: Path, until: str) -> tuple[dict[str, NDA
     if until != "stack":
         probs["student"] = read_predictions(run / "distill" / "predictions.parquet", ids)["student"]
     if until == "all":
-        probs[IN_SAMPLE] = train_students(IN_SAMPLE, [str(path), "distill.teacher=fold_matched"])
+        probs[IN_SAMPLE] = train_students([str(path), "distill.teacher=fold_matched"])
     return probs, inputs
 
 

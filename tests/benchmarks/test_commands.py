@@ -25,7 +25,7 @@ SMALL = {
     "--out ukp.md",
     "quality.students_on_arguments": f"--data DATA/ukpconvarg1_dev.csv --gemma {TINY[0]} --smollm {TINY[1]} "
     "--sizes 48,24,24,540 --out runs/ukp --report ukp.md stack.trials=2",
-    "quality.students_on_demo": "--only default 'hard labels only'",
+    "quality.students": "--seeds 0 --battles 120 --only 'plain student' pseudo-labels",
     "robustness.fuzz": "--files 20",
     "speed.feature_rate": "--battles 200 --families",
     "speed.fold_jobs": f"--model {TINY[1]} --battles 4 --max-tokens 128 --peer-batch 2",
