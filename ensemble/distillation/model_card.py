@@ -127,7 +127,10 @@ def _recipe(plan: StudentPlan, temperatures: dict[str, Any]) -> str:
     pretraining = ""
     if plan.pretrain is not None:
         files = ", ".join(f"`{Path(path).name}`" for path in plan.config.pretrain.data)
-        pretraining = f"* Pretraining on other preference pairs ({files}), decontaminated against the scored prompts.\n"
+        whose = f" by the member {plan.pretrain.name}" if plan.pretrain.name else ""
+        pretraining = (
+            f"* Pretraining{whose} on other preference pairs ({files}), decontaminated against the scored prompts.\n"
+        )
     if plan.start:
         pretraining = (
             f"* Start: the weights of the member {plan.start[0].name} after its own training on the verdicts. Fold "

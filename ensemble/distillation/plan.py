@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.distillation.start import start_jobs
+from ensemble.distillation.start import start_jobs, start_pretraining
 from ensemble.stacking.calibration import shrunk_temperature
 from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.stage import load_inputs, load_teacher
@@ -27,7 +27,7 @@ from oof.data.schemas import SOFT_COLUMNS, TEXTS
 from oof.jobs.commits import with_recorded_commits
 from oof.jobs.dataset import FORMAT, ONLY_LOGITS, load_battles
 from oof.jobs.fold_job import FoldJob, check_frozen, fold_jobs
-from oof.jobs.pretrain import PretrainJob, pretrain_job
+from oof.jobs.pretrain import PretrainJob
 from oof.metrics import softmax
 
 FINAL = -1  # in place of a fold number: the student that is exported
@@ -48,7 +48,8 @@ class StudentPlan:
         teacher_probs: (n_scored, t, 3) calibrated out-of-fold probabilities of each of the t teachers.
         jobs: the members' fold jobs, where battles besides the scored ones need targets; else empty.
         key: digest of everything that the students depend on.
-        pretrain: the pretraining that every student starts from; None = a fresh head and fresh adapters.
+        pretrain: the pretraining that every student starts from, its own or a member's; None = a fresh head and fresh
+            adapters.
         start: the fold jobs, one per fold, that the students start from instead; none with ``distill.start: base``.
         depends: digest of each thing that the students depend on; the manifest keeps them to name what changed.
     """
@@ -115,7 +116,7 @@ def plan_student(config: Config) -> StudentPlan:
     teachers = [ensemble_probs if name == "stack" else member_probs(inputs, name) for name in teacher_names(config)]
     teacher_probs = np.stack(teachers, axis=1)
     needs_jobs = config.distill.teacher != "oof" or table.height > inputs.table.height
-    finished = _finished_jobs(config, battles) if needs_jobs or config.distill.start != "base" else []
+    finished = _finished_jobs(config, battles) if needs_jobs or config.distill.start == "member" else []
     jobs, start = finished if needs_jobs else [], start_jobs(config, finished)
     recipe = without_speed_settings(replace(config.distill, variants=[], prompts=StudentPrompts()))
     prompts = without_speed_settings(config.for_student().prompts)
@@ -125,7 +126,7 @@ def plan_student(config: Config) -> StudentPlan:
     data += [digest(table.select(SOFT_COLUMNS).rows())] if SOFT_COLUMNS[0] in table.columns else []
     data += _rules_since_older_runs(config.distill, table)
     checkpoint = checkpoint_digest(config.distill.student.checkpoint)
-    pretrain = None if start else pretrain_job(config, None)  # the member has its own
+    pretrain = None if start else start_pretraining(config)  # the member has its own
     start_key = [["start", *(job.step.key for job in start)]] if start else []
     pretrain_key = [] if pretrain is None else [pretrain.step.key]
     key = digest("distill", FORMAT, recipe, checkpoint, prompts, config.seed, data, *(pretrain_key or start_key))

@@ -168,8 +168,9 @@ class Distill:
         "base",
         "weights that a student starts from. `base`: the checkpoint with a fresh head and fresh adapters, or its "
         "training on `pretrain.data`; `member`: fold student k from fold job k of the first member with the student's "
-        "checkpoint and LoRA settings, the final student from the average of its fold jobs",
-        choices=("base", "member"),
+        "checkpoint and LoRA settings, the final student from the average of its fold jobs; `pretrain`: each student "
+        "from the training of such a member on `pretrain.data`, without one of its own",
+        choices=("base", "member", "pretrain"),
         added=True,
     )
     seeds: int = setting(

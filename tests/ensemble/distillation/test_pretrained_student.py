@@ -17,6 +17,7 @@ from oof.__main__ import main as oof_main
 from oof.audit.run import audit_run
 from oof.data.synth import write_arena
 from tests.fixtures.demo_run import only_llama, small_arguments
+from tests.fixtures.trained_students import LLAMA
 
 STUDENT = "distill.student"
 
@@ -73,6 +74,22 @@ def test_every_student_starts_from_its_pretraining_and_nested_teachers_from_thei
     first = json.loads((run / "pretrain" / "student" / "job.json").read_text())["key"]
     assert ensemble_main(["distill", *arguments, "distill.losses={kl: 1}", "distill.teacher=oof"]) == 0
     assert json.loads((run / "pretrain" / "student" / "job.json").read_text())["key"] == first  # not trained again
+
+
+@pytest.mark.slow
+def test_students_start_from_the_pretraining_of_the_member_with_their_base(tmp_path: Path) -> None:
+    student = [f"{STUDENT}.checkpoint={LLAMA}", f"{STUDENT}.lora.rank=16", f"{STUDENT}.lora.alpha=32"]
+    arguments = [*arguments_of(tmp_path), *student, "distill.start=pretrain"]
+    assert oof_main(["oof", *arguments]) == 0
+    assert ensemble_main(["stack", *arguments]) == 0
+    assert ensemble_main(["distill", *arguments]) == 0
+    run = tmp_path / "run"
+    assert [path.name for path in sorted((run / "pretrain").glob("*/"))] == ["member-llama3_1"]
+    start = load_file(run / "pretrain" / "member-llama3_1" / "adapter" / "adapter_model.safetensors")
+    for name in ("fold-0", "final"):  # at a learning rate of 0, weights stay as pretrained
+        ended = load_file(run / "distill" / name / "adapter" / "adapter_model.safetensors")
+        assert all(torch.equal(ended[key], value) for key, value in start.items())
+    assert "* Pretraining by the member llama3_1" in (run / "distill" / "student" / "README.md").read_text()
 
 
 def test_consistency_without_both_orders_in_a_step_is_refused(

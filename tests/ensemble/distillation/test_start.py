@@ -12,7 +12,7 @@ import torch
 
 from ensemble.__main__ import main as ensemble_main
 from ensemble.distillation.plan import FINAL, plan_student
-from ensemble.distillation.start import start_jobs
+from ensemble.distillation.start import start_jobs, start_pretraining
 from oof import config as configuration
 from oof.audit.run import audit_run
 from oof.audit.student_start import NAME
@@ -85,6 +85,16 @@ def test_the_start_is_part_of_the_students_key_only_where_it_is_a_member(small_r
     assert [job.label for job in from_member.start] == ["gemma2 fold 0", "gemma2 fold 1", "gemma2 fold 2"]
     assert from_member.key != plan_student(configuration.load(path, [*overrides, *AS_MEMBER[1:]])).key
     assert from_member.depends.keys() - before.depends.keys() == {"distill.start", "the member's fold jobs"}
+
+
+def test_the_start_from_a_member_s_pretraining_needs_pairs_and_a_member_that_fits(tmp_path: Path) -> None:
+    settings = [f"run={tmp_path}", *AS_MEMBER[1:], "distill.start=pretrain"]
+    with pytest.raises(UserError, match=r"pretrain\.data is empty.*set distill\.start=base"):
+        start_pretraining(configuration.load(DEMO, settings))
+    with pytest.raises(UserError, match=r"distill\.start=pretrain: no member has the base"):
+        start_pretraining(
+            configuration.load(DEMO, [*settings, "pretrain.data=[pairs.csv]", "distill.student.lora.rank=8"])
+        )
 
 
 @pytest.mark.slow
