@@ -86,9 +86,10 @@ def main() -> None:
     interrupts.install()
     deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
     found = parts(arguments)
+    names = chosen(arguments.only, dict.fromkeys(name for part in found for name in part.settings))
     try:
         for part in [] if arguments.table else found:
-            measure(part, chosen(arguments.only, part.settings), deadline)
+            measure(part, [name for name in names if name in part.settings], deadline)
     except interrupts.Stopped as stop:
         print(f"stopped by {stop}; run the same command again to go on", file=sys.stderr)
     print(write_page(arguments.write or arguments.out / "students.md", "Settings of the student", page(found)))

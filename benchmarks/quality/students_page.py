@@ -111,7 +111,7 @@ def section(name: str, parts: Sequence[Measured]) -> list[str]:
         cells = [f"{row}{of_all}", f"{outcome.mean(row):.4f}", *differences, above_floor(of_row, row)]
         lines.append(f"| {' | '.join([*cells, f'{minutes:.1f}' if minutes else ''])} |")
     if missing := [setting for setting in parts[0].part.settings if setting not in rows]:
-        lines += ["", f"Not measured yet: {', '.join(missing)}."]
+        lines += ["", f"Not measured yet: {'; '.join(missing)}."]
     return lines
 
 

@@ -49,6 +49,8 @@ def settings_of(epochs: float, tokens: int | None = None) -> dict[str, list[str]
         "three seeds": ["distill.seeds=3"],
         "pseudo-labels": ["distill.pseudo_weight=1"],
         "pseudo-labels, weight 0.3": ["distill.pseudo_weight=0.3"],
+        "pseudo-labels, half of the battles": ["distill.pseudo_weight=1", "distill.pseudo_share=0.5"],
+        "pseudo-labels, two rounds": ["distill.pseudo_weight=1", "distill.rounds=2"],
         "length hints": [hints],
     }
     if tokens:

@@ -141,6 +141,11 @@ def _recipe(plan: StudentPlan, temperatures: dict[str, Any]) -> str:
             f"* Each student is the average of the weights of {distill.seeds} trainings from the same first weights, "
             "with batches of their own.\n"
         )
+    if distill.rounds > 1:
+        pretraining += (
+            f"* {distill.rounds} rounds: from the second on, the battles without a verdict have the probabilities of "
+            "the student of the round before, which did not see the fold either.\n"
+        )
     final = "one student trained on every battle, at the temperature of the fold students' held-out logits"
     if distill.final == "fold_average":
         final = (

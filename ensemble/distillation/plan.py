@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble.distillation.pseudo_labels import loss_weights, unscored_battles
 from ensemble.distillation.start import start_jobs, start_pretraining
 from ensemble.stacking.calibration import shrunk_temperature
 from ensemble.stacking.inputs import Inputs
@@ -77,6 +78,11 @@ class StudentPlan:
         return np.where((self.table["role"] == "extra").to_numpy(), self.folds, -1)
 
     @property
+    def pseudo_labelled(self) -> NDArray[np.int64]:
+        """Positions of the unlabelled battles that students train on."""
+        return np.flatnonzero((self.table["role"] == "unlabelled").to_numpy() & (self.weights > 0))
+
+    @property
     def teachers(self) -> list[str]:
         """The teachers' names: members, or the one name "stack" for the calibrated ensemble."""
         return teacher_names(self.config)
@@ -108,10 +114,10 @@ def plan_student(config: Config) -> StudentPlan:
     ensemble_probs = load_teacher(config, inputs)
     config = with_recorded_commits(config)
     battles = load_battles(Path(config.run))
-    table = pl.concat([inputs.table.select(battles.columns), *_unscored(battles, config.distill)])
+    table = pl.concat([inputs.table.select(battles.columns), *unscored_battles(battles, config.distill)])
     unlabelled = (table["role"] == "unlabelled").to_numpy()
     labels = np.where(unlabelled, -1, table["label"].fill_null(-1).to_numpy()).astype(np.int64)
-    weights = table["weight"].to_numpy() * np.where(unlabelled, config.distill.pseudo_weight, 1.0)
+    weights = loss_weights(table, config)
     folds = table["fold"].to_numpy().astype(np.int64)
     teachers = [ensemble_probs if name == "stack" else member_probs(inputs, name) for name in teacher_names(config)]
     teacher_probs = np.stack(teachers, axis=1)
@@ -200,13 +206,6 @@ def _check_settings(config: Config) -> None:
     unknown = [name for name in distill.variants if name not in VARIANTS]
     if unknown:
         raise UserError(f"distill.variants: {unknown[0]!r} is unknown; choose from {', '.join(VARIANTS)}")
-
-
-def _unscored(battles: pl.DataFrame, distill: Distill) -> list[pl.DataFrame]:
-    """Return the extra battles and, if a loss term with soft targets can use them, the unlabelled ones."""
-    soft = distill.losses.kl + distill.losses.cosine + distill.losses.mse
-    roles = ("extra", "unlabelled") if soft and distill.pseudo_weight else ("extra",)
-    return [battles.filter(pl.col("role") == role) for role in roles]
 
 
 def _finished_jobs(config: Config, battles: pl.DataFrame) -> list[FoldJob]:

@@ -7,11 +7,12 @@ import shutil
 from functools import partial
 
 import numpy as np
+import polars as pl
 
 from ensemble.distillation.plan import StudentPlan
 from ensemble.distillation.targets import nested_stack
 from ensemble.distillation.teacher_jobs import NestedJob, ScoringJob, teacher_jobs
-from oof.common.atomic_files import write_parquet
+from oof.common.atomic_files import read_parquet, write_parquet
 from oof.common.logits_format import logits_frame
 from oof.data.targets import training_targets
 from oof.jobs.encoded_battles import EncodedBattles
@@ -23,6 +24,8 @@ from oof.model.shared_base import release_base, saved_classifier
 from oof.training.losses import cross_entropy
 
 logger = logging.getLogger(__name__)
+
+CHUNK = 20_000  # battles whose token ids are in memory at a time: some 300 MB at 2,048 tokens
 
 
 def run_teacher_jobs(plan: StudentPlan) -> None:
@@ -55,16 +58,24 @@ def run_teacher_job(job: ScoringJob | NestedJob) -> None:
 
 
 def _score(job: ScoringJob) -> None:
+    """Score the job's battles, ``CHUNK`` of them encoded at a time; a finished chunk is not scored again."""
     plan, fold_job, step = job.plan, job.fold_job, job.step
     refuse_too_large_for_cpu(fold_job.member, plan.config.jobs, job.label)
     step.begin()
     table = plan.table[job.rows]
-    texts = EncodedBattles(fold_job.member, table, plan.config)
-    rows, partial_logits = np.arange(table.height), step.folder / "partial"
-    with saved_classifier(fold_job.member, fold_job.folder / "adapter", texts.tokenizer) as model:
-        logits = texts.logits(model, rows, job.label, partial_logits)
-    frame = logits_frame(table["id"], logits, fold_job.fold, texts.scoring.counts)
-    write_parquet(step.folder / "logits.parquet", frame)
+    chunks = [table[start : start + CHUNK] for start in range(0, table.height, CHUNK)]
+    parts = [step.folder / f".part-{i}.parquet" for i in range(len(chunks))]
+    tokenizer = EncodedBattles(fold_job.member, table, plan.config).tokenizer
+    with saved_classifier(fold_job.member, fold_job.folder / "adapter", tokenizer) as model:
+        for chunk, part in zip(chunks, parts, strict=True):
+            if part.is_file():
+                continue
+            texts = EncodedBattles(fold_job.member, chunk, plan.config)
+            logits = texts.logits(model, np.arange(chunk.height), job.label, step.folder / "partial")
+            write_parquet(part, logits_frame(chunk["id"], logits, fold_job.fold, texts.scoring.counts))
+    write_parquet(step.folder / "logits.parquet", pl.concat([read_parquet(part) for part in parts]))
+    for part in parts:
+        part.unlink()
     step.finish({"member": fold_job.name, "fold": fold_job.fold, "n": table.height, **_for_audit(job)})
     logger.info("%s: %d battles scored", job.label, table.height)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,36 @@ START = "start"  # folder of the final student's first weights while it trains
 
 @dataclass(frozen=True)
 class StudentJob:
-    """Train the student without ``fold`` and predict that fold; with ``FINAL``, train it on every battle."""
+    """Train the student without ``fold`` and predict that fold; with ``FINAL``, train it on every battle.
+
+    Of several rounds (``distill.rounds``), the earlier ones predict the unlabelled battles instead, for the next.
+    """
 
     plan: StudentPlan
     parent: Path
     fold: int
+    round: int = 0  # 0 = the last one, whose students are the run's; the earlier ones are 1, 2 …
 
     @property
     def label(self) -> str:
-        return "student" if self.fold == FINAL else f"student fold {self.fold}"
+        name = "student" if self.fold == FINAL else f"student fold {self.fold}"
+        return f"{name} round {self.round}" if self.round else name
 
     @property
     def folder(self) -> Path:
-        return self.parent / ("final" if self.fold == FINAL else f"fold-{self.fold}")
+        parent = self.parent / f"round-{self.round}" if self.round else self.parent
+        return parent / ("final" if self.fold == FINAL else f"fold-{self.fold}")
+
+    @property
+    def before(self) -> StudentJob | None:
+        """The job of the round before, whose predictions are targets of this one; None in the first round."""
+        earlier = (self.round or self.plan.config.distill.rounds) - 1
+        return replace(self, round=earlier) if earlier else None
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Positions of the battles to predict: those of the fold, or in earlier rounds the unlabelled ones."""
+        return self.plan.pseudo_labelled if self.round else np.flatnonzero(self.plan.inputs.folds == self.fold)
 
     @property
     def trainings(self) -> list[Path]:
@@ -58,7 +75,8 @@ class StudentJob:
 
     @property
     def step(self) -> Step:
-        return Step(self.folder, digest(self.plan.key, self.fold), manifest="job.json")
+        rounds = [self.round] if self.round else []
+        return Step(self.folder, digest(self.plan.key, self.fold, *rounds), manifest="job.json")
 
 
 def fold_student_jobs(plan: StudentPlan, folder: Path) -> list[StudentJob]:
@@ -86,8 +104,9 @@ def train_fold_students(plan: StudentPlan, folder: Path, also: Sequence[StudentJ
         also: further students; finished ones are skipped, as finished fold students are.
     """
     jobs = fold_student_jobs(plan, folder)
-    todo = [job for job in (*jobs, *also) if not job.step.done]
-    run_all(partial(run_alone, run_student_job), todo, [job.label for job in todo], plan.config.jobs.workers)
+    for number in (*range(1, plan.config.distill.rounds), 0):
+        todo = [job for job in (replace(job, round=number) for job in (*jobs, *also)) if not job.step.done]
+        run_all(partial(run_alone, run_student_job), todo, [job.label for job in todo], plan.config.jobs.workers)
     logits = np.empty((plan.n_scored, 2, 3), dtype=np.float32)
     for job in jobs:
         logits[plan.inputs.folds == job.fold] = logits_of(read_parquet(job.folder / "logits.parquet"))
@@ -126,14 +145,28 @@ def _start_record(job: StudentJob) -> dict[str, object]:
     return {"start": [{"member": s.name, "fold": s.fold, "key": s.step.key} for s in starts]} if starts else {}
 
 
-def _logits(job: StudentJob, model: Any, texts: EncodedBattles, held_out: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the student's (m, 2, 3) logits of the battles that it did not see."""
+def _targets(job: StudentJob) -> NDArray[np.float64]:
+    """Return the targets of :func:`student_targets`; from the second round on, unlabelled battles have the student's.
+
+    These are uncalibrated: the only battles that could give a fold student a temperature are of the fold that the next
+    student must not know either.
+    """
+    targets = student_targets(job.plan, job.fold)
+    if job.before is not None:
+        logits = logits_of(read_parquet(job.before.folder / "logits.parquet"))
+        probs = softmax(logits.astype(np.float64).mean(axis=1))
+        targets[job.plan.pseudo_labelled, :-3] = np.tile(probs, len(job.plan.teachers))
+    return targets
+
+
+def _logits(job: StudentJob, model: Any, texts: EncodedBattles) -> NDArray[np.float32]:
+    """Return the student's (m, 2, 3) logits of the battles that it is to predict."""
     label, scores = f"{job.label}: predict", job.folder / "partial"
     if len(job.trainings) == 1:
-        return texts.logits(model, held_out, label, scores)
+        return texts.logits(model, job.predicted, label, scores)
     # Stored hidden states are those below adapters, which an average has merged into its weights.
     return predict_logits(
-        model, texts.member, texts.scoring.take(held_out), texts.tokenizer.pad_token_id, label, scores
+        model, texts.member, texts.scoring.take(job.predicted), texts.tokenizer.pad_token_id, label, scores
     )
 
 
@@ -142,7 +175,7 @@ def _trained(
 ) -> tuple[Any, dict[str, object]]:
     """Return the trained student, and the summary of its training; of several, of the first."""
     plan, distill, summaries = job.plan, job.plan.config.distill, []
-    targets, start = student_targets(plan, job.fold)[rows], _start(job, texts.tokenizer)
+    targets, start = _targets(job)[rows], _start(job, texts.tokenizer)
     row_loss = partial(distill_loss, weights=distill.losses, temperature=distill.temperature)
     first_weights = job_seed(plan.config.seed, job.label)
     for i, folder in enumerate(job.trainings):
@@ -168,7 +201,7 @@ def _trained(
     seeds = {"seeds": [summary["seed"] for summary in summaries], "seconds": seconds}
     adapters = [folder / "adapter" for folder in job.trainings]
     model = None
-    if len(held_out):
+    if len(job.predicted):
         model = fold_average(texts.member, adapters, texts.tokenizer).to(device()).eval()
     return model, summaries[0] | seeds
 
@@ -184,14 +217,15 @@ def run_student_job(job: StudentJob) -> None:
     model, summary = _trained(job, texts, rows, held_out)
     shutil.rmtree(job.folder / START, ignore_errors=True)
     summary |= _start_record(job)
-    if len(held_out):
-        logits = _logits(job, model, texts, held_out)
-        write_parquet(job.folder / "logits.parquet", logits_frame(plan.table["id"][held_out], logits, job.fold))
+    message = f"trained on {len(rows)} battles of all folds"
+    if len(job.predicted):
+        logits = _logits(job, model, texts)
+        write_parquet(job.folder / "logits.parquet", logits_frame(plan.table["id"][job.predicted], logits, job.fold))
+        message = f"trained on {len(rows)} battles, {len(job.predicted)} unlabelled ones predicted"
+    if len(held_out) and not job.round:
         loss = log_loss(softmax(logits.mean(axis=1)), plan.labels[held_out])
         summary |= {"log_loss": loss}
         message = f"log loss {loss:.4f} on {len(held_out)} held-out battles"
-    else:
-        message = f"trained on {len(rows)} battles of all folds"
     for folder in job.trainings:
         (folder / TRAINED).unlink(missing_ok=True)
     job.step.finish({**summary, "fold": job.fold, "n_trained": len(rows)})

@@ -190,12 +190,27 @@ class Distill:
         "these battles out",
         range=(0.0, 1000.0),
     )
+    pseudo_share: float = setting(
+        1.0, "share of the battles of `data.unlabelled` that students train on, drawn by `seed`. All of them are "
+        "scored once and the scores kept, so that another share scores nothing again",
+        unit="share", range=(0.001, 1.0), added=True,
+    )  # fmt: skip
+    rounds: int = setting(
+        1, "trainings in a row. From the second on, the student of the round before labels the battles of "
+        "`data.unlabelled` in place of the ensemble",
+        unit="rounds", range=(1, 10), added=True,
+    )  # fmt: skip
     final: str = setting(
         "all", "exported student. `all`: one more student, trained on all battles; `fold_average`: the average of the "
         "fold students' weights, at a temperature of its own",
         choices=("all", "fold_average"),
     )  # fmt: skip
     variants: list[str] = setting([], "also save the student quantised: `int8`, `nf4` (needs bitsandbytes)")
+
+    @property
+    def trainings(self) -> int:
+        """Trainings of each student, of all seeds and rounds."""
+        return self.seeds * self.rounds
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengt
     score = trace(member, batch, counts.longest, False, False, "sdpa")
     trained_share = (config.folds.k - 1) / config.folds.k if name != STUDENT else 1.0
     epoch_tokens = counts.per_epoch * trained_share
-    trainings = config.distill.seeds if name == STUDENT else 1
+    trainings = config.distill.trainings if name == STUDENT else 1
     train_tokens, score_tokens = epoch_tokens * member.train.epochs * trainings, counts.scored * (1 - trained_share)
 
     def with_hours(setting: CardSetting | None) -> CardSetting | None:

@@ -191,9 +191,9 @@ def _students(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:
     pairs = both * config.pretrain.epochs * _training_tokens(config, lengths.pairs)
     if pairs and config.distill.start == "base":
         yield JobGroup(FOLD_STUDENTS, 3, STUDENT, 1, pairs, 0.0)
-    passes = both * recipe.epochs * config.distill.seeds
+    passes = both * recipe.epochs * config.distill.trainings
     labelled = passes * _training_tokens(config, lengths.labelled)
-    unlabelled = passes * _training_tokens(config, _unlabelled(config, lengths))
+    unlabelled = passes * config.distill.pseudo_share * _training_tokens(config, _unlabelled(config, lengths))
     held_out = _scoring_tokens(config, lengths.train) / k
     yield JobGroup(FOLD_STUDENTS, 5, STUDENT, k, labelled * (k - 1) / k + unlabelled, held_out)
     if config.distill.final == "all":

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 
 from ensemble.distillation import plan as planning
@@ -16,8 +15,6 @@ from oof import config as configuration
 from oof.common.errors import UserError
 from oof.metrics import softmax
 from tests.fixtures.demo_run import ROOT
-from tests.fixtures.small_tables import table_of
-from tests.fixtures.student_plans import EXTRA, ROLES, UNLABELLED, N
 
 
 def test_the_temperature_of_a_fold_does_not_depend_on_its_labels() -> None:
@@ -76,15 +73,3 @@ def test_conflicting_settings_are_refused_in_a_sentence(tmp_path: Path) -> None:
             planning.plan_student(two_folds)
     with pytest.raises(UserError, match="stack, members, gemma2, llama3_1"):
         planning.teacher_names(replace(config, distill=replace(config.distill, teachers="gemma3")))
-
-
-def test_unlabelled_battles_are_used_only_where_a_loss_term_has_soft_targets(tmp_path: Path) -> None:
-    config = configuration.load(ROOT / "configs" / "demo.yaml", [f"run={tmp_path}"])
-    assert n_unscored(config) == UNLABELLED + EXTRA
-    assert n_unscored(config, pseudo_weight=0.0) == EXTRA
-    assert n_unscored(config, losses=configuration.Losses(ce=1, kl=0)) == EXTRA
-
-
-def n_unscored(config: configuration.Config, **changes: object) -> int:
-    table = table_of(["p"] * N, role=ROLES.tolist())
-    return pl.concat(planning._unscored(table, replace(config.distill, **changes))).height

@@ -1,7 +1,8 @@
-"""Run of the teacher jobs: targets of nested members, and a warning about extra battles of older runs."""
+"""Run of the teacher jobs: chunks, targets of nested members, a warning about extra battles of older runs."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import polars as pl
 import pytest
 
 from ensemble.distillation import run_teacher_jobs
-from ensemble.distillation.teacher_jobs import NestedJob
+from ensemble.distillation.teacher_jobs import NestedJob, ScoringJob
+from oof.common.logits_format import logits_of
 from oof.data.schemas import SOFT_COLUMNS
+from oof.jobs.encoded_battles import EncodedBattles
 from tests.fixtures.student_plans import ROLES, K, N, make_plan, store_random_logits
+from tests.fixtures.trained_students import N as SMALL
+from tests.fixtures.trained_students import plan_of, with_fold_jobs
 
 
 def test_in_sample_teacher_probabilities_of_an_older_run_are_said(
@@ -46,3 +51,35 @@ def test_nested_members_train_on_soft_labels_as_members_do(tmp_path: Path, monke
     rows, targets = training
     expected = np.where(voted[rows, None], list(shares.values()), np.eye(3)[plan.labels[rows]])
     np.testing.assert_allclose(targets, expected, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_battles_are_scored_in_chunks_and_a_killed_job_goes_on_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = with_fold_jobs(plan_of(tmp_path, np.arange(SMALL) % 3, "distill.teacher=fold_matched"))
+    job = ScoringJob(plan, plan.start[0])
+    run_teacher_jobs.run_teacher_job(job)
+    whole = logits_of(pl.read_parquet(job.step.folder / "logits.parquet"))
+    assert len(whole) == 16
+
+    shutil.rmtree(job.step.folder)
+    monkeypatch.setattr(run_teacher_jobs, "CHUNK", 6)
+    encode, sizes = EncodedBattles.logits, []
+
+    def killed_in_the_second(self: EncodedBattles, *arguments: object) -> np.ndarray:
+        sizes.append(self.table.height)
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(EncodedBattles, "logits", killed_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run_teacher_jobs.run_teacher_job(job)
+    run_teacher_jobs.run_teacher_job(job)
+    assert sizes == [6, 6, 6, 4]
+    frame = pl.read_parquet(job.step.folder / "logits.parquet")
+    assert frame["id"].to_list() == plan.table["id"][job.rows].to_list()
+    np.testing.assert_allclose(logits_of(frame), whole, atol=1e-5)
+    assert job.step.done
+    assert [path.name for path in job.step.folder.glob(".part*")] == []

@@ -223,11 +223,15 @@ def test_every_teacher_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Pat
         ["distill.teacher=fold_matched", "distill.teachers=members", "distill.final=fold_average"],
         ["distill.teacher=nested", "distill.losses={ce: 1, kl: 2, cosine: 2}"],
         ["distill.teacher=nested", "distill.teachers=gemma2"],
+        ["distill.teacher=nested", "distill.teachers=gemma2", "distill.rounds=2", "distill.pseudo_share=0.5"],
     ):
         assert ensemble_main(["distill", *base, *settings]) == 0
+        used = folds.height - (20 if "distill.rounds=2" in settings else 0)  # half of 40 unlabelled battles are not
         for fold in range(3):
             n = json.loads((run / "distill" / f"fold-{fold}" / "job.json").read_text())["n_trained"]
-            assert n == int((folds["fold"] != fold).sum())  # also for extra and unlabelled battles of the fold
+            of_fold = int((folds["fold"] == fold).sum())
+            assert used - of_fold <= n <= folds.height - of_fold  # also without extra and unlabelled ones of the fold
+            assert n == folds.height - of_fold or used < folds.height
         manifest = json.loads((run / "distill" / "manifest.json").read_text())
         assert ("fold_students_temperature" in manifest) == ("distill.final=fold_average" in settings)
         card = (run / "distill" / "student" / "README.md").read_text("utf-8")

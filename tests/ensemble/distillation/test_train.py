@@ -1,8 +1,9 @@
-"""Training of students: several seeds from the same first weights, and the average of their weights."""
+"""Training of students: the average of several seeds' weights, and rounds that learn from the round before."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,22 @@ import pytest
 import torch
 
 from ensemble.distillation.merge import merge
-from ensemble.distillation.plan import FINAL
-from ensemble.distillation.train import load_final
+from ensemble.distillation.plan import FINAL, StudentPlan
+from ensemble.distillation.train import StudentJob, _targets, load_final, train_fold_students
 from oof.common.logits_format import logits_of
 from oof.encoding.batches import TrainingSteps
 from oof.jobs.encoded_battles import EncodedBattles
+from oof.jobs.fold_job import FoldJob
+from oof.metrics import softmax
 from oof.model.classifier import load_classifier
 from oof.training.inference import predict_logits
-from tests.fixtures.trained_students import FOLDS, STILL, N, adapter, contents, plan_of, student
+from tests.fixtures.small_tables import table_of
+from tests.fixtures.student_plans import store_random_logits
+from tests.fixtures.trained_students import FOLDS, STILL, K, N, adapter, contents, plan_of, student
 
 SEEDS = ("distill.start=base", "distill.seeds=2")
 LABELS = np.arange(N) % 3
+PSEUDO = 6  # unlabelled battles
 
 
 @pytest.mark.slow
@@ -72,3 +78,57 @@ def test_killed_in_its_second_seed_a_student_keeps_the_first(tmp_path: Path, mon
     assert contents(student(plan, 1)) == expected
     assert read == [0, 1, 0, 1, 0, 1]
     assert not list((tmp_path / "distill").rglob(".trained.json"))
+
+
+def plan_with_rounds(folder: Path, labels: np.ndarray) -> StudentPlan:
+    """Return a plan of two rounds with unlabelled battles, to which one member gave random logits."""
+    settings = ["jobs.workers=1", "distill.start=base", "distill.rounds=2", "distill.teachers=llama3_1"]
+    plan = plan_of(folder, labels, *settings)
+    unlabelled = table_of([f"what is {i}" for i in range(PSEUDO)], role=["unlabelled"] * PSEUDO)
+    unlabelled = unlabelled.with_columns(id=pl.lit("u") + pl.col("id")).select(plan.table.columns)
+    members = np.random.default_rng(1).normal(size=(N, 2, 3))
+    table = pl.concat([plan.table, unlabelled], how="vertical_relaxed")
+    plan = replace(
+        plan,
+        table=table,
+        labels=np.concatenate([labels, np.full(PSEUDO, -1)]),
+        folds=np.concatenate([FOLDS, np.full(PSEUDO, -1)]),
+        weights=np.ones(N + PSEUDO),
+        inputs=replace(plan.inputs, logits={"llama3_1": members}),
+        jobs=[FoldJob(plan.config, "llama3_1", fold, "battles") for fold in range(K)],
+    )
+    store_random_logits(plan)
+    return plan
+
+
+@pytest.mark.slow
+def test_in_the_second_round_unlabelled_battles_have_the_first_student_s_predictions(tmp_path: Path) -> None:
+    plan = plan_with_rounds(tmp_path, LABELS)
+    train_fold_students(plan, tmp_path / "distill")
+    for fold in range(K):
+        first = tmp_path / "distill" / "round-1" / f"fold-{fold}"
+        frame = pl.read_parquet(first / "logits.parquet")
+        assert frame["id"].to_list() == plan.table["id"][N:].to_list()
+        assert json.loads((first / "job.json").read_text())["n_trained"] == N - (fold == FOLDS).sum() + PSEUDO
+        targets = _targets(StudentJob(plan, tmp_path / "distill", fold))
+        np.testing.assert_allclose(targets[N:, :3], softmax(logits_of(frame).astype(float).mean(axis=1)))
+        np.testing.assert_array_equal(targets[:N, :3], plan.teacher_probs[:, 0])
+        assert (targets[N:, 3:] == 0).all()
+    last = tmp_path / "distill" / "fold-0"
+    assert any((adapter(last)[name] != value).any() for name, value in adapter(first).items())
+    before = contents(last)
+    train_fold_students(plan, tmp_path / "distill")
+    assert contents(last) == before
+
+
+@pytest.mark.slow
+def test_no_label_of_a_fold_reaches_its_student_through_the_rounds(tmp_path: Path) -> None:
+    changed = np.where(FOLDS == 0, (LABELS + 1) % 3, LABELS)
+    files = {}
+    for variant, labels in enumerate((LABELS, changed)):
+        folder = tmp_path / str(variant)
+        train_fold_students(plan_with_rounds(folder, labels), folder / "distill")
+        for fold in (0, 1):
+            files[variant, fold] = (folder / "distill" / f"fold-{fold}" / "logits.parquet").read_bytes()
+    assert files[0, 0] == files[1, 0]
+    assert files[0, 1] != files[1, 1]

@@ -168,11 +168,12 @@ def test_pretraining_runs_once_per_member_and_for_the_student() -> None:
     groups = [group for group in job_groups(config_of("pretrain.epochs=2"), lengths) if group.phase in (0, 3)]
     assert [(group.name, group.count) for group in groups] == [("gemma2", 1), ("llama3_1", 1), ("student", 1)]
     assert all(group.trained == 2 * 2 * 1000 for group in groups)
-    one, three = (
-        {g.part: g.trained for g in job_groups(config_of(*seeds), lengths) if g.phase == 5}
-        for seeds in ((), ("distill.seeds=3",))
+    one, three, six = (
+        {g.part: g.trained for g in job_groups(config_of(*settings), lengths) if g.phase == 5}
+        for settings in ((), ("distill.seeds=3",), ("distill.seeds=3", "distill.rounds=2"))
     )
     assert three == {part: 3 * trained for part, trained in one.items()}
+    assert six == {part: 6 * trained for part, trained in one.items()}
     warm = [group.name for group in job_groups(config_of("distill.start=member"), lengths) if group.phase in (0, 3)]
     assert warm == ["gemma2", "llama3_1"]
 
