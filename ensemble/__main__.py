@@ -138,6 +138,22 @@ def _table(arguments: argparse.Namespace) -> None:
     arguments.call.end("table", f"written to {Path(config.run) / 'metrics.json'}", "report", config.run)
 
 
+def _slices(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
+    from ensemble.report.student_slices import print_slices, student_slices
+
+    path = Path(config.run) / "student_slices.json"
+    with _checked_run(config, arguments):
+        content = student_slices(config)
+        rewrite_json(path, content)
+    if arguments.json:
+        print_json(content)
+        return
+    print_slices(content)
+    arguments.call.end("slices", f"written to {path}", "report", config.run)
+
+
 def _report(arguments: argparse.Namespace) -> None:
     from ensemble.report.make import write_reports
 
@@ -242,6 +258,10 @@ SUBCOMMANDS = (
     Subcommand(
         "table", _table, "look at", "print the log loss of each stage and write metrics.json",
         "arena-distill table --run runs/demo", _table_arguments,
+    ),
+    Subcommand(
+        "slices", _slices, "look at", "print where the student loses against the ensemble, by slice of the battles",
+        "arena-distill slices --run runs/demo", _table_arguments,
     ),
     Subcommand(
         "report", _report, "look at", "write RUN/report/index.html; several runs are also compared",

@@ -220,7 +220,8 @@ def run_student_job(job: StudentJob) -> None:
     message = f"trained on {len(rows)} battles of all folds"
     if len(job.predicted):
         logits = _logits(job, model, texts)
-        write_parquet(job.folder / "logits.parquet", logits_frame(plan.table["id"][job.predicted], logits, job.fold))
+        ids, counts = plan.table["id"][job.predicted], texts.scoring.counts[job.predicted]
+        write_parquet(job.folder / "logits.parquet", logits_frame(ids, logits, job.fold, counts))
         message = f"trained on {len(rows)} battles, {len(job.predicted)} unlabelled ones predicted"
     if len(held_out) and not job.round:
         loss = log_loss(softmax(logits.mean(axis=1)), plan.labels[held_out])
