@@ -20,6 +20,7 @@ from oof.common.errors import UserError
 
 UKP, PANDALM, TULU = "ukpconvarg1_dev.csv", "pandalm_testset.csv", "tulu_human_eval.csv"
 FILES = {"arguments": [UKP], "chats": [PANDALM, TULU]}
+NAMES = "^model_[ab]$"  # columns that some files have
 COLUMNS = ["id", "prompt", "response_a", "response_b", *WINNER_COLUMNS]
 
 
@@ -49,10 +50,12 @@ def read_judgements(files: Sequence[Path]) -> pl.DataFrame:
 
     Tulu's file gives a pair that was judged twice the same id.
     """
-    tables = [pl.read_csv(path, infer_schema=False).select(COLUMNS).with_columns(id=in_file(path)) for path in files]
+    tables = [
+        pl.read_csv(path, infer_schema=False).select(*COLUMNS, NAMES).with_columns(id=in_file(path)) for path in files
+    ]
     occurrence = pl.int_range(pl.len()).over("id")
     suffix = pl.when(occurrence > 0).then(pl.format("-{}", occurrence)).otherwise(pl.lit(""))
-    table = pl.concat(tables).with_columns(pl.col("id") + suffix)
+    table = pl.concat(tables, how="diagonal").with_columns(pl.col("id") + suffix)
     return with_short_prompts(table) if files[0].name == UKP else table
 
 

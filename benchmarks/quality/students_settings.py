@@ -66,6 +66,7 @@ def settings_of(epochs: float, tokens: int | None = None) -> dict[str, list[str]
         "CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}"],
         "MSE of logits": ["distill.losses={kl: 0, mse: 1}"],
         "KL, T = 2": ["distill.temperature=2"],
+        "teacher that knows the models": ["distill.names=true"],
         "several teachers": ["distill.teachers=members"],
         "fold-matched teacher": ["distill.teacher=fold_matched"],
         "fold-matched teachers, CE + 2 KL + 2 cos": [
@@ -186,7 +187,7 @@ def _write_battles(of_set: RealSet, half: str, folder: Path, data: Path, n: int)
     judged = read_judgements(paths)
     scored, all_of_half = (sample_half(judged, half, size) for size in (n, judged.height))
     rest = all_of_half.filter(~pl.col("id").is_in(scored["id"].to_list()))
-    others = pl.concat([rest, *(read_judgements([data / file]) for file in of_set.unlabelled)])
+    others = pl.concat([rest, *(read_judgements([data / file]) for file in of_set.unlabelled)], how="diagonal")
     others = others.sample(min(n, others.height), seed=0).select("id", "prompt", "response_a", "response_b")
     tables = {"train": scored, "unlabelled": others}
     votes = [votes for path in paths for votes in _votes_of(path, scored["id"])]
