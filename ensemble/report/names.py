@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 from ensemble.evaluation.run_table import MEANINGS, MEMBER
-from oof.data.prompt_quality import MEANINGS as JUNK_MEANINGS
 
 PREDICTORS = {
     "prior": "class shares",
@@ -123,7 +122,7 @@ def metric_name(name: str) -> str:
 
 
 def junk_name(kind: str) -> str:
-    return JUNK.get(kind, kind) if kind in JUNK_MEANINGS else kind
+    return JUNK.get(kind, kind)
 
 
 def job_name(folder: str) -> str:

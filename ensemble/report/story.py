@@ -15,7 +15,7 @@ from ensemble.report.page_elements import interval, number, percent
 from ensemble.statistics.interval_words import above_zero, below_zero
 
 Report = dict[str, Any]
-TIES_AND_DECIDED = Markup(" Better on ties and worse on decided battles: it may simply expect more ties.")
+TIES_AND_DECIDED = Markup(" The one that is better on ties may simply expect more of them.")
 SMALL_DISAGREEMENT = 0.05  # a share of battles below which the order of the responses hardly matters
 
 
