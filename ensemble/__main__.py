@@ -165,7 +165,7 @@ def _report(arguments: argparse.Namespace) -> None:
     for run in runs if words else []:
         with chdir("."):  # where the run was made, its remembered paths start
             refuse_other_stages(load_for_run(None, [f"run={run}", *words]), words, "report")
-    for page in write_reports([Path(run) for run in runs], arguments.price_per_hour):
+    for page in write_reports([Path(run) for run in runs], arguments.price_per_hour, arguments.format):
         print(f"report: {page}")
     arguments.call.end("report", "written")
 
@@ -213,6 +213,9 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", action="append", default=[], metavar="RUN", help="run folder, too")
     parser.add_argument(
         "--price-per-hour", type=float, default=0.0, help="price of the machine per hour, for the cost of each stage"
+    )
+    parser.add_argument(
+        "--format", choices=("html", "md"), default="html", help="html: one page; md: Markdown and figures as files"
     )
 
 

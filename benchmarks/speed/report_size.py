@@ -6,7 +6,7 @@
 
 Battles are synthetic: prompts as in benchmarks/speed/grouping.py (mean about 350 characters), responses of about 1,300
 characters with a heavy tail, logits from noisy latents. Each step runs in a fresh process on OMP_NUM_THREADS threads;
-memory is its peak resident size. Limits: 3 minutes and 3 GB for the report, 3 GB for the corpus.
+memory is its peak resident size. Limits: 2 minutes and 2 GB for the report, 3 GB for the corpus.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Report of a run: ``report.json`` with every number, and ``index.html`` made from it, in ``RUN/report``.
 
-Command: ``arena-distill report RUN [RUN …]``; several runs are also compared.
+Command: ``arena-distill report RUN [RUN …]``; several runs are also compared. ``--format md``: Markdown and figures.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from typing import Any
 
 from ensemble.contamination import check
 from ensemble.report import biases, ties, training_summary
+from ensemble.report.battles import battles_to_read
 from ensemble.report.data_summary import data_report
 from ensemble.report.junk_prompts import junk_report
-from ensemble.report.page import render_comparison, render_report
+from ensemble.report.markdown import FIGURES, drawings, render_markdown
+from ensemble.report.page import render_comparison, render_report, sections_of
 from ensemble.report.predictor_comparison import compare_members
 from ensemble.report.reliability import calibration_report
 from ensemble.report.run_comparison import compare_runs
@@ -21,6 +23,7 @@ from ensemble.report.run_data import RunData, load_run
 from ensemble.report.slices import battle_properties, slices_of
 from ensemble.report.stack_summary import stack_report
 from ensemble.report.summary import summary_report
+from ensemble.report.svg import write_png, write_svg
 from oof.common.atomic_files import TEMPORARY, replacing, sweep, write_json
 from oof.common.digests import digest
 from oof.common.errors import UserError
@@ -70,6 +73,8 @@ def collect(run: RunData, price_per_hour: float = 0.0) -> dict[str, Any]:
         "seen": contamination_report(run),
     }
     report["summary"] = summary_report(run, report)
+    choice = report["summary"]["submit"]["choice"]
+    report["battles"] = battles_to_read(run.table, probs, labels, choice) if run.has_text else None
     return dict(plain(report))
 
 
@@ -91,15 +96,44 @@ def write_report(folder: Path, price_per_hour: float = 0.0) -> Path:
     return _write(folder / "report", report, render_report(report))
 
 
-def write_reports(folders: Sequence[Path], price_per_hour: float = 0.0) -> list[Path]:
-    """Write each run's report and, for several runs, their comparison; return the paths of the pages.
+def write_markdown(folder: Path, price_per_hour: float = 0.0) -> Path:
+    """Write ``report/markdown`` of a run, ``report.md`` and each figure as SVG and PNG; return the text's path.
+
+    Raises:
+        UserError: as :func:`write_report`.
+    """
+    report = collect(load_run(folder), price_per_hour)
+    figures = drawings(sections_of(report))
+    text = render_markdown(report, figures)
+    target = folder / "report" / "markdown"
+    step = Step(target, digest(report, text))
+    step.manifest()  # logs files that were damaged since
+    (target / FIGURES).mkdir(parents=True, exist_ok=True)
+    sweep(target.rglob(TEMPORARY))
+    files = ["report.md"]
+    for _, drawing in figures:
+        for ending, write in (("svg", write_svg), ("png", write_png)):
+            files.append(f"{FIGURES}/{drawing.name}.{ending}")
+            with replacing(target / files[-1]) as temporary:
+                write(drawing, temporary)
+    with replacing(target / "report.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    step.finish(files=sorted(files))
+    return target / "report.md"
+
+
+FORMATS = {"html": write_report, "md": write_markdown}
+
+
+def write_reports(folders: Sequence[Path], price_per_hour: float = 0.0, form: str = "html") -> list[Path]:
+    """Write each run's report in a form of ``FORMATS`` and the page that compares several; return the paths.
 
     Raises:
         UserError: as :func:`write_report`; a run is named twice.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run is named twice; a comparison needs different runs: make report RUN='runs/a runs/b'")
-    pages = [write_report(folder, price_per_hour) for folder in folders]
+    pages = [FORMATS[form](folder, price_per_hour) for folder in folders]
     return [*pages, write_comparison(folders)] if len(folders) > 1 else pages
 
 

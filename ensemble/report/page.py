@@ -4,39 +4,56 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ensemble.report import sections_members, sections_predictions, sections_run, sections_stack
-from ensemble.report.page_elements import Section
+from ensemble.report import (
+    sections_battles,
+    sections_members,
+    sections_predictions,
+    sections_run,
+    sections_stack,
+    sections_summary,
+)
+from ensemble.report.head import head
+from ensemble.report.page_elements import Head, Section, in_columns
+from ensemble.report.sections_comparison import run_comparison
 
 
-def render_report(report: dict[str, Any]) -> str:
-    """Return the page of one run from the content of ``report.json``."""
-    sections = [
-        sections_run.summary(report),
+def sections_of(report: dict[str, Any]) -> list[Section]:
+    """Return all sections of the page of one run from the content of ``report.json``."""
+    return [
+        sections_summary.story(report),
+        sections_summary.leaderboard(report),
         *sections_members.members(report),
         sections_members.contamination(report),
         sections_predictions.ties(report),
         sections_predictions.prompt_quality(report),
         sections_predictions.calibration(report),
         sections_predictions.biases(report),
+        sections_battles.battles(report),
         sections_stack.stack(report),
         sections_run.distillation(report),
         sections_run.data(report),
+        sections_run.reproduction(report),
     ]
-    return _render(f"Report of {report['run']}", [section for section in sections if section.blocks])
+
+
+def render_report(report: dict[str, Any]) -> str:
+    """Return the page of one run from the content of ``report.json``."""
+    return _render(f"Report of {report['run']}", sections_of(report), head(report))
 
 
 def render_comparison(comparison: dict[str, Any]) -> str:
     """Return the page that compares several runs."""
-    return _render(f"Comparison of {', '.join(comparison['runs'])}", sections_run.run_comparison(comparison))
+    return _render(f"Comparison of {', '.join(comparison['runs'])}", run_comparison(comparison))
 
 
-def _render(title: str, sections: list[Section]) -> str:
+def _render(title: str, sections: list[Section], head: Head | None = None) -> str:
     environment = Environment(
         loader=PackageLoader("ensemble.report"),
         autoescape=select_autoescape(default=True, default_for_string=True, enabled_extensions=("html", "j2")),
@@ -49,7 +66,12 @@ def _render(title: str, sections: list[Section]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
         title=title,
-        sections=sections,
+        head=head,
+        sections=[
+            replace(section, blocks=in_columns(section.blocks))
+            for section in sections
+            if section.blocks or section.fill
+        ],
         script=Markup(script),  # noqa: S704  # a file of this package
         style=Markup(style),  # noqa: S704
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",

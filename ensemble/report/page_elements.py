@@ -1,4 +1,4 @@
-"""Elements of a page: sections, paragraphs, tables, figures, quoted texts, formatted numbers.
+"""Elements of a page: sections, paragraphs, lists, tables, figures, quoted texts, formatted numbers.
 
 Numbers appear on the page only through the functions from :func:`number` to :func:`any_value`, as ``<data value=…>``
 with all digits: tables sort by this value, and a test finds each one in ``report.json``. All other text is escaped.
@@ -6,7 +6,8 @@ with all digits: tables sort by this value, and a test finds each one in ``repor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -14,29 +15,73 @@ from markupsafe import Markup
 from ensemble.statistics.interval_words import too_few
 
 NOTHING = Markup()
+HALF = 64  # characters of a table that fits into half a row, with GAP between its columns
+GAP = 2
+APART = 2  # blocks from a half one to the neighbour that moves up beside it
 MISSING = Markup("<span title='unknown'>–</span>")
+
+
+@dataclass(frozen=True)
+class Battle:
+    """A battle to read: rows of (predictor, P(A), P(B), P(tie)), and texts of (heading, text, note or None)."""
+
+    title: Markup
+    probs: list[list[Any]]
+    texts: list[tuple[str, str, Markup | None]]
 
 
 @dataclass(frozen=True)
 class Block:
     """One block of a section; the template reads the fields that its ``kind`` has."""
 
-    kind: str  # text | table | figure | quotes
+    kind: str  # text | list | table | figure | quotes | battles
     text: Markup = NOTHING
     caption: str = ""
     head: list[str] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
     svg: Markup = NOTHING
     folded: bool = False  # a table that is shown after a click
+    best: int | None = None  # row of a table that is highlighted
+    battles: list[Battle] = field(default_factory=list)
+    half: bool = False  # takes one of two columns where the page is wide
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A part of the page; one without blocks is a line that says which command fills it, or absent without ``fill``."""
 
     anchor: str
     title: str
     blocks: list[Block]
+    fill: Markup = NOTHING
+
+
+@dataclass(frozen=True)
+class Card:
+    """One of the large numbers at the head of the page."""
+
+    label: str
+    name: str
+    value: Markup
+    note: Markup
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Head:
+    """First screen: facts about the run, its conclusion, the large numbers, the next command, how far to trust them."""
+
+    facts: list[Markup]
+    conclusion: Markup
+    cards: list[Card]
+    command: str
+    trust: str  # good | check | bad
+    reason: Markup
+
+
+def striptags(cell: Any) -> str:
+    """Return the text of a cell as a reader sees it; a plain string is text already."""
+    return str(cell.striptags()) if isinstance(cell, Markup) else str(cell)
 
 
 def number(value: float | None, digits: int = 4, signed: bool = False) -> Markup:
@@ -94,14 +139,61 @@ def text(template: str, **values: Any) -> Block:
     return Block("text", text=Markup(template).format(**values))  # noqa: S704  # only our own sentences
 
 
-def table(caption: str, head: list[str], rows: list[list[Any]], folded: bool = False) -> Block:
-    return Block("table", caption=caption, head=head, rows=rows, folded=folded)
+def table(caption: str, head: list[str], rows: list[list[Any]], folded: bool = False, best: int | None = None) -> Block:
+    shown = [[striptags(cell) for cell in row] for row in rows]
+    words = [max(name.split() or [""], key=len) for name in head]  # headings break between words
+    widths = [max(len(cell) for cell in column) for column in zip(words, *shown, strict=True)]
+    half = not folded and sum(widths) + GAP * len(head) <= HALF
+    return Block("table", caption=caption, head=head, rows=rows, folded=folded, best=best, half=half)
+
+
+def sentences(caption: str, rows: Sequence[Markup]) -> Block:
+    """Return a list of sentences under a heading."""
+    return Block("list", caption=caption, rows=[[row] for row in rows])
 
 
 def figure(caption: str, svg: Markup) -> Block:
-    return Block("figure", caption=caption, svg=svg)
+    return Block("figure", caption=caption, svg=svg, half=True)
 
 
 def quotes(caption: str, rows: list[list[Any]]) -> Block:
     """Return quoted texts of users: rows of (title, text)."""
     return Block("quotes", caption=caption, rows=rows)
+
+
+def bar(bounds: dict[str, Any], scale: tuple[float, float]) -> Markup:
+    """Return an interval as a bar on a scale from low to high; the cell beside it has the numbers.
+
+    A value beyond the scale is an arrow at its end.
+    """
+    low, high = scale
+    place = [
+        None if bounds[key] is None else 100 * (bounds[key] - low) / (high - low) for key in ("low", "value", "high")
+    ]
+    if place[1] is None or place[1] > 100:
+        return Markup('<span class="bar beyond" aria-hidden="true"></span>')
+    at = max(place[1], 0.0)
+    start, end = (at if edge is None else min(max(edge, 0.0), 100.0) for edge in (place[0], place[2]))
+    return Markup(
+        '<span class="bar" aria-hidden="true"><i style="left:{:.1f}%;width:{:.1f}%"></i>'
+        '<em style="left:{:.1f}%"></em></span>'
+    ).format(start, end - start, at)
+
+
+def in_columns(blocks: list[Block]) -> list[Block]:
+    """Return the blocks so that those of half a row come in pairs: one that is left alone takes the whole row."""
+    arranged: list[Block] = []
+    waiting: int | None = None  # place of a half block that has no neighbour yet
+    for block in blocks:
+        if waiting is not None and len(arranged) - waiting > APART:
+            arranged[waiting], waiting = replace(arranged[waiting], half=False), None
+        if block.half and waiting is not None:
+            arranged.insert(waiting + 1, block)
+            waiting = None
+            continue
+        if block.half:
+            waiting = len(arranged)
+        arranged.append(block)
+    if waiting is not None:
+        arranged[waiting] = replace(arranged[waiting], half=False)
+    return arranged

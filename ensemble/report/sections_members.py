@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ensemble.report import charts
+from markupsafe import Markup
+
+from ensemble.report import charts, charts_probabilities
+from ensemble.report.names import predictor_name
 from ensemble.report.page_elements import (
+    NOTHING,
     Block,
     Section,
     count,
@@ -14,11 +18,11 @@ from ensemble.report.page_elements import (
     number,
     p_value,
     percent,
-    quotes,
     table,
     text,
 )
 from ensemble.report.predictor_comparison import DRAWN
+from ensemble.report.sections_battles import strongest
 from oof.classes import CLASSES
 
 Report = dict[str, Any]
@@ -62,15 +66,21 @@ def _overall(pair: Report) -> Block:
     )
 
 
+def _finding(finding: str) -> str:
+    """Return the finding about a slice with the readable name of the predictor that is better."""
+    name = finding.removesuffix(" better")
+    return finding if name == finding else f"{predictor_name(name)} better"
+
+
 def comparison_blocks(pair: Report, name: str) -> list[Block]:
     """Return the table and the figure of a comparison by slice; ``name`` is a prefix of figure ids."""
-    first, second = pair["first"], pair["second"]
+    first, second = (predictor_name(pair[side]) for side in ("first", "second"))
     head = ["slice of", "battles with", "n", "groups", f"log loss {first}", f"log loss {second}", "advantage",
             "p (Holm)", "finding"]  # fmt: skip
     rows = [
         [row["family"], row["slice"], count(row["n"]), count(row["n_groups"]), number(row["loss_first"]),
          number(row["loss_second"]), interval(row["advantage"], signed=True), p_value(row["p_adjusted"]),
-         row["finding"]]
+         _finding(row["finding"])]
         for row in [pair["overall"], *pair["slices"]]
     ]  # fmt: skip
     forest = [(f"{row['family']}: {row['slice']}", row["advantage"]) for row in [pair["overall"], *pair["slices"]]]
@@ -90,51 +100,38 @@ def comparison_blocks(pair: Report, name: str) -> list[Block]:
 
 def case_blocks(pair: Report, name: str) -> list[Block]:
     """Return both predictors' probabilities battle by battle, who is right alone, and the strongest cases."""
-    first, second, grid, points = pair["first"], pair["second"], pair["grid"], pair["points"]
+    first, second = (predictor_name(pair[side]) for side in ("first", "second"))
+    grid, points = pair["grid"], pair["points"]
     labels = {"both": "both right", "first": f"only {first}", "second": f"only {second}", "neither": "neither"}
     rows = [[labels[key], *(count(row[c]) for c in ("n", *CLASSES))] for key, row in pair["right_alone"].items()]
     axes = f"by the probability of the verdict, of {first} (horizontal) and {second} (vertical)"
     sampled = points["n_shown"] < points["n"]
     shown = f"A random {points['n_shown']:,} of {points['n']:,} battles" if sampled else "Every battle"
-    blocks = [
-        figure(f"{shown} {axes}. Above the line, {second} was closer.",
-               charts.scatter(f"{name}-scatter", f"{shown}, one mark per battle, {axes}.", points, (first, second)))
-    ]  # fmt: skip
+    alt = f"{shown}, one mark per battle, {axes}."
+    drawn = charts_probabilities.scatter(f"{name}-scatter", alt, points, (first, second))
+    blocks = [figure(f"{shown} {axes}. Above the line, {second} was closer.", drawn)]
     if sampled:  # the heat map has all battles
         alt = f"Heat map of all battles {axes}."
-        blocks.append(figure(alt, charts.heat(f"{name}-heat", alt, grid, (first, second))))
+        blocks.append(figure(alt, charts_probabilities.heat(f"{name}-heat", alt, grid, (first, second))))
     blocks += [
         table("Predictors whose most probable class is the verdict", ["", "battles", "A wins", "B wins", "ties"], rows),
         text("The correlation of the two probabilities of the verdict is {r}.", r=number(grid["correlation"], 3)),
     ]
     for side, winner in (("first", first), ("second", second)):
-        blocks.append(quotes(f"Battles with the largest advantage of {winner}", case_rows(pair["strongest"][side])))
+        caption = f"Battles with the largest advantage of {winner}"
+        blocks.append(Block("battles", caption=caption, battles=strongest(pair["strongest"][side])))
     return blocks
-
-
-def case_rows(cases: list[Report]) -> list[list[Any]]:
-    """Return rows of (title, text) for example battles."""
-    rows: list[list[Any]] = []
-    for case in cases:
-        title = text(
-            "battle {id}, verdict {verdict}, advantage {value}: prompt",
-            id=case["id"],
-            verdict=case["verdict"],
-            value=number(case["value"], 2, signed=True),
-        ).text
-        rows += [[title, case["prompt"]], ["response A", case["response_a"]], ["response B", case["response_b"]]]
-    return rows
 
 
 def contamination(report: Report) -> Section:
     """Return the section about prompts that are in a corpus too."""
     summary = report["seen"]
     if not summary:
-        note = text(
-            "No corpus was checked. <code>arena-distill seen RUN --corpus FILES</code> finds the battles whose "
-            "prompt is a near-duplicate of one in a corpus that a base model was trained on."
+        fill = Markup(
+            "No corpus was checked: <code>arena-distill seen RUN --corpus FILES</code> finds battles whose prompt is "
+            "a near-duplicate of one that a base model was trained on."
         )
-        return Section("seen", "Contamination check", [note])
+        return Section("seen", "Contamination check", [], fill if report["curves"] else NOTHING)  # own logits: none
     blocks = [
         text("{n} battles ({share}) have a prompt that is a near-duplicate of one in the corpus ({files}).",
              n=count(summary["n_seen"]), share=percent(summary["share"]), files=", ".join(summary.get("corpus", [])))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ensemble.report import charts
+from ensemble.report import charts, charts_probabilities
+from ensemble.report.names import junk_name, predictor_name
 from ensemble.report.page_elements import (
     Block,
     Section,
@@ -32,31 +33,41 @@ def ties(report: Report) -> Section:
     if not predictors:
         return Section("ties", "Ties", [text("Either no battle or every battle of this run is a tie.")])
     one = next(iter(predictors.values()))
-    head = ["predictor", "finding", "recall", "precision", "P(tie): ties - decided", "mean P(tie)",
-            "loss on ties", "loss on decided", "loss on ties - prior's", "cost of ties",
-            "share of the loss"]  # fmt: skip
-    rows = [
-        [name, t["verdict"], interval(t["recall_interval"], share=True), percent(t["precision"]),
-         interval(t["gap"], 3, signed=True), interval(t["mean_p_tie"], share=True), number(t["loss_on_ties"]),
-         number(t["loss_on_decided"]), interval(t["excess"], signed=True), number(t["cost"]), percent(t["cost_share"])]
+    rows = [[predictor_name(name), t["verdict"], interval(t["gap"], 3, signed=True), percent(t["cost_share"])]
+            for name, t in predictors.items()]  # fmt: skip
+    head = ["predictor", "recall", "precision", "mean P(tie)", "loss on ties", "loss on decided",
+            "loss on ties - class shares'", "cost in nats a battle"]  # fmt: skip
+    more = [
+        [predictor_name(name), interval(t["recall_interval"], share=True), percent(t["precision"]),
+         interval(t["mean_p_tie"], share=True), number(t["loss_on_ties"]), number(t["loss_on_decided"]),
+         interval(t["excess"], signed=True), number(t["cost"])]
         for name, t in predictors.items()
     ]  # fmt: skip
     blocks = [
         text("{n} battles ({share}) are ties. <em>Blind</em>: P(tie) is not higher on ties than on decided battles. "
-             "<em>Weak</em>: the loss on ties is higher than the prior's, which is {prior}. The cost of ties is their "
-             "contribution to the log loss, in nats a battle.",
+             "<em>Weak</em>: the loss on ties is higher than that of the class shares, {prior}.",
              n=count(one["n_ties"]), share=percent(one["share"]), prior=number(one["prior_on_ties"])),
-        table("Ties by predictor", head, rows),
+        table("Ties by predictor", ["predictor", "finding", "P(tie) on ties - on decided", "share of the loss"], rows),
+        *_confusions(predictors),
+        table("More about ties", head, more, folded=True),
     ]  # fmt: skip
-    confusion = [
-        [name, verdict, *(count(v) for v in row)]
-        for name, t in predictors.items()
-        for verdict, row in zip(OUTCOMES, t["confusion"], strict=True)
-    ]
-    blocks.append(
-        table("Confusion: verdict (row) and most probable class", ["predictor", "verdict", "A", "B", "tie"], confusion)
-    )
     return Section("ties", "Ties", [*blocks, *_tie_origins(report), *_tie_calibration(predictors)])
+
+
+def _confusions(predictors: Report) -> list[Block]:
+    """Return one heat map per predictor: shares of a verdict's battles by the most probable class."""
+    alt = "Confusion: verdict (row) and most probable class (column), share of the row's battles."
+    counts = {predictor_name(name): t["confusion"] for name, t in predictors.items()}
+    cells = [
+        [name, verdict, *(count(v) for v in row)]
+        for name, confusion in counts.items()
+        for verdict, row in zip(OUTCOMES, confusion, strict=True)
+    ]
+    return [
+        figure(alt, charts_probabilities.confusions("confusion", alt, counts)),
+        table("Confusion in battles: verdict (row) and most probable class", ["predictor", "verdict", "A", "B", "tie"],
+              cells, folded=True),
+    ]  # fmt: skip
 
 
 def _tie_origins(report: Report) -> list[Block]:
@@ -64,7 +75,7 @@ def _tie_origins(report: Report) -> list[Block]:
     if not rows:  # battles without texts
         return []
     head = ["battles with", "n", "tie rate", "share of all ties"]
-    head += [f"{name}: {value}" for name in names for value in ("mean P(tie)", "loss")]
+    head += [f"{predictor_name(name)}: {value}" for name in names for value in ("mean P(tie)", "loss")]
     cells = []
     for row in rows:
         predictors = [row["predictors"].get(name, {}) for name in names]
@@ -73,7 +84,7 @@ def _tie_origins(report: Report) -> list[Block]:
                       percent(row["share_of_ties"]), *values])  # fmt: skip
     rows = [row for row in rows if row["n"]]
     series: dict[str, list[float | None]] = {"tie rate": [row["tie_rate"]["value"] for row in rows]}
-    series |= {name: [row["predictors"][name]["mean_p_tie"] for row in rows] for name in names}
+    series |= {predictor_name(name): [row["predictors"][name]["mean_p_tie"] for row in rows] for name in names}
     alt = "Tie rate and mean P(tie) of each predictor by the kind of battle; the table above has the values."
     drawn = charts.grouped("tie-origins", alt, [row["origin"] for row in rows], series, "share, or mean P(tie)")
     note = text("<em>Both bad</em>: each response refuses or is empty. <em>Both short</em>: each has fewer than 20 "
@@ -82,9 +93,11 @@ def _tie_origins(report: Report) -> list[Block]:
 
 
 def _tie_calibration(predictors: Report) -> list[Block]:
-    curves = {name: t["calibration"] for name, t in predictors.items()}
+    curves = {predictor_name(name): t["calibration"] for name, t in predictors.items()}
     alt = "Observed share of ties by predicted P(tie), one line per predictor, with 95 % intervals."
-    drawn = charts.calibration("tie-calibration", alt, curves, ("predicted P(tie)", "observed share of ties"))
+    drawn = charts_probabilities.calibration(
+        "tie-calibration", alt, curves, ("predicted P(tie)", "observed share of ties")
+    )
     return [figure(alt, drawn)]
 
 
@@ -100,17 +113,17 @@ def prompt_quality(report: Report) -> Section:
              share=interval(quality["share"], share=True)),
         table("Junk by kind (a prompt may have several)",
               ["kind", "meaning", "quality", "prompts", "share", "tie rate"],
-              [[k["kind"], k["meaning"], number(k["score"], 1), count(k["n"]), percent(k["share"], 2),
-                percent(k["tie_rate"])] for k in quality["kinds"]]),
-        table("Log loss on junk", ["predictor", "on junk", "on other prompts", "difference"],
-              [[name, number(e["junk"]), number(e["rest"]), interval(e["cost"], signed=True)]
-               for name, e in quality["effect"].items()]),
+              [[junk_name(k["kind"]), k["meaning"], number(k["score"], 1), count(k["n"]), percent(k["share"], 2),
+                percent(k["tie_rate"])] for k in quality["kinds"]], folded=not quality["n_junk"]),
     ]  # fmt: skip
     alt = "Share of prompts by kind of junk; the table has the values."
-    bars = [(kind["kind"], 100 * kind["share"]) for kind in quality["kinds"]]
+    bars = [(junk_name(kind["kind"]), 100 * kind["share"]) for kind in quality["kinds"]]
     if quality["n_junk"]:
+        rows = [[predictor_name(name), number(e["junk"]), number(e["rest"]), interval(e["cost"], signed=True)]
+                for name, e in quality["effect"].items()]  # fmt: skip
+        blocks.append(table("Log loss on junk", ["predictor", "on junk", "on other prompts", "difference"], rows))
         blocks.append(figure(alt, charts.bars("junk", alt, bars, "% of prompts")))
-    examples = [[kind["kind"], example] for kind in quality["kinds"] for example in kind["examples"]]
+    examples = [[junk_name(kind["kind"]), example] for kind in quality["kinds"] for example in kind["examples"]]
     if examples:
         blocks.append(quotes("Examples of junk", examples))
     if quality["repeated"]:
@@ -123,7 +136,7 @@ def calibration(report: Report) -> Section:
     """Return the section about calibration."""
     content = report["calibration"]
     rows = [
-        [name, number(s["log_loss"]), number(s["ece"]), number(s["ece_bias"]), number(s["brier"])]
+        [predictor_name(name), number(s["log_loss"]), number(s["ece"]), number(s["ece_bias"]), number(s["brier"])]
         for name, s in ((name, p["scores"]) for name, p in content["predictors"].items())
     ]
     blocks = [
@@ -133,11 +146,9 @@ def calibration(report: Report) -> Section:
     ]  # fmt: skip
     shown = content["before_after"] or [[name] for name in list(content["predictors"])[:2]]
     for k, names in enumerate(shown):
-        alt = (
-            f"Reliability diagrams of {' and '.join(names)}: per class and for the most probable class, 95 % intervals."
-        )
-        diagrams = {name: content["predictors"][name]["diagrams"] for name in names}
-        blocks.append(figure(alt, charts.reliability(f"reliability{k}", alt, diagrams)))
+        diagrams = {predictor_name(name): content["predictors"][name]["diagrams"] for name in names}
+        alt = f"Reliability diagrams of {' and '.join(diagrams)}: per class and most probable class, 95 % intervals."
+        blocks.append(figure(alt, charts_probabilities.reliability(f"reliability{k}", alt, diagrams)))
     if content["temperatures"]:
         shown_terms = [name for name in CALIBRATOR_TERMS if any(c[name] is not None for c in content["temperatures"])]
         blocks += [
@@ -145,7 +156,11 @@ def calibration(report: Report) -> Section:
                 "Calibrators",
                 ["model", "fold", *(CALIBRATOR_TERMS[name] for name in shown_terms)],
                 [
-                    [c["model"], any_value(c["fold"]), *(number(c[name]) for name in shown_terms)]
+                    [
+                        c["model"],
+                        "all battles" if c["fold"] == "final" else any_value(c["fold"]),
+                        *(number(c[name]) for name in shown_terms),
+                    ]
                     for c in content["temperatures"]
                 ],
             ),
@@ -162,7 +177,7 @@ def biases(report: Report) -> Section:
     """Return the section about position and length bias."""
     bias = report["position"]
     rows = [
-        [name, interval(m["disagreement"], share=True), interval(m["first_shown"], signed=True),
+        [predictor_name(name), interval(m["disagreement"], share=True), interval(m["first_shown"], signed=True),
          interval(m["distance"])]
         for name, m in bias["models"].items()
     ]  # fmt: skip
@@ -183,7 +198,8 @@ def _length_bias(length: Report | None) -> list[Block]:
     """Return table and figure; nothing of battles without texts."""
     if length is None:
         return []
-    slopes = [[name, number(value, 3, signed=True)] for name, value in length["slopes"].items()]
+    slopes = [[predictor_name(name), number(value, 3, signed=True)] for name, value in length["slopes"].items()]
     alt = "P(A wins) - P(B wins) by the ratio of the responses' lengths: verdicts with intervals, predictors as lines."
+    named = length | {"predictors": {predictor_name(name): rows for name, rows in length["predictors"].items()}}
     title = "Length bias: slope of P(A wins) - P(B wins) by the log ratio of characters"
-    return [table(title, ["", "slope"], slopes), figure(alt, charts.length_curves("length", alt, length))]
+    return [table(title, ["", "slope"], slopes), figure(alt, charts_probabilities.length_curves("length", alt, named))]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
+from ensemble.report.leaderboard import ranks
 from ensemble.report.run_data import RunData, flatten
 from ensemble.report.run_warnings import run_warnings
 from ensemble.statistics.bootstrap import group_interval, paired_difference
@@ -12,6 +15,7 @@ from ensemble.statistics.interval_words import above_zero, too_few
 from ensemble.statistics.scores import scores
 from oof.audit.run import audit_run
 from oof.common.errors import UserError
+from oof.common.wording import called_by_make, in_words_of_the_command
 from oof.metrics import Floats, row_log_loss
 
 AUDITED = 300  # prompts that the audit compares exactly with all others
@@ -26,9 +30,11 @@ def summary_report(run: RunData, others: dict[str, Any]) -> dict[str, Any]:
         others: the parts of the report that are already computed; ``data`` and ``ties`` are read.
     """
     losses = {name: row_log_loss(run.probs[name], run.labels) for name in run.predictors}
+    places = ranks(losses, run.groups, run.seed)
     table = [
         {"predictor": name, "log_loss": group_interval(values, run.groups, run.seed),
-         **{key: value for key, value in scores(run.probs[name], run.labels).items() if key in SHOWN}}
+         **{key: value for key, value in scores(run.probs[name], run.labels).items() if key in SHOWN},
+         **places[name]}
         for name, values in losses.items()
     ]  # fmt: skip
     best = min(run.members, key=lambda name: float(losses[name].mean()))
@@ -41,6 +47,8 @@ def summary_report(run: RunData, others: dict[str, Any]) -> dict[str, Any]:
     audit = _audit(run)
     return {
         "n": len(run.labels),
+        "date": _date(run),
+        "members": run.members,
         "table": table,
         "best_member": best,
         "paired": paired,
@@ -66,10 +74,7 @@ def recommendation(losses: Mapping[str, Floats], run: RunData, best: str) -> dic
     """
     if not {"student", "calibrated"} <= set(losses):
         choice = next((name for name in ("student", "calibrated") if name in losses), best)
-        own = run.config.get("stack", {}).get("logits")
-        command = " ".join(f"{name}=FILE" for name in own) if own else ""
-        command = f'TEST_LOGITS="{command}"' if own else _command(choice)
-        return {"choice": choice, "command": command, "reason": "it is the only model of this run"}
+        return {"choice": choice, "command": _command(run, choice), "reason": "it is the only model of this run"}
     difference = paired_difference(losses["student"], losses["calibrated"], run.groups, run.seed)
     if "groups" in difference:
         choice, reason = "student", f"{too_few(difference['groups'])}, and it runs one model on each battle"
@@ -79,11 +84,29 @@ def recommendation(losses: Mapping[str, Floats], run: RunData, best: str) -> dic
     else:
         choice = "student"
         reason = "the student is not shown to be worse than the ensemble, and it runs one model on each battle"
-    return {"choice": choice, "command": _command(choice), "difference": difference, "reason": reason}
+    return {"choice": choice, "command": _command(run, choice), "difference": difference, "reason": reason}
 
 
-def _command(choice: str) -> str:
-    return f'ARGS="predict.model={"student" if choice == "student" else "ensemble"}"'
+def _command(run: RunData, choice: str) -> str:
+    """Return the next command, in the words of the call: prediction by the chosen model, or stage two before it."""
+    folder, own = shlex.quote(str(run.folder)), run.config.get("stack", {}).get("logits")
+    if own:
+        files = " ".join(f"{name}=FILE" for name in own)
+        words = f'TEST_LOGITS="{files}"' if called_by_make() else f'"stack.test_logits={files}"'
+        command = f"make predict RUN={folder} {words}"
+    elif choice not in ("student", "calibrated"):
+        command = f"make stack RUN={folder}"
+    else:
+        model = "student" if choice == "student" else "ensemble"
+        command = f'make predict RUN={folder} TEST=FILE ARGS="predict.model={model}"'
+    return command if called_by_make() else in_words_of_the_command(command)
+
+
+def _date(run: RunData) -> str | None:
+    """Return the day on which the run's last finished stage was written, from the date of its file."""
+    names = ("distill/manifest.json", "stack/manifest.json", "run.json")
+    written = [(run.folder / name).stat().st_mtime for name in names if (run.folder / name).is_file()]
+    return datetime.fromtimestamp(max(written), UTC).date().isoformat() if written else None
 
 
 def _audit(run: RunData) -> list[dict[str, Any]]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -40,32 +42,74 @@ FAMILY = re.compile(r"font-family: [^;\"]*;? ?")  # the page's style sheet sets 
 TAG = re.compile(r"<[^>]+>")
 MARKS = re.compile(r"<g( clip-path=[^>]*)?>((?:<use [^>]*/>)+)</g>")
 
+STYLE_OF_FIGURES: dict[str, Any] = {
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False,
+    "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "figure.facecolor": "none",
+    "lines.linewidth": 1.3, "lines.markersize": 4, "svg.hashsalt": "report", "svg.fonttype": "none",
+    "text.parse_math": False,
+}  # fmt: skip
+VARIABLE = re.compile(r"var\(--c\d, (#\w+)\)")
+DOTS_PER_INCH = 200  # of PNG files
+
 mpl.rcParams["svg.fonttype"] = "none"
 
 
+class Drawing(Markup):
+    """A figure as an ``svg`` element, with its name and the matplotlib figure that it was made from."""
+
+    name: str
+    figure: Figure
+
+
+def write_svg(drawing: Drawing, path: Path) -> None:
+    """Write a figure as a file of its own, in dark ink for a light page."""
+    text = VARIABLE.sub(r"\1", str(drawing)).replace("currentColor", "#1b1f24")
+    head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="DejaVu Sans, Verdana, Arial, sans-serif" '
+    path.write_text(head + text.removeprefix("<svg "), encoding="utf-8")
+
+
+def write_png(drawing: Drawing, path: Path) -> None:
+    """Write a figure as a picture on white."""
+    with mpl.rc_context(STYLE_OF_FIGURES), warnings.catch_warnings():  # type: ignore[arg-type]
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter of a user's text that no installed font has
+        drawing.figure.savefig(path, format="png", dpi=DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
+
+
 @contextmanager
-def figure_of(height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
-    """Yield a figure and its (rows, columns) axes in the report's style; ``height`` in inches."""
-    style: dict[str, Any] = {
-        "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False,
-        "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "figure.facecolor": "none",
-        "lines.linewidth": 1.3, "lines.markersize": 4, "svg.hashsalt": "report", "svg.fonttype": "none",
-        "text.parse_math": False,
-    }  # fmt: skip
-    with mpl.rc_context(style):  # type: ignore[arg-type]  # its keys are a Literal of 300 names
+def figure_of(
+    height: float, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
+) -> Iterator[tuple[Figure, Any]]:
+    """Yield a figure and its (rows, columns) axes in the report's style.
+
+    Args:
+        height: in inches.
+        rows: of axes.
+        columns: of axes.
+        heights: ratios of the rows' heights; None = equal.
+    """
+    with mpl.rc_context(STYLE_OF_FIGURES):  # type: ignore[arg-type]  # its keys are a Literal of 300 names
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
-        yield figure, figure.subplots(rows, columns, squeeze=False)
+        yield figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
 
 
-def svg_of(figure: Figure, name: str, alt: str) -> Markup:
+def svg_of(
+    figure: Figure,
+    name: str,
+    alt: str,
+    hover: Mapping[str, str] | None = None,
+    square: tuple[Axes, tuple[str, str]] | None = None,
+) -> Drawing:
     """Return the figure as an ``svg`` element with a title for screen readers and no external reference.
 
     Args:
         figure: what is drawn.
         name: prefix of its element ids, unique on the page.
         alt: alternative text.
+        hover: gid of an artist -> what the pointer shows on it.
+        square: axes from 0 to 1 in both directions, and the names of the two, which the page's script shows with the
+            values under the pointer.
     """
     with io.StringIO() as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser chooses the font
@@ -83,9 +127,23 @@ def svg_of(figure: Figure, name: str, alt: str) -> Markup:
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
     body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body)
     body = _compact(body)
+    for gid, shown in (hover or {}).items():
+        body = body.replace(
+            f'<g id="{name}-{gid}">', f'<g id="{name}-{gid}" class="hover"><title>{escape(shown)}</title>'
+        )
     label = escape(alt)
-    start = f'<svg {box.group(0) if box else ""} role="img" aria-label="{label}"><title>{label}</title>'
-    return Markup(start + body)  # noqa: S704  # matplotlib escapes text, the label is escaped here
+    place = _place(*square) if square else ""
+    start = f'<svg {box.group(0) if box else ""} role="img" aria-label="{label}"{place}><title>{label}</title>'
+    drawing = Drawing(start + body)  # matplotlib escapes text, the label is escaped here
+    drawing.name, drawing.figure = name, figure
+    return drawing
+
+
+def _place(ax: Axes, names: tuple[str, str]) -> str:
+    """Return data attributes with the place of axes in the figure, in parts of its width and height from top left."""
+    box = ax.get_position()
+    corners = " ".join(f"{value:.4f}" for value in (box.x0, 1 - box.y1, box.width, box.height))
+    return f' data-square="{corners}" data-x="{escape(names[0])}" data-y="{escape(names[1])}"'
 
 
 def _compact(body: str) -> str:

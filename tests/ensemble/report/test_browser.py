@@ -15,6 +15,7 @@ from tests.fixtures.report_runs import HOSTILE, hostile_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install chromium)")
 SHOTS = os.environ.get("REPORT_SHOTS")  # a folder for screenshots to look at
+AXE = os.environ.get("AXE_CORE")  # axe.min.js of the npm package axe-core, to check the rules of WCAG AA
 HIDDEN = """[...document.querySelectorAll('figure svg')].filter(svg => {
   const box = svg.getBoundingClientRect();
   return box.width < 250 || box.height < 80 || box.left < 0 || box.right > innerWidth + 0.5
@@ -47,7 +48,8 @@ FAINT = """(() => {
     }
     return [255, 255, 255];
   };
-  return [...document.querySelectorAll('p, th, td, small, summary, figcaption, a, svg text')].filter(element => {
+  const texts = 'p, li, th, td, small, summary, figcaption, a, button, code, h1, h2, h3, svg text';
+  return [...document.querySelectorAll(texts)].filter(element => {
     const style = getComputedStyle(element), ink = parse(element.closest('svg') ? style.fill : style.color);
     const paper = behind(element), part = Number(style.opacity);
     const seen = ink.slice(0, 3).map((value, i) => part * value + (1 - part) * paper[i]);
@@ -74,7 +76,7 @@ def pages(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return paths | {"comparison": write_comparison([folder / "run", folder / "again", hostile])}
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 820, 390])
 @pytest.mark.parametrize("name", ["run", "hostile", "comparison"])
 def test_figures_are_complete_and_the_console_stays_empty(
     name: str, width: int, tab: Browser, pages: dict[str, Path]
@@ -144,11 +146,114 @@ def test_text_has_enough_contrast_on_light_and_dark_pages(tab: Browser, pages: d
     for scheme in ("light", "dark"):
         tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         tab.open(pages["run"], 390)
-        if SHOTS and scheme == "dark":
-            tab.screenshot(Path(SHOTS) / "dark-390.png")
+        tab.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+        if SHOTS:
+            tab.screenshot(Path(SHOTS) / f"{scheme}-390.png")
         ink = "getComputedStyle(document.querySelector('figure svg text')).fill"
         paper = "getComputedStyle(document.body).backgroundColor"
         assert tab.evaluate(FAINT) == []
         colours[scheme] = [tab.evaluate(ink), tab.evaluate(paper)]
-    assert colours["light"] == ["rgb(27, 31, 36)", "rgb(255, 255, 255)"]
-    assert colours["dark"] == ["rgb(228, 231, 234)", "rgb(20, 23, 26)"]
+    assert colours["light"] == ["rgb(27, 31, 36)", "rgb(244, 246, 248)"]
+    assert colours["dark"] == ["rgb(228, 231, 234)", "rgb(15, 19, 23)"]
+
+
+def test_the_section_in_view_is_marked_and_links_lead_to_their_section(tab: Browser, pages: dict[str, Path]) -> None:
+    tab.open(pages["run"], 1280)
+    assert tab.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))") is True
+    tab.evaluate("document.querySelector('nav a[href=\"#ties\"]').click()")
+    moved = """new Promise(done => { const look = () => {
+      const marked = document.querySelector('nav a[aria-current]')?.hash;
+      if (marked === '#ties') done(marked); else setTimeout(look, 20);
+    }; look(); })"""
+    assert tab.evaluate(moved) == "#ties"
+    assert tab.evaluate("location.hash") == "#ties"
+
+
+def test_battles_are_paged_and_searched_and_rows_are_filtered(tab: Browser, pages: dict[str, Path]) -> None:
+    tab.open(pages["run"], 1280)
+    tab.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+    shown = """[...document.querySelector('#battles .battles').querySelectorAll('.battle')]
+      .filter(battle => !battle.hidden).map(battle => battle.querySelector('h3').textContent)"""
+    first = tab.evaluate(shown)
+    assert len(first) == 4
+    tab.evaluate("document.querySelector('#battles .tools button:nth-of-type(2)').click()")
+    second = tab.evaluate(shown)
+    assert len(second) == 4
+    assert not set(first) & set(second)
+    search = """((where, words) => { const box = document.querySelector(where); box.value = words;
+      box.dispatchEvent(new Event('input')); })('%s .tools input', %r)"""
+    word = second[0].split(":")[0]  # "Battle ID"
+    tab.evaluate(search % ("#battles", word))
+    assert all(word in title for title in tab.evaluate(shown))
+    tab.evaluate(search % ("#battles", "no battle has these words"))
+    assert tab.evaluate(shown) == []
+    assert tab.evaluate("document.querySelector('#battles .tools [role=status]').textContent") == "none found"
+    rows = "[...document.querySelector('#stack .table:has(input)').querySelectorAll('tbody tr')].filter(r => !r.hidden)"
+    before = tab.evaluate(f"{rows}.length")
+    last = tab.evaluate(f"[...{rows}.at(-1).cells].map(cell => cell.textContent.trim()).join(' ')")
+    tab.evaluate(search % ("#stack .table", last))
+    found = tab.evaluate(f"{rows}.map(row => row.textContent)")
+    assert 0 < len(found) < before
+    assert all(word in text for text in found for word in last.split())
+    assert tab.log_entries() == []
+
+
+def test_the_pointer_shows_the_value_of_a_mark_and_a_place_in_a_scatter_plot(
+    tab: Browser, pages: dict[str, Path]
+) -> None:
+    tab.open(pages["run"], 1280)
+    place = """(() => { const mark = document.querySelector(%r); mark.scrollIntoView({block: 'center'});
+      const box = mark.getBoundingClientRect(); return [box.left + box.width / 2, box.top + box.height / 2]; })()"""
+    tip = "(() => { const tip = document.querySelector('.tip'); return tip.hidden ? '' : tip.textContent; })()"
+    for selector, start in (
+        ("#leaderboard svg .hover use, #leaderboard svg .hover path", ""),
+        ("svg[data-square]", "gemma2 0."),
+    ):
+        x, y = tab.evaluate(place % selector)
+        tab.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        assert tab.evaluate(tip).startswith(start)
+        assert any(digit in tab.evaluate(tip) for digit in "0123456789")
+
+
+def test_the_keyboard_reaches_every_control(tab: Browser, pages: dict[str, Path]) -> None:
+    tab.open(pages["run"], 1280)
+    controls = "[...document.querySelectorAll('a[href], button, summary, input')].filter(c => c.checkVisibility())"
+    assert tab.evaluate(f"{controls}.every(control => control.tabIndex === 0)") is True
+    assert (
+        tab.evaluate(f"{controls}.every(control => (control.getAttribute('aria-label') || control.textContent).trim())")
+        is True
+    )
+    tab.send("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
+    assert tab.evaluate("document.activeElement.className") == "skip"
+
+
+def test_the_page_is_whole_without_scripts(tab: Browser, pages: dict[str, Path]) -> None:
+    tab.send("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        tab.open(pages["run"], 1280)
+        if SHOTS:
+            tab.screenshot(Path(SHOTS) / "without-scripts.png")
+    finally:
+        tab.send("Emulation.setScriptExecutionDisabled", value=False)
+    assert tab.evaluate("document.querySelectorAll('.battle[hidden], tr[hidden]').length") == 0
+    assert tab.evaluate("document.querySelectorAll('figure svg').length") >= FIGURES["run"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not AXE, reason="AXE_CORE names no axe.min.js (npm pack axe-core)")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 820, 390])
+@pytest.mark.parametrize("name", ["run", "hostile", "comparison"])
+def test_axe_finds_no_violation_of_wcag_aa(
+    name: str, width: int, scheme: str, tab: Browser, pages: dict[str, Path]
+) -> None:
+    tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    tab.open(pages[name], width)
+    tab.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+    tab.evaluate(Path(str(AXE)).read_text(encoding="utf-8") + ";0")
+    rules = "['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']"
+    found = tab.evaluate(
+        f"axe.run(document, {{runOnly: {rules}}}).then(result => result.violations.map("
+        "violation => [violation.id, violation.nodes.slice(0, 3).map(node => node.html.slice(0, 200))]))"
+    )
+    assert found == []

@@ -87,17 +87,17 @@ def test_every_number_on_the_page_is_in_report_json(small_run: Path, tmp_path: P
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert len(page.data) > 300
     assert {value for value, _ in page.data} <= numbers(report)
-    assert {text.removeprefix("only ") for text in page.cells if re.search(r"\d", text)} <= strings(
-        report
-    )  # names, audit, versions
+    members = re.compile("|".join(map(re.escape, report["summary"]["members"])))  # gemma2, llama3_1
+    words = {text for text in page.cells if re.search(r"\d", members.sub("", text))}
+    assert words <= strings(report)  # audit, versions
     for value, text in page.data:
         shown = text.replace(",", "").replace(" %", "")
         assert abs(float(shown) - (100 * value if "%" in text else value)) <= 0.5001 * 10 ** -len(
             shown.partition(".")[2]
         )
     sections = [attrs.get("id") for tag, attrs in page.tags if tag == "section"]
-    expected = ["summary", "pair-0", "seen", "ties", "quality", "calibration", "position", "stack", "distillation"]
-    assert sections == [*expected, "data"]
+    expected = ["story", "leaderboard", "pair-0", "seen", "ties", "quality", "calibration", "position", "battles"]
+    assert sections == [*expected, "stack", "distillation", "data", "run"]
 
 
 def test_every_number_of_combiners_and_ablations_is_on_the_page(hostile: Path) -> None:
@@ -264,6 +264,23 @@ def test_a_battle_whose_verdict_differs_is_not_shared(tmp_path: Path) -> None:
         for name, table in (("a", arena.table), ("b", changed))
     ]
     assert shared_rows(*runs) == (list(range(1, 100)), list(range(1, 100)))
+
+
+def test_runs_without_common_battles_are_warned_of_at_the_top(tmp_path: Path) -> None:
+    arena = make_report_arena(60, seed=16)
+    other = arena._replace(table=arena.table.with_columns(id=pl.col("id") + "x"))
+    runs = [write_run(tmp_path / name, a, stages=False) for name, a in (("a", arena), ("b", other))]
+    html = write_comparison(runs).read_text(encoding="utf-8")
+    assert html.index("No battles in common") < html.index("Log loss by run")
+    assert "Findings" not in html
+
+
+def test_a_stage_that_has_not_run_is_one_line_with_its_command(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_report_arena(60, seed=17), stages=False)
+    html = write_report(run).read_text(encoding="utf-8")
+    assert re.search(r'<section class="empty" id="stack">.*?arena-distill stack --run RUN', html, re.S)
+    assert "#stack" not in html
+    assert f"<code>arena-distill stack --run {run}</code>" in html  # the next command, at the head
 
 
 def test_the_same_run_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

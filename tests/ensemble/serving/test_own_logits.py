@@ -366,7 +366,7 @@ def test_table_report_ablation_and_audit_work_on_own_logits_without_texts(
     assert [row["predictor"] for row in report["summary"]["table"]][-3:] == ["mean", "stack", "calibrated"]
     assert report["summary"]["submit"] == {
         "choice": "calibrated",
-        "command": 'TEST_LOGITS="one=FILE two=FILE"',
+        "command": 'arena-distill predict --run runs/logits "stack.test_logits=one=FILE two=FILE"',
         "reason": "it is the only model of this run",
     }
     assert report["stack"]["ablations"]["without"]

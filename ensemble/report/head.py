@@ -1,0 +1,88 @@
+"""Head of the page: facts of the run, its conclusion, three large numbers, the next command, how far to trust them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+
+from ensemble.report.conclusion import conclusion, ensemble_name, paired, row_of, say, trust
+from ensemble.report.page_elements import Card, Head, count, interval, number
+from ensemble.statistics.interval_words import above_zero, below_zero
+from oof.common.progress import duration
+
+Report = dict[str, Any]
+
+
+def head(report: Report) -> Head:
+    """Return the head of the page of one run."""
+    level, reason = trust(report)
+    return Head(
+        facts=_facts(report),
+        conclusion=conclusion(report),
+        cards=_cards(report),
+        command=report["summary"]["submit"]["command"],
+        trust=level,
+        reason=reason,
+    )
+
+
+def _facts(report: Report) -> list[Markup]:
+    summary, data, cost = report["summary"], report["data"], report["cost"]
+    facts = [
+        say("{n} battles in {g} groups of near-duplicate prompts", n=count(data["n"]), g=count(data["n_groups"])),
+        say("{k} folds", k=len(data["folds"])),
+        *(say("{file}", file=name) for name in data["schemas"]),
+        *([say("{day}", day=summary["date"])] if summary["date"] else []),
+        *(
+            say("{value}", value=summary["hardware"][key])
+            for key in ("system", "machine")
+            if key in summary["hardware"]
+        ),
+    ]
+    if cost["seconds"]:
+        facts.append(say("{time} of computing", time=duration(cost["seconds"])))
+    if cost["cost"] is not None:
+        facts.append(say("cost {cost}", cost=number(cost["cost"], 2)))
+    return facts
+
+
+def _cards(report: Report) -> list[Card]:
+    """Return the cards of the best member, the ensemble and the student, as far as they exist."""
+    summary = report["summary"]
+    best, choice = summary["best_member"], summary["submit"]["choice"]
+    several = len(summary["members"]) > 1
+    rows = [("best member" if several else "member", best, best, None)]
+    stacked = f"{len(summary['members'])} members, calibrated" if several else "calibrated"
+    rows += [(ensemble_name(report), "calibrated", stacked, best),
+             ("student", "student", "one model", best)]  # fmt: skip
+    predictors = {row["predictor"] for row in summary["table"]}
+    return [
+        Card(label, name, interval(row_of(report, key)["log_loss"]), _gain(report, key, other), key == choice)
+        for label, key, name, other in rows
+        if key in predictors
+    ]
+
+
+def _gain(report: Report, predictor: str, member: str | None) -> Markup:
+    """Say what a predictor gains on the best member, and the student on the ensemble."""
+    if member is None:
+        return Markup("Log loss; lower is better.")
+    difference = paired(report, predictor, member)
+    if difference is None:
+        return Markup("")
+    gain = say("{d} against {member}, {finding}.", d=interval(difference, signed=True), member=member,
+               finding=_finding(difference))  # fmt: skip
+    rival = paired(report, predictor, "calibrated")
+    if rival is None:
+        return gain
+    return gain + say(" {d} against the {other}, {finding}.", d=interval(rival, signed=True),
+                      other=ensemble_name(report), finding=_finding(rival))  # fmt: skip
+
+
+def _finding(difference: Any) -> str:
+    if "groups" in difference:
+        return "undecided"
+    if below_zero(difference):
+        return "better"
+    return "worse" if above_zero(difference) else "no difference shown"

@@ -1,0 +1,81 @@
+"""Report as Markdown with figures in files, for a pull request or a post: the first screen, the story, the leaderboard.
+
+Command: ``arena-distill report RUN --format md``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+
+from ensemble.report.advice import advice
+from ensemble.report.conclusion import say
+from ensemble.report.head import head
+from ensemble.report.names import predictor_name
+from ensemble.report.page_elements import Section, interval, number, percent
+from ensemble.report.story import story
+from ensemble.report.svg import Drawing
+
+Report = dict[str, Any]
+FIGURES = "figures"  # folder beside the Markdown file
+SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]<>#|"})
+
+
+def drawings(sections: list[Section]) -> list[tuple[str, Drawing]]:
+    """Return the figures of the page with their captions, in its order."""
+    blocks = [block for section in sections for block in section.blocks]
+    return [(block.caption, block.svg) for block in blocks if isinstance(block.svg, Drawing)]
+
+
+def render_markdown(report: Report, figures: list[tuple[str, Drawing]]) -> str:
+    """Return the Markdown text of one run.
+
+    Args:
+        report: the content of ``report.json``.
+        figures: captions and drawings, whose PNG files are in ``FIGURES``.
+    """
+    first = head(report)
+    parts = [
+        f"# {_plain(say('Report of {run}', run=report['run']))}",
+        " · ".join(_plain(fact) for fact in first.facts),
+        _plain(first.conclusion),
+        _table(["", "log loss", ""], [[_plain(say("{c}", c=card.name if card.label == "member" else
+               f"{card.label}: {card.name}")), _plain(card.value), _plain(card.note)] for card in first.cards]),
+        f"```bash\n{first.command}\n```",
+        _plain(first.reason),
+        *_list("Warnings", [say("{w}", w=warning) for warning in report["summary"]["warnings"]]),
+        *_list("Findings", story(report)),
+        *_list("What to try next", advice(report)),
+        "## Leaderboard",
+        _leaderboard(report),
+        "A rank is one more than the number of predictors that are shown to be better (paired 95 % interval).",
+        "## Figures",
+        *(f"![{_plain(say('{c}', c=caption))}]({FIGURES}/{drawing.name}.png)" for caption, drawing in figures),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _plain(text: Markup) -> str:
+    """Return HTML text as Markdown: tags are dropped, and characters that Markdown would read are escaped."""
+    return str(text.striptags()).translate(SPECIAL)
+
+
+def _list(title: str, rows: list[Markup]) -> list[str]:
+    return [f"## {title}", "\n".join(f"- {_plain(row)}" for row in rows)] if rows else []
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def _leaderboard(report: Report) -> str:
+    rows = sorted(report["summary"]["table"], key=lambda row: float(row["log_loss"]["value"]))
+    cells = [
+        [str(row["rank"] or ""), _plain(say("{name}", name=predictor_name(row["predictor"]))),
+         _plain(interval(row["log_loss"])), _plain(interval(row["behind"], signed=True)) if row["behind"] else "",
+         _plain(percent(row["accuracy"])), _plain(number(row["ece"]))]
+        for row in rows
+    ]  # fmt: skip
+    return _table(["rank", "predictor", "log loss", "behind the first", "accuracy", "ECE"], cells)
