@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,27 @@ def _judge(arguments: argparse.Namespace) -> None:
             print(line, flush=True)
 
 
+def _serve(arguments: argparse.Namespace) -> None:
+    missing = [package for package in ("fastapi", "prometheus_client", "uvicorn") if find_spec(package) is None]
+    if missing:
+        raise UserError(f"serve needs the package {missing[0]}; run 'make setup EXTRAS=serve'")
+    from ensemble.serving.request_limits import Limits
+    from ensemble.serving.server import listen, read_key, serve
+
+    if not arguments.timeout > 0:
+        raise UserError(f"--timeout {arguments.timeout:g}: give a number of seconds above 0")
+    key = read_key(arguments.api_key_file)
+    sock = listen(arguments.host, arguments.port)  # before the model is read, which takes long
+
+    from ensemble.serving.judge import Judge
+    from oof.common.process_tuning import prepare_process
+
+    prepare_process()
+    judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
+    name = arguments.model_name or Path(arguments.folder).resolve().name
+    serve(judge, name, sock, key, Limits(seconds=arguments.timeout))
+
+
 def _table(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
 
@@ -212,6 +234,17 @@ def _judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
 
 
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    _judge_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = all of this machine")
+    parser.add_argument("--port", type=int, default=8000, help="0 = any free one")
+    parser.add_argument("--model-name", metavar="NAME", help="in answers (default: the folder's name)")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for the answer to a request")
+    parser.add_argument(
+        "--api-key-file", metavar="FILE", help="key that clients must send (default: ARENA_DISTILL_API_KEY, or none)"
+    )
+
+
 SUBCOMMANDS = (
     Subcommand(
         "seen", _seen, "data", "contamination check: mark battles whose prompt is in a training corpus",
@@ -238,6 +271,10 @@ SUBCOMMANDS = (
     Subcommand(
         "judge", _judge, "use", "judge pairs of answers: JSON lines in, verdicts out",
         "arena-distill judge runs/demo/distill/student < battles.jsonl > verdicts.jsonl", _judge_arguments,
+    ),
+    Subcommand(
+        "serve", _serve, "use", "serve a student over HTTP: verdicts, vLLM's /classify, metrics, a page",
+        "arena-distill serve runs/demo/distill/student --port 8000", _serve_arguments,
     ),
     Subcommand(
         "table", _table, "look at", "print the log loss of each stage and write metrics.json",

@@ -98,7 +98,7 @@ class Judge(Student):
         if isinstance(prompts, str) or not len(responses_a) == len(responses_b) == n:
             raise UserError("compare_many needs three lists of equal length, one element per battle")
         texts = zip(prompts, responses_a, responses_b, strict=True)
-        battles = [_battle(f"battle {i}", *battle) for i, battle in enumerate(texts)]
+        battles = [read_battle(f"battle {i}", *battle) for i, battle in enumerate(texts)]
         chunks = [_probabilities(self, battles[i : i + CHUNK]) for i in range(0, n, CHUNK)]
         return np.concatenate([np.empty((0, 3)), *chunks])
 
@@ -107,9 +107,13 @@ def _probabilities(judge: Judge, battles: Sequence[Battle]) -> NDArray[np.float6
     """Return (n, 3) probabilities of (n) battles."""
     if not battles:
         return np.empty((0, 3))
+    return softmax(judge.logits(battles_table(battles)).mean(axis=1))
+
+
+def battles_table(battles: Sequence[Battle]) -> pl.DataFrame:
+    """Return (n) battles as the table that :meth:`Judge.encode` and :meth:`Judge.logits` read."""
     columns = {name: [battle[i] for battle in battles] for i, name in enumerate(TEXTS)}
-    table = pl.DataFrame(columns, schema=dict.fromkeys(TEXTS, pl.List(pl.String)))
-    return softmax(judge.logits(table).mean(axis=1))
+    return pl.DataFrame(columns, schema=dict.fromkeys(TEXTS, pl.List(pl.String)))
 
 
 def _listed(column: Sequence[T]) -> Sequence[T]:
@@ -119,8 +123,12 @@ def _listed(column: Sequence[T]) -> Sequence[T]:
     return values
 
 
-def _battle(place: str, *texts: object) -> Battle:
-    """Return the turns of a prompt and two responses; ``place`` names the battle in errors."""
+def read_battle(place: str, *texts: object) -> Battle:
+    """Return the turns of a prompt and two responses, given as in :meth:`Judge.compare`.
+
+    Raises:
+        UserError: the numbers of turns differ, or something is not text; ``place`` names the battle.
+    """
     if any(map(_is_messages, texts)):
         texts = _turns_of_messages(place, *texts)
     prompt, a, b = (_turns(text, f"{place}: {name}") for name, text in zip(TEXTS, texts, strict=True))
@@ -204,4 +212,4 @@ def _read_line(number: int, line: str) -> tuple[object, Battle]:
     missing = [name for name in TEXTS if not isinstance(content, dict) or name not in content]
     if missing:
         raise UserError(f"line {number}: no {missing[0]!r}; give an object with {', '.join(TEXTS)}")
-    return content.get("id", number), _battle(f"line {number}", *(content[name] for name in TEXTS))
+    return content.get("id", number), read_battle(f"line {number}", *(content[name] for name in TEXTS))
