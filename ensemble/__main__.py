@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,8 +129,9 @@ def _serve(arguments: argparse.Namespace) -> None:
     missing = [package for package in ("fastapi", "prometheus_client", "uvicorn") if find_spec(package) is None]
     if missing:
         raise UserError(f"serve needs the package {missing[0]}; run 'make setup EXTRAS=serve'")
+    from ensemble.serving.api_key import read_key
     from ensemble.serving.request_limits import Limits
-    from ensemble.serving.server import listen, read_key, serve
+    from ensemble.serving.server import listen, serve
 
     if not arguments.timeout > 0:
         raise UserError(f"--timeout {arguments.timeout:g}: give a number of seconds above 0")
@@ -143,6 +145,23 @@ def _serve(arguments: argparse.Namespace) -> None:
     judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
     name = arguments.model_name or Path(arguments.folder).resolve().name
     serve(judge, name, sock, key, Limits(seconds=arguments.timeout))
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from ensemble.serving.api_key import read_key
+    from ensemble.serving.endpoints import Endpoint
+    from ensemble.serving.judge import Judge
+    from ensemble.serving.verification import verify
+
+    endpoint = Endpoint(arguments.url, read_key(arguments.api_key_file), arguments.wait)
+    judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
+    comparisons = verify(judge, endpoint, arguments.tolerance)
+    if arguments.json:
+        print_json({"url": arguments.url, "paths": [asdict(comparison) for comparison in comparisons]})
+    else:
+        for comparison in comparisons:
+            print(f"verify: {comparison}")
+    return int(any(comparison.differs for comparison in comparisons))
 
 
 def _table(arguments: argparse.Namespace) -> None:
@@ -245,6 +264,17 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    _judge_arguments(parser)
+    parser.add_argument("url", help="of a server, or of its /v1/compare or /classify: http://localhost:8000")
+    parser.add_argument("--tolerance", type=float, help="of a probability (default: by precision; float32: 0.0001)")
+    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="for a server that is starting")
+    parser.add_argument(
+        "--api-key-file", metavar="FILE", help="key that the server asks for (default: ARENA_DISTILL_API_KEY, or none)"
+    )
+    add_json_option(parser)
+
+
 SUBCOMMANDS = (
     Subcommand(
         "seen", _seen, "data", "contamination check: mark battles whose prompt is in a training corpus",
@@ -275,6 +305,10 @@ SUBCOMMANDS = (
     Subcommand(
         "serve", _serve, "use", "serve a student over HTTP: verdicts, vLLM's /classify, metrics, a page",
         "arena-distill serve runs/demo/distill/student --port 8000", _serve_arguments,
+    ),
+    Subcommand(
+        "verify", _verify, "use", "compare an HTTP endpoint with the student that it serves; say what differs",
+        "arena-distill verify runs/demo/distill/student http://localhost:8000", _verify_arguments,
     ),
     Subcommand(
         "table", _table, "look at", "print the log loss of each stage and write metrics.json",

@@ -84,13 +84,7 @@ class Batcher:
             self.taken -= n
 
     async def logits(self, sequences: Sequence[Sequence32]) -> NDArray[np.float64]:
-        """Return (n, 3) logits of n sequences of token ids, in the class order as presented; a missing tie is pinned.
-
-        Cancelling the call takes its sequences out of the queue.
-
-        Raises:
-            UserError: a logit is not finite, or one sequence does not fit into memory.
-        """
+        """Return what :func:`sequence_logits` returns; cancelling the call takes its sequences out of the queue."""
         future: asyncio.Future[NDArray[np.float64]] = asyncio.get_running_loop().create_future()
         request = _Request(future, np.empty((len(sequences), 3)), len(sequences))
         before = offsets_of([len(ids) for ids in sequences])
@@ -143,12 +137,20 @@ class Batcher:
             return batch
 
     def _score(self, sequences: list[Sequence32]) -> NDArray[np.float64]:
-        offsets = offsets_of([len(ids) for ids in sequences])
-        counts = np.zeros((len(sequences), 3), dtype=np.int32)  # of texts, which scoring does not read
-        encoded = Encoded(np.concatenate(sequences), offsets, 1, counts, counts)
-        pad_id = self.student.tokenizer.pad_token_id
-        logits = predict_logits(self.student.model, self.student.member, encoded, pad_id, "student")
-        return logits[:, 0].astype(np.float64)
+        return sequence_logits(self.student, sequences)
+
+
+def sequence_logits(student: Student, sequences: Sequence[Sequence32]) -> NDArray[np.float64]:
+    """Return (n, 3) logits of n sequences of token ids, in the class order as presented; a missing tie is pinned.
+
+    Raises:
+        UserError: a logit is not finite, or one sequence does not fit into memory.
+    """
+    offsets = offsets_of([len(ids) for ids in sequences])
+    counts = np.zeros((len(sequences), 3), dtype=np.int32)  # of texts, which scoring does not read
+    encoded = Encoded(np.concatenate(sequences), offsets, 1, counts, counts)
+    logits = predict_logits(student.model, student.member, encoded, student.tokenizer.pad_token_id, "student")
+    return logits[:, 0].astype(np.float64)
 
 
 def _finish(request: _Request, error: Exception | None = None) -> None:

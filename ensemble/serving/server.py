@@ -1,4 +1,4 @@
-"""Server process of the HTTP service: its socket, its key, and an orderly end.
+"""Server process of the HTTP service: its socket and an orderly end.
 
 SIGTERM and Ctrl-C stop new connections; requests that were taken are answered first.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import os
 import socket
-from pathlib import Path
 
 import uvicorn
 
+from ensemble.serving.api_key import KEY
 from ensemble.serving.connections import limited_protocol
 from ensemble.serving.judge import Judge
 from ensemble.serving.request_limits import Limits
@@ -22,24 +21,8 @@ from oof.common.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-KEY = "ARENA_DISTILL_API_KEY"
 HEADER_BYTES = 16 << 10  # of one request's line and headers
 BACKLOG = 128  # connections that the system accepts before the service has seen them
-
-
-def read_key(path: str | None) -> str:
-    """Return the key that clients must send: the content of a file, or else of an environment variable; "" = none.
-
-    Raises:
-        UserError: the file or the variable is empty, or holds something that no header can carry.
-    """
-    place, key = (path, Path(path).read_text(encoding="utf-8")) if path else (KEY, os.environ.get(KEY))
-    if key is None:
-        return ""
-    key = key.strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise UserError(f"{place}: a key is one line of printable ASCII characters; write one, or unset it")
-    return key
 
 
 def listen(host: str, port: int) -> socket.socket:

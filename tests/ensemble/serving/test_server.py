@@ -1,4 +1,4 @@
-"""The subcommand serve: key, address, errors before the model is read, and an end that answers what was taken."""
+"""The subcommand serve: its address, errors before the model is read, and an end that answers what was taken."""
 
 from __future__ import annotations
 
@@ -14,28 +14,9 @@ import pytest
 
 from ensemble.__main__ import main as ensemble_main
 from ensemble.serving import server
-from ensemble.serving.server import KEY, listen, read_key
-from oof.common.errors import UserError
+from ensemble.serving.server import listen
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.served_students import BATTLE, post, untrained_student
-
-
-def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY, raising=False)
-    assert read_key(None) == ""
-    monkeypatch.setenv(KEY, "one")
-    assert read_key(None) == "one"
-    (tmp_path / "key").write_text("two\n")
-    assert read_key(str(tmp_path / "key")) == "two"
-
-
-@pytest.mark.parametrize("key", ["", " \n", "schlüssel", "two\nlines"])
-def test_a_key_that_no_header_carries_is_refused(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY, key)
-    (tmp_path / "key").write_text(key, encoding="utf-8")
-    for path, place in ((None, KEY), (str(tmp_path / "key"), "key")):
-        with pytest.raises(UserError, match=f"{place}: a key is one line of printable ASCII"):
-            read_key(path)
 
 
 def test_an_address_that_cannot_be_used_is_refused_before_the_model_is_read(
