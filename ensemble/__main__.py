@@ -118,7 +118,7 @@ def _judge(arguments: argparse.Namespace) -> None:
     from oof.common.process_tuning import prepare_process
 
     prepare_process()
-    judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
+    judge = Judge.from_pretrained(arguments.folder, arguments.dtype, revision=arguments.revision)
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     with progress("judge", silent=True):  # it waits for lines
         for line in judge_lines(judge, sys.stdin):
@@ -142,7 +142,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from oof.common.process_tuning import prepare_process
 
     prepare_process()
-    judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
+    judge = Judge.from_pretrained(arguments.folder, arguments.dtype, revision=arguments.revision)
     name = arguments.model_name or Path(arguments.folder).resolve().name
     serve(judge, name, sock, key, Limits(seconds=arguments.timeout))
 
@@ -154,7 +154,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from ensemble.serving.verification import verify
 
     endpoint = Endpoint(arguments.url, read_key(arguments.api_key_file), arguments.wait)
-    judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
+    judge = Judge.from_pretrained(arguments.folder, arguments.dtype, revision=arguments.revision)
     comparisons = verify(judge, endpoint, arguments.tolerance)
     if arguments.json:
         print_json({"url": arguments.url, "paths": [asdict(comparison) for comparison in comparisons]})
@@ -162,6 +162,15 @@ def _verify(arguments: argparse.Namespace) -> int:
         for comparison in comparisons:
             print(f"verify: {comparison}")
     return int(any(comparison.differs for comparison in comparisons))
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from ensemble.distillation.hub import push_student
+
+    student = run_folder(arguments) / "distill" / arguments.student
+    pushed = push_student(student, arguments.hub_name, arguments.public)
+    print(f"push: {pushed.url}")
+    print(f'push: Judge.from_pretrained("{pushed.name}", revision="{pushed.commit}")')
 
 
 def _table(arguments: argparse.Namespace) -> None:
@@ -249,7 +258,10 @@ def _seen_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _judge_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="exported student, for example runs/demo/distill/student")
+    parser.add_argument(
+        "folder", help="exported student, for example runs/demo/distill/student, or user/name of the hub"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a student of the hub")
     parser.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
 
 
@@ -273,6 +285,14 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key-file", metavar="FILE", help="key that the server asks for (default: ARENA_DISTILL_API_KEY, or none)"
     )
     add_json_option(parser)
+
+
+def _push_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_argument(parser)
+    parser.add_argument("hub_name", metavar="USER/NAME", help="on the Hugging Face hub; made where it does not exist")
+    variants = ("student", "student-int8", "student-nf4")
+    parser.add_argument("--student", default="student", choices=variants, help="which of the run's (default: student)")
+    parser.add_argument("--public", action="store_true", help="a new repository can be seen by others")
 
 
 SUBCOMMANDS = (
@@ -309,6 +329,10 @@ SUBCOMMANDS = (
     Subcommand(
         "verify", _verify, "use", "compare an HTTP endpoint with the student that it serves; say what differs",
         "arena-distill verify runs/demo/distill/student http://localhost:8000", _verify_arguments,
+    ),
+    Subcommand(
+        "push", _push, "use", "upload a run's student to the Hugging Face hub, with its card",
+        "arena-distill push runs/demo me/preference-judge", _push_arguments,
     ),
     Subcommand(
         "table", _table, "look at", "print the log loss of each stage and write metrics.json",

@@ -28,7 +28,7 @@ from tests.fixtures.demo_run import ROOT, SMALL
 from tests.fixtures.sandbox import run, write_command
 
 SLOW = {"demo", "plan", "oof", "bases", "ablate", "judge", "report", "stack"}
-ELSEWHERE = {"serve", "verify"}  # they need each other: tests/ensemble/serving runs them
+ELSEWHERE = {"serve", "verify", "push"}  # they need a server: tests/ensemble/serving and test_hub.py run them
 NAMES = [subcommand.name for subcommand in SUBCOMMANDS]
 
 
