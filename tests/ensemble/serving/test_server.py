@@ -34,7 +34,7 @@ def test_an_address_that_cannot_be_used_is_refused_before_the_model_is_read(
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("ensemble.__main__.find_spec", lambda name: None if name == "uvicorn" else server)
+    monkeypatch.setattr("ensemble.serving.subcommands.find_spec", lambda name: None if name == "uvicorn" else server)
     assert ensemble_main(["serve", "anything"]) == 2
     assert "serve needs the package uvicorn; run 'make setup EXTRAS=serve'" in capsys.readouterr().err
 
