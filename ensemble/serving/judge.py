@@ -32,7 +32,8 @@ from oof.metrics import softmax
 T = TypeVar("T")
 Message = Mapping[str, object]  # {"role": "user", "content": "Hello"}
 Text = str | Sequence[str] | Sequence[Message]  # one text, the turns of a conversation, or chat messages
-Battle = tuple[list[str], list[str], list[str]]  # turns of prompt, response A and response B
+Turns = list[str | None]
+Battle = tuple[Turns, Turns, Turns]  # of prompt, response A and response B, as given
 CHUNK = 512  # battles encoded and scored at a time
 MAX_LINE = 64 << 20  # characters of one JSON line
 
@@ -111,9 +112,12 @@ def _probabilities(judge: Judge, battles: Sequence[Battle]) -> NDArray[np.float6
 
 
 def battles_table(battles: Sequence[Battle]) -> pl.DataFrame:
-    """Return (n) battles as the table that :meth:`Judge.encode` and :meth:`Judge.logits` read."""
-    columns = {name: [battle[i] for battle in battles] for i, name in enumerate(TEXTS)}
-    return pl.DataFrame(columns, schema=dict.fromkeys(TEXTS, pl.List(pl.String)))
+    """Return (n) battles, at least one, as the table that :meth:`Judge.encode` and :meth:`Judge.logits` read.
+
+    Texts are cleaned as in files: null is empty, NUL and lone surrogates are removed.
+    """
+    columns = (turn_lists([battle[i] for battle in battles], Counter()) for i in range(len(TEXTS)))
+    return pl.DataFrame(dict(zip(TEXTS, columns, strict=True)))
 
 
 def _listed(column: Sequence[T]) -> Sequence[T]:
@@ -162,12 +166,12 @@ def _turns_of_messages(place: str, prompt: object, *responses: object) -> tuple[
     return users, a, b
 
 
-def _turns(value: object, place: str) -> list[str]:
-    """Return the turns of a text, cleaned as in files: null is empty, NUL and lone surrogates are removed."""
+def _turns(value: object, place: str) -> Turns:
+    """Return the turns of a text."""
     turns = [value] if isinstance(value, str) or value is None else value
     if not isinstance(turns, list | tuple) or not turns or not all(t is None or isinstance(t, str) for t in turns):
         raise UserError(f"{place}: expected a text or a list of texts, one for each turn, not {value!r:.60}")
-    return list(turn_lists([turns], Counter())[0])
+    return list(turns)
 
 
 # --- JSON lines ------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ class RequestLimits:
             raise AssertionError
 
         call = asyncio.ensure_future(self.app(scope, replay, answer.send))
-        gone = asyncio.ensure_future(receive())  # after the body, only the end of the connection is received
+        gone = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({call, gone}, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
             if call.done():
@@ -205,6 +205,12 @@ class _Answer:
             headers.append((b"connection", b"close"))  # the rest of the body is not read
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": content})
+
+
+async def _gone(receive: Receive) -> None:
+    """Wait until the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _headers(scope: Scope) -> Mapping[bytes, bytes]:

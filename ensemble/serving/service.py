@@ -81,7 +81,7 @@ class Service:
             UserError: the model cannot score them.
         """
         with self.batcher.place(len(ORDERS) * len(battles)):
-            encoded = await self._encode(self.judge.encode, battles_table(battles))
+            encoded = await self._encode(lambda: self.judge.encode(battles_table(battles)))
             sequences = [encoded.sequence(i, order) for i in range(len(battles)) for order in range(len(ORDERS))]
             logits = (await self.batcher.logits(sequences)).reshape(-1, len(ORDERS), len(CLASSES))
         logits[:, 1] = swap_classes(logits[:, 1])

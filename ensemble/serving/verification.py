@@ -59,7 +59,7 @@ def synthetic_battles(max_tokens: int) -> list[Battle]:
         if i % LONG_EVERY == 0:
             turns[1][0] = f"{turns[1][0]} " * max_tokens
         battles.append(read_battle(f"battle {i}", *turns))
-    return battles
+    return [(a, b, c) for a, b, c in battles_table(battles).iter_rows()]  # cleaned: JSON holds no lone surrogates
 
 
 def verify(judge: Judge, endpoint: Endpoint, tolerance: float | None = None) -> list[Comparison]:
