@@ -8,6 +8,7 @@ connection has a request in work is a new one refused.
 from __future__ import annotations
 
 import asyncio
+import resource
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -16,6 +17,21 @@ REFUSED = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 1\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(REFUSAL), REFUSAL)
 )
+
+
+OTHER_FILES = 400  # that a process with a model has open, and connections accepted before the limit is looked at
+
+
+def connections_that_fit(wanted: int) -> int:
+    """Return how many connections the process may have open, at most ``wanted``; raise its own limit of files first.
+
+    Beyond the limit of the system no client could connect at all, neither a hostile one nor another.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted + OTHER_FILES if hard == resource.RLIM_INFINITY else min(wanted + OTHER_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(1, most - OTHER_FILES)
 
 
 def limited_protocol(most: int, read_seconds: float) -> type[H11Protocol]:

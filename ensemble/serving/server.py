@@ -12,7 +12,7 @@ import socket
 import uvicorn
 
 from ensemble.serving.api_key import KEY
-from ensemble.serving.connections import limited_protocol
+from ensemble.serving.connections import connections_that_fit, limited_protocol
 from ensemble.serving.judge import Judge
 from ensemble.serving.request_limits import Limits
 from ensemble.serving.service import Service, build_app
@@ -50,7 +50,7 @@ def build_server(judge: Judge, name: str, key: str, limits: Limits) -> uvicorn.S
     """
     config = uvicorn.Config(
         build_app(Service(judge, name, limits), key),
-        http=limited_protocol(limits.connections, limits.read_seconds),
+        http=limited_protocol(connections_that_fit(limits.connections), limits.read_seconds),
         ws="none",
         loop="asyncio",
         log_config=None,

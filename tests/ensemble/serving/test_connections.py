@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -10,6 +12,7 @@ import pytest
 
 from ensemble import Judge
 from ensemble.serving.request_limits import Limits
+from tests.fixtures.demo_run import ROOT
 from tests.fixtures.served_students import BATTLE, connect, everything, post, serving, untrained_student
 
 
@@ -70,3 +73,17 @@ def test_connections_beyond_the_limit_make_room_for_those_that_send_requests(url
             idle = [stack.enter_context(connect(url)) for _ in range(20)]
             assert post(f"{url}/v1/compare", BATTLE).status_code == 200
         assert all(everything(connection) == b"" for connection in idle)
+
+
+@pytest.mark.parametrize(
+    ("limits", "fit", "after"), [((300, 900), 500, 900), ((300, 5000), 1000, 1400), ((4000, 5000), 1000, 4000)]
+)
+def test_connections_fit_into_the_limit_of_open_files(limits: tuple[int, int], fit: int, after: int) -> None:
+    """On many systems it is 1,024 files, which a process may raise by itself."""
+    code = (
+        "import resource; from ensemble.serving.connections import connections_that_fit\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, {limits})\n"
+        "print(connections_that_fit(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S603
+    assert done.stdout.split() == [str(fit), str(after)]
