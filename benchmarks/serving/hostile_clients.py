@@ -4,9 +4,9 @@
     python -m benchmarks.serving.hostile_clients --seconds 5 --only silent
 
 Four well-behaved clients send battles while hostile ones do one thing each; every answer is compared with the offline
-judge's. "Calm" has no hostile clients. Hostile connections that the service ends are opened again. Clients and service
-share this machine, so some of the lost time is the attackers' own. The student is a Llama of random weights, unless a
-folder is given.
+judge's. In the rows "calm" there are no hostile clients. Hostile connections that the service ends are opened again.
+Clients and service share this machine, so some of the lost time is the attackers' own. The student is a Llama of random
+weights, unless a folder is given.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def under_attack(
 ) -> tuple[str, Answers]:
     """Return the row of one attack and the answers of the well-behaved clients meanwhile."""
     service.peak_mb = 0.0
-    words, connections, _ = ATTACKS.get(name, ("none", 0, None))
+    words, connections, _ = ATTACKS.get(name, (CALM, 0, None))
     command = [sys.executable, "-m", "benchmarks.serving.attackers", name, service.url, str(seconds), str(connections)]
     attackers = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) if connections else None
     answers = asyncio.run(ask_for(service, battles, expected, CLIENTS, seconds))
