@@ -12,6 +12,7 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ensemble.serving.subcommands import SERVING, add_student_arguments
 from oof.command_line import add_config_arguments, add_run_argument, load_config, locked_run, run_folder, run_subcommand
 from oof.common.atomic_files import rewrite_json
 from oof.common.errors import UserError
@@ -116,7 +117,7 @@ def _judge(arguments: argparse.Namespace) -> None:
     from oof.common.process_tuning import prepare_process
 
     prepare_process()
-    judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
+    judge = Judge.from_pretrained(arguments.folder, arguments.dtype, revision=arguments.revision)
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     with progress("judge", silent=True):  # it waits for lines
         for line in judge_lines(judge, sys.stdin):
@@ -226,11 +227,6 @@ def _seen_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, help="Jaccard similarity (default: the run's groups.threshold)")
 
 
-def _judge_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="exported student, for example runs/demo/distill/student")
-    parser.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
-
-
 SUBCOMMANDS = (
     Subcommand(
         "seen", _seen, "data", "contamination check: mark battles whose prompt is in a training corpus",
@@ -256,8 +252,9 @@ SUBCOMMANDS = (
     ),
     Subcommand(
         "judge", _judge, "use", "judge pairs of answers: JSON lines in, verdicts out",
-        "arena-distill judge runs/demo/distill/student < battles.jsonl > verdicts.jsonl", _judge_arguments,
+        "arena-distill judge runs/demo/distill/student < battles.jsonl > verdicts.jsonl", add_student_arguments,
     ),
+    *SERVING,
     Subcommand(
         "table", _table, "look at", "print the log loss of each stage and write metrics.json",
         "arena-distill table --run runs/demo", _table_arguments,

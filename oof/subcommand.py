@@ -25,7 +25,7 @@ PROGRAM = "arena-distill"
 GROUPS = ("get started", "data", "stages", "use", "look at", "tools")
 EXIT_STATUSES = {
     0: "done, or up to date",
-    1: "a check failed: check found a problem in the files, audit a violated invariant",
+    1: "a check failed: check found a problem in the files, audit a violated invariant, verify other numbers",
     2: "an error of the user's input, or of the disk; one line on standard error says which and what to do",
     3: "a bug in this program; the line names the file with the traceback",
     75: "stopped by SIGTERM or jobs.time_limit with the work saved; the same command continues",

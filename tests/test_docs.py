@@ -26,7 +26,15 @@ from oof.subcommand import PROGRAM
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.sandbox import DOCUMENTS, cut_down_copy, run
 
-REASONS = ("needs a GPU", "needs a cluster", "needs Slurm", "needs Kaggle", "installs packages")
+REASONS = (
+    "needs a GPU",
+    "needs a cluster",
+    "needs Slurm",
+    "needs Kaggle",
+    "needs an account of the hub",
+    "needs Docker",
+    "installs packages",
+)
 FENCE = re.compile(r"^(?:<!-- not run: (?P<why>[^>]+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]*)(#[^)\s]+)?\)")
 COMMAND = re.compile(r"(?:`|^)((?:make|arena-distill|python -m|python) [^`\n]+)", re.M)  # also inside a sentence

@@ -92,6 +92,12 @@ judge = Judge.from_pretrained("this folder")
 a, b, tie = judge.compare("a prompt", "response A", "response B")
 ```
 
+Over HTTP, with vLLM's `/classify` and a page to try it:
+
+```bash
+arena-distill serve "this folder"
+```
+
 Without that package: call `tokenizer.apply_chat_template` with the roles `user`, `response_a`, `response_b` (layout
 `{prompts.layout}`) and add no special tokens. Score both orders of the responses and average the logits, so that the
 order has no influence. Battles longer than {prompts.score_max_tokens or prompts.max_tokens} tokens are truncated by the

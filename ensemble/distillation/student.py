@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble.distillation.hub import student_folder
 from oof.common.atomic_files import read_json
 from oof.common.errors import UserError
 from oof.config import Member, Prompts
@@ -34,20 +35,27 @@ class Student:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, dtype: str = "auto", tokens_per_batch: int | None = None, attn: str = "auto"
+        cls,
+        folder: str | Path,
+        dtype: str = "auto",
+        tokens_per_batch: int | None = None,
+        attn: str = "auto",
+        revision: str | None = None,
     ) -> Self:
-        """Open an exported student: ``RUN/distill/student`` or one of its quantised variants.
+        """Open an exported student: ``RUN/distill/student``, one of its quantised variants, or one of the hub.
 
         Args:
-            folder: holds the weights, the tokenizer and ``prompts.json``.
+            folder: holds the weights, the tokenizer and ``prompts.json``; or ``user/name`` on the Hugging Face hub, of
+                which a copy is kept in its local cache.
             dtype: auto (as saved), float32, bfloat16 or float16.
             tokens_per_batch: padded tokens of one forward pass; None = a default for the device.
             attn: attention implementation, as in a member's recipe.
+            revision: branch, tag or commit of a student of the hub; None = its main branch.
 
         Raises:
-            UserError: the folder is not an exported student, or ``dtype`` is no choice.
+            UserError: the folder is not an exported student, the hub has none, or ``dtype`` is no choice.
         """
-        folder = Path(folder)
+        folder = student_folder(folder, revision)
         for name in ("config.json", PROMPTS):
             if not (folder / name).is_file():
                 raise UserError(f"{folder / name}: missing; give the folder of an exported student ('make distill')")

@@ -32,7 +32,8 @@ from oof.metrics import softmax
 T = TypeVar("T")
 Message = Mapping[str, object]  # {"role": "user", "content": "Hello"}
 Text = str | Sequence[str] | Sequence[Message]  # one text, the turns of a conversation, or chat messages
-Battle = tuple[list[str], list[str], list[str]]  # turns of prompt, response A and response B
+Turns = list[str | None]
+Battle = tuple[Turns, Turns, Turns]  # of prompt, response A and response B, as given
 CHUNK = 512  # battles encoded and scored at a time
 MAX_LINE = 64 << 20  # characters of one JSON line
 
@@ -98,7 +99,7 @@ class Judge(Student):
         if isinstance(prompts, str) or not len(responses_a) == len(responses_b) == n:
             raise UserError("compare_many needs three lists of equal length, one element per battle")
         texts = zip(prompts, responses_a, responses_b, strict=True)
-        battles = [_battle(f"battle {i}", *battle) for i, battle in enumerate(texts)]
+        battles = [read_battle(f"battle {i}", *battle) for i, battle in enumerate(texts)]
         chunks = [_probabilities(self, battles[i : i + CHUNK]) for i in range(0, n, CHUNK)]
         return np.concatenate([np.empty((0, 3)), *chunks])
 
@@ -107,9 +108,16 @@ def _probabilities(judge: Judge, battles: Sequence[Battle]) -> NDArray[np.float6
     """Return (n, 3) probabilities of (n) battles."""
     if not battles:
         return np.empty((0, 3))
-    columns = {name: [battle[i] for battle in battles] for i, name in enumerate(TEXTS)}
-    table = pl.DataFrame(columns, schema=dict.fromkeys(TEXTS, pl.List(pl.String)))
-    return softmax(judge.logits(table).mean(axis=1))
+    return softmax(judge.logits(battles_table(battles)).mean(axis=1))
+
+
+def battles_table(battles: Sequence[Battle]) -> pl.DataFrame:
+    """Return (n) battles, at least one, as the table that :meth:`Judge.encode` and :meth:`Judge.logits` read.
+
+    Texts are cleaned as in files: null is empty, NUL and lone surrogates are removed.
+    """
+    columns = (turn_lists([battle[i] for battle in battles], Counter()) for i in range(len(TEXTS)))
+    return pl.DataFrame(dict(zip(TEXTS, columns, strict=True)))
 
 
 def _listed(column: Sequence[T]) -> Sequence[T]:
@@ -119,8 +127,12 @@ def _listed(column: Sequence[T]) -> Sequence[T]:
     return values
 
 
-def _battle(place: str, *texts: object) -> Battle:
-    """Return the turns of a prompt and two responses; ``place`` names the battle in errors."""
+def read_battle(place: str, *texts: object) -> Battle:
+    """Return the turns of a prompt and two responses, given as in :meth:`Judge.compare`.
+
+    Raises:
+        UserError: the numbers of turns differ, or something is not text; ``place`` names the battle.
+    """
     if any(map(_is_messages, texts)):
         texts = _turns_of_messages(place, *texts)
     prompt, a, b = (_turns(text, f"{place}: {name}") for name, text in zip(TEXTS, texts, strict=True))
@@ -154,12 +166,12 @@ def _turns_of_messages(place: str, prompt: object, *responses: object) -> tuple[
     return users, a, b
 
 
-def _turns(value: object, place: str) -> list[str]:
-    """Return the turns of a text, cleaned as in files: null is empty, NUL and lone surrogates are removed."""
+def _turns(value: object, place: str) -> Turns:
+    """Return the turns of a text."""
     turns = [value] if isinstance(value, str) or value is None else value
     if not isinstance(turns, list | tuple) or not turns or not all(t is None or isinstance(t, str) for t in turns):
         raise UserError(f"{place}: expected a text or a list of texts, one for each turn, not {value!r:.60}")
-    return list(turn_lists([turns], Counter())[0])
+    return list(turns)
 
 
 # --- JSON lines ------------------------------------------------------------------------------------------
@@ -204,4 +216,4 @@ def _read_line(number: int, line: str) -> tuple[object, Battle]:
     missing = [name for name in TEXTS if not isinstance(content, dict) or name not in content]
     if missing:
         raise UserError(f"line {number}: no {missing[0]!r}; give an object with {', '.join(TEXTS)}")
-    return content.get("id", number), _battle(f"line {number}", *(content[name] for name in TEXTS))
+    return content.get("id", number), read_battle(f"line {number}", *(content[name] for name in TEXTS))

@@ -38,7 +38,7 @@ def quiet_libraries() -> None:
         root.setLevel(logging.INFO)
         logging.captureWarnings(True)
         warnings.formatwarning = _sentence
-    for noisy in ("httpx", "transformers", "peft", "accelerate", "optuna", "bitsandbytes", "ray"):
+    for noisy in ("httpx", "httpx2", "transformers", "peft", "accelerate", "optuna", "bitsandbytes", "ray"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     # peft 0.21 uses the name that transformers 5.23 deprecates.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

@@ -27,6 +27,8 @@ SMALL = {
     "--sizes 48,24,24,540 --out runs/ukp --report ukp.md stack.trials=2",
     "quality.students": "--seeds 0 --battles 120 --only 'plain student' pseudo-labels",
     "robustness.fuzz": "--files 20",
+    "serving.hostile_clients": "runs/demo/distill/student --seconds 2 --only malformed --write hostile.md",
+    "serving.service_load": "--width 64 --layers 1 --seconds 3 --clients 8 --write load.md",
     "speed.feature_rate": "--battles 200 --families",
     "speed.fold_jobs": f"--model {TINY[1]} --battles 4 --max-tokens 128 --peer-batch 2",
     "speed.grouping": "--sizes 400 800",
@@ -45,6 +47,7 @@ ELSEWHERE = {
     "robustness.installation": "downloads gigabytes",
     "robustness.faults": "tests/benchmarks/test_faults.py is its short version",
     "robustness.subcommand_server": "started by robustness.faults",
+    "serving.attackers": "started by serving.hostile_clients",
     "speed.other_stackers": "started by speed.stack_peers",
 }
 

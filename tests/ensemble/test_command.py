@@ -28,11 +28,12 @@ from tests.fixtures.demo_run import ROOT, SMALL
 from tests.fixtures.sandbox import run, write_command
 
 SLOW = {"demo", "plan", "oof", "bases", "ablate", "judge", "report", "stack"}
+ELSEWHERE = {"serve", "verify", "push"}  # they need a server: tests/ensemble/serving and test_hub.py run them
 NAMES = [subcommand.name for subcommand in SUBCOMMANDS]
 
 
 def examples() -> Iterator[object]:
-    for subcommand in SUBCOMMANDS:
+    for subcommand in (subcommand for subcommand in SUBCOMMANDS if subcommand.name not in ELSEWHERE):
         marks = [pytest.mark.slow, pytest.mark.timeout(900)] if subcommand.name in SLOW else []
         yield pytest.param(subcommand, id=subcommand.name, marks=marks)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ensemble.report.make import write_comparison, write_report
-from tests.fixtures.browser import CHROMIUM, Browser, browser
+from tests.fixtures.browser import CHROMIUM, FAINT, Browser, browser
 from tests.fixtures.report_runs import HOSTILE, hostile_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install chromium)")
@@ -36,27 +36,6 @@ CUT = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
       && a.top < b.bottom - 3 && b.top < a.bottom - 3);
   }).map(text => svg.getAttribute('aria-label').slice(0, 40) + ': ' + text.textContent);
 })"""
-# Texts with a contrast below 4.5, the minimum of WCAG.
-FAINT = """(() => {
-  const light = c => { const v = c / 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
-  const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
-  const parse = text => text.match(/[\\d.]+/g).map(Number);
-  const behind = element => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const texts = 'p, li, th, td, small, summary, figcaption, a, button, code, h1, h2, h3, svg text';
-  return [...document.querySelectorAll(texts)].filter(element => {
-    const style = getComputedStyle(element), ink = parse(element.closest('svg') ? style.fill : style.color);
-    const paper = behind(element), part = Number(style.opacity);
-    const seen = ink.slice(0, 3).map((value, i) => part * value + (1 - part) * paper[i]);
-    const [high, low] = [luminance(seen), luminance(paper)].sort((x, y) => y - x);
-    return (high + 0.05) / (low + 0.05) < 4.5;
-  }).map(element => element.outerHTML.slice(0, 80));
-})()"""
 FIGURES = {"run": 17, "hostile": 18, "comparison": 1}
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from transformers import AutoModelForSequenceClassification
 
 from ensemble import Judge
 from ensemble.__main__ import main as ensemble_main
+from ensemble.serving import judge as judge_module
 from ensemble.serving.judge import Verdict, judge_lines
 from oof.common.errors import UserError
 from oof.data.battles import read_file
+from oof.data.text_columns import turn_lists
 from tests.fixtures.chat_template import chat_text
 from tests.fixtures.demo_run import ROOT
 
@@ -120,6 +123,19 @@ def test_columns_of_data_frames_are_compared(judge: Judge) -> None:
     np.testing.assert_array_equal(judge.compare_many(*arrays), expected)  # type: ignore[arg-type]
     pandas = pytest.importorskip("pandas").DataFrame(columns)
     np.testing.assert_array_equal(judge.compare_many(pandas["p"], pandas["a"], pandas["b"]), expected)
+
+
+def test_texts_of_all_battles_are_cleaned_at_once(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text by text it takes longer than encoding them, and in the HTTP service others wait."""
+    columns = []
+
+    def counted(turns: list[list[str | None]], counts: Counter[str]) -> pl.Series:
+        columns.append(len(turns))
+        return turn_lists(turns, counts)
+
+    monkeypatch.setattr(judge_module, "turn_lists", counted)
+    judge.compare_many(["p\0"] * 40, ["a\ud83d"] * 40, [None] * 40)  # type: ignore[list-item]
+    assert columns == [40, 40, 40]
 
 
 def test_a_long_text_is_truncated(judge: Judge) -> None:
