@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from hypothesis import settings
 
 from tests.fixtures.demo_run import ROOT, small_arguments
@@ -46,33 +43,18 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run (do not write to it); pytest-xdist's workers copy the first one's."""
-    mine = tmp_path_factory.mktemp("runs") / "small"
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        call_subcommands(mine)
-        return mine
-    shared = tmp_path_factory.getbasetemp().parent / "small"
-    with FileLock(f"{shared}.lock"):
-        if not shared.is_dir():
-            call_subcommands(mine)
-            shutil.copytree(mine, f"{shared}.partial")
-            Path(f"{shared}.partial").rename(shared)
-            return mine
-    shutil.copytree(shared, mine)
-    call_subcommands(mine, ["predict"])  # its key has the path of the test file, which is in the run
-    return mine
-
-
-def call_subcommands(run: Path, subcommands: Sequence[str] = ("oof", "stack", "distill", "predict", "table")) -> None:
+    """Return the folder of a finished run (do not write to it)."""
     from ensemble.__main__ import main as ensemble_main
     from oof.__main__ import main as oof_main
 
     before = Path.cwd()
     os.chdir(ROOT)
     try:
+        run = tmp_path_factory.mktemp("runs") / "small"
         arguments = small_arguments(run)
-        for subcommand in subcommands:
-            main = oof_main if subcommand == "oof" else ensemble_main
-            assert main([subcommand, *arguments]) == 0
+        assert oof_main(["oof", *arguments]) == 0
+        for subcommand in ("stack", "distill", "predict", "table"):
+            assert ensemble_main([subcommand, *arguments]) == 0
     finally:
         os.chdir(before)
+    return run
