@@ -1,4 +1,4 @@
-"""What to try next, in sentences, from the learning curve, the ablations, the truncation and the student's loss."""
+"""Advice on what to try next, in sentences, from learning curve, ablations, truncation and the student's loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows, in sentences: pure functions from the content of ``report.json`` to HTML text.
+"""Findings of a run, in sentences: pure functions from the content of ``report.json`` to HTML text.
 
 What "shown" means stands in :mod:`ensemble.report.conclusion`.
 """

@@ -1,4 +1,4 @@
-"""Where the student loses against the ensemble: slices of the battles, and the part of the loss that each has.
+"""Student against ensemble by slice of the battles, with the part of the loss that each slice has.
 
 Both sets of predictions are out of fold, on the same battles. The loss of a slice is the student's log loss minus that
 of ``calibrated``; its *part* is that times the slice's share of the battles. So the parts of a family that covers all
