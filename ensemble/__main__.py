@@ -216,7 +216,10 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
         "--price-per-hour", type=float, default=0.0, help="price of the machine per hour, for the cost of each stage"
     )
     parser.add_argument(
-        "--format", choices=("html", "md"), default="html", help="html: one page; md: Markdown and figures as files"
+        "--format",
+        choices=("html", "md"),
+        default="html",
+        help="html: one page; md: Markdown and figures as files (a comparison of runs is always a page)",
     )
 
 

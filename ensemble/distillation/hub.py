@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -65,7 +65,7 @@ def student_folder(name: str | Path, revision: str | None = None) -> Path:
             f"{place}: no such folder, no copy from the hub here, and the hub cannot be reached (HF_HUB_OFFLINE=1 "
             "switches it off); download it once with a network"
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (httpx2.HTTPError, HFValidationError, OSError) as error:
         raise UserError(f"{place}: cannot be fetched from the hub ({_reason(error)})") from error
 
 
@@ -78,7 +78,7 @@ def push_student(folder: Path, name: str, public: bool) -> Pushed:
         public: whether a new repository can be seen by others; one that exists stays as it is.
 
     Raises:
-        UserError: the folder is no student, the name is not valid, or the hub refuses.
+        UserError: the folder is no student, the name is not valid, or the hub refuses or cannot be reached.
     """
     if not (folder / CARD).is_file():
         raise UserError(f"{folder / CARD}: missing; give a run with a student ('make distill')")
@@ -91,7 +91,7 @@ def push_student(folder: Path, name: str, public: bool) -> Pushed:
     try:
         api.create_repo(name, private=not public, exist_ok=True)
         info = api.create_commit(name, operations, commit_message="Upload a preference student")
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (httpx2.HTTPError, HFValidationError, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         remedy = f"; {LOG_IN}, with a token that may write" if status in (401, 403, 404) else ""
         raise UserError(f"{name}: the hub does not take it ({_reason(error)}){remedy}") from error

@@ -16,10 +16,11 @@ def read_key(path: str | None) -> str:
     Raises:
         UserError: the file or the variable is empty, or holds something that no header can carry.
     """
-    place, key = (path, Path(path).read_text(encoding="utf-8")) if path else (KEY, os.environ.get(KEY))
-    if key is None:
+    # Bytes that are not text become characters that no key may have.
+    content = Path(path).read_text(encoding="utf-8", errors="replace") if path else os.environ.get(KEY)
+    if content is None:
         return ""
-    key = key.strip()
+    key = content.strip()
     if not key or not key.isascii() or not key.isprintable():
-        raise UserError(f"{place}: a key is one line of printable ASCII characters; write one, or unset it")
+        raise UserError(f"{path or KEY}: a key is one line of printable ASCII characters; write one, or unset it")
     return key

@@ -6,6 +6,7 @@ Each imports what it needs only when it runs, so that ``--help`` starts at once.
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +25,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     from ensemble.serving.request_limits import Limits
     from ensemble.serving.server import listen, serve
 
-    if not arguments.timeout > 0:
-        raise UserError(f"--timeout {arguments.timeout:g}: give a number of seconds above 0")
+    if not 0 < arguments.timeout < math.inf:
+        raise UserError(f"--timeout {arguments.timeout:g}: give a finite number of seconds above 0")
     key = read_key(arguments.api_key_file)
     sock = listen(arguments.host, arguments.port)  # before the model is read, which takes long
 
@@ -44,6 +45,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from ensemble.serving.judge import Judge
     from ensemble.serving.verification import verify
 
+    if not 0 <= arguments.wait < math.inf:
+        raise UserError(f"--wait {arguments.wait:g}: give a finite number of seconds, 0 or more")
     endpoint = Endpoint(arguments.url, read_key(arguments.api_key_file), arguments.wait)
     judge = Judge.from_pretrained(arguments.folder, arguments.dtype, revision=arguments.revision)
     comparisons = verify(judge, endpoint, arguments.tolerance)

@@ -109,6 +109,14 @@ def test_a_push_that_cannot_work_is_refused_in_a_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_hub_that_cannot_be_reached_is_named_in_a_sentence(run: Path, tmp_path: Path) -> None:
+    nobody = ModelHub()
+    nobody.url = "http://127.0.0.1:9"
+    done = push(nobody, tmp_path / "home", str(run), "me/x")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("error: me/x: the hub does not take it (")
+
+
 def test_a_student_of_the_hub_gives_its_numbers_by_commit_offline_and_without_the_hub(
     hub: ModelHub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,3 +26,9 @@ def test_a_key_that_no_header_carries_is_refused(key: str, tmp_path: Path, monke
     for path, place in ((None, KEY), (str(tmp_path / "key"), "key")):
         with pytest.raises(UserError, match=f"{place}: a key is one line of printable ASCII"):
             read_key(path)
+
+
+def test_a_file_of_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"s3cret\x8c\xff")
+    with pytest.raises(UserError, match="key: a key is one line of printable ASCII"):
+        read_key(str(tmp_path / "key"))

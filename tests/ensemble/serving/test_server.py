@@ -27,8 +27,9 @@ def test_an_address_that_cannot_be_used_is_refused_before_the_model_is_read(
         for words in (["--port", port], ["--port", "99999"], ["--host", "203.0.113.7", "--port", "0"]):
             assert ensemble_main(["serve", str(tmp_path / "missing"), *words]) == 2
             assert "choose another, --port 0 takes a free one" in capsys.readouterr().err
-    assert ensemble_main(["serve", str(tmp_path / "missing"), "--port", "0", "--timeout", "-1"]) == 2
-    assert "--timeout -1" in capsys.readouterr().err
+    for seconds in ("-1", "nan", "inf"):
+        assert ensemble_main(["serve", str(tmp_path / "missing"), "--port", "0", "--timeout", seconds]) == 2
+        assert f"--timeout {seconds}: give a finite number" in capsys.readouterr().err
     assert ensemble_main(["serve", str(tmp_path / "missing"), "--port", "0"]) == 2
     assert "give the folder of an exported student" in capsys.readouterr().err
 

@@ -161,4 +161,6 @@ def test_the_subcommand_tells_by_its_status_and_in_json(student: Path, capsys: p
         assert "softmax is missing" in document["paths"][0]["differs"]
     assert ensemble_main(["verify", str(student), url]) == 2
     assert "is it running? --wait 60 waits" in capsys.readouterr().err
+    assert ensemble_main(["verify", str(student), url, "--wait", "nan"]) == 2
+    assert "--wait nan: give a finite number" in capsys.readouterr().err
     assert ensemble_main(["verify", str(student), "not an address"]) == 2
