@@ -10,7 +10,8 @@ and of the rules ``best`` and ``auto``, which choose one of them, calibrated. Be
 folds: AutoGluon with networks, given both orders of every battle and the CPU seconds that ours took, but at least
 ``--seconds-a-fold``; and probmetrics' structured vector and matrix scaling (SVS, SMS) of the member that is best on the
 other folds. Settings of many thousand battles have fewer seeds, and AutoGluon has the first ``--peer-seeds`` ones. A
-difference is over the seeds that both have.
+difference is over the seeds that both have. A call replaces the rows of the settings that it measured and keeps the
+others; the last column says of which commit a row is.
 
 Seeds below 100 served to develop the rule; the page reports others. Two changes were made after earlier versions of
 this page: the ridge went from 0.3 to 0.05 / groups because of a test with a dozen groups, and extra trees became a
@@ -31,6 +32,7 @@ from benchmarks.common import (
     ResumableRows,
     argument_parser,
     chosen,
+    commit,
     costed,
     paragraphs,
     require,
@@ -38,7 +40,7 @@ from benchmarks.common import (
     write_page,
 )
 from benchmarks.peer_environment import peer_python
-from benchmarks.quality.choice_page import Outcome, page
+from benchmarks.quality.choice_page import Outcome, merged, page, row_of
 from benchmarks.quality.choice_peers import Losses, autogluon_losses, probmetrics_losses
 from benchmarks.quality.choice_settings import DATA_VERSION, SETTINGS, Battles
 from ensemble.stacking import STACKING_VERSION
@@ -205,13 +207,12 @@ def main() -> None:
         f"{arguments.trials} trials a study, seeds from {arguments.first_seed} on.",
         "",
     ]
-    found = outcomes(arguments, names, measurements)
-    if absent := [name for name in names if name not in {outcome.setting for outcome in found}]:
+    report = arguments.report or arguments.out / "page.md"
+    found = [row_of(outcome, commit()) for outcome in outcomes(arguments, names, measurements)]
+    rows = merged(report.with_suffix(".json"), found, list(SETTINGS))
+    if absent := sorted(set(SETTINGS) - {row.setting for row in rows}):
         lines += [f"Not measured yet: {', '.join(absent)}.", ""]
-    lines += page(found)
-    print(
-        write_page(arguments.report or arguments.out / "page.md", "The default combiner against its candidates", lines)
-    )
+    print(write_page(report, "The default combiner against its candidates", [*lines, *page(rows)]))
 
 
 if __name__ == "__main__":

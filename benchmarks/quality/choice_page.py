@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from ensemble.statistics.bootstrap import Interval, group_interval
 from ensemble.statistics.interval_words import above_zero, below_zero, in_words
 from ensemble.statistics.standard_errors import half_width
+from oof.common.atomic_files import read_json, write_json
 
 ENOUGH_SEEDS = 5  # for an interval over seeds; below it is over groups of battles
 TOLERANCE = 0.002  # nats behind the best candidate that are not worth a word
@@ -90,14 +92,65 @@ def title(name: str) -> str:
     )
 
 
-def summary(outcomes: Sequence[Outcome]) -> list[str]:
+@dataclass(frozen=True)
+class Row:
+    """What the page says of a setting, and the commit that measured it.
+
+    ``losses``: title -> mean loss over seeds; ``behind`` and ``against``: the default minus the best candidate and
+    minus AutoGluon, the latter over ``peer_seeds`` seeds, if any.
+    """
+
+    setting: str
+    battles: int
+    seeds: int
+    losses: dict[str, float]
+    best: str
+    behind: Interval
+    verdict: str
+    against: Interval | None
+    peer_seeds: int
+    commit: str
+
+
+def row_of(outcome: Outcome, commit: str) -> Row:
+    """Return a setting's row; of its members the best one."""
+    names = [name for name in outcome.per_seed[0] if name != "groups" and name not in PEERS]
+    single = [name for name in names if not name.startswith(("member:", "scaled:"))]
+    shown = {title(name): name for name in single}
+    shown |= {"best member": outcome.best(("member:",)), "best member scaled": outcome.best(("scaled:",))}
+    shown |= {title(name): name for name in PEERS}
+    means = {heading: outcome.mean(name) for heading, name in shown.items()}
+    peers = sum("autogluon" in losses for losses in outcome.per_seed)
+    return Row(
+        outcome.setting,
+        len(outcome.per_seed[0]["default"]),
+        len(outcome.per_seed),
+        {heading: round(mean, 4) for heading, mean in means.items() if not np.isnan(mean)},
+        title(outcome.best()),
+        outcome.behind(outcome.best()),
+        verdict(outcome),
+        outcome.behind("autogluon") if peers else None,
+        peers,
+        commit,
+    )
+
+
+def merged(path: Path, rows: Sequence[Row], order: Sequence[str]) -> list[Row]:
+    """Return the rows of a file and, in place of those of the same setting, ``rows``; keep them all in the file."""
+    stored = [Row(**row) for row in read_json(path)] if path.is_file() else []
+    known = {row.setting: row for row in [*stored, *rows]}
+    all_rows = [known[setting] for setting in order if setting in known]
+    write_json(path, [asdict(row) for row in all_rows])
+    return all_rows
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
     """Return how many settings have which verdict."""
-    verdicts = [verdict(outcome) for outcome in outcomes]
-    good = sum("**" not in words for words in verdicts)
-    against = [outcome.behind("autogluon") for outcome in outcomes if any("autogluon" in s for s in outcome.per_seed)]
+    good = sum("**" not in row.verdict for row in rows)
+    against = [row.against for row in rows if row.against]
     better, worse = sum(map(below_zero, against)), sum(map(above_zero, against))
     return [
-        f"In {good} of {len(outcomes)} settings the default is within {TOLERANCE} of the best candidate (known "
+        f"In {good} of {len(rows)} settings the default is within {TOLERANCE} of the best candidate (known "
         "afterwards only) or not significantly behind it, and behind neither lengths nor TF-IDF beyond noise.",
         f"Beside AutoGluon it is better beyond noise in {better} of {len(against)} settings and worse in {worse}.",
         "",
@@ -107,30 +160,27 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def page(outcomes: Sequence[Outcome]) -> list[str]:
+def page(rows: Sequence[Row]) -> list[str]:
     """Return the Markdown tables of the settings that have been measured."""
-    lines = summary(outcomes)
+    lines = summary(rows)
     lines += ["| setting | battles | seeds | default | best candidate | minus it | verdict | minus AutoGluon (seeds) |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    for outcome in outcomes:
-        best, n = outcome.best(), len(outcome.per_seed[0]["default"])
-        peers = sum("autogluon" in losses for losses in outcome.per_seed)
-        cells = [outcome.setting, f"{n:,}", str(len(outcome.per_seed)), f"{outcome.mean('default'):.4f}"]
-        cells += [f"{title(best)} {outcome.mean(best):.4f}", in_words(outcome.behind(best)), verdict(outcome)]
-        cells += [f"{in_words(outcome.behind('autogluon'))} ({peers})" if peers else ""]
+    lines[-1] += " commit |"
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        cells = [row.setting, f"{row.battles:,}", str(row.seeds), f"{row.losses['default']:.4f}"]
+        cells += [f"{row.best} {_loss(row, row.best)}".strip(), in_words(row.behind), row.verdict]
+        cells += [f"{in_words(row.against)} ({row.peer_seeds})" if row.against else "", row.commit]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", *_losses(outcomes)]
+    return [*lines, "", *_losses(rows)]
 
 
-def _losses(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return the table of mean losses; of the members the best one."""
-    names = list(dict.fromkeys(name for outcome in outcomes for name in outcome.per_seed[0] if name != "groups"))
-    single = [name for name in names if not name.startswith(("member:", "scaled:")) and name not in PEERS]
-    heads = [*(title(name) for name in single), "best member", "best member scaled", *(title(name) for name in PEERS)]
-    lines = [f"| setting | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for outcome in outcomes:
-        shown = [*single, outcome.best(("member:",)), outcome.best(("scaled:",)), *PEERS]
-        means = [outcome.mean(name) for name in shown]
-        cells = ["" if np.isnan(mean) else f"{mean:.4f}" for mean in means]
-        lines.append(f"| {outcome.setting} | {' | '.join(cells)} |")
-    return lines
+def _loss(row: Row, heading: str) -> str:
+    return f"{row.losses[heading]:.4f}" if heading in row.losses else ""
+
+
+def _losses(rows: Sequence[Row]) -> list[str]:
+    """Return the table of mean losses."""
+    last = ["best member", "best member scaled", *map(title, PEERS)]
+    headings = [*dict.fromkeys(heading for row in rows for heading in row.losses if heading not in last), *last]
+    lines = [f"| setting | {' | '.join(headings)} |", f"|---|{'---|' * len(headings)}"]
+    return lines + [f"| {row.setting} | {' | '.join(_loss(row, heading) for heading in headings)} |" for row in rows]

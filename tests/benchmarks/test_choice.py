@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.quality.choice_page import Outcome, page, verdict
+from benchmarks.quality.choice_page import Outcome, merged, page, row_of, verdict
 from benchmarks.quality.choice_settings import SETTINGS, Battles
 from oof.classes import TIE
 
@@ -81,7 +82,21 @@ def test_two_seeds_have_an_interval_over_groups_and_peers_may_lack_seeds() -> No
     interval = few.behind("combiner:mean")
     assert interval["low"] == interval["high"] == pytest.approx(0.0)  # each battle loses in one seed what it gains
     assert few.behind("autogluon")["value"] == pytest.approx(0.25)
-    lines = page([few])
+    lines = page([row_of(few, "abc")])
     assert "worse in 1" in lines[1]
-    assert lines[-5].split(" | ")[-1] == "+0.2500 [+0.2500, +0.2500] (1) |"
+    assert lines[-5].split(" | ")[-2:] == ["+0.2500 [+0.2500, +0.2500] (1)", "abc |"]
     assert few.best() == "combiner:mean"
+
+
+def test_a_call_replaces_the_rows_of_its_settings_and_keeps_the_others(tmp_path: Path) -> None:
+    one, two = (replace(outcome([loss] * 6, prior=[1.1] * 6), setting=name) for name, loss in (("b", 1.0), ("a", 1.2)))
+    path, order = tmp_path / "choice.json", ["a", "b", "c"]
+    merged(path, [row_of(one, "first"), row_of(two, "first")], order)
+    again = replace(one, per_seed=[{**losses, "default": losses["default"] + 1} for losses in one.per_seed])
+    rows = merged(path, [row_of(again, "second")], order)
+    assert [(row.setting, row.losses["default"], row.commit) for row in rows] == [
+        ("a", 1.2, "first"),
+        ("b", 2, "second"),
+    ]
+    assert merged(path, [], order) == rows
+    assert "In 0 of 2 settings" in page(rows)[0]

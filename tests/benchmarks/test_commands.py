@@ -21,8 +21,6 @@ SMALL = {
     "quality.label_canary": "",
     "quality.real_judgements": "--data DATA --models models --quick --sets chats",  # which reads the files of both sets
     "quality.real_logits": "--data DATA --battles 300 --trials 2 --out real-logits.md",
-    "quality.stack_on_arguments": f"--data DATA/ukpconvarg1_dev.csv --model {TINY[1]} --battles 120 --epochs 0.3 "
-    "--out ukp.md",
     "quality.students_on_arguments": f"--data DATA/ukpconvarg1_dev.csv --gemma {TINY[0]} --smollm {TINY[1]} "
     "--sizes 48,24,24,540 --out runs/ukp --report ukp.md stack.trials=2",
     "quality.students": "--seeds 0 --battles 120 --only 'plain student' pseudo-labels",
