@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "int8 in scoring alone": {"score_quantise": "int8"},
     "int8 in scoring alone, in float16": {"score_quantise": "int8", "score_dtype": "float16"},
 }
+CPU = torch.backends.cpu.get_cpu_capability()
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,8 @@ def test_a_base_is_read_once_and_logits_have_the_bytes_of_fresh_ones(
 ) -> None:
     if {"quantise", "score_quantise"} & KINDS[kind].keys():
         pytest.importorskip("bitsandbytes")
+    if KINDS[kind] == {"score_quantise": "int8", "score_dtype": "float16"} and "AVX512" not in CPU:
+        pytest.skip("bitsandbytes takes another int8 kernel on this processor, which overflows in float16")
     member = replace(Member(checkpoint, dtype="float32", lora=Lora(rank=4, alpha=8)), **KINDS[kind])
     score, tokenizer = scorer(member), load_tokenizer(checkpoint)
     folders = save_adapters(member, tmp_path)
