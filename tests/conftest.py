@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.fixtures.demo_run import ROOT, small_arguments
@@ -39,6 +41,29 @@ def pytest_collection_finish() -> None:
 def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run from the repository's root, where relative paths in the shipped configurations start."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_saving() -> Iterator[None]:
+    """Leave out what takes a second of each training or export and is tested once.
+
+    peft writes a README.md beside every checkpoint. An exported student is opened by a fresh process, which takes 4 to
+    8 seconds to import its libraries (``tests/ensemble/distillation/test_export.py``, ``make demo``); here by this one.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    from ensemble.distillation import export
+
+    def logits_of_this_process(folder: Path, rows: list[list[int]]) -> list[list[float]]:
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        with torch.inference_mode():
+            return [model(input_ids=torch.tensor([row])).logits[0].float().tolist() for row in rows]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PeftModel, "create_or_update_model_card", lambda self, folder: None)
+        patch.setattr(export, "logits_of_a_fresh_process", logits_of_this_process)
+        yield
 
 
 @pytest.fixture(scope="session")

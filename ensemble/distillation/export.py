@@ -75,13 +75,7 @@ def self_check(plain: Any, texts: EncodedBattles, folder: Path) -> None:
     """
     n = min(CHECKED, texts.table.height)
     rows = [texts.scoring.sequence(i, i % 2).tolist() for i in range(n)]
-    # -I: neither the run folder nor the checkout can be imported.
-    command = [sys.executable, "-I", "-c", SELF_CHECK, str(folder.resolve())]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(command, input=json.dumps(rows), capture_output=True, text=True, env=environment, check=False)  # noqa: S603  # our own interpreter and a constant script
-    if done.returncode:
-        raise UserError(f"{folder}: plain transformers cannot open the student: {done.stderr.strip()[-300:]}")
-    reloaded = np.array(json.loads(done.stdout.strip().splitlines()[-1]))
+    reloaded = np.array(logits_of_a_fresh_process(folder, rows))
     with torch.inference_mode():
         trained = np.array([plain(input_ids=torch.tensor([row])).logits[0].float().tolist() for row in rows])
     drift = float(np.abs(trained - reloaded).max())
@@ -91,3 +85,19 @@ def self_check(plain: Any, texts: EncodedBattles, folder: Path) -> None:
             f"{folder}: plain transformers computes logits that differ by {drift:.2g}; do not deploy this student"
         )
     logger.debug("self-check: largest logit difference %.2g", drift)
+
+
+def logits_of_a_fresh_process(folder: Path, rows: list[list[int]]) -> list[list[float]]:
+    """Return the logits that plain transformers computes of rows of token ids with the model in ``folder``.
+
+    Raises:
+        UserError: the process fails.
+    """
+    # -I: neither the run folder nor the checkout can be imported.
+    command = [sys.executable, "-I", "-c", SELF_CHECK, str(folder.resolve())]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, input=json.dumps(rows), capture_output=True, text=True, env=environment, check=False)  # noqa: S603  # our own interpreter and a constant script
+    if done.returncode:
+        raise UserError(f"{folder}: plain transformers cannot open the student: {done.stderr.strip()[-300:]}")
+    logits: list[list[float]] = json.loads(done.stdout.strip().splitlines()[-1])
+    return logits

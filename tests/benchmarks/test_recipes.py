@@ -53,6 +53,7 @@ def test_eight_cards_all_have_a_fold_job_and_only_one() -> None:
     assert len(config.members) * config.folds.k == config.jobs.workers == 8
 
 
+@pytest.mark.slow
 def test_all_stages_on_two_t4_fit_into_a_kaggle_week() -> None:
     result = totals(read_recipe(ROOT / "configs" / "lmsys-2xt4.yaml"))["T4"]
     assert result is not None

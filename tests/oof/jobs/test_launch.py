@@ -107,6 +107,7 @@ def test_workers_of_a_killed_call_end_and_the_next_call_runs_their_jobs(
     assert not set(changed) - {"oof/llama3_1/member.json"}
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_between_two_steps_and_the_next_call_resumes(
     config: Path, whole: Path, tmp_path: Path
 ) -> None:
