@@ -44,13 +44,11 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_saving() -> Iterator[None]:
-    """Leave out what takes a second of each training or export and is tested once.
+def self_check_in_this_process() -> Iterator[None]:
+    """Open an exported student here, not in a fresh process, which takes 4 to 8 seconds to import its libraries.
 
-    peft writes a README.md beside every checkpoint. An exported student is opened by a fresh process, which takes 4 to
-    8 seconds to import its libraries (``tests/ensemble/distillation/test_export.py``, ``make demo``); here by this one.
+    ``tests/ensemble/distillation/test_export.py`` and ``make demo`` start one.
     """
-    from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
     from ensemble.distillation import export
@@ -61,7 +59,6 @@ def quick_saving() -> Iterator[None]:
             return [model(input_ids=torch.tensor([row])).logits[0].float().tolist() for row in rows]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PeftModel, "create_or_update_model_card", lambda self, folder: None)
         patch.setattr(export, "logits_of_a_fresh_process", logits_of_this_process)
         yield
 

@@ -30,7 +30,14 @@ from oof.common.errors import UserError
 from oof.config import Member
 from oof.encoding.templates import prepare_tokenizer
 from oof.model.attention import resolve_attention, sdpa_allowed
-from oof.model.lora import add_adapters, check_settings, check_weights, refuse_another_function, saved_classes
+from oof.model.lora import (
+    add_adapters,
+    check_settings,
+    check_weights,
+    refuse_another_function,
+    saved_classes,
+    without_card,
+)
 from oof.model.precision import device, resolve_dtype, weights_dtype
 from oof.model.quantization import compute_in, quantization_config
 from oof.model.score_head import compute_head_in_float32, fresh_head
@@ -233,7 +240,7 @@ def with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:
     """Return the base with the saved adapter and head in ``folder``, to score with or (``trainable``) to train on."""
     with readable_errors(str(folder)):
         check_settings(folder)
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+        model = without_card(PeftModel.from_pretrained(base, str(folder), is_trainable=trainable))
         check_weights(model, folder)
     return model
 
