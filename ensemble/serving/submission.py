@@ -219,9 +219,7 @@ def _part(folder: Path, i: int, table: pl.DataFrame, scorer: Scorer) -> Path:
 def _student_scorer(config: Config) -> Scorer:
     from ensemble.distillation.student import Student
 
-    recipe = config.distill.student
-    folder = Path(config.run) / "distill" / "student"
-    student = Student.from_pretrained(folder, recipe.dtype, recipe.score_tokens_per_batch, recipe.attn)
+    student = Student.of_run(config)
     return lambda table: softmax_mean(student.logits(table))
 
 
