@@ -265,7 +265,9 @@ SUBCOMMANDS = (
     Subcommand(
         "predict", _predict, "use", "predict the test battles: write RUN/submission.csv",
         "arena-distill predict --run runs/demo --test test.csv --redo", add_config_arguments,
-        ("predict.model", "predict.format", "predict.chunk"),
+        (
+            "predict.model", "predict.format", "predict.chunk", "predict.cascade.budget", "predict.cascade.time",
+        ),
     ),
     Subcommand(
         "judge", _judge, "use", "judge pairs of answers: JSON lines in, verdicts out",

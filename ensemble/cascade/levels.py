@@ -18,14 +18,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.cascade.policy import Levels
+from ensemble.cascade.policy import AB, BA, ENSEMBLE, ONE_ORDER, STUDENT, Levels
 from ensemble.cascade.scores import Output
 from ensemble.stacking.calibration import Calibrator, fit_calibrator
 from ensemble.stacking.log_pool import fit_pool, pool_logits
 from oof.metrics import Floats, Integers, log_softmax, mean_of_orders, softmax
-
-ONE_ORDER, STUDENT, ENSEMBLE = "one_order", "student", "ensemble"
-AB, BA = "student:ab", "student:ba"  # the student's work; a member's has its name, which cannot hold a colon
 
 
 @dataclass(frozen=True)

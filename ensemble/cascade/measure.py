@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ensemble.cascade.levels import AB, BA
+from ensemble.cascade.policy import AB, BA
 from oof.common.atomic_files import read_json, write_json
 from oof.common.digests import digest
 from oof.common.errors import UserError

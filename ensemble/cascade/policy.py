@@ -19,6 +19,8 @@ from ensemble.cascade.scores import KINDS, GainModel, Output, score
 from oof.common.errors import UserError
 from oof.metrics import Integers, row_log_loss
 
+ONE_ORDER, STUDENT, ENSEMBLE = "one_order", "student", "ensemble"  # names of levels
+AB, BA = "student:ab", "student:ba"  # the student's work; a member's has its name, which cannot hold a colon
 GRID = {0: 0, 1: 2000, 2: 64, 3: 16}  # steps on the way -> thresholds of each; more steps are not tried
 TOLERANCE = 1e-9  # of a comparison of costs, which are sums of shares
 

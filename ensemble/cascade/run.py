@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble.cascade.curve import SHOWN_BUDGET, SHOWN_SHARE, Battles, curve
-from ensemble.cascade.levels import STUDENT, LevelFunctions, Scored, levels_of
-from ensemble.cascade.policy import Frontier, Levels, fit_frontiers
+from ensemble.cascade.levels import LevelFunctions, Scored, levels_of
+from ensemble.cascade.policy import STUDENT, Frontier, Levels, fit_frontiers
+from ensemble.cascade.prediction import Cascade
+from ensemble.cascade.request import Request
 from ensemble.cascade.scores import Output
 from ensemble.features.design_matrix import join_logits
 from ensemble.stacking.inputs import Inputs
-from ensemble.stacking.stage import load_inputs, load_teacher, read_predictions
+from ensemble.stacking.stage import load_inputs, load_stack, load_teacher, read_predictions
 from ensemble.statistics.interval_words import in_words
+from oof.classes import class_counts
 from oof.common.atomic_files import read_json, read_parquet, verified, write_json
 from oof.common.errors import UserError
 from oof.config import Config
@@ -96,6 +100,21 @@ def run_cascade(config: Config) -> dict[str, Any]:
     content = curve(load_cascade(config).battles(), config.seed)
     write_json(Path(config.run) / "cascade" / CURVE, content)
     return content
+
+
+def cascade_at_work(config: Config, request: Request, folder: Path) -> Cascade:
+    """Return the prediction of new battles by the cascade of a run; its stages are checked here.
+
+    Raises:
+        UserError: as :func:`load_cascade`.
+    """
+    from ensemble.cascade.work import RunModels
+
+    cascade = load_cascade(config)
+    models = RunModels(config, load_stack(config, cascade.inputs))
+    rows = config.predict.chunk if request.seconds is None else config.predict.cascade.piece
+    shares = class_counts(cascade.inputs.labels) / len(cascade.inputs.labels)
+    return Cascade(request, cascade.levels, cascade.fitted, shares, models, folder, rows, time.monotonic)
 
 
 def print_curve(content: dict[str, Any]) -> None:

@@ -112,8 +112,8 @@ class GainModel:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """Return the model of :meth:`to_dict`."""
-        arrays = (np.asarray(saved[name], dtype=np.float64) for name in ("centre", "scale", "weights"))
-        return cls(*arrays, intercept=float(saved["intercept"]))
+        centre, scale, weights = (np.asarray(saved[name], dtype=np.float64) for name in ("centre", "scale", "weights"))
+        return cls(centre, scale, weights, float(saved["intercept"]))
 
 
 def _terms(x: NDArray[np.float64]) -> NDArray[np.float64]:

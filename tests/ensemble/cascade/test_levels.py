@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 
-from ensemble.cascade.levels import AB, BA, LevelFunctions, Scored, levels_of
+from ensemble.cascade.levels import LevelFunctions, Scored, levels_of
+from ensemble.cascade.policy import AB, BA
 from oof.metrics import log_loss, softmax
 
 SECONDS = {AB: 1.0, BA: 1.0, "large": 9.0, "small": 4.0}
