@@ -7,7 +7,9 @@ Every figure is out of fold: the policy that decides on a battle was chosen with
 the ensemble needs for all battles. *Random* sends battles on by chance. Two rules that cannot exist show what is
 possible between student and ensemble. One knows the ensemble's answer beforehand and sends on the battles where it
 differs most (KL divergence): no rule that sees less can be expected to do better if the ensemble is calibrated. The
-other knows the verdict, too, and sends on only those where the ensemble is better.
+other knows the verdict, too, and sends on only those where the ensemble is better. Where the first one keeps less
+than 95 % at a budget, the gain lies in more battles than the budget pays for, and no policy can be expected to keep it;
+what *best* loses beside that rule is what a student's uncertainty does not tell about the ensemble's answer.
 
 The real logits are those of two models of the LMSYS competition that are not ours: 13,638 battles, one order each.
 One of them, with a temperature, plays the student, and the log-linear pool of both the ensemble. The battles are cut
@@ -58,7 +60,7 @@ def main() -> None:
     sets = {f"Run {Path(run).name}": run_battles(run) for run in arguments.run}
     for i, student in enumerate(MEMBERS):
         sets[f"Real logits, {student} as the student"] = real_battles(arguments.data / KING, i, arguments.seed)
-    lines = [paragraphs(__doc__, 2), ""]
+    lines = [paragraphs(__doc__, 2)]
     for name, battles in sets.items():
         lines += ["", f"## {name}", "", *section(battles, arguments.seed)]
     print(write_page(arguments.out, "Cascade: loss against compute", lines))

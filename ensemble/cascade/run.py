@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ensemble.cascade.curve import SHOWN_BUDGET, SHOWN_SHARE, Battles, curve
 from ensemble.cascade.levels import LevelFunctions, Scored, levels_of
-from ensemble.cascade.policy import STUDENT, Frontier, Levels, fit_frontiers
+from ensemble.cascade.policy import AB, BA, STUDENT, Frontier, Levels, fit_frontiers
 from ensemble.cascade.prediction import Cascade
 from ensemble.cascade.request import Request
 from ensemble.cascade.scores import Output
@@ -109,8 +109,13 @@ def cascade_at_work(config: Config, request: Request, folder: Path) -> Cascade:
         UserError: as :func:`load_cascade`.
     """
     from ensemble.cascade.work import RunModels
+    from oof.jobs.score_test_battles import MIN_BATTLES_FOR_WORKERS
 
     cascade = load_cascade(config)
+    if request.seconds is not None and config.predict.cascade.piece >= MIN_BATTLES_FOR_WORKERS:
+        side_by_side = min(config.jobs.workers, config.folds.k)  # fold jobs of a member, not the student
+        costs = {unit: s if unit in (AB, BA) else s / side_by_side for unit, s in cascade.levels.seconds.items()}
+        cascade = replace(cascade, levels=levels_of(costs))
     models = RunModels(config, load_stack(config, cascade.inputs))
     rows = config.predict.chunk if request.seconds is None else config.predict.cascade.piece
     shares = class_counts(cascade.inputs.labels) / len(cascade.inputs.labels)

@@ -249,8 +249,8 @@ class Cascade:
         added=True,
     )
     piece: int = setting(
-        500, "battles that are scored between two looks at the clock, and the most that a time limit is overrun by; "
-        "smaller pieces read the members' weights more often",
+        1000, "battles that are scored between two looks at the clock, and the most that a time limit is overrun by. "
+        "Smaller pieces read the members' weights more often, and those below 1,000 are scored by one process",
         unit="battles", range=(1, 1_000_000), speed_only=True, added=True,
     )  # fmt: skip
 
