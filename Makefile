@@ -37,7 +37,7 @@ RUN_OR_DEMO = $(or $(RUN),runs/$(basename $(notdir $(or $(CONFIG),$(DEMO)))))
 export ARENA_DISTILL_GOALS := $(MAKECMDGOALS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack ablate distill predict serve table report demo test test-slow test-gpu lint docs format bases plan recipes bench-oof bench-stack bench-gpu quality faults fuzz check audit
+.PHONY: help setup oof stack ablate distill predict cascade serve table report demo test test-slow test-gpu lint docs format bases plan recipes bench-oof bench-stack bench-gpu quality faults fuzz check audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ distill: $(READY)  ## stage three: one student, saved as a Hugging Face folder
 
 predict: $(READY)  ## write RUN/submission.csv for TEST (ARGS="predict.model=ensemble": by the ensemble)
 	@$(ARENA) predict $(SETTINGS)
+
+cascade: $(READY)  ## loss against cost where only uncertain battles go on to dearer models
+	@$(ARENA) cascade $(SETTINGS)
 
 serve: $(READY)  ## serve RUN's student over HTTP, with a page (EXTRAS=serve; ARGS="--port 8001")
 	@$(ARENA) serve $(call quoted,$(RUN_OR_DEMO)/distill/student) $(ARGS)

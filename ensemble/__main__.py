@@ -192,6 +192,20 @@ def _ablate(arguments: argparse.Namespace) -> None:
     arguments.call.end("ablate", f"written to {Path(config.run) / 'stack' / 'ablations.json'}", "report", config.run)
 
 
+def _cascade(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments)
+
+    from ensemble.cascade.run import CURVE, print_curve, run_cascade
+    from oof.common.process_tuning import prepare_process
+
+    prepare_process()
+    path = Path(config.run) / "cascade" / CURVE
+    with _checked_run(config, arguments):
+        content = run_cascade(config)
+    print_curve(content)
+    arguments.call.end("cascade", f"written to {path}", "report", config.run)
+
+
 def _features(_: argparse.Namespace) -> None:
     from ensemble.features.design_matrix import describe
 
@@ -251,7 +265,9 @@ SUBCOMMANDS = (
     Subcommand(
         "predict", _predict, "use", "predict the test battles: write RUN/submission.csv",
         "arena-distill predict --run runs/demo --test test.csv --redo", add_config_arguments,
-        ("predict.model", "predict.format", "predict.chunk"),
+        (
+            "predict.model", "predict.format", "predict.chunk", "predict.cascade.budget", "predict.cascade.time",
+        ),
     ),
     Subcommand(
         "judge", _judge, "use", "judge pairs of answers: JSON lines in, verdicts out",
@@ -273,6 +289,10 @@ SUBCOMMANDS = (
     Subcommand(
         "ablate", _ablate, "look at", "measure what each part of stage two contributes",
         "arena-distill ablate --run runs/demo", add_config_arguments, ("stack.trials", "stack.workers"),
+    ),
+    Subcommand(
+        "cascade", _cascade, "look at", "loss against cost where only uncertain battles go on to dearer models",
+        "arena-distill cascade --run runs/demo", add_config_arguments,
     ),
     Subcommand(
         "features", _features, "tools", "print the stacker's families of features and their meaning",

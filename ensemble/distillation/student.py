@@ -16,9 +16,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble.distillation.hub import student_folder
+from oof.classes import ORDERS, swap_classes
 from oof.common.atomic_files import read_json
 from oof.common.errors import UserError
-from oof.config import Member, Prompts
+from oof.config import Config, Member, Prompts
 from oof.encoding.encode import Encoded, encode_battles
 from oof.model.classifier import load_tokenizer, load_trained
 from oof.model.precision import DTYPES, device
@@ -72,22 +73,32 @@ class Student:
             model = model.to(device())
         return cls(model.eval(), tokenizer, member, prompts)
 
-    def encode(self, table: pl.DataFrame) -> Encoded:
-        """Return the token ids of (n) battles in both orders, for a server that is to give the same verdicts.
+    @classmethod
+    def of_run(cls, config: Config) -> Self:
+        """Open the student of a run with the settings by which it scores there."""
+        recipe = config.distill.student
+        folder = Path(config.run) / "distill" / "student"
+        return cls.from_pretrained(folder, recipe.dtype, recipe.score_tokens_per_batch, recipe.attn)
+
+    def encode(self, table: pl.DataFrame, orders: tuple[str, ...] = ORDERS) -> Encoded:
+        """Return the token ids of (n) battles, for a server that is to give the same verdicts.
 
         Args:
             table: columns ``prompt``, ``response_a``, ``response_b``: a list of turns per battle.
+            orders: both, or one of them.
         """
-        return encode_battles(table, self.tokenizer, self.prompts, self.prompts.max_tokens)
+        return encode_battles(table, self.tokenizer, self.prompts, self.prompts.max_tokens, orders)
 
-    def logits(self, table: pl.DataFrame) -> NDArray[np.float64]:
-        """Return calibrated (n, 2, 3) logits: orders ab and ba, both in class order (a, b, tie).
+    def logits(self, table: pl.DataFrame, orders: tuple[str, ...] = ORDERS) -> NDArray[np.float64]:
+        """Return calibrated (n, orders, 3) logits, in class order (a, b, tie) whatever the order.
 
         Args:
             table: as in :meth:`encode`.
+            orders: as in :meth:`encode`.
         """
-        pad_id = self.tokenizer.pad_token_id
-        return predict_logits(self.model, self.member, self.encode(table), pad_id, "student").astype(np.float64)
+        pad_id, encoded = self.tokenizer.pad_token_id, self.encode(table, orders)
+        logits = predict_logits(self.model, self.member, encoded, pad_id, "student").astype(np.float64)
+        return swap_classes(logits) if orders == ORDERS[1:] else logits  # which swaps only where it sees both orders
 
 
 def write_prompts(folder: Path, prompts: Prompts) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble.cascade.request import Request, requested
 from ensemble.serving.chunks import chunks
 from ensemble.serving.earlier_submission import (
     MANIFEST,
@@ -43,11 +44,13 @@ from oof.common.steps import Step
 from oof.config import Config, Data, without_speed_settings
 from oof.data import readers
 from oof.jobs import fold_job
-from oof.jobs.dataset import FORMAT, load_battles, other_arena, resolve_data
+from oof.jobs.dataset import FORMAT, ONLY_LOGITS, load_battles, other_arena, resolve_data
 from oof.jobs.source_files import remember
 from oof.metrics import softmax_mean
 
 Scorer = Callable[[pl.DataFrame], NDArray[np.float64]]  # table of (n) battles -> (n, 3) probabilities
+# Tables -> the files of their predictions, and further entries of the manifest.
+PartsOf = Callable[[Iterable[pl.DataFrame]], tuple[list[Path], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Prediction:
         ran: whether battles were scored; False: the submission was up to date.
         files: the test files.
         n: battles in the submission.
-        model: that predicted them, "student" or "ensemble".
+        model: that predicted them, "student", "ensemble" or "cascade".
         kept: where the earlier submission, of other battles, is kept; None if there was none.
     """
 
@@ -74,7 +77,7 @@ class _Source:
     """Test battles and the model that predicts them.
 
     Attributes:
-        model: "student" or "ensemble".
+        model: "student", "ensemble" or "cascade".
         names: of the files of test battles.
         files: path and sha256 of every file that the prediction depends on.
         settings: that it depends on.
@@ -105,8 +108,11 @@ def run_predict(config: Config, redo: bool = False, own: OwnLogitsTest | None = 
             replaced, or the result is not a valid submission. Nothing was written.
     """
     run = Path(config.run)
-    model = "ensemble" if config.stack.logits else config.predict.model
-    stage = {"student": "distill", "ensemble": "stack"}[model]
+    request = requested(config)
+    if request is not None and config.stack.logits:
+        raise UserError(f"{config.run}: {ONLY_LOGITS}; a cascade needs a RUN with a student of its own")
+    model = "ensemble" if config.stack.logits else "cascade" if request is not None else config.predict.model
+    stage = "stack" if model == "ensemble" else "distill"
     manifest = run / stage / "manifest.json"
     if not manifest.is_file():
         raise UserError(f"{manifest}: no {model} here yet; run 'make {stage}' with this RUN first")
@@ -126,19 +132,18 @@ def run_predict(config: Config, redo: bool = False, own: OwnLogitsTest | None = 
         with tempfile.TemporaryDirectory() as folder:
             digests = [sha for _, sha in source.files]
             refuse_other_battles(run, ", ".join(source.names), digests, source.tables(Path(folder)))
-    scorer = source.scorer()
+    predict_parts = _cascade(config, request, parts.folder) if request else _one_model(source.scorer(), parts.folder)
     battles = PredictedBattles()
     parts.begin()
     try:
-        tables = (battles.add(table) for table in source.tables(parts.folder))
-        paths = [_part(parts.folder, i, table, scorer) for i, table in enumerate(tables)]
+        paths, summary = predict_parts(battles.add(table) for table in source.tables(parts.folder))
         kept = keep_other_battles(run, battles)
         n = write_submission(run / SUBMISSION, paths, config.predict.format)
     except UserError:
         shutil.rmtree(parts.folder)
         raise
     remember(config, source.remembered)
-    entries = {"model": model, "n": n, "test": source.files, "battles": battles.digest}
+    entries = {"model": model, "n": n, "test": source.files, "battles": battles.digest, **summary}
     step.finish(entries, files=[SUBMISSION])
     shutil.rmtree(parts.folder)
     return Prediction(True, source.names, n, model, kept)
@@ -154,8 +159,13 @@ def _run_source(config: Config) -> _Source:
     data = _test_data(config)
     settings: list[Any] = [config.predict.model, data.columns, data.on_bad_row]
     settings += [config.predict.format] if config.predict.format != "probabilities" else []
+    if requested(config) is not None:
+        stack = Path(config.run) / "stack" / "manifest.json"
+        if not stack.is_file():
+            raise UserError(f"{stack}: no ensemble here yet; run 'make stack' with this RUN first")
+        settings += [["cascade", without_speed_settings(config.predict.cascade), read_json(stack)["key"]]]
     return _Source(
-        config.predict.model,
+        config.predict.model if requested(config) is None else "cascade",
         data.test,
         _digests(data.test),
         settings,
@@ -216,12 +226,26 @@ def _part(folder: Path, i: int, table: pl.DataFrame, scorer: Scorer) -> Path:
     return path
 
 
+def _one_model(scorer: Scorer, folder: Path) -> PartsOf:
+    return lambda tables: ([_part(folder, i, table, scorer) for i, table in enumerate(tables)], {})
+
+
+def _cascade(config: Config, request: Request, folder: Path) -> PartsOf:
+    from ensemble.cascade.run import cascade_at_work
+
+    cascade = cascade_at_work(config, request, folder)
+
+    def predict(tables: Iterable[pl.DataFrame]) -> tuple[list[Path], dict[str, Any]]:
+        paths, summary = cascade.predict(tables)
+        return paths, {"cascade": summary}
+
+    return predict
+
+
 def _student_scorer(config: Config) -> Scorer:
     from ensemble.distillation.student import Student
 
-    recipe = config.distill.student
-    folder = Path(config.run) / "distill" / "student"
-    student = Student.from_pretrained(folder, recipe.dtype, recipe.score_tokens_per_batch, recipe.attn)
+    student = Student.of_run(config)
     return lambda table: softmax_mean(student.logits(table))
 
 

@@ -79,7 +79,7 @@ class Resamples:
             return interval_of_few(value, sums[per_unit > 0], per_unit[per_unit > 0])
         with np.errstate(invalid="ignore", divide="ignore"):  # a draw without these rows
             series = self.sums(values * weights) / self.sums(weights)
-        low, high = _percentiles(series[1:])
+        low, high = percentiles(series[1:])
         return {"value": float(series[0]), "low": low, "high": high}
 
     def calibration_error(self, series: NDArray[np.float64]) -> Interval:
@@ -96,10 +96,11 @@ class Resamples:
             half = half_width(jackknife_error(series[1:], value), effective_groups(np.bincount(self.unit)))
             low, high = value - half, value + half
         else:
-            low, high = _percentiles(series[1:])
+            low, high = percentiles(series[1:])
         return {"value": value, "low": max(low - bias, 0.0), "high": max(high - bias, 0.0)}
 
 
-def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
+def percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the bounds of the interval of a statistic from its (r,) values on the resamples."""
     low, high = np.quantile(draws[np.isfinite(draws)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

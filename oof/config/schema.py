@@ -14,8 +14,8 @@ from oof.config.schema_members import Lora, Member, Pretrain, Train
 from oof.config.setting import setting
 
 __all__ = [
-    "Config", "Data", "Distill", "Folds", "Groups", "Jobs", "Lora", "Losses", "Member", "Predict", "Pretrain",
-    "Prompts", "Stack", "StudentPrompts", "Synth", "Train",
+    "Cascade", "Config", "Data", "Distill", "Folds", "Groups", "Jobs", "Lora", "Losses", "Member", "Predict",
+    "Pretrain", "Prompts", "Stack", "StudentPrompts", "Synth", "Train",
 ]  # fmt: skip
 
 WEIGHTS = (0.0, 1000.0)
@@ -219,6 +219,43 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class Cascade:
+    """Dearer models only where the student is uncertain; `budget`, `time` or `thresholds` switches it on."""
+
+    budget: float = setting(
+        0.0, "most compute, as share of what the ensemble would need for all battles, by the run's measured costs. The "
+        "policy with the least out-of-fold loss within it is taken; `make cascade` shows them all; 0 = none",
+        unit="share", range=(0.0, 1.0), added=True,
+    )  # fmt: skip
+    time: str = setting(
+        "", "time limit of the prediction on this machine, such as `9h`, `1h30m` or `5400` (seconds); empty = none. "
+        "The speed is measured as it goes, and work stops before a piece that would not fit. Leave room for what comes "
+        "before and after, such as the start of the notebook",
+        added=True,
+    )  # fmt: skip
+    thresholds: list[float] = setting(
+        [], "a battle goes on to the next of `levels` if its `score` is above the threshold; empty = none", added=True
+    )
+    levels: list[str] = setting(
+        [], "levels for `thresholds`, cheapest first, by their names in `make cascade`; empty = `student`, `ensemble`",
+        added=True,
+    )  # fmt: skip
+    score: str = setting(
+        "gain",
+        "score for `thresholds`. `gain`: predicted fall of the log loss in nats; `margin`: 1 minus the difference of "
+        "the two largest probabilities; `entropy`: in nats; `disagreement`: largest difference of a log-probability "
+        "between the student's orders, or student and members",
+        choices=("gain", "margin", "entropy", "disagreement"),
+        added=True,
+    )
+    piece: int = setting(
+        1000, "battles that are scored between two looks at the clock, and the most that a time limit is overrun by. "
+        "Smaller pieces read the members' weights more often, and those below 1,000 are scored by one process",
+        unit="battles", range=(1, 1_000_000), speed_only=True, added=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Predict:
     """Prediction of the test battles: `submission.csv`."""
 
@@ -230,6 +267,7 @@ class Predict:
         choices=("probabilities", "winner"), added=True,
     )  # fmt: skip
     chunk: int = setting(20_000, "battles in memory at a time", unit="battles", range=(1, 100_000_000), speed_only=True)
+    cascade: Cascade = field(default_factory=Cascade)
 
 
 @dataclass(frozen=True)

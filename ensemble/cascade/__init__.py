@@ -1,0 +1,1 @@
+"""Cascade: cheap predictions first, dearer ones only for battles that are still uncertain."""

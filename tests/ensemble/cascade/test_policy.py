@@ -1,0 +1,114 @@
+"""Policies of a cascade: the grid against brute force, and a case whose optimal policy is known."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble.cascade.curve import decide
+from ensemble.cascade.policy import Levels, Policy, _frontier, choose, fit_frontiers
+from ensemble.cascade.scores import Output
+from oof.common.errors import UserError
+from oof.metrics import row_log_loss, softmax
+
+TWO = Levels(("student", "ensemble"), (("student",), ("a", "b")), {"student": 0.1, "a": 0.5, "b": 0.5})
+
+
+def known_optimum(n: int, seed: int) -> tuple[list[Output], np.ndarray]:
+    """Return two levels' outputs and labels where the expected gain of the second grows with the first's uncertainty.
+
+    Verdicts are drawn from the ensemble's probabilities. These are the student's, moved towards A or B by chance, the
+    more the smaller the student's margin: the battles with the smallest margins are the ones to send on.
+    """
+    rng = np.random.default_rng(seed)
+    student = softmax(np.column_stack([rng.normal(0, 1.5, n), np.zeros(n), np.full(n, -3.0)]))
+    ordered = np.sort(student, axis=1)
+    moved = 3.0 * (1 - (ordered[:, 2] - ordered[:, 1])) * rng.choice([-1.0, 1.0], n)
+    ensemble = softmax(np.log(student) + np.column_stack([moved / 2, -moved / 2, np.zeros(n)]))
+    labels = (rng.random(n)[:, None] > ensemble.cumsum(axis=1)).sum(axis=1)
+    return [Output(student), Output(ensemble)], labels
+
+
+def expected_curve(outputs: list[Output], n_points: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """Return cost and expected loss of the optimal policy: battles go on in the order of their margins."""
+    truth = outputs[1].probs
+    before, after = (-(truth * np.log(output.probs)).sum(axis=1) for output in outputs)
+    ordered = np.sort(outputs[0].probs, axis=1)
+    order = np.argsort(ordered[:, 2] - ordered[:, 1])
+    saved = np.append(0.0, (before - after)[order].cumsum()) / len(order)
+    sent = np.linspace(0, len(order), n_points).astype(int)
+    return 0.1 + sent / len(order), before.mean() - saved[sent]
+
+
+def test_the_chosen_policy_costs_at_most_two_percent_more_than_the_known_optimum() -> None:
+    outputs, labels = known_optimum(20_000, seed=1)
+    frontiers = fit_frontiers(outputs, labels, TWO)
+    fresh, _ = known_optimum(100_000, seed=2)
+    costs, losses = expected_curve(fresh)
+    for budget, kind in ((0.3, None), (0.5, None), (0.4, "gain"), (0.4, "margin")):
+        made = decide(choose(frontiers, budget, kind), TWO, fresh)
+        loss = -(fresh[1].probs * np.log(made.probs)).sum(axis=1).mean()
+        assert budget * 0.98 <= made.cost.mean() <= budget * 1.02
+        assert made.cost.mean() <= 1.02 * np.interp(-loss, -losses, costs)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 2))
+@settings(max_examples=30)
+def test_the_frontier_is_that_of_trying_every_threshold(seed: int, steps: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 12))
+    losses, costs = rng.random((n, steps + 1)), np.sort(rng.random(steps + 1))
+    scores = [rng.integers(0, 5, n).astype(float) for _ in range(steps)]  # with ties
+    cost, loss, thresholds = _frontier(losses, scores, costs.tolist())
+    tried = []
+    grids = [[-np.inf, *np.unique(values), np.inf] for values in scores]
+    for combination in np.array(np.meshgrid(*grids, indexing="ij")).reshape(steps, -1).T if steps else [[]]:
+        ends = np.zeros(n, dtype=int)
+        for step, threshold in enumerate(combination):
+            ends[(ends == step) & (scores[step] > threshold)] = step + 1
+        tried.append((costs[ends].mean(), losses[np.arange(n), ends].mean()))
+    for value, reached in zip(cost, loss, strict=True):
+        assert min(of for c, of in tried if c <= value + 1e-9) == pytest.approx(reached)
+    assert loss[-1] == pytest.approx(min(of for _, of in tried))
+    assert (np.diff(loss) < 0).all()
+    assert thresholds.shape == (len(cost), steps)
+
+
+@given(st.integers(0, 10_000), st.floats(0.11, 1.2))
+@settings(max_examples=15, deadline=None)
+def test_a_policy_keeps_its_budget_on_its_own_battles_and_survives_a_file(seed: int, budget: float) -> None:
+    outputs, labels = known_optimum(400, seed)
+    policy = choose(fit_frontiers(outputs, labels, TWO), budget)
+    ends = policy.ends(outputs)
+    costs = np.array([TWO.cost(policy.chain[: end + 1]) for end in range(len(policy.chain))])
+    assert costs[ends].mean() <= budget + 1e-9
+    again = Policy.from_dict(json.loads(json.dumps(policy.to_dict(TWO), allow_nan=False)), TWO)
+    np.testing.assert_array_equal(again.ends(outputs), ends)
+
+
+def test_the_ends_of_the_curve_are_student_only_and_ensemble_only() -> None:
+    outputs, labels = known_optimum(2000, 0)
+    frontiers = fit_frontiers(outputs, labels, TWO)
+    assert choose(frontiers, 0.1).ends(outputs).max() == 0
+    alone = [f for f in frontiers if f.chain == (1,)]
+    assert {float(f.cost[0]) for f in alone} == {1.0}
+    assert alone[0].loss[0] == pytest.approx(row_log_loss(outputs[1].probs, labels).mean())
+
+
+def test_work_that_an_earlier_level_has_done_is_not_paid_twice() -> None:
+    levels = Levels(
+        ("student", "student+a", "ensemble"), (("s",), ("s", "a"), ("a", "b")), {"s": 1.0, "a": 3.0, "b": 7.0}
+    )
+    assert levels.cost((2,)) == 1.0
+    assert levels.seconds_of((0, 1)) == 4.0
+    assert levels.seconds_of((0, 1, 2)) == 11.0
+
+
+def test_a_budget_below_the_cheapest_level_is_refused_with_the_least_one() -> None:
+    outputs, labels = known_optimum(100, 0)
+    with pytest.raises(UserError, match=r"at least 0\.100"):
+        choose(fit_frontiers(outputs, labels, TWO), 0.05)
