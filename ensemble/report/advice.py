@@ -61,9 +61,10 @@ def _longer_texts(report: Report) -> list[Markup]:
     if not cut:
         return []
     worst = max(cut, key=lambda row: float(row["truncated"]))
-    return [say("<strong>Longer texts</strong>: {share} of the battles are cut at {budget} tokens; try a larger "
-                "<code>prompts.max_tokens</code>.", share=percent(worst["truncated"]),
-                budget=count(worst["budget"]))]  # fmt: skip
+    setting = "distill.prompts.max_tokens" if worst["readers"] == ["student"] else "prompts.max_tokens"
+    return [say("<strong>Longer texts</strong>: {share} of the battles are cut at {budget} tokens for {readers}; try a "
+                "larger <code>{setting}</code>.", share=percent(worst["truncated"]), budget=count(worst["budget"]),
+                readers=" and ".join(worst["readers"]), setting=setting)]  # fmt: skip
 
 
 def _student(report: Report) -> list[Markup]:

@@ -169,6 +169,32 @@ def learning(
         return svg_of(figure, name, alt, values.texts)
 
 
+def trade_off(
+    name: str,
+    alt: str,
+    series: Mapping[str, Sequence[tuple[float, Any]]],
+    ends: Mapping[str, tuple[float, Any]],
+    labels: tuple[str, str],
+) -> Markup:
+    """Draw lines of points (x, {"value", "low", "high"}), and ``ends`` as single marks with their intervals."""
+    values = Values()
+    with figure_of(3.1 + legend_height(len(series) + len(ends), 2)) as (figure, axes):
+        ax = axes[0, 0]
+        for i, (key, points) in enumerate(series.items()):
+            x, y = [at for at, _ in points], [interval["value"] for _, interval in points]
+            ax.plot(x, y, color=colour(i), linestyle=line(i), label=short(key, 30))
+            texts = [f"{key}, {at:.2f}: {in_words(interval, '.4f')}" for at, interval in points]
+            values.add(ax, x, y, texts)
+        for i, (key, (at, interval)) in enumerate(ends.items()):
+            if interval["low"] is not None:
+                ax.plot([at] * 2, [interval["low"], interval["high"]], color=GREY, linewidth=0.8)
+            ax.plot([at], [interval["value"]], MARKERS[i % 6], color=GREY, markersize=7, linestyle="none", label=key)
+            values.add(ax, [at], [interval["value"]], [f"{key}, {at:.2f}: {in_words(interval, '.4f')}"])
+        ax.set(xlabel=labels[0], ylabel=labels[1])
+        figure.legend(loc="outside lower center", ncols=2)
+        return svg_of(figure, name, alt, values.texts)
+
+
 def histogram(name: str, alt: str, counts: Sequence[int], edges: Sequence[float], label: str) -> Markup:
     """Draw a histogram on a logarithmic axis; ``edges`` are decimal logarithms."""
     with figure_of(2.6) as (figure, axes):

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ensemble.report.conclusion import conclusion, ensemble_name, paired, row_of, say, trust
-from ensemble.report.page_elements import Card, Head, count, interval, number
+from ensemble.report.page_elements import Card, Head, count, interval, number, percent
 from ensemble.statistics.interval_words import above_zero, below_zero
 from oof.common.progress import duration
 
@@ -66,12 +66,13 @@ def _cards(report: Report) -> list[Card]:
 
 def _gain(report: Report, predictor: str, member: str | None) -> Markup:
     """Say what a predictor gains on the best member, and the student on the ensemble."""
+    right = say("Right on {share} of the battles.", share=percent(row_of(report, predictor)["accuracy"]))
     if member is None:
-        return Markup("Log loss; lower is better.")
+        return say("Log loss; lower is better. {right}", right=right)
     difference = paired(report, predictor, member)
     if difference is None:
-        return Markup("")
-    gain = say("{d} against {member}, {finding}.", d=interval(difference, signed=True), member=member,
+        return right
+    gain = right + say(" {d} against {member}, {finding}.", d=interval(difference, signed=True), member=member,
                finding=_finding(difference))  # fmt: skip
     rival = paired(report, predictor, "calibrated")
     if rival is None:

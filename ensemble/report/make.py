@@ -14,16 +14,17 @@ from ensemble.report import biases, ties, training_summary
 from ensemble.report.battles import battles_to_read
 from ensemble.report.data_summary import data_report
 from ensemble.report.junk_prompts import junk_report
-from ensemble.report.markdown import FIGURES, drawings, render_markdown
+from ensemble.report.markdown import FIGURES, drawings, render_comparison_markdown, render_markdown
 from ensemble.report.page import render_comparison, render_report, sections_of
 from ensemble.report.predictor_comparison import compare_members
 from ensemble.report.reliability import calibration_report
 from ensemble.report.run_comparison import compare_runs
 from ensemble.report.run_data import RunData, load_run
+from ensemble.report.sections_comparison import run_comparison
 from ensemble.report.slices import battle_properties, slices_of
 from ensemble.report.stack_summary import stack_report
 from ensemble.report.summary import summary_report
-from ensemble.report.svg import write_png, write_svg
+from ensemble.report.svg import Drawing, write_png, write_svg
 from oof.common.atomic_files import TEMPORARY, replacing, sweep, write_json
 from oof.common.digests import digest
 from oof.common.errors import UserError
@@ -71,10 +72,11 @@ def collect(run: RunData, price_per_hour: float = 0.0) -> dict[str, Any]:
         "data": data_report(run, properties),
         "cost": training_summary.cost_report(run, price_per_hour),
         "seen": contamination_report(run),
+        **{name: run.step(name) or None for name in ("cascade", "abstention", "student_slices")},
     }
     report["summary"] = summary_report(run, report)
     choice = report["summary"]["submit"]["choice"]
-    report["battles"] = battles_to_read(run.table, probs, labels, choice) if run.has_text else None
+    report["battles"] = battles_to_read(run.table, probs, labels, choice, run.reads) if run.has_text else None
     return dict(plain(report))
 
 
@@ -104,43 +106,41 @@ def write_markdown(folder: Path, price_per_hour: float = 0.0) -> Path:
     """
     report = collect(load_run(folder), price_per_hour)
     figures = drawings(sections_of(report))
-    text = render_markdown(report, figures)
-    target = folder / "report" / "markdown"
-    step = Step(target, digest(report, text))
-    step.manifest()  # logs files that were damaged since
-    (target / FIGURES).mkdir(parents=True, exist_ok=True)
-    sweep(target.rglob(TEMPORARY))
-    files = ["report.md"]
-    for _, drawing in figures:
-        for ending, write in (("svg", write_svg), ("png", write_png)):
-            files.append(f"{FIGURES}/{drawing.name}.{ending}")
-            with replacing(target / files[-1]) as temporary:
-                write(drawing, temporary)
-    with replacing(target / "report.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    step.finish(files=sorted(files))
-    return target / "report.md"
+    return _write_markdown(folder / "report" / "markdown", report, render_markdown(report, figures), figures)
 
 
-FORMATS = {"html": write_report, "md": write_markdown}
+def write_comparison(folders: Sequence[Path]) -> Path:
+    """Write the comparison of two or more runs to the first run's ``report/compare``; return the path of the page."""
+    comparison = _compare(folders)
+    return _write(folders[0] / "report" / "compare", comparison, render_comparison(comparison))
+
+
+def write_comparison_markdown(folders: Sequence[Path]) -> Path:
+    """Write the comparison as Markdown to the first run's ``report/compare/markdown``; return the text's path."""
+    comparison = _compare(folders)
+    figures = drawings(run_comparison(comparison))
+    target = folders[0] / "report" / "compare" / "markdown"
+    return _write_markdown(target, comparison, render_comparison_markdown(comparison), figures)
+
+
+FORMATS = {"html": (write_report, write_comparison), "md": (write_markdown, write_comparison_markdown)}
 
 
 def write_reports(folders: Sequence[Path], price_per_hour: float = 0.0, form: str = "html") -> list[Path]:
-    """Write each run's report in a form of ``FORMATS`` and the page that compares several; return the paths.
+    """Write each run's report in a form of ``FORMATS`` and the comparison of several; return the paths.
 
     Raises:
         UserError: as :func:`write_report`; a run is named twice.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run is named twice; a comparison needs different runs: make report RUN='runs/a runs/b'")
-    pages = [FORMATS[form](folder, price_per_hour) for folder in folders]
-    return [*pages, write_comparison(folders)] if len(folders) > 1 else pages
+    write, compare = FORMATS[form]
+    pages = [write(folder, price_per_hour) for folder in folders]
+    return [*pages, compare(folders)] if len(folders) > 1 else pages
 
 
-def write_comparison(folders: Sequence[Path]) -> Path:
-    """Write the comparison of two or more runs to the first run's ``report/compare``; return the path of the page."""
-    comparison = dict(plain(compare_runs([load_run(folder) for folder in folders])))
-    return _write(folders[0] / "report" / "compare", comparison, render_comparison(comparison))
+def _compare(folders: Sequence[Path]) -> dict[str, Any]:
+    return dict(plain(compare_runs([load_run(folder) for folder in folders])))
 
 
 def _write(folder: Path, report: dict[str, Any], page: str) -> Path:
@@ -152,3 +152,20 @@ def _write(folder: Path, report: dict[str, Any], page: str) -> Path:
         temporary.write_text(page, encoding="utf-8")
     step.finish(files=["index.html", "report.json"])
     return folder / "index.html"
+
+
+def _write_markdown(folder: Path, report: dict[str, Any], text: str, figures: list[tuple[str, Drawing]]) -> Path:
+    step = Step(folder, digest(report, text))
+    step.manifest()  # logs files that were damaged since
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    sweep(folder.rglob(TEMPORARY))
+    files = ["report.md"]
+    for _, drawing in figures:
+        for ending, write in (("svg", write_svg), ("png", write_png)):
+            files.append(f"{FIGURES}/{drawing.name}.{ending}")
+            with replacing(folder / files[-1]) as temporary:
+                write(drawing, temporary)
+    with replacing(folder / "report.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    step.finish(files=sorted(files))
+    return folder / "report.md"

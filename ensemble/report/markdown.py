@@ -1,6 +1,6 @@
 """Report as Markdown with figures in files, for a pull request or a post: the first screen, the story, the leaderboard.
 
-Command: ``arena-distill report RUN --format md``.
+Command: ``arena-distill report RUN [RUN …] --format md``; of several runs the comparison, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from ensemble.report.advice import advice
 from ensemble.report.conclusion import say
 from ensemble.report.head import head
 from ensemble.report.names import predictor_name
-from ensemble.report.page_elements import Section, interval, number, percent
+from ensemble.report.page_elements import Block, Section, interval, number, percent
+from ensemble.report.sections_comparison import run_comparison
 from ensemble.report.story import story
 from ensemble.report.svg import Drawing
 
@@ -40,7 +41,7 @@ def render_markdown(report: Report, figures: list[tuple[str, Drawing]]) -> str:
         f"# {_plain(say('Report of {run}', run=report['run']))}",
         " · ".join(_plain(fact) for fact in first.facts),
         _plain(first.conclusion),
-        _table(["", "log loss", ""], [[_plain(say("{c}", c=card.name if card.label == "member" else
+        _table([["", "log loss", ""]], [[_plain(say("{c}", c=card.name if card.label == "member" else
                f"{card.label}: {card.name}")), _plain(card.value), _plain(card.note)] for card in first.cards]),
         f"```bash\n{first.command}\n```",
         _plain(first.reason),
@@ -51,9 +52,36 @@ def render_markdown(report: Report, figures: list[tuple[str, Drawing]]) -> str:
         _leaderboard(report),
         "A rank is one more than the number of predictors that are shown to be better (paired 95 % interval).",
         "## Figures",
-        *(f"![{_plain(say('{c}', c=caption))}]({FIGURES}/{drawing.name}.png)" for caption, drawing in figures),
+        *(_figure(caption, drawing) for caption, drawing in figures),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def render_comparison_markdown(comparison: Report) -> str:
+    """Return the Markdown text of the content of a comparison's ``report.json``."""
+    parts = [f"# {_plain(say('Comparison of {runs}', runs=', '.join(comparison['runs'])))}"]
+    for section in run_comparison(comparison):
+        parts.append(f"## {_plain(say('{title}', title=section.title))}")
+        for block in section.blocks:
+            parts += _block(block)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _block(block: Block) -> list[str]:
+    """Return a block of a section as Markdown."""
+    if isinstance(block.svg, Drawing):
+        return [_figure(block.caption, block.svg)]
+    if block.kind == "text":
+        return [_plain(block.text)]
+    title = f"### {_plain(say('{c}', c=block.caption))}"
+    if block.kind == "list":
+        return [title, "\n".join(f"- {_plain(row[0])}" for row in block.rows)]
+    return [title, _table(*([[_plain(say("{c}", c=cell)) for cell in row] for row in rows]
+                            for rows in ([block.head], block.rows)))]  # fmt: skip
+
+
+def _figure(caption: str, drawing: Drawing) -> str:
+    return f"![{_plain(say('{c}', c=caption))}]({FIGURES}/{drawing.name}.png)"
 
 
 def _plain(text: Markup) -> str:
@@ -65,8 +93,8 @@ def _list(title: str, rows: list[Markup]) -> list[str]:
     return [f"## {title}", "\n".join(f"- {_plain(row)}" for row in rows)] if rows else []
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
+def _table(head: list[list[str]], rows: list[list[str]]) -> str:
+    lines = [*head, ["---"] * len(head[0]), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
@@ -78,4 +106,4 @@ def _leaderboard(report: Report) -> str:
          _plain(percent(row["accuracy"])), _plain(number(row["ece"]))]
         for row in rows
     ]  # fmt: skip
-    return _table(["rank", "predictor", "log loss", "behind the first", "accuracy", "ECE"], cells)
+    return _table([["rank", "predictor", "log loss", "behind the first", "accuracy", "ECE"]], cells)

@@ -17,6 +17,7 @@ from ensemble.report import (
     sections_predictions,
     sections_run,
     sections_stack,
+    sections_student,
     sections_summary,
 )
 from ensemble.report.head import head
@@ -38,6 +39,7 @@ def sections_of(report: dict[str, Any]) -> list[Section]:
         sections_battles.battles(report),
         sections_stack.stack(report),
         sections_run.distillation(report),
+        *sections_student.sections(report),
         sections_run.data(report),
         sections_run.reproduction(report),
     ]

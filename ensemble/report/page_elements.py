@@ -23,11 +23,15 @@ MISSING = Markup("<span title='unknown'>–</span>")
 
 @dataclass(frozen=True)
 class Battle:
-    """A battle to read: rows of (predictor, P(A), P(B), P(tie)), and texts of (heading, text, note or None)."""
+    """A battle to read: rows of (predictor, P(A), P(B), P(tie)), and texts of (heading, text, note or None).
+
+    ``anchor`` is the target of links to it; without one there are none.
+    """
 
     title: Markup
     probs: list[list[Any]]
     texts: list[tuple[str, str, Markup | None]]
+    anchor: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from ensemble.features.design_matrix import join_logits
 from ensemble.stacking.stage import load_inputs, load_teacher, read_predictions
 from oof.common.atomic_files import read_json, read_parquet, verified
 from oof.common.errors import UserError
+from oof.common.logits_format import COUNT_COLUMNS
 from oof.config.load import to_dict
 from oof.config.stored import load_for_run, stored_settings
 from oof.jobs.dataset import load_battles
@@ -34,6 +36,10 @@ MANIFESTS = {
     "distill": "distill/manifest.json",
     "scores": "stack/scores.json",
     "ablations": "stack/ablations.json",
+    "cascade": "cascade/curve.json",
+    "abstention": "distill/student/abstention.json",
+    "student_slices": "student_slices.json",
+    "student_prompts": "distill/student/prompts.json",
 }
 OPTUNA_SET_STATE = 6  # operation code of an Optuna journal: a trial has ended
 OPTUNA_COMPLETE = 1  # state of a trial that returned a value
@@ -55,6 +61,8 @@ class RunData:
         student_logits: (n, 2, 3) held-out logits of the fold students; None without stage three.
         manifests: step -> its manifest; {} if the step is missing.
         jobs: member or "student" -> contents of its jobs' ``job.json``, with the job's ``folder``.
+        reads: member or "student" -> (n, 6) tokens of prompt, A and B, and how many of each it reads; absent where the
+            files do not say so.
         in_corpus: (n,) whether the prompt is in a corpus; None without a contamination check.
     """
 
@@ -69,6 +77,7 @@ class RunData:
     student_logits: NDArray[np.float32] | None = None
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    reads: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     in_corpus: NDArray[np.bool_] | None = None
 
     @property
@@ -132,6 +141,8 @@ def load_run(folder: Path) -> RunData:
         probs["bayes"] = truth
     labels, groups, folds = (table[name].to_numpy().astype(np.int64) for name in ("label", "group", "fold"))
     student = folder / "distill" / "logits.parquet"
+    reads = {name: tokens_read([folder / "oof" / name / "logits.parquet"], ids) for name in logits}
+    reads["student"] = tokens_read(sorted(folder.glob("distill/fold-*/logits.parquet")), ids)
     return RunData(
         folder=folder,
         record=record,
@@ -144,6 +155,7 @@ def load_run(folder: Path) -> RunData:
         student_logits=_logits(student, ids) if student.is_file() else None,
         manifests={name: _json(folder / path) for name, path in MANIFESTS.items()},
         jobs={name: _jobs(folder / "oof" / name) for name in logits} | {"student": _jobs(folder / "distill")},
+        reads={name: counts for name, counts in reads.items() if counts is not None},
         in_corpus=check.read_contaminated(folder, ids),
     )
 
@@ -189,6 +201,17 @@ def _logits(path: Path, ids: pl.Series) -> NDArray[np.float32]:
         return join_logits(ids.to_list(), read_parquet(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def tokens_read(paths: Sequence[Path], ids: pl.Series) -> NDArray[np.int64] | None:
+    """Return the (n, 6) ``COUNT_COLUMNS`` of n battles; None where the files do not have them for every battle."""
+    frames = [read_parquet(path) for path in paths]
+    if not frames or not all(set(COUNT_COLUMNS) <= set(frame.columns) for frame in frames):
+        return None
+    counts = pl.concat([frame.select("id", *COUNT_COLUMNS) for frame in frames])
+    found = pl.DataFrame({"id": ids}).join(counts, on="id", how="left", maintain_order="left").select(COUNT_COLUMNS)
+    complete = not any(found.null_count().row(0))
+    return found.to_numpy().astype(np.int64) if complete else None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def run_warnings(
         run: the run.
         losses: predictor -> (n,) log losses.
         audit: the audit's findings.
-        tokens: per tokenizer the share of truncated battles (:func:`ensemble.report.data_summary.token_report`).
+        tokens: rows of :func:`ensemble.report.truncation.truncation_report`.
         ties: predictor -> its numbers about ties (:func:`ensemble.report.ties.tie_report`).
     """
     shares = np.bincount(run.labels, minlength=3) / len(run.labels)
@@ -49,8 +49,8 @@ def run_warnings(
         if share < RARE_CLASS
     ]
     truncated = [
-        f"Truncation: {100 * row['truncated']:.1f} % of the battles are longer than prompts.max_tokens = "
-        f"{row['budget']} (tokenizer {row['tokenizer']})."
+        f"Truncation: {100 * row['truncated']:.1f} % of the battles are cut at {row['budget']:,} tokens for "
+        f"{' and '.join(row['readers'])}."
         for row in tokens
         if row["truncated"] > MUCH_TRUNCATED
     ]

@@ -1,8 +1,9 @@
-"""Page section with battles to read: both responses side by side, and what of them is not shown."""
+"""Page section with battles to read: both responses side by side, what of them is not shown, and what models cut."""
 
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -23,32 +24,55 @@ def battles(report: Report) -> Section:
         return Section("battles", "Battles to read", [])
     blocks = [
         text("The battles on which the model in use is most wrong, and those on which two predictors differ most. "
-             "Verdicts are people's, and some of these are mistakes or matters of taste.")
+             "Verdicts are people's, and some of these are mistakes or matters of taste. The middle of a long text is "
+             "left out here; what a model did not read of it stands below the text.")
     ]  # fmt: skip
     titles = {
         "wrong": (f"Most wrong: largest loss of {predictor_name(choice)}", "loss {value} nats"),
         "disagreed": ("Most disagreed: largest distance between two predictors", "distance {value}"),
     }
+    anchors: set[str] = set()
     for kind, cases in content.items():
         caption, measure = titles[kind]
-        blocks.append(Block("battles", caption=caption, battles=[_battle(case, measure) for case in cases]))
+        shown = [_battle(case, measure, _anchor(case["id"], anchors)) for case in cases]
+        blocks.append(Block("battles", caption=caption, battles=shown))
     return Section("battles", "Battles to read", blocks)
 
 
-def _battle(case: Report, measure: str) -> Battle:
+def _anchor(identifier: str, taken: set[str]) -> str:
+    """Return the target of links to a battle, of letters that are safe in one; a second showing has a target, too."""
+    anchor = f"battle-{quote(identifier, safe='')}"
+    anchor = f"again-{anchor}" if anchor in taken else anchor
+    taken.add(anchor)
+    return anchor
+
+
+def _battle(case: Report, measure: str, anchor: str) -> Battle:
     outcome = OUTCOMES[CLASSES.index(case["verdict"])]
     probs = [[predictor_name(name), *(number(p, 2) for p in row)] for name, row in case["probs"].items()]
     title = say("Battle {id}: verdict {outcome}, ", id=case["id"], outcome=outcome)
     title += say(measure, value=number(case["value"], 2))
-    texts = [(HEADINGS[name], shown, _cut(shown, case["characters"][name])) for name, shown in case["texts"].items()]
-    return Battle(title, probs, texts)
+    texts: list[tuple[str, str, Markup | None]] = [
+        (heading, _shown(case["texts"][name]), _cut(case["cut"], i))
+        for i, (name, heading) in enumerate(HEADINGS.items())
+    ]
+    return Battle(title, probs, texts, anchor)
 
 
-def _cut(shown: str, n: int) -> Markup | None:
-    """Say how much of a text is shown; None where all of it is."""
-    return (
-        say("{shown} of {all} characters are shown", shown=f"{len(shown):,}", all=count(n)) if n > len(shown) else None
-    )
+def _shown(excerpt: Report) -> Markup:
+    """Return a text with a marker in place of the characters that are left out."""
+    marker = say("<mark>… {n} characters …</mark>", n=count(excerpt["hidden"])) if excerpt["hidden"] else ""
+    return say("{start}{marker}{end}", start=excerpt["start"], marker=marker, end=excerpt["end"])
+
+
+def _cut(cuts: list[Report], i: int) -> Markup | None:
+    """Say which models read a part of the i-th text alone; None where all have read it whole."""
+    rows = [
+        say("{kept} of {all} tokens read by {readers}", kept=count(cut["kept"][i]), all=count(cut["tokens"][i]),
+            readers=", ".join(cut["readers"]))
+        for cut in cuts if cut["kept"][i] < cut["tokens"][i]
+    ]  # fmt: skip
+    return Markup("; ").join(rows) if rows else None
 
 
 def strongest(cases: list[Report]) -> list[Battle]:

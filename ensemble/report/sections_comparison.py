@@ -57,17 +57,24 @@ def _finding(pair: Report, row: Report) -> Any:
 
 
 def _by_run(content: Report) -> Block:
-    """Return a table of predictors (rows) by runs (columns), each run's loss on its own battles."""
+    """Return a table of predictors (rows) by runs (columns): loss on the run's own battles, and paired difference."""
     losses = {(row["run"], row["predictor"]): row for row in content["table"]}
     predictors = list(dict.fromkeys(row["predictor"] for row in content["table"]))
     battles = {row["run"]: row["n"] for row in content["table"]}
     rows = [["battles", *(count(battles[run]) for run in content["runs"])]]
-    rows += [
-        [predictor_name(name), *(interval(losses[run, name]["log_loss"]) if (run, name) in losses else ""
-                                 for run in content["runs"])]
-        for name in predictors
-    ]  # fmt: skip
-    return table("Log loss by run, each on its own battles", ["predictor", *content["runs"]], rows)
+    differences = {(p["second"], row["predictor"]): row["difference"] for p in content["pairs"] for row in p["rows"]}
+
+    def cell(run: str, name: str) -> Any:
+        if (run, name) not in losses:
+            return ""
+        loss = interval(losses[run, name]["log_loss"])
+        paired = differences.get((run, name))
+        return loss if paired is None else loss + say(
+            ' <span class="label">paired: {d}</span>', d=interval(paired, signed=True))  # fmt: skip
+
+    rows += [[predictor_name(name), *(cell(run, name) for run in content["runs"])] for name in predictors]
+    title = f"Log loss by run, each on its own battles; paired differences are to {content['runs'][0]}"
+    return table(title, ["predictor", *content["runs"]], rows)
 
 
 def _paired(pair: Report, k: int) -> list[Block]:

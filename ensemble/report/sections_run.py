@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from ensemble.report import charts
+from ensemble.report.conclusion import say
 from ensemble.report.names import job_name, predictor_name
 from ensemble.report.page_elements import (
     Block,
@@ -64,10 +65,13 @@ def distillation(report: Report) -> Section:
         blocks.append(figure(alt, charts.lines(f"curve{k}", alt, series, ("optimizer step", "training loss"))))
     content = report["distillation"]
     if content:
+        seeds = content["seeds"]
+        average = say(" Each student is the average of the weights of {n} trainings (distill.seeds).", n=count(seeds))
         blocks = [
             text("The student and the ensemble agree on the most probable class in {agree} of the battles; the mean "
-                 "divergence KL(ensemble, student) is {kl} nats.",
-                 agree=interval(content["agreement"], share=True), kl=interval(content["divergence"])),
+                 "divergence KL(ensemble, student) is {kl} nats.{average}",
+                 agree=interval(content["agreement"], share=True), kl=interval(content["divergence"]),
+                 average=average if seeds > 1 else ""),
             *comparison_blocks(content["comparison"], "distil"),
             *case_blocks({**content, **content["comparison"]}, "distil"),
             *blocks,
@@ -103,9 +107,10 @@ def data(report: Report) -> Section:
     else:
         blocks.append(text("The battles have no texts, so this page has no slices by text, prompt quality or lengths."))
     if content["tokens"]:
-        rows = [[f"tokenizer {k}", count(t["budget"]), percent(t["truncated"]), *(number(v, 0) for v in t["quantiles"])]
-                for k, t in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", content["tokens"], strict=False)]  # fmt: skip
-        blocks.append(table("Tokens per battle", ["", "budget", "longer", *quantiles], rows))
+        rows = [[", ".join(t["readers"]), count(t["budget"]), percent(t["truncated"]), percent(t["kept"]),
+                 *(number(v, 0) for v in t["quantiles"])] for t in content["tokens"]]  # fmt: skip
+        head = ["reader", "limit", "battles cut", "tokens read", *quantiles]
+        blocks.append(table("Tokens per battle, and how many are read", head, rows))
     head = ["fold", "battles", "groups", *("A wins", "B wins", "ties")[: len(classes)],
             *(predictor_name(name) for name in predictors)]  # fmt: skip
     blocks.append(table("Folds: class balance and log loss", head, folds))
@@ -114,5 +119,8 @@ def data(report: Report) -> Section:
     if content["dropped"]:
         dropped = [[row["reason"], count(row["n"])] for row in content["dropped"]]
         blocks.append(table("Reasons for dropped rows (dropped.csv lists each row)", ["reason", "rows"], dropped))
+    if content["verdicts"]:
+        coding = [[value, name.replace("_", " ")] for value, name in content["verdicts"].items()]
+        blocks.append(table("Coding of the verdicts (data.verdicts)", ["in the files", "verdict"], coding))
     blocks += [table("Rows read and dropped", ["", "count"], counts), table("Files", ["file", "schema"], schemas)]
     return Section("data", "Data", blocks)

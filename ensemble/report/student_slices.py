@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from ensemble.report.run_data import tokens_read
 from ensemble.report.slices import LEAST, Slice, battle_properties, slices_of
 from ensemble.stacking.stage import load_inputs, read_predictions
 from ensemble.statistics.bootstrap import group_interval
-from oof.common.atomic_files import read_parquet, verified
+from oof.common.atomic_files import verified
 from oof.common.errors import UserError
-from oof.common.logits_format import COUNT_COLUMNS
 from oof.config import Config
 from oof.metrics import Integers, row_log_loss
 
@@ -70,14 +70,10 @@ def slice_row(
 
 def _truncation(run: Path, k: int, ids: pl.Series) -> list[Slice]:
     """Return slices by the share of each battle's tokens that the student read; none of students without counts."""
-    frames = [read_parquet(run / "distill" / f"fold-{fold}" / "logits.parquet") for fold in range(k)]
-    if not all(set(COUNT_COLUMNS) <= set(frame.columns) for frame in frames):
+    counts = tokens_read([run / "distill" / f"fold-{fold}" / "logits.parquet" for fold in range(k)], ids)
+    if counts is None:
         return []
-    tokens, kept = COUNT_COLUMNS[:3], COUNT_COLUMNS[3:]
-    shares = pl.concat(frames).select(
-        "id", share=pl.sum_horizontal(kept) / pl.max_horizontal(pl.sum_horizontal(tokens), 1)
-    )
-    share = pl.DataFrame({"id": ids}).join(shares, on="id", how="left", maintain_order="left")["share"].to_numpy()
+    share = counts[:, 3:].sum(axis=1) / np.maximum(counts[:, :3].sum(axis=1), 1)
     slices = [
         Slice("read by the student", "whole", share >= 1),
         Slice("read by the student", f"{MUCH:.0%} and more", (share < 1) & (share >= MUCH)),

@@ -66,5 +66,6 @@ def distill_report(run: RunData, slices: list[Slice]) -> dict[str, Any] | None:
         "agreement": group_interval(agree.astype(float), run.groups, run.seed),
         "divergence": group_interval(divergence, run.groups, run.seed),
         "comparison": compare(names, run, slices),
+        "seeds": max((len(job.get("seeds", [])) for job in run.jobs.get("student", [])), default=0) or 1,
         **side_by_side(names, run),
     }

@@ -19,8 +19,8 @@ const copied = async (text, button) => {
   }
   button.textContent = "copied";
 };
-const copyButton = (label, text) => {
-  const button = make("button", { className: "copy", type: "button", textContent: "copy" });
+const copyButton = (label, text, shown = "copy") => {
+  const button = make("button", { className: "copy", type: "button", textContent: shown });
   button.setAttribute("aria-label", label);
   button.addEventListener("click", () => {
     button.removeAttribute("aria-label");
@@ -76,8 +76,14 @@ for (const command of document.querySelectorAll(".command")) {
   command.append(copyButton("copy the command", () => command.querySelector("code").textContent));
 }
 
-// Battles: a page of four at a time, of those that hold all words of the search
+// Battles: a page of four at a time, of those that hold all words of the search; links to a battle turn to its page
 const PAGE = 4;
+const turnTo = new Map();
+for (const battle of document.querySelectorAll(".battle[id]")) {
+  const title = battle.querySelector("h3");
+  const link = () => `${location.href.split("#")[0]}#${battle.id}`;
+  title.after(copyButton(`copy the link to ${title.textContent.split(":")[0]}`, link, "copy link"));
+}
 for (const list of document.querySelectorAll(".battles")) {
   const battles = [...list.querySelectorAll(".battle")];
   if (battles.length <= PAGE) continue;
@@ -103,9 +109,22 @@ for (const list of document.querySelectorAll(".battles")) {
     first = 0;
     show();
   });
+  battles.forEach((battle, i) => turnTo.set(battle, () => {
+    [search.value, found, first] = ["", battles, i - (i % PAGE)];
+    show();
+  }));
   list.querySelector("summary").after(make("div", { className: "tools" }, search, back, on, place));
   show();
 }
+const showTarget = () => {
+  const battle = document.getElementById(location.hash.slice(1));
+  if (!battle || !battle.matches(".battle")) return;
+  battle.closest("details").open = true;
+  turnTo.get(battle)?.();
+  battle.scrollIntoView();
+};
+addEventListener("hashchange", showTarget);
+showTarget();
 
 // Values under the pointer
 const tip = make("div", { className: "tip", hidden: true });

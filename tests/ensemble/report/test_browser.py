@@ -177,6 +177,27 @@ def test_battles_are_paged_and_searched_and_rows_are_filtered(tab: Browser, page
     assert tab.log_entries() == []
 
 
+def test_a_link_to_a_battle_opens_its_page_and_its_address_is_copied(tab: Browser, pages: dict[str, Path]) -> None:
+    tab.allow("clipboardReadWrite", "clipboardSanitizedWrite")
+    for name in ("run", "hostile"):
+        tab.open(pages[name], 1280)
+        target = tab.evaluate(
+            "[...document.querySelectorAll('#battles .battle')][17].id"
+        )  # on a later page of its list
+        where = f"document.getElementById({target!r})"
+        assert tab.evaluate(f"{where}.checkVisibility()") is False
+        tab.evaluate(f"{where}.querySelector('.copy').click()")
+        address = str(tab.evaluate("navigator.clipboard.readText()"))
+        assert address.endswith(f"/index.html#{target}")
+        tab.open("about:blank", 1280)
+        tab.open(address, 1280)
+        box = f"{where}.getBoundingClientRect()"
+        assert tab.evaluate(f"{where}.checkVisibility()") is True
+        assert tab.evaluate(f"{box}.top >= 0 && {box}.top < innerHeight") is True
+        assert tab.evaluate(f"{where}.matches(':target')") is True
+        assert tab.log_entries() == []
+
+
 def test_the_pointer_shows_the_value_of_a_mark_and_a_place_in_a_scatter_plot(
     tab: Browser, pages: dict[str, Path]
 ) -> None:

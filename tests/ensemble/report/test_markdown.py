@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import polars as pl
 import pytest
 
 from ensemble.__main__ import main
+from ensemble.report.make import write_comparison_markdown
 from tests.fixtures.report_runs import make_report_arena, write_run
 
 
@@ -37,3 +39,22 @@ def test_markdown_has_the_first_screen_the_leaderboard_and_its_figures_as_files(
     files = json.loads((target / "manifest.json").read_text())["files"]
     assert {"report.md", *pictures} <= set(files)
     assert not (run / "report" / "index.html").exists()
+
+
+def test_a_comparison_as_markdown_has_runs_of_any_number_and_warns_at_the_top(tmp_path: Path) -> None:
+    arena = make_report_arena(120, seed=22)
+    other = arena._replace(table=arena.table.with_columns(id=pl.col("id") + "x"))
+    arenas = {"one": arena, "two": arena, "apart|": other}
+    path = write_comparison_markdown([write_run(tmp_path / name, a, stages=False) for name, a in arenas.items()])
+    target = tmp_path / "one" / "report" / "compare" / "markdown"
+    assert path == target / "report.md"
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(
+        "# Comparison of one, two, apart\\|\n\n## Runs\n\n### Warnings\n\n- No battles in common: apart\\| and"
+    )
+    [losses] = [line for line in text.splitlines() if line.startswith("| two |") and "paired" in line]
+    assert losses.count("paired: +0.0000 \\[+0.0000, +0.0000\\]") == 1  # the run that has the battles, too
+    assert "| predictor | log loss one | log loss two | two - one | p (Holm) |" in text
+    pictures = re.findall(r"\]\((figures/[\w-]+\.png)\)", text)
+    assert pictures == ["figures/runs0.png"]
+    assert (target / pictures[0]).read_bytes().startswith(b"\x89PNG")

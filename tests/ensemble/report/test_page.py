@@ -16,11 +16,11 @@ import polars as pl
 import pytest
 
 from ensemble.__main__ import main
-from ensemble.report.data_summary import QUANTILES, token_report
 from ensemble.report.make import plain, write_comparison, write_report
 from ensemble.report.run_comparison import shared_rows
 from ensemble.report.run_data import load_run
 from ensemble.report.stack_summary import scores_tables
+from ensemble.report.truncation import QUANTILES, truncation_report
 from oof.config import load as load_config
 from tests.fixtures.report_runs import hostile_run, make_report_arena, write_run
 
@@ -97,7 +97,7 @@ def test_every_number_on_the_page_is_in_report_json(small_run: Path, tmp_path: P
         )
     sections = [attrs.get("id") for tag, attrs in page.tags if tag == "section"]
     expected = ["story", "leaderboard", "pair-0", "seen", "ties", "quality", "calibration", "position", "battles"]
-    assert sections == [*expected, "stack", "distillation", "data", "run"]
+    assert sections == [*expected, "stack", "distillation", "slices", "cascade", "data", "run"]
 
 
 def test_every_number_of_combiners_and_ablations_is_on_the_page(hostile: Path) -> None:
@@ -122,11 +122,13 @@ def test_token_counts_are_the_tokenizer_s(small_run: Path) -> None:
     run = load_run(small_run)
     config = load_config("configs/demo.yaml")
     tokenizer = load_tokenizer(config.members["gemma2"].checkpoint)
-    tokens = encode_battles(run.table, tokenizer, config.prompts, 320).n_tokens.sum(axis=1)
-    rows = token_report(run)
-    expected = np.quantile(tokens, QUANTILES).tolist()
-    assert any(row["quantiles"] == expected and row["truncated"] == np.mean(tokens > 320) for row in rows)
-    assert all(row["budget"] == 320 for row in rows)
+    encoded = encode_battles(run.table, tokenizer, config.prompts, 320)
+    tokens, kept = encoded.n_tokens.sum(axis=1), encoded.n_kept.sum(axis=1)
+    [row] = [row for row in truncation_report(run) if "gemma2" in row["readers"]]
+    assert row["budget"] == 320
+    assert row["quantiles"] == np.quantile(tokens, QUANTILES).tolist()
+    assert row["truncated"] == np.mean(kept < tokens)
+    assert row["kept"] == pytest.approx(kept.sum() / tokens.sum())
 
 
 def test_hostile_battles_stay_text(hostile: Path) -> None:

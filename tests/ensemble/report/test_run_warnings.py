@@ -95,11 +95,11 @@ def test_a_rare_class_is_an_imbalance(arena: ReportArena, tmp_path: Path) -> Non
 
 def test_many_truncated_battles_give_a_warning(arena: ReportArena, tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", arena))
-    tokens: list[dict[str, Any]] = [{"tokenizer": "t", "budget": 64, "truncated": 0.1}]
+    tokens: list[dict[str, Any]] = [{"readers": ["one", "student"], "budget": 64, "truncated": 0.1}]
     assert run_warnings(run, {}, [], tokens, {}) == []
     tokens[0]["truncated"] = 0.125
     [warning] = run_warnings(run, {}, [], tokens, {})
-    assert warning == "Truncation: 12.5 % of the battles are longer than prompts.max_tokens = 64 (tokenizer t)."
+    assert warning == "Truncation: 12.5 % of the battles are cut at 64 tokens for one and student."
 
 
 def test_a_member_blind_to_ties_gives_a_warning(tmp_path: Path) -> None:

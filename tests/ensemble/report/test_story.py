@@ -73,7 +73,11 @@ def base() -> Report:
             "date": "2026-01-02",
             "hardware": {},
             "table": [
-                {"predictor": name, "log_loss": {"value": value, "low": value - 0.02, "high": value + 0.02}}
+                {
+                    "predictor": name,
+                    "accuracy": 0.5,
+                    "log_loss": {"value": value, "low": value - 0.02, "high": value + 0.02},
+                }
                 for name, value in predictors.items()
             ],
             "paired": [
@@ -159,7 +163,7 @@ def ece_rises(report: Report) -> None:
 
 
 def truncated(report: Report) -> None:
-    report["data"]["tokens"] = [{"truncated": 0.25, "budget": 320}]
+    report["data"]["tokens"] = [{"readers": ["student"], "truncated": 0.25, "budget": 320}]
 
 
 def blind(report: Report) -> None:
@@ -230,7 +234,8 @@ CASES: list[tuple[Callable[[Report], None], list[str], list[str]]] = [
      ["Calibration raises the log loss"], ["Both can be true"]),
     (lambda report: with_difference(report, "calibrated", "stack", NONE),
      ["Calibration is not shown to change"], ["Calibration lowers"]),
-    (truncated, ["Longer texts: 25.0 % of the battles are cut at 320 tokens"], ["Nothing on this page"]),
+    (truncated, ["25.0 % of the battles are cut at 320 tokens for student",
+                 "try a larger distill.prompts.max_tokens"], ["Nothing on this page"]),
     (blind, ["does not see them coming"], ["gives ties a higher"]),
     (weak, ["On ties it loses more than the class shares"], ["gives ties a higher"]),
     (no_position_bias, ["No position bias of the verdicts is shown", "That is rare"], ["predict in both orders"]),
