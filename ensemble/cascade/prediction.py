@@ -34,7 +34,7 @@ from oof.common.progress import duration
 
 logger = logging.getLogger(__name__)
 
-POLICY, DECISIONS = "policy.json", "decisions.json"
+POLICY, DECISIONS, CALLS = "policy.json", "decisions.json", "calls.json"
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Cascade:
         folder: of the files.
         rows: battles of a piece.
         clock: seconds.
+        started: by the clock, when the command began; None = when it predicts.
     """
 
     request: Request
@@ -60,19 +61,26 @@ class Cascade:
     folder: Path
     rows: int
     clock: Callable[[], float]
+    started: float | None = None
+    _prepared: float = 0.0  # seconds of all calls before their first piece
     _each: dict[int, float] = field(default_factory=dict)  # step -> expected seconds of a battle
     _state: State = field(init=False)
     _battles: StoredBattles = field(init=False)
     _mark: float = field(init=False)  # when the seconds of the piece in progress began
 
     def predict(self, tables: Iterable[pl.DataFrame]) -> tuple[list[Path], dict[str, Any]]:
-        """Return files with id and probabilities, one for each table, and a summary.
+        """Return files with id and probabilities, one for each table, and what the manifest tells about them.
 
         Raises:
             UserError: the time or the budget is too small for the cheapest level.
         """
-        self._mark = self.clock()
+        started = self.clock() if self.started is None else self.started
         self._battles = StoredBattles.store(self.folder, tables)
+        path = self.folder / CALLS
+        self._mark = self.clock()
+        calls = [*(read_json(path) if path.is_file() else []), self._mark - started]
+        write_json(path, calls)
+        self._prepared = sum(calls)
         n = len(self._battles)
         self._state = State.empty(n, self.levels.work[-1])
         answers, ended = np.tile(self.prior, (n, 1)), np.full(n, -1)
@@ -91,7 +99,7 @@ class Cascade:
                 above = scores > policy.thresholds[step]
                 highest_first = np.argsort(-scores[above], kind="stable")
                 reached = self._step(step + 1, policy.chain, reached[above][highest_first])
-        return self._parts(answers), self._summary(policy, ended)
+        return self._parts(answers), {"cascade": self._summary(policy, ended)}
 
     def _policy(self) -> tuple[LevelFunctions, Policy]:
         """Return the levels' functions and the policy, as stored; they are chosen and stored first if need be."""
@@ -169,7 +177,7 @@ class Cascade:
         return True
 
     def _elapsed(self) -> float:
-        return sum(self._state.spent.values()) + self.clock() - self._mark
+        return self._prepared + sum(self._state.spent.values()) + self.clock() - self._mark
 
     def _expected(self) -> float:
         """Return the seconds of all finished pieces by the run's measured costs."""
@@ -196,4 +204,4 @@ class Cascade:
         shares = {name: float((ended == i).mean()) for i, name in enumerate(self.levels.names)}
         cost = self._expected() / (len(ended) * self.levels.seconds_of([len(self.levels.names) - 1]))
         chosen = {name: value for name, value in policy.to_dict(self.levels).items() if name != "gains"}
-        return {**chosen, "shares": shares, "cost": cost, "seconds": sum(self._state.spent.values())}
+        return {**chosen, "shares": shares, "cost": cost, "seconds": self._elapsed()}

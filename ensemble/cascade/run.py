@@ -111,6 +111,7 @@ def cascade_at_work(config: Config, request: Request, folder: Path) -> Cascade:
     from ensemble.cascade.work import RunModels
     from oof.jobs.score_test_battles import MIN_BATTLES_FOR_WORKERS
 
+    started = time.monotonic()
     cascade = load_cascade(config)
     if request.seconds is not None and config.predict.cascade.piece >= MIN_BATTLES_FOR_WORKERS:
         side_by_side = min(config.jobs.workers, config.folds.k)  # fold jobs of a member, not the student
@@ -119,7 +120,7 @@ def cascade_at_work(config: Config, request: Request, folder: Path) -> Cascade:
     models = RunModels(config, load_stack(config, cascade.inputs))
     rows = config.predict.chunk if request.seconds is None else config.predict.cascade.piece
     shares = class_counts(cascade.inputs.labels) / len(cascade.inputs.labels)
-    return Cascade(request, cascade.levels, cascade.fitted, shares, models, folder, rows, time.monotonic)
+    return Cascade(request, cascade.levels, cascade.fitted, shares, models, folder, rows, time.monotonic, started)
 
 
 def print_curve(content: dict[str, Any]) -> None:

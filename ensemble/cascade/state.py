@@ -57,7 +57,7 @@ class StoredBattles:
             inside = rows[(rows >= start) & (rows < end)] - start
             if len(inside):
                 tables.append(read_parquet(file)[inside])
-        return pl.DataFrame(pl.concat(tables))
+        return pl.DataFrame(pl.concat(tables, how="vertical_relaxed"))
 
 
 @dataclass

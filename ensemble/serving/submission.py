@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.cascade.request import Request, requested
+from ensemble.cascade.request import requested
 from ensemble.serving.chunks import chunks
 from ensemble.serving.earlier_submission import (
     MANIFEST,
@@ -121,7 +121,8 @@ def run_predict(config: Config, redo: bool = False, own: OwnLogitsTest | None = 
     prompts = without_speed_settings(config.prompts)
     key = digest("submission", FORMAT, source.settings, model_key, prompts, source.files)
     step = Step(run, key, manifest=MANIFEST)
-    parts = Step(run / "predict", digest(key, config.predict.chunk))
+    pieces = [] if request is None else [config.predict.cascade.piece]
+    parts = Step(run / "predict", digest(key, config.predict.chunk, *pieces))
     finished = step.manifest()
     if finished is not None:
         shutil.rmtree(parts.folder, ignore_errors=True)  # left by a kill after the manifest was written
@@ -132,7 +133,12 @@ def run_predict(config: Config, redo: bool = False, own: OwnLogitsTest | None = 
         with tempfile.TemporaryDirectory() as folder:
             digests = [sha for _, sha in source.files]
             refuse_other_battles(run, ", ".join(source.names), digests, source.tables(Path(folder)))
-    predict_parts = _cascade(config, request, parts.folder) if request else _one_model(source.scorer(), parts.folder)
+    if request is None:
+        predict_parts = _one_model(source.scorer(), parts.folder)
+    else:
+        from ensemble.cascade.run import cascade_at_work
+
+        predict_parts = cascade_at_work(config, request, parts.folder).predict
     battles = PredictedBattles()
     parts.begin()
     try:
@@ -228,18 +234,6 @@ def _part(folder: Path, i: int, table: pl.DataFrame, scorer: Scorer) -> Path:
 
 def _one_model(scorer: Scorer, folder: Path) -> PartsOf:
     return lambda tables: ([_part(folder, i, table, scorer) for i, table in enumerate(tables)], {})
-
-
-def _cascade(config: Config, request: Request, folder: Path) -> PartsOf:
-    from ensemble.cascade.run import cascade_at_work
-
-    cascade = cascade_at_work(config, request, folder)
-
-    def predict(tables: Iterable[pl.DataFrame]) -> tuple[list[Path], dict[str, Any]]:
-        paths, summary = cascade.predict(tables)
-        return paths, {"cascade": summary}
-
-    return predict
 
 
 def _student_scorer(config: Config) -> Scorer:

@@ -96,7 +96,7 @@ def run(folder: Path, request: Request, models: Simulated, rows: int = 7) -> tup
     parts, summary = cascade.predict(tables())
     frame = pl.concat([pl.read_parquet(part) for part in parts])
     assert frame["id"].to_list() == [str(i) for i in range(N)]
-    return frame.select(WINNER_COLUMNS).to_numpy(), summary
+    return frame.select(WINNER_COLUMNS).to_numpy(), summary["cascade"]
 
 
 ALL = LEVELS.seconds_of([3]) * N  # the ensemble's seconds for all battles
@@ -125,7 +125,7 @@ def test_more_battles_than_the_budget_pays_for_do_not_overrun_it(tmp_path: Path)
         Request(budget=0.5), LEVELS, lambda: (FUNCTIONS, [everything]), PRIOR, models, tmp_path / "p", 7, models.clock
     )
     _, summary = cascade.predict(tables())
-    assert 0.45 <= summary["cost"] <= 0.5
+    assert 0.45 <= summary["cascade"]["cost"] <= 0.5
     ends = Cascade(
         Request(budget=0.5), LEVELS, lambda: (FUNCTIONS, [everything]), PRIOR, models, tmp_path / "p", 7, models.clock
     )
