@@ -100,7 +100,7 @@ def calibrate(probs: Floats, labels: Integers, groups: Integers, seed: int) -> T
 
 def confidence(probs: Floats) -> NDArray[np.float64]:
     """Return (n,) probabilities of the verdicts of (n, 3) probabilities."""
-    return np.asarray(probs, dtype=np.float64).max(axis=1)
+    return np.asarray(np.max(probs, axis=1), dtype=np.float64)
 
 
 def is_wrong(probs: Floats, labels: Integers) -> NDArray[np.bool_]:
@@ -120,4 +120,4 @@ def one_per_group(sure: Floats, wrong: NDArray[np.bool_], groups: Integers, seed
 def at_or_above(sure: Floats, weights: Floats) -> NDArray[np.float64]:
     """Return the summed (n,) weights of the battles whose confidence is at least each threshold of :data:`GRID`."""
     strictest = np.searchsorted(-GRID, -np.asarray(sure), side="left")  # that still answers
-    return np.cumsum(np.bincount(strictest, weights, minlength=len(GRID))[: len(GRID)])
+    return np.asarray(np.cumsum(np.bincount(strictest, weights, minlength=len(GRID))[: len(GRID)]))

@@ -86,8 +86,12 @@ class Student:
         Args:
             table: as in :meth:`encode`.
         """
+        return self.logits_of(self.encode(table))
+
+    def logits_of(self, encoded: Encoded) -> NDArray[np.float64]:
+        """Return the same of (n) encoded battles."""
         pad_id = self.tokenizer.pad_token_id
-        return predict_logits(self.model, self.member, self.encode(table), pad_id, "student").astype(np.float64)
+        return predict_logits(self.model, self.member, encoded, pad_id, "student").astype(np.float64)
 
 
 def write_prompts(folder: Path, prompts: Prompts) -> None:
