@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ensemble.evaluation.open_run import Run, open_run
-    from ensemble.serving.judge import Judge, Verdict
+    from ensemble.serving.judge import Judge
+    from ensemble.serving.verdicts import Answers, Verdict
     from ensemble.stacking.estimator import Stack
     from ensemble.stacking.temperature import Temperature
 
-__all__ = ["Judge", "Run", "Stack", "Temperature", "Verdict", "open_run"]
+__all__ = ["Answers", "Judge", "Run", "Stack", "Temperature", "Verdict", "open_run"]
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of this package
     _MODULES = {
+        "Answers": "ensemble.serving.verdicts",
         "Judge": "ensemble.serving.judge",
         "Run": "ensemble.evaluation.open_run",
         "Stack": "ensemble.stacking.estimator",
         "Temperature": "ensemble.stacking.temperature",
-        "Verdict": "ensemble.serving.judge",
+        "Verdict": "ensemble.serving.verdicts",
         "open_run": "ensemble.evaluation.open_run",
     }
 

@@ -113,14 +113,15 @@ def _print_submission(config: Config, prediction: Prediction) -> str:
 
 
 def _judge(arguments: argparse.Namespace) -> None:
-    from ensemble.serving.judge import Judge, judge_lines
+    from ensemble.serving.json_lines import judge_lines
+    from ensemble.serving.judge import Judge
     from oof.common.process_tuning import prepare_process
 
     prepare_process()
     judge = Judge.from_pretrained(arguments.folder, arguments.dtype, revision=arguments.revision)
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     with progress("judge", silent=True):  # it waits for lines
-        for line in judge_lines(judge, sys.stdin):
+        for line in judge_lines(judge, sys.stdin, max_error=arguments.max_error):
             print(line, flush=True)
 
 
@@ -218,6 +219,16 @@ def _features(_: argparse.Namespace) -> None:
         print(f"| {family} | {meaning} |")
 
 
+def _judge_arguments(parser: argparse.ArgumentParser) -> None:
+    add_student_arguments(parser)
+    parser.add_argument(
+        "--max-error",
+        type=float,
+        metavar="SHARE",
+        help="of wrong verdicts among the answered ones, such as 0.2: adds answered and warnings to each verdict",
+    )
+
+
 def _table_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_json_option(parser)
@@ -271,7 +282,7 @@ SUBCOMMANDS = (
     ),
     Subcommand(
         "judge", _judge, "use", "judge pairs of answers: JSON lines in, verdicts out",
-        "arena-distill judge runs/demo/distill/student < battles.jsonl > verdicts.jsonl", add_student_arguments,
+        "arena-distill judge runs/demo/distill/student < battles.jsonl > verdicts.jsonl", _judge_arguments,
     ),
     *SERVING,
     Subcommand(

@@ -23,6 +23,7 @@ from scipy.special import rel_entr
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from ensemble.abstention.stored import ABSTENTION
 from ensemble.distillation.plan import StudentPlan
 from ensemble.distillation.student import PROMPTS, Student
 from oof.common.errors import UserError
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 64  # weights that share a scale in nf4; the CPU kernel of bitsandbytes 0.50 takes whole blocks only
 BATTLES = 400  # on which the drift is measured
-COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", PROMPTS)
+COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", PROMPTS, ABSTENTION)
 
 
 def export_variant(plan: StudentPlan, student: Path, step: Step) -> None:

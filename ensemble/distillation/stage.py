@@ -1,4 +1,4 @@
-"""Stage three over a run folder: plan, teacher jobs, students, export, quantised variants.
+"""Stage three over a run folder: plan, teacher jobs, students, export, abstention, quantised variants.
 
 Torch takes seconds to import, so this module imports it only when there is something to train or export.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.distillation.answer_thresholds import add_abstention, store_abstention
 from ensemble.distillation.model_card import student_card
 from ensemble.distillation.plan import StudentPlan, cross_fitted_temperature, plan_student
 from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
@@ -64,13 +65,14 @@ def run_distill(config: Config, redo: bool = False, asked: bool = False) -> bool
         if asked and not redo:
             keep_students(step)
         _distill(plan, step)
+    added = add_abstention(plan, step)
     variants = [Step(step.folder / f"student-{name}", f"{plan.key}/{name}") for name in config.distill.variants]
     missing = [variant for variant in variants if not variant.done]
     for variant in missing:
         from ensemble.distillation.quantize import export_variant
 
         export_variant(plan, step.folder / "student", variant)
-    return stale or bool(missing)
+    return stale or added or bool(missing)
 
 
 def needed_trainings(plan: StudentPlan) -> list[Training]:
@@ -147,6 +149,7 @@ def _distill(plan: StudentPlan, step: Step) -> None:
         temperatures |= {"temperature": own, "fold_students_temperature": of_students}
     card = student_card(plan, temperatures, metrics)
     export_student(final, texts, temperatures["temperature"], step.folder / "student", card)
+    store_abstention(plan, step.folder, probs)
     write_parquet(step.folder / "logits.parquet", logits_frame(ids, logits, inputs.folds))
     write_parquet(step.folder / "predictions.parquet", predictions_frame(ids, {"student": probs}))
     loss = metrics["scores"]["log_loss"]

@@ -96,9 +96,13 @@ class Student:
             table: as in :meth:`encode`.
             orders: as in :meth:`encode`.
         """
-        pad_id, encoded = self.tokenizer.pad_token_id, self.encode(table, orders)
-        logits = predict_logits(self.model, self.member, encoded, pad_id, "student").astype(np.float64)
+        logits = self.logits_of(self.encode(table, orders))
         return swap_classes(logits) if orders == ORDERS[1:] else logits  # which swaps only where it sees both orders
+
+    def logits_of(self, encoded: Encoded) -> NDArray[np.float64]:
+        """Return the logits of (n) encoded battles."""
+        pad_id = self.tokenizer.pad_token_id
+        return predict_logits(self.model, self.member, encoded, pad_id, "student").astype(np.float64)
 
 
 def write_prompts(folder: Path, prompts: Prompts) -> None:

@@ -5,29 +5,36 @@
     judge.compare("How do I boil an egg?", "Seven minutes.", "No idea.").winner
 
 Texts are truncated exactly as in training, and the logits of both orders are averaged, so that swapping A and B swaps
-their probabilities. ``arena-distill judge`` does the same for JSON lines, in bounded memory.
+their probabilities. ``arena-distill judge`` does the same for JSON lines, in bounded memory. With ``max_error`` a
+verdict also says whether it is sure enough to be used (:mod:`ensemble.abstention.thresholds` says what is guaranteed).
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar, overload
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble.abstention.stored import Abstention, checked_level
 from ensemble.distillation.student import Student
-from oof.classes import CLASSES
+from ensemble.serving.verdicts import Answers, Verdict
 from oof.common.errors import UserError
 from oof.data import conversations
 from oof.data.parse_cells import CellError
 from oof.data.schemas import TEXTS
 from oof.data.text_columns import turn_lists
+from oof.encoding.encode import Encoded
 from oof.metrics import softmax
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Message = Mapping[str, object]  # {"role": "user", "content": "Hello"}
@@ -35,29 +42,6 @@ Text = str | Sequence[str] | Sequence[Message]  # one text, the turns of a conve
 Turns = list[str | None]
 Battle = tuple[Turns, Turns, Turns]  # of prompt, response A and response B, as given
 CHUNK = 512  # battles encoded and scored at a time
-MAX_LINE = 64 << 20  # characters of one JSON line
-
-
-class Verdict(NamedTuple):
-    """Probabilities that A wins, that B wins, and of a tie; they sum to 1.
-
-    Unpack it as a tuple: ``a, b, tie = verdict``.
-    """
-
-    a: float
-    b: float
-    tie: float
-
-    @property
-    def winner(self) -> Literal["a", "b", "tie"]:
-        """The most probable outcome: "a", "b" or "tie"."""
-        best = max(self)
-        return "a" if self.a == best else "b" if self.b == best else "tie"
-
-    @property
-    def probabilities(self) -> dict[str, float]:
-        """The three probabilities by outcome: ``{"a": …, "b": …, "tie": …}``."""
-        return self._asdict()
 
 
 class Judge(Student):
@@ -66,7 +50,18 @@ class Judge(Student):
     Open one with :meth:`from_pretrained`. Swapping A and B swaps their probabilities.
     """
 
-    def compare(self, prompt: Text | None, response_a: Text, response_b: Text) -> Verdict:
+    @cached_property
+    def abstention(self) -> Abstention:
+        """Thresholds of abstention, and ranges of the training battles.
+
+        Raises:
+            UserError: the student's folder has none, or they are damaged.
+        """
+        return Abstention.read(Path(self.member.checkpoint))
+
+    def compare(
+        self, prompt: Text | None, response_a: Text, response_b: Text, max_error: float | None = None
+    ) -> Verdict:
         """Return the verdict on one battle.
 
         Args:
@@ -74,25 +69,56 @@ class Judge(Student):
                 content. None, if both responses are whole conversations of messages.
             response_a: a text; as many turns as the prompt has; or the messages that follow the prompt's.
             response_b: the same.
+            max_error: share of wrong verdicts among the answered ones that is kept; ``verdict.answered`` is False where
+                this verdict is not sure enough.
 
         Raises:
-            UserError: the numbers of turns differ, or something is not text.
+            UserError: the numbers of turns differ, something is not text, or the student has no thresholds.
         """
-        a, b, tie = self.compare_many([prompt], [response_a], [response_b])[0]
-        return Verdict(float(a), float(b), float(tie))
+        battle = [prompt], [response_a], [response_b]
+        if max_error is None:
+            a, b, tie = self.compare_many(*battle)[0].tolist()
+            return Verdict(a, b, tie)
+        probs, answered, warnings = self.compare_many(*battle, max_error=max_error)
+        a, b, tie = probs[0].tolist()
+        return Verdict(a, b, tie, bool(answered[0]), warnings[0])
+
+    @overload
+    def compare_many(
+        self,
+        prompts: Sequence[Text | None],
+        responses_a: Sequence[Text],
+        responses_b: Sequence[Text],
+        max_error: None = None,
+    ) -> NDArray[np.float64]: ...
+
+    @overload
+    def compare_many(
+        self,
+        prompts: Sequence[Text | None],
+        responses_a: Sequence[Text],
+        responses_b: Sequence[Text],
+        max_error: float,
+    ) -> Answers: ...
 
     def compare_many(
-        self, prompts: Sequence[Text | None], responses_a: Sequence[Text], responses_b: Sequence[Text]
-    ) -> NDArray[np.float64]:
-        """Return (n, 3) float64 probabilities of (a, b, tie) of n battles.
+        self,
+        prompts: Sequence[Text | None],
+        responses_a: Sequence[Text],
+        responses_b: Sequence[Text],
+        max_error: float | None = None,
+    ) -> NDArray[np.float64] | Answers:
+        """Return (n, 3) float64 probabilities of (a, b, tie) of n battles; with ``max_error`` inside :class:`Answers`.
 
         Args:
             prompts: n prompts, each as in :meth:`compare`; a list, an array, or a column of a data frame.
             responses_a: n responses.
             responses_b: n responses.
+            max_error: as in :meth:`compare`.
 
         Raises:
-            UserError: the lists differ in length, numbers of turns differ, or something is not text.
+            UserError: the lists differ in length, numbers of turns differ, something is not text, or the student has
+                no thresholds.
         """
         prompts, responses_a, responses_b = _listed(prompts), _listed(responses_a), _listed(responses_b)
         n = len(prompts)
@@ -100,15 +126,42 @@ class Judge(Student):
             raise UserError("compare_many needs three lists of equal length, one element per battle")
         texts = zip(prompts, responses_a, responses_b, strict=True)
         battles = [read_battle(f"battle {i}", *battle) for i, battle in enumerate(texts)]
-        chunks = [_probabilities(self, battles[i : i + CHUNK]) for i in range(0, n, CHUNK)]
-        return np.concatenate([np.empty((0, 3)), *chunks])
+        chunks = [answers(self, battles[i : i + CHUNK], max_error) for i in range(0, max(n, 1), CHUNK)]
+        probs, answered = (np.concatenate(parts) for parts in list(zip(*chunks, strict=True))[:2])
+        if max_error is None:
+            return probs
+        return Answers(probs, answered, [row for chunk in chunks for row in chunk.warnings])
+
+    def unlike_training(self, table: pl.DataFrame, encoded: Encoded) -> list[tuple[str, ...]]:
+        """Return how each of (n) battles is unlike the training battles; each kind is also logged once."""
+        warnings = self.abstention.ranges.warnings(table, encoded.n_tokens, encoded.n_kept)
+        for message in dict.fromkeys(chain.from_iterable(warnings)):
+            if message not in self._logged:
+                self._logged.add(message)
+                logger.warning("max_error promises nothing for battles unlike those of training: one is %s", message)
+        return warnings
+
+    @cached_property
+    def _logged(self) -> set[str]:
+        return set()
 
 
-def _probabilities(judge: Judge, battles: Sequence[Battle]) -> NDArray[np.float64]:
-    """Return (n, 3) probabilities of (n) battles."""
+def answers(judge: Judge, battles: Sequence[Battle], max_error: float | None) -> Answers:
+    """Return the verdicts on (n) battles, all answered without ``max_error``.
+
+    Raises:
+        UserError: ``max_error`` is no share, or the student has no thresholds.
+    """
+    if max_error is not None:
+        _ = judge.abstention, checked_level(max_error)  # raises before anything is scored
     if not battles:
-        return np.empty((0, 3))
-    return softmax(judge.logits(battles_table(battles)).mean(axis=1))
+        return Answers(np.empty((0, 3)), np.empty(0, dtype=np.bool_), [])
+    table = battles_table(battles)
+    encoded = judge.encode(table)
+    probs = softmax(judge.logits_of(encoded).mean(axis=1))
+    if max_error is None:
+        return Answers(probs, np.ones(len(battles), dtype=np.bool_), [()] * len(battles))
+    return Answers(probs, judge.abstention.answered(probs, max_error), judge.unlike_training(table, encoded))
 
 
 def battles_table(battles: Sequence[Battle]) -> pl.DataFrame:
@@ -172,48 +225,3 @@ def _turns(value: object, place: str) -> Turns:
     if not isinstance(turns, list | tuple) or not turns or not all(t is None or isinstance(t, str) for t in turns):
         raise UserError(f"{place}: expected a text or a list of texts, one for each turn, not {value!r:.60}")
     return list(turns)
-
-
-# --- JSON lines ------------------------------------------------------------------------------------------
-
-
-def judge_lines(judge: Judge, lines: Iterable[str], chunk: int = CHUNK) -> Iterator[str]:
-    """Yield ``{"id", "a", "b", "tie"}`` as one JSON line for each line that is not blank.
-
-    Args:
-        judge: scores the battles.
-        lines: JSON objects with ``prompt``, ``response_a``, ``response_b`` and optionally ``id``, which is copied; the
-            default is the line's number, from 1.
-        chunk: lines read and scored at a time.
-
-    Raises:
-        UserError: a line is not such an object; the lines before it have been answered.
-    """
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    while batch := list(islice(numbered, chunk)):
-        ids, battles, bad_line = [], [], None
-        for number, line in batch:
-            try:
-                name, battle = _read_line(number, line)
-            except UserError as error:  # raised after the lines before it are answered
-                bad_line = error
-                break
-            ids.append(name)
-            battles.append(battle)
-        for name, row in zip(ids, _probabilities(judge, battles).tolist(), strict=True):
-            yield json.dumps({"id": name, **dict(zip(CLASSES, row, strict=True))})
-        if bad_line:
-            raise bad_line
-
-
-def _read_line(number: int, line: str) -> tuple[object, Battle]:
-    try:
-        if len(line) > MAX_LINE:
-            raise ValueError(f"longer than {MAX_LINE:,} characters")
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"line {number}: not JSON ({error}); give one object per line") from error
-    missing = [name for name in TEXTS if not isinstance(content, dict) or name not in content]
-    if missing:
-        raise UserError(f"line {number}: no {missing[0]!r}; give an object with {', '.join(TEXTS)}")
-    return content.get("id", number), read_battle(f"line {number}", *(content[name] for name in TEXTS))

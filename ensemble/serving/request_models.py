@@ -41,6 +41,13 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    max_error: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of wrong verdicts among the answered ones; less sure verdicts have answered = false",
+    )
+
 
 class BattleRequest(Options):
     """One battle."""
@@ -57,7 +64,7 @@ class BattleRequest(Options):
 
 
 class Battles(Options):
-    """Many battles."""
+    """Many battles; max_error here is for those that have none of their own."""
 
     battles: list[BattleRequest] = Field(min_length=1, max_length=MOST_BATTLES, fail_fast=True)
 
@@ -109,6 +116,8 @@ class VerdictAnswer(Probabilities):
     orders: OrderProbabilities
     tokens: TokenCounts
     truncated: bool = Field(description="Whether a text was cut to the student's length")
+    answered: bool = Field(True, description="False where max_error was asked for and the verdict is not sure enough")
+    warnings: list[str] = Field([], description="With max_error: how the battle is unlike the training battles")
 
 
 class CompareAnswer(BaseModel):

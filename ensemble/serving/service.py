@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from ensemble.serving.batching import Batcher, QueueFullError, Sequence32
-from ensemble.serving.judge import Battle, Judge, Verdict, battles_table, read_battle
+from ensemble.serving.judge import Battle, Judge, battles_table, read_battle
 from ensemble.serving.page import page, page_headers
 from ensemble.serving.request_limits import INTERNAL_ERROR, Limits, RequestError, RequestLimits, error_document
 from ensemble.serving.request_models import (
@@ -40,6 +40,7 @@ from ensemble.serving.request_models import (
     inputs_of,
 )
 from ensemble.serving.service_metrics import ServiceMetrics
+from ensemble.serving.verdicts import Verdict
 from oof.classes import CLASSES, ORDERS, swap_classes
 from oof.common.errors import UserError
 from oof.data.schemas import TEXTS
@@ -73,20 +74,45 @@ class Service:
         self._encoder.shutdown()
         self.batcher.close()
 
-    async def compare(self, battles: Sequence[Battle]) -> list[VerdictAnswer]:
+    async def compare(self, battles: Sequence[Battle], levels: Sequence[float | None]) -> list[VerdictAnswer]:
         """Return the verdicts on n battles.
+
+        Args:
+            battles: n battles.
+            levels: n times the share of wrong verdicts to be kept, or None.
 
         Raises:
             QueueFullError: too many battles are waiting.
+            RequestError: a level is given and the student has no thresholds.
             UserError: the model cannot score them.
         """
+        asked = any(level is not None for level in levels)
+        if asked:
+            _check_thresholds(self.judge)
         with self.batcher.place(len(ORDERS) * len(battles)):
-            encoded = await self._encode(lambda: self.judge.encode(battles_table(battles)))
+            encoded, unlike = await self._encode(self._read, battles, asked)
             sequences = [encoded.sequence(i, order) for i in range(len(battles)) for order in range(len(ORDERS))]
             logits = (await self.batcher.logits(sequences)).reshape(-1, len(ORDERS), len(CLASSES))
         logits[:, 1] = swap_classes(logits[:, 1])
         self.metrics.battles.inc(len(battles))
-        return _verdicts(logits, encoded)
+        answers = _verdicts(logits, encoded)
+        if not asked:
+            return answers
+        return [self._decide(*of_battle) for of_battle in zip(answers, levels, unlike, strict=True)]
+
+    def _read(self, battles: Sequence[Battle], asked: bool) -> tuple[Encoded, list[tuple[str, ...]]]:
+        """Return the battles' token ids and, where asked, how they are unlike the training battles."""
+        table = battles_table(battles)
+        encoded = self.judge.encode(table)
+        return encoded, self.judge.unlike_training(table, encoded) if asked else []
+
+    def _decide(self, answer: VerdictAnswer, level: float | None, unlike: tuple[str, ...]) -> VerdictAnswer:
+        """Return a verdict that says whether it is sure enough."""
+        if level is None:
+            return answer
+        probs = np.array([[answer.a, answer.b, answer.tie]])
+        answered = bool(self.judge.abstention.answered(probs, level)[0])
+        return answer.model_copy(update={"answered": answered, "warnings": list(unlike)})
 
     async def classify(self, request: ClassifyRequest) -> ClassifyAnswer:
         """Return the probabilities or logits of rendered prompts.
@@ -167,6 +193,13 @@ def _verdicts(logits: NDArray[np.float64], encoded: Encoded) -> list[VerdictAnsw
     return verdicts
 
 
+def _check_thresholds(judge: Judge) -> None:
+    try:
+        _ = judge.abstention
+    except UserError as error:
+        raise RequestError(400, f"max_error: {error}") from error
+
+
 def _battle(index: int, request: BattleRequest) -> Battle:
     try:
         return read_battle(f"battle {index}", request.prompt, request.response_a, request.response_b)
@@ -194,8 +227,9 @@ def build_app(service: Service, key: str = "") -> ASGIApp:
     async def compare(request: CompareRequest) -> VerdictAnswer | CompareAnswer:
         if isinstance(request, Battles):
             battles = [_battle(i, battle) for i, battle in enumerate(request.battles)]
-            return CompareAnswer(verdicts=await service.compare(battles))
-        return (await service.compare([_battle(0, request)]))[0]
+            levels = [request.max_error if b.max_error is None else b.max_error for b in request.battles]
+            return CompareAnswer(verdicts=await service.compare(battles, levels))
+        return (await service.compare([_battle(0, request)], [request.max_error]))[0]
 
     @api.post("/classify", summary="Classify rendered prompts, as vLLM does")
     async def classify(request: ClassifyRequest) -> ClassifyAnswer:

@@ -161,6 +161,12 @@ class Step:
         sums = {name: file_digest(self.folder / name) for name in names}
         write_json(self.manifest_path, sealed({**(facts or {}), "key": self.key, "files": sums}))
 
+    def amend(self, names: Sequence[str]) -> None:
+        """Record files of a finished step that were added or changed on purpose; all other entries stay."""
+        manifest = parse_json(self.manifest_path)
+        manifest["files"] |= {name: file_digest(self.folder / name) for name in names}
+        write_json(self.manifest_path, sealed(manifest))
+
 
 def _leftovers(run: Path) -> list[Path]:
     """Return the run's temporary files, except in folders that are written without the lock of the run."""

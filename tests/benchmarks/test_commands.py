@@ -15,6 +15,7 @@ TINY = "configs/bases/tiny-gemma2", "configs/bases/tiny-llama"
 # The scripts' arguments; ``DATA`` stands for the folder of real judgements, without which the test skips.
 SMALL = {
     "gpu.bench": "--quick --only rates",
+    "quality.abstention": "--data DATA --repeats 2 --groups 2000 --out abstention.md",
     "quality.cascade": "--data DATA --run runs/demo --out cascade.md",
     "quality.choice": "--data DATA --only king2-300 arena-200 --contenders ours --trials 2 --seeds 1",
     "quality.final_student": "",

@@ -21,7 +21,8 @@ from transformers import AutoModelForSequenceClassification
 from ensemble import Judge
 from ensemble.__main__ import main as ensemble_main
 from ensemble.serving import judge as judge_module
-from ensemble.serving.judge import Verdict, judge_lines
+from ensemble.serving.json_lines import judge_lines
+from ensemble.serving.verdicts import Verdict
 from oof.common.errors import UserError
 from oof.data.battles import read_file
 from oof.data.text_columns import turn_lists
