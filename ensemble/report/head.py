@@ -72,12 +72,12 @@ def _gain(report: Report, predictor: str, member: str | None) -> Markup:
     difference = paired(report, predictor, member)
     if difference is None:
         return right
-    gain = right + say(" {d} against {member}, {finding}.", d=interval(difference, signed=True), member=member,
+    gain = right + say(" Against {member}: {d}, {finding}.", d=interval(difference, signed=True), member=member,
                finding=_finding(difference))  # fmt: skip
     rival = paired(report, predictor, "calibrated")
     if rival is None:
         return gain
-    return gain + say(" {d} against the {other}, {finding}.", d=interval(rival, signed=True),
+    return gain + say(" Against the {other}: {d}, {finding}.", d=interval(rival, signed=True),
                       other=ensemble_name(report), finding=_finding(rival))  # fmt: skip
 
 

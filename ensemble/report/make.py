@@ -72,7 +72,8 @@ def collect(run: RunData, price_per_hour: float = 0.0) -> dict[str, Any]:
         "data": data_report(run, properties),
         "cost": training_summary.cost_report(run, price_per_hour),
         "seen": contamination_report(run),
-        **{name: run.step(name) or None for name in ("cascade", "abstention", "student_slices")},
+        **{name: run.step(name) or None for name in ("cascade", "student_slices")},
+        "abstention": training_summary.abstention_report(run),
     }
     report["summary"] = summary_report(run, report)
     choice = report["summary"]["submit"]["choice"]

@@ -17,7 +17,6 @@ from ensemble.report.page_elements import (
     NOTHING,
     Block,
     Section,
-    any_value,
     count,
     figure,
     interval,
@@ -131,28 +130,27 @@ def _kept(content: Report) -> Markup:
 
 def _policy(content: Report, name: str) -> Block:
     points = content["policies"][name]
-    levels = [level for level in points[0]["shares"] if any(point["shares"][level] for point in points)]
+    levels = [level["name"] for level in content.get("levels") or []]
+    levels = [level for level in levels if any(point["shares"].get(level) for point in points)]
     head = ["cost", "log loss", "accuracy", *(f"decided by {level.replace('_', ' ')}" for level in levels)]
     cells = [[percent(point["cost"]), interval(point["log_loss"]), interval(point["accuracy"], share=True),
-              *(percent(point["shares"][level]) for level in levels)] for point in points]  # fmt: skip
+              *(percent(point["shares"].get(level)) for level in levels)] for point in points]  # fmt: skip
     return table(f"Policy: {POLICIES.get(name, name)}", head, cells)
 
 
 def abstention(report: Report) -> Section:
-    """Return the tables of the student's thresholds: every list of records in the file."""
-    content, title = report["abstention"] or {}, "Abstention"
-    tables = {key: rows for key, rows in content.items()
-              if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)}  # fmt: skip
+    """Return how many battles the student answers at each level of risk."""
+    content, title = report["abstention"], "Abstention"
+    if not content:
+        return _section("abstention", title, [])
+    cells = [[percent(row["level"], 0), number(row["threshold"], 3), interval(row["answered"], share=True),
+              percent(row["wrong"])] for row in content["levels"]]  # fmt: skip
     blocks = [
-        text("Where the risk of a wrong verdict is above the level that is asked for, the student gives no verdict. "
-             "Shares are of battles that it did not train on.")
-    ] if tables else []  # fmt: skip
-    for key, rows in tables.items():
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        cells = [[_cell(row.get(name)) for name in names] for row in rows]
-        blocks.append(table(key.replace("_", " ").capitalize(), [name.replace("_", " ") for name in names], cells))
+        text("Asked for a level of risk, the student answers only where the probability of its verdict reaches the "
+             "threshold. The guarantee, with probability {p} over {n} groups: of a random battle of a random group "
+             "that is answered, the verdict is wrong with at most this probability. A dash: no threshold is proved, so "
+             "nothing is answered.", p=percent(content["confidence"], 0), n=count(content["groups"])),
+        table("Coverage by level of risk, out of fold, groups counted equally",
+              ["wrong at most", "threshold", "answered", "wrong, of the answered"], cells),
+    ]  # fmt: skip
     return _section("abstention", title, blocks)
-
-
-def _cell(value: Any) -> Any:
-    return interval(value) if isinstance(value, dict) else any_value(value)

@@ -69,3 +69,24 @@ def distill_report(run: RunData, slices: list[Slice]) -> dict[str, Any] | None:
         "seeds": max((len(job.get("seeds", [])) for job in run.jobs.get("student", [])), default=0) or 1,
         **side_by_side(names, run),
     }
+
+
+def abstention_report(run: RunData) -> dict[str, Any] | None:
+    """Return for each level of risk how many battles the student answers out of fold, and how many of these wrongly.
+
+    Groups count equally, as in the guarantee of the thresholds. None without thresholds.
+    """
+    content = run.step("abstention")
+    if not content.get("thresholds") or "student" not in run.probs:
+        return None
+    probs = run.probs["student"]
+    sure, wrong = probs.max(axis=1), probs.argmax(axis=1) != run.labels
+    _, unit, sizes = np.unique(run.groups, return_inverse=True, return_counts=True)
+    rows = []
+    for level, threshold in content["thresholds"].items():
+        answers = sure >= (np.inf if threshold is None else threshold)
+        answered, errors = (np.bincount(unit, flags) / sizes for flags in (answers, answers & wrong))
+        rows.append({"level": float(level), "threshold": threshold,
+                     "answered": group_interval(answered, np.arange(len(sizes)), run.seed),
+                     "wrong": float(errors.sum() / answered.sum()) if answered.any() else None})  # fmt: skip
+    return {"confidence": 1 - content["delta"], "groups": content["groups"], "levels": rows}

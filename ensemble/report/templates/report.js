@@ -82,7 +82,7 @@ const turnTo = new Map();
 for (const battle of document.querySelectorAll(".battle[id]")) {
   const title = battle.querySelector("h3");
   const link = () => `${location.href.split("#")[0]}#${battle.id}`;
-  title.after(copyButton(`copy the link to ${title.textContent.split(":")[0]}`, link, "copy link"));
+  title.after(copyButton(`copy link to ${title.textContent.split(":")[0]}`, link, "copy link"));
 }
 for (const list of document.querySelectorAll(".battles")) {
   const battles = [...list.querySelectorAll(".battle")];

@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ensemble.report.make import collect
@@ -14,7 +15,7 @@ from ensemble.report.page import render_report
 from ensemble.report.run_data import load_run
 from ensemble.report.sections_student import sections
 from oof.common.atomic_files import write_json
-from oof.metrics import row_log_loss
+from oof.metrics import row_log_loss, softmax_mean
 from tests.fixtures.report_runs import make_report_arena, write_run
 
 ANCHORS = ["slices", "cascade", "abstention"]
@@ -32,8 +33,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     loss = float(row_log_loss(student.probs["student"], student.labels).mean())
     write_json(run / "cascade" / "curve.json", cascade(loss))
     write_json(run / "student_slices.json", slices(loss))
-    rows = [{"level": 0.25, "threshold": 0.625, "answered": bounds(0.46875)}, {"level": 0.05, "threshold": None}]
-    write_json(run / "distill" / "student" / "abstention.json", {"delta": 0.1, "levels": rows, "counts": [1, 2]})
+    abstention = {"delta": 0.125, "groups": 41, "thresholds": {"0.05": None, "0.5": 0.4375}, "answered": [1, 2]}
+    write_json(run / "distill" / "student" / "abstention.json", abstention)
     return collect(load_run(run))
 
 
@@ -47,7 +48,7 @@ def cascade(loss: float) -> dict[str, Any]:
     return {
         "version": 1,
         "levels": [{"name": name, "seconds_a_battle": seconds, "cost_share": seconds / 0.8125}
-                   for name, seconds in (("student", 0.1875), ("ensemble", 0.8125))],
+                   for name, seconds in (("one_order", 0.09375), ("student", 0.1875), ("ensemble", 0.8125))],
         "policies": {"best": points, "margin": points[:1], "random": []},
         "ends": {"student": {"cost": 0.25, "log_loss": bounds(loss), "accuracy": bounds(0.5)},
                  "ensemble": {"cost": 1.0, "log_loss": bounds(loss - 0.1), "accuracy": bounds(0.5)}},
@@ -70,8 +71,9 @@ def test_files_of_other_commands_are_shown_with_numbers_of_report_json_only(repo
     assert f"{kept} 71.9 % of the cost keep 95 %." in text["cascade"]
     assert "0.812 s, and 0.188 s by the student" in text["cascade"]
     assert 'id="cascade-figure_1"' in parts["cascade"]
+    assert re.search(r"decided by ensemble.*12.5 %.*68.8 %", text["cascade"])
     assert "turns: one 43" in " ".join(re.sub(r"<[^>]+>", " ", parts["slices"]).split())
-    assert "0.4688 [0.4562, 0.5062]" in text["abstention"]
+    assert "with probability 88 % over 41 groups" in text["abstention"]
     known = json.dumps(report)
     for value in re.findall(r'<data value="([^"]+)"', "".join(parts.values())):
         assert re.search(rf"[ \[]{re.escape(value)}[,}}\]]", known), value
@@ -102,3 +104,17 @@ def test_a_damaged_file_is_as_a_missing_one(content: dict[str, Any], report: dic
 
 def test_a_run_without_a_student_has_no_such_sections(report: dict[str, Any]) -> None:
     assert sections(report | {"distillation": None}) == []
+
+
+def test_coverage_is_that_of_a_loop_over_groups(report: dict[str, Any]) -> None:
+    arena = make_report_arena(60, seed=23)
+    probs = softmax_mean(0.5 * np.mean(list(arena.logits.values()), axis=0))
+    by_group: dict[int, list[tuple[bool, bool]]] = {}
+    for p, label, group in zip(probs, arena.labels, arena.groups, strict=True):
+        by_group.setdefault(int(group), []).append((max(p) >= 0.4375, max(p) >= 0.4375 and int(np.argmax(p)) != label))
+    answered, wrong = (sum(sum(b[i] for b in battles) / len(battles) for battles in by_group.values()) for i in (0, 1))
+    none, some = report["abstention"]["levels"]
+    assert (none["level"], none["threshold"], none["answered"]["value"], none["wrong"]) == (0.05, None, 0.0, None)
+    assert 0 < wrong < answered < len(by_group)
+    assert some["answered"]["value"] == pytest.approx(answered / len(by_group))
+    assert some["wrong"] == pytest.approx(wrong / answered)
