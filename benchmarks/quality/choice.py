@@ -208,11 +208,13 @@ def main() -> None:
         "",
     ]
     report = arguments.report or arguments.out / "page.md"
-    found = [row_of(outcome, commit()) for outcome in outcomes(arguments, names, measurements)]
+    made_from = commit()  # before the file of rows, which is tracked, is written
+    found = [row_of(outcome, made_from) for outcome in outcomes(arguments, names, measurements)]
     rows = merged(report.with_suffix(".json"), found, list(SETTINGS))
     if absent := sorted(set(SETTINGS) - {row.setting for row in rows}):
         lines += [f"Not measured yet: {', '.join(absent)}.", ""]
-    print(write_page(report, "The default combiner against its candidates", [*lines, *page(rows)]))
+    title = "The default combiner against its candidates"
+    print(write_page(report, title, [*lines, *page(rows)], made_from=made_from))
 
 
 if __name__ == "__main__":
