@@ -1,1 +1,1 @@
-"""Abstention: thresholds of confidence with a guarantee, and what the training battles were like."""
+"""Abstention: thresholds of confidence with a guarantee, and ranges of the training battles."""

@@ -1,4 +1,4 @@
-"""What the training battles were like, and warnings about battles that are unlike them.
+"""Ranges of the training battles, and warnings about battles that are unlike them.
 
 The guarantee of abstention holds for battles like those of training. These checks are cheap and find coarse differences
 only: a battle without a warning may still be unlike the training battles.

@@ -77,16 +77,16 @@ def decide(policy: Policy, levels: Levels, outputs: Sequence[Output]) -> Decided
 def cross_fit(battles: Battles, seed: int, budgets: Sequence[float] = BUDGETS) -> dict[str, dict[float, Decided]]:
     """Return policy -> budget -> decisions on each battle by the policy that the other folds chose.
 
-    Budgets below the cost of a policy's cheapest level are left out.
+    Budgets below the cost of the cheapest level are left out.
     """
     n, levels = len(battles.labels), battles.levels
     chance = np.random.default_rng(seed).random(n)
-    least = {name: _least_cost(levels, name) for name in POLICIES}
+    least = min(levels.cost((i,)) for i in range(len(levels.names)))
     found = {
         name: {
             budget: Decided(np.empty((n, 3)), np.empty(n), np.empty(n, dtype=np.int64))
             for budget in budgets
-            if budget >= least[name]
+            if budget >= least
         }
         for name in POLICIES
     }
@@ -103,10 +103,6 @@ def cross_fit(battles: Battles, seed: int, budgets: Sequence[float] = BUDGETS) -
                 decided.probs[held], decided.cost[held] = of_fold.probs, of_fold.cost
                 decided.level[held] = of_fold.level
     return found
-
-
-def _least_cost(levels: Levels, name: str) -> float:
-    return min(levels.cost((i,)) for i in range(len(levels.names)))
 
 
 def curve(battles: Battles, seed: int, budgets: Sequence[float] = BUDGETS) -> dict[str, Any]:

@@ -49,11 +49,12 @@ def store_abstention(plan: StudentPlan, folder: Path, probs: NDArray[np.float64]
 def add_abstention(plan: StudentPlan, step: Step) -> bool:
     """Store the abstention of a finished student that has none, and of its variants; return whether it had none."""
     folder, student = step.folder, step.folder / "student"
-    added = not (student / ABSTENTION).is_file()
+    manifest, names = step.manifest(), [f"student/{name}" for name in (ABSTENTION, CARD)]
+    added = manifest is not None and not set(names) <= manifest["files"].keys()
     if added:
         probs = read_predictions(folder / "predictions.parquet", plan.inputs.table["id"])["student"]
-        store_abstention(plan, folder, probs)
-        step.amend([f"student/{name}" for name in (ABSTENTION, CARD)])
+        with step.amended(names):
+            store_abstention(plan, folder, probs)
     for variant in folder.glob("student-*"):
         if (variant / CARD).is_file() and not (variant / ABSTENTION).is_file():
             shutil.copy2(student / ABSTENTION, variant / ABSTENTION)

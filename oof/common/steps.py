@@ -161,11 +161,19 @@ class Step:
         sums = {name: file_digest(self.folder / name) for name in names}
         write_json(self.manifest_path, sealed({**(facts or {}), "key": self.key, "files": sums}))
 
-    def amend(self, names: Sequence[str]) -> None:
-        """Record files of a finished step that were added or changed on purpose; all other entries stay."""
+    @contextmanager
+    def amended(self, names: Sequence[str]) -> Iterator[None]:
+        """Let the block add or change files of a finished step; all other entries of its manifest stay.
+
+        The manifest does not have these files while the block runs. So after a kill the step is still finished, and
+        what its manifest lacks is to be made again.
+        """
         manifest = parse_json(self.manifest_path)
-        manifest["files"] |= {name: file_digest(self.folder / name) for name in names}
-        write_json(self.manifest_path, sealed(manifest))
+        kept = {name: digest for name, digest in manifest["files"].items() if name not in names}
+        write_json(self.manifest_path, sealed(manifest | {"files": kept}))
+        yield
+        files = kept | {name: file_digest(self.folder / name) for name in names}
+        write_json(self.manifest_path, sealed(manifest | {"files": files}))
 
 
 def _leftovers(run: Path) -> list[Path]:

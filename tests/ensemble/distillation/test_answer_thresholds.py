@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,8 +15,8 @@ from ensemble import Judge
 from ensemble.__main__ import main as ensemble_main
 from ensemble.abstention.stored import ABSTENTION, Abstention
 from ensemble.abstention.thresholds import calibrate
-from ensemble.distillation import train
-from ensemble.distillation.answer_thresholds import HEADING
+from ensemble.distillation import answer_thresholds, train
+from ensemble.distillation.answer_thresholds import HEADING, store_abstention
 from oof.common.atomic_files import sealed
 from oof.common.digests import file_digest
 from tests.fixtures.command_line import digests
@@ -64,6 +65,14 @@ def test_an_older_run_gets_its_thresholds_without_training(
     variant = run / "distill" / "student-int8"
     shutil.copytree(student, variant)
     monkeypatch.setattr(train, "train_students", lambda *_, **__: pytest.fail("trained again"))
+
+    def killed_after(*arguments: Any) -> None:
+        store_abstention(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answer_thresholds, "store_abstention", killed_after)
+        assert ensemble_main(["distill", *small_arguments(run)]) == 130
     assert ensemble_main(["distill", *small_arguments(run)]) == 0
     assert (variant / ABSTENTION).read_bytes() == (student / ABSTENTION).read_bytes()
     shutil.rmtree(variant)
