@@ -88,6 +88,7 @@ def test_no_pickle_and_no_checkpoint_is_left(small_run: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_student_opens_in_a_program_without_our_packages(small_run: Path) -> None:
     """AutoModel and pipeline in a fresh process: scores sum to 1 and equal ours."""
     folder, table = small_run / "distill" / "student", load_battles(small_run)

@@ -113,7 +113,8 @@ def svg_of(
     """
     with io.StringIO() as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser chooses the font
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        # Not savefig, which draws every figure twice, the first time for its layout alone.
+        FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         text = file.getvalue()
     text = text[text.index("<svg") :]
     head, body = text.split(">", 1)

@@ -119,7 +119,8 @@ DAMAGED = (  # a kind of file of each stage that is quick to make again
 )
 
 
-@pytest.mark.parametrize("how", ["flipped", pytest.param("cut", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["flipped", "cut"])
 def test_a_damaged_file_is_named_and_rebuilt(copied: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     rng, kinds = np.random.default_rng(0), corruptions.kinds(copied)
     paths = [kinds[kind][-1 if kind.endswith("member.json") else 0] for kind in DAMAGED]

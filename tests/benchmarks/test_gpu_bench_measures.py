@@ -57,7 +57,8 @@ def test_training_that_runs_out_of_memory_is_measured_with_smaller_batches(
     assert row["tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("part", ["training", pytest.param("trainer", marks=pytest.mark.slow), "scoring"])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["training", "trainer", "scoring"])
 def test_a_case_of_which_not_one_sequence_fits_is_a_row(
     part: str, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def test_the_plain_trainer_takes_the_largest_batch_that_fits_then_recomputes(
     assert (row["batch"], row["checkpointing"]) == (2, True)
 
 
+@pytest.mark.slow
 def test_another_attention_than_auto_is_taken_by_every_case_that_names_none(context: Context) -> None:
     eager = replace(context, attention="eager")
     assert (member_of(SHAPE, eager).attn, member_of(SHAPE, eager, "blockwise").attn) == ("eager", "blockwise")
@@ -162,6 +164,7 @@ def test_a_random_classifier_has_the_shape_adapters_and_quantisation_of_a_fold_j
     assert torch.equal(build(member, blockwise_attention.NAME)(input_ids=torch.arange(10, 26)[None]).logits, logits)
 
 
+@pytest.mark.slow
 def test_the_plan_chooses_the_largest_batch_that_fits_then_recomputes(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +176,7 @@ def test_the_plan_chooses_the_largest_batch_that_fits_then_recomputes(
     assert chosen == [(4096, False), (2048, True), (2048, True)]
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_real_tokens() -> None:
     member = Member(FULL.shapes["Gemma2-9B"])
     lengths = np.array([400, 600])

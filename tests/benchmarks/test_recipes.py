@@ -69,6 +69,7 @@ def test_every_recipe_fits_on_its_cards_and_the_page_is_what_the_command_writes(
     assert text == PAGE.read_text("utf-8"), 'run make recipes ARGS="--write docs/reference/recipes.md"'
 
 
+@pytest.mark.slow
 def test_a_price_of_ones_own_replaces_the_stated_ones() -> None:
     [recipe] = [recipe for recipe in recipes() if recipe.name == "lmsys-2xt4"]
     rows = re.findall(r"\| 2 x T4 \|.* ([\d.,]+) \| ([\d,]+) \|$", page([recipe], 100.0), re.M)

@@ -39,6 +39,7 @@ def test_the_fitted_dirichlet_is_the_one_that_votes_were_drawn_from() -> None:
     np.testing.assert_allclose(fit_dirichlet(votes), alpha, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_every_setting_is_a_valid_change_of_the_demo() -> None:
     plain = ["run=unused", students_settings.NO_PSEUDO_LABELS]
     settings = {name: configuration.load(DEMO, [*plain, *changes]) for name, changes in settings_of(1.0, 160).items()}

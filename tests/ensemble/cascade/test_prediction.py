@@ -179,6 +179,7 @@ def test_a_time_that_is_too_short_for_one_order_is_refused_after_two_pieces(tmp_
     assert models.now <= 3000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_", [Request(budget=0.45), Request(seconds=0.45 * ALL)], ids=["budget", "time"])
 def test_killed_anywhere_it_continues_to_the_same_submission(
     tmp_path: Path, request_: Request, monkeypatch: pytest.MonkeyPatch

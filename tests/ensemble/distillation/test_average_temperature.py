@@ -56,6 +56,7 @@ def test_the_average_is_better_at_its_own_temperature_on_battles_that_no_student
     assert loss(own) < loss(best) + 0.25 * (loss(of_students) - loss(best))
 
 
+@pytest.mark.slow
 def test_the_average_of_a_run_matches_its_students_without_a_label(
     small_run: Path, plan: StudentPlan, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def test_a_fresh_process_without_our_packages_computes_the_logits(student: Path,
     np.testing.assert_allclose(logits_of_a_fresh_process(tmp_path, ROWS), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_folder_that_plain_transformers_cannot_open_is_no_student(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="plain transformers cannot open the student"):
         logits_of_a_fresh_process(tmp_path, ROWS)

@@ -258,6 +258,7 @@ def test_a_student_is_not_trained_on_battles_of_weight_0(small_run: Path, tmp_pa
         assert manifest["n_trained"] == int((~of_fold & (weights > 0)).sum()) < int((~of_fold).sum())
 
 
+@pytest.mark.slow
 def test_a_student_of_a_hub_checkpoint_names_its_commit_and_keeps_it_when_the_branch_moves(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_items_are_made_of_logits_on_one_scale_as_the_stack_is() -> None:
         assert max(spread) < 1.3 * min(spread)  # 3 times as large without
 
 
+@pytest.mark.slow
 def test_every_part_is_left_out_once_and_only_missing_items_are_made_again(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +104,7 @@ def test_every_part_is_left_out_once_and_only_missing_items_are_made_again(
     assert load_ensemble(load(arguments[0], arguments[1:]))  # the stack itself is still intact
 
 
+@pytest.mark.slow
 def test_leaving_out_a_useful_part_costs_and_leaving_out_noise_does_not() -> None:
     inputs = inputs_of(1500, noise=2.0)
     design = build_design(inputs.table, inputs.logits)

@@ -55,6 +55,7 @@ def pages(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return paths | {"comparison": write_comparison([folder / "run", folder / "again", hostile])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 820, 390])
 @pytest.mark.parametrize("name", ["run", "hostile", "comparison"])
 def test_figures_are_complete_and_the_console_stays_empty(
@@ -227,6 +228,7 @@ def test_the_keyboard_reaches_every_control(tab: Browser, pages: dict[str, Path]
     assert tab.evaluate("document.activeElement.className") == "skip"
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_without_scripts(tab: Browser, pages: dict[str, Path]) -> None:
     tab.send("Emulation.setScriptExecutionDisabled", value=True)
     try:

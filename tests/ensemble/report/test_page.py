@@ -165,12 +165,14 @@ def test_every_figure_has_an_alternative_text_and_unique_ids(hostile: Path) -> N
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page(hostile: Path) -> None:
     before = {path.name: path.read_bytes() for path in hostile.iterdir()}
     write_report(hostile.parent)
     assert {path.name: path.read_bytes() for path in hostile.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_prompts_in_a_corpus_have_their_section(tmp_path: Path) -> None:
     from ensemble.contamination.check import check_contamination
 
@@ -190,6 +192,7 @@ def test_prompts_in_a_corpus_have_their_section(tmp_path: Path) -> None:
     assert "corpus.csv" in page
 
 
+@pytest.mark.slow
 def test_many_battles_have_a_scatter_of_a_sample_and_a_heat_map_of_all(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", make_report_arena(2100, seed=15), stages=False)
     page = write_report(run).read_text(encoding="utf-8")
@@ -214,6 +217,7 @@ def test_every_table_of_scores_json_is_shown() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_run_of_stage_one_alone_has_a_report(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", make_report_arena(120, seed=9), stages=False)
     page = write_report(run).read_text(encoding="utf-8")
@@ -228,6 +232,7 @@ def test_a_missing_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFix
     assert "make oof" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_runs_give_a_page_each_and_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(write_run(tmp_path / name, make_report_arena(60, seed=14), stages=False)) for name in ("a", "b")]
     assert main(["report", *runs]) == 0

@@ -49,6 +49,7 @@ def test_a_run_without_problems_has_no_warning(arena: ReportArena, tmp_path: Pat
     assert kinds(warnings_of(write_run(tmp_path / "run", arena))) == set()
 
 
+@pytest.mark.slow
 def test_an_in_sample_member_is_a_possible_leak(arena: ReportArena, tmp_path: Path) -> None:
     leaked = arena.logits["two"] + 4 * np.eye(3, dtype=np.float32)[arena.labels][:, None]
     logits = arena.logits | {"two": leaked}

@@ -38,6 +38,7 @@ def judge(small_run: Path) -> Judge:
     return Judge.from_pretrained(small_run / "distill" / "student")
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_without_torch() -> None:
     code = "import sys, ensemble; assert 'torch' not in sys.modules; ensemble.Judge; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)  # noqa: S603

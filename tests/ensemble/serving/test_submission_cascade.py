@@ -28,6 +28,7 @@ def predict(run: Path, *words: str) -> int:
     return ensemble_main(["predict", f"run={run}", *(f"predict.{word}" for word in words)])
 
 
+@pytest.mark.slow
 def test_the_curve_is_written_and_costs_are_measured_once(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -172,6 +172,7 @@ def expected_cost(kind: str, order: str, n: int, groups: int, spread: float, tem
     return float(np.mean(costs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["symmetric", "auto"])
 @pytest.mark.parametrize("kind", ["temperature", "vector"])
 def test_calibrating_does_not_harm_few_battles_few_groups_or_calibrated_logits(kind: str, order: str) -> None:

@@ -109,6 +109,7 @@ def test_the_same_seed_gives_the_same_study_and_a_finished_study_is_not_repeated
     np.testing.assert_array_equal(again.logits, whole.logits)
 
 
+@pytest.mark.slow
 def test_a_real_position_bias_is_modelled_and_left_out_of_the_teacher(tmp_path: Path) -> None:
     arena = make_arena(3000, seed=3, position=0.35)
     result = run(arena, tmp_path, Stack(trials=2, rounds=30, order="auto", calibrator="temperature"))
@@ -127,6 +128,7 @@ def test_few_rows_and_an_absent_class_are_accepted(tmp_path: Path) -> None:
     assert np.isfinite(row_log_loss(result.predictions["calibrated"], labels)).all()
 
 
+@pytest.mark.slow
 def test_rules_that_share_their_fits_give_what_each_gives_alone(tmp_path: Path) -> None:
     arena, settings = make_arena(150), Stack(trials=2, rounds=20, final="greedy")
     inputs = arena.design, arena.labels, arena.folds, arena.groups, settings
@@ -156,6 +158,7 @@ def run_with_tfidf(arena: Arena, folder: Path, labels: np.ndarray) -> StackResul
     return cross_fit(design, labels, arena.folds, arena.groups, settings, 0, folder)
 
 
+@pytest.mark.slow
 def test_labels_of_a_fold_do_not_reach_its_own_predictions_through_the_tfidf_member(
     arena: Arena, with_tfidf: StackResult, tmp_path: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_scikit_learn_s_tools_work_with_it(arena: Arena) -> None:
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict_proba(flat), fitted.predict_proba(flat))  # noqa: S301
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["polars", "pandas", "numpy"])
 def test_features_are_read_by_lightgbm(library: str) -> None:
     rng = np.random.default_rng(0)
@@ -260,6 +261,7 @@ assert {"Judge", "Stack"} <= set(dir(ensemble))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)  # noqa: S603
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("labels", [[0, 1] * 6, [0, 1] * 5 + [2, 0], [1] * 12])
 def test_no_library_warns_about_a_dozen_battles(labels: list[int]) -> None:

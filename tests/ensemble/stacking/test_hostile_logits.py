@@ -88,6 +88,7 @@ def broken_rows(folder: Path, changes: list[tuple[str, int, str, str]], ending: 
     np.testing.assert_array_equal(read, np.array([expected[i] for i in sorted(TRUE)], dtype=np.float32))
 
 
+@pytest.mark.slow
 @given(edits, st.sampled_from(["csv", "jsonl"]))
 @settings(max_examples=80)
 def test_broken_rows_are_refused_or_read_as_written(

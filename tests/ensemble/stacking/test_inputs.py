@@ -54,6 +54,7 @@ def inputs_of(run: Path, labels: Path, *more: str, **logits: Path):
     return external_inputs(load(path, [*changes, *more]))
 
 
+@pytest.mark.slow
 def test_stacking_files_of_any_format_and_row_order_needs_no_stage_one(
     arena: Arena, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

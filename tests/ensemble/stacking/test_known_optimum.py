@@ -65,6 +65,7 @@ def excess(n: int, folder: Path, trials: int) -> float:
     return float(expected)
 
 
+@pytest.mark.slow
 def test_the_calibrated_stack_is_near_the_known_optimum(tmp_path: Path) -> None:
     assert 0 <= excess(4000, tmp_path, trials=3) < 0.012
 

@@ -103,6 +103,7 @@ def test_a_lock_left_by_a_dead_process_does_not_block_the_study(arena: Arena, tm
     run(arena, tmp_path / "a.log", trials=2)
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_would_hardly_have_won(tmp_path: Path) -> None:
     arena = make_arena(2400, seed=4)
     journal = tmp_path / "a.log"

@@ -16,6 +16,7 @@ from tests.fixtures import several_processes
 from tests.fixtures.demo_run import ROOT, only_llama
 from tests.fixtures.fold_job_calls import call, logits
 
+pytestmark = pytest.mark.slow  # two processes on two cores, for all tests here together
 SCENARIOS = ["ddp", "ddp-short"]
 
 

@@ -71,6 +71,7 @@ def test_a_fold_job_starts_from_the_pretrained_adapter_and_head(whole: Path) -> 
     assert history[-1]["loss"] < history[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["{rank: 0}", "{rank: 4, dora: true, rslora: true}"])
 def test_full_fine_tuning_and_dora_start_from_the_pretrained_weights_too(
     base: list[str], tmp_path: Path, lora: str

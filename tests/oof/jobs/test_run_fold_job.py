@@ -96,6 +96,7 @@ def test_an_extra_battle_s_label_does_not_reach_the_fold_job_that_holds_it_out(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [[], ["lora.layers=upper_half", "frozen=stored"]])
 def test_a_monitored_fold_job_has_the_same_adapter_and_logits_and_key(
     base: list[str], frozen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

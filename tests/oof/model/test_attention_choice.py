@@ -28,6 +28,7 @@ def chosen(member: Member, card: str, usable: float = PLENTY, attention: str = "
     return faster_attention(prediction, BATCHES, LONGEST, False, usable).attention
 
 
+@pytest.mark.slow
 def test_the_faster_of_the_two_is_chosen_if_its_memory_suffices() -> None:
     times = {
         name: seconds(Prediction(GEMMA, CARDS["A100-80"], name).training(BATCHES, False))
@@ -67,6 +68,7 @@ def a100(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return memory
 
 
+@pytest.mark.slow
 def test_a_training_takes_the_faster_one_where_it_fits(a100: list[float]) -> None:
     member = replace(MEMBER, checkpoint=str(ROOT / "configs" / "bases" / "tiny-gemma2"))
     steps, _ = training_steps(MEMBER)

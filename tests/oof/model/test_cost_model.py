@@ -68,6 +68,7 @@ def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Member(checkpoint=tiny, dtype="float32", lora=Lora(rank=8), fused_layers="off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["all", "upper_half"])
 def test_parameters_and_flops_are_those_of_the_real_model(member: Member, layers: str) -> None:
     member = replace(member, lora=Lora(rank=8, layers=layers), attn="eager")
@@ -98,6 +99,7 @@ def _of_attention(counter: FlopCounterMode) -> tuple[float, float]:
     return sum(counts.values()) - inside, inside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["all", "upper_half"])
 def test_extrapolated_operations_are_those_of_the_whole_depth(member: Member, layers: str) -> None:
     """Six layers are more than the traced depths of adapters in all layers; eight more than those of the upper half."""
@@ -117,13 +119,10 @@ def test_extrapolated_operations_are_those_of_the_whole_depth(member: Member, la
         assert planned.weights[chosen] @ (planned.bytes[chosen] @ at) == pytest.approx(expected, rel=0.02), kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "checkpointing"),
-    [
-        ("all", False),
-        pytest.param("upper_half", False, marks=pytest.mark.slow),
-        pytest.param("all", True, marks=pytest.mark.slow),
-    ],
+    [("all", False), ("upper_half", False), ("all", True)],
 )
 def test_planned_memory_is_near_the_measured_peak(member: Member, layers: str, checkpointing: bool) -> None:
     if sys.platform != "linux":
@@ -148,6 +147,7 @@ def test_costs_of_deep_models_and_large_batches_are_extrapolated(member: Member)
     assert trace(member, 6, TOKENS, False, False, attention).flops < wide.flops / 1.9
 
 
+@pytest.mark.slow
 def test_a_float32_base_and_8_bit_moments_take_their_bytes() -> None:
     base = Member("Qwen/Qwen2.5-0.5B-Instruct", dtype="bfloat16", lora=Lora(rank=8), fused_layers="off")
     bf16, fp32, nf4, small = (

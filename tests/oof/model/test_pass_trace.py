@@ -33,6 +33,7 @@ def wide(traced: tuple[Operation, ...], member: Member) -> list[Operation]:
     return float32_copies(traced, BATCH * TOKENS * base_config(member.checkpoint).hidden_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", ["auto", "off"])
 @pytest.mark.parametrize("quantise", ["none", "nf4"])
 @pytest.mark.parametrize(("training", "checkpointing"), [(True, False), (True, True), (False, False)])

@@ -75,6 +75,7 @@ def test_speeds_measured_on_an_h200_are_predicted_within_5_percent(
     assert shapes.prod(axis=1).sum() / seconds(rows) == pytest.approx(per_second, rel=0.05)
 
 
+@pytest.mark.slow
 def test_time_is_priced_at_the_precision_s_own_rate() -> None:
     batches = training_batches(LENGTHS, LLAMA.train, 4096)
 

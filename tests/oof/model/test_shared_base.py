@@ -83,6 +83,7 @@ def save_adapters(member: Member, folder: Path) -> list[Path]:
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_base_is_read_once_and_logits_have_the_bytes_of_fresh_ones(
     kind: str, checkpoint: str, tmp_path: Path, bases_read: list[str]

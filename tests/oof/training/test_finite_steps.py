@@ -111,6 +111,7 @@ def ruin_weights_at(step: int, stop: int | None = None) -> Spoil:
     return ruin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupted", [BAD + 1, BAD + 2, None])
 def test_a_checkpoint_with_weights_that_are_not_finite_is_removed(
     interrupted: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,7 @@ def test_8_bit_moments_train_as_float32_ones_within_a_tolerance(tmp_path: Path) 
     assert eight > 0.9 * sum(t.numel() for t in moments(exact_state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_killed_job_with_8_bit_moments_resumes_to_identical_weights(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

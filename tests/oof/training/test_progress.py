@@ -68,6 +68,7 @@ def test_metrics_lines_are_the_history_with_time_and_speed(whole: tuple[Path, di
     assert all(line["tokens_per_second"] > 0 for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["", '{"epoch": 0.5, "lo'])
 def test_a_resumed_training_has_the_history_and_the_metrics_lines_of_an_uninterrupted_one(
     whole: tuple[Path, dict[str, Any]], cut: str, tmp_path: Path

@@ -73,6 +73,7 @@ def test_a_killed_job_resumes_to_identical_weights(tmp_path: Path) -> None:
     assert torch.equal(train(member, tmp_path / "killed"), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint_steps", [0, 2])
 def test_checkpoints_by_time_change_no_weight_and_a_killed_job_resumes_from_the_last(
     checkpoint_steps: int, tmp_path: Path

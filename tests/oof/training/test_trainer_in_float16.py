@@ -109,6 +109,7 @@ def test_the_schedule_waits_while_steps_overflow(tmp_path: Path) -> None:
     assert rates == pytest.approx([recipe.lr] * skipped + taken)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("large_scale")
 @pytest.mark.parametrize("stop", [2, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_killed_job_resumes_to_identical_weights_and_scale(
