@@ -61,13 +61,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/evidence/cascade.md"))
     arguments = parser.parse_args()
     require([arguments.data / KING, *map(Path, arguments.run)], "--data and --run")
-    sets = {f"Run {Path(run).name}": run_battles(run) for run in arguments.run}
+    sets = {f"Run {name_of(Path(run))}": run_battles(run) for run in arguments.run}
     for i, student in enumerate(MEMBERS):
         sets[f"Real logits, {student} as the student"] = real_battles(arguments.data / KING, i, arguments.seed)
     lines = [paragraphs(__doc__, 2)]
     for name, battles in sets.items():
         lines += ["", f"## {name}", "", *section(battles, arguments.seed)]
     print(write_page(arguments.out, "Cascade: loss against compute", lines))
+
+
+def name_of(run: Path) -> str:
+    """Return the run's name; where that is "run", as in ``benchmarks.quality.real_judgements``, its folder's."""
+    run = run.resolve()
+    return run.parent.name if run.name == "run" else run.name
 
 
 def run_battles(run: str) -> Battles:
