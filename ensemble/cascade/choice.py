@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from ensemble.cascade.policy import STUDENT, TOLERANCE, Frontier, Levels, Policy, fit_frontiers
 from ensemble.cascade.scores import KINDS, Output
-from ensemble.statistics.bootstrap import Interval, interval_of_few
-from ensemble.statistics.interval_words import above_zero
+from ensemble.statistics.bootstrap import interval_of_few
 from ensemble.statistics.standard_errors import LEAST_GROUPS
 from oof.common.errors import UserError
 from oof.metrics import Integers, row_log_loss
@@ -163,9 +162,9 @@ class Candidates:
             fits = frontier.kind in (KINDS if kind is None else (kind,)) and first in (None, frontier.chain[0])
             of_all = frontier.best(budget) if fits else None
             if of_all is not None:
-                gain = self._gain(frontier, budget, level)
-                if above_zero(gain) and (gain["low"], -of_all[1]) > (best.low, -best.cost):
-                    best = Choice(of_all[2], budget, of_all[1], name, gain["value"], gain["low"])
+                gain, low = self._gain(frontier, budget, level)
+                if low > 0 and (low, -of_all[1]) > (best.low, -best.cost):
+                    best = Choice(of_all[2], budget, of_all[1], name, gain, low)
         return best
 
     def _plain(self, budget: float) -> int:
@@ -181,8 +180,8 @@ class Candidates:
             )
         return affordable[-1] if affordable else cheapest
 
-    def _gain(self, frontier: Frontier, budget: float, level: int) -> Interval:
-        """Return the interval of the gain over a level, by policies that did not see the battles."""
+    def _gain(self, frontier: Frontier, budget: float, level: int) -> tuple[float, float]:
+        """Return the gain over a level, by policies that did not see the battles, and its lower bound."""
         gains = []
         for held in self.held:
             own = held.frontiers[frontier.kind, frontier.chain].best(budget)
@@ -191,4 +190,6 @@ class Candidates:
         gain, units = np.concatenate(gains), np.concatenate([held.units for held in self.held])
         value = float(gain.mean())
         sums = np.bincount(units, gain - value, minlength=len(self.sizes))
-        return interval_of_few(value, sums, self.sizes, LEVEL)
+        low = interval_of_few(value, sums, self.sizes, LEVEL)["low"]
+        assert low is not None  # policies are compared only where there are groups enough
+        return value, low

@@ -46,10 +46,10 @@ def losses(seed: int, noise: float) -> dict[str, np.ndarray]:
     def loss(probs: np.ndarray) -> float:
         return float(-(truth * np.log(probs)).sum(axis=1).mean())
 
-    least = [
-        min((best for f in candidates.frontiers if (best := f.best(budget))), key=lambda best: best[:2])[2]
-        for budget in BUDGETS
-    ]
+    least = []
+    for budget in BUDGETS:
+        affordable = [best for f in candidates.frontiers if (best := f.best(budget)) is not None]
+        least.append(min(affordable, key=lambda best: best[:2])[2])
     made = {"chosen": [candidates.choose(budget).policy for budget in BUDGETS], "least": least}
     found = {name: np.array([loss(decide(p, LEVELS, outputs).probs) for p in of]) for name, of in made.items()}
     return {**found, "student": np.full(len(BUDGETS), loss(outputs[1].probs))}
