@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.cascade.policy import Levels, Policy, choose, fit_frontiers
+from ensemble.cascade.choice import Candidates
+from ensemble.cascade.policy import Levels, Policy
 from ensemble.cascade.scores import KINDS, RANDOM, Output
 from ensemble.statistics.bootstrap import Interval
 from ensemble.statistics.interval_words import above_zero
@@ -90,16 +91,18 @@ def cross_fit(battles: Battles, seed: int, budgets: Sequence[float] = BUDGETS) -
         }
         for name in POLICIES
     }
+
+    def fit(rows: NDArray[np.int64]) -> list[Output]:
+        return [Output(output.probs, output.disagreement, chance) for output in battles.fit(rows)]
+
     for fold in np.unique(battles.folds):
         rest, held = np.flatnonzero(battles.folds != fold), np.flatnonzero(battles.folds == fold)
-        outputs = [Output(o.probs, o.disagreement, chance) for o in battles.fit(rest)]
-        train, unseen = ([output.take(rows) for output in outputs] for rows in (rest, held))
-        frontiers = fit_frontiers(train, battles.labels[rest], levels, (*KINDS, RANDOM))
-        real = [frontier for frontier in frontiers if frontier.kind != RANDOM]
+        kinds = (*KINDS, RANDOM)
+        candidates = Candidates.fit(levels, fit, rest, battles.labels, battles.groups, seed, kinds)
+        unseen = [output.take(held) for output in candidates.outputs]
         for name, by_budget in found.items():
             for budget, decided in by_budget.items():
-                policy = choose(real if name == "best" else frontiers, budget, POLICIES[name])
-                of_fold = decide(policy, levels, unseen)
+                of_fold = decide(candidates.choose(budget, POLICIES[name]).policy, levels, unseen)
                 decided.probs[held], decided.cost[held] = of_fold.probs, of_fold.cost
                 decided.level[held] = of_fold.level
     return found

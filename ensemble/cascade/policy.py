@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.cascade.scores import KINDS, GainModel, Output, score
-from oof.common.errors import UserError
 from oof.metrics import Integers, row_log_loss
 
 ONE_ORDER, STUDENT, ENSEMBLE = "one_order", "student", "ensemble"  # names of levels
@@ -154,28 +153,6 @@ def fit_frontiers(
                 costs = [levels.cost(chain[: step + 1]) for step in range(len(chain))]
                 found.append(Frontier(kind, chain, gains, *_frontier(losses[:, chain], scores, costs)))
     return found
-
-
-def choose(frontiers: Sequence[Frontier], budget: float, kind: str | None = None) -> Policy:
-    """Return the policy with the least loss at a cost within the budget; of equal ones, the cheaper.
-
-    Args:
-        frontiers: of :func:`fit_frontiers`.
-        budget: share of the ensemble's cost.
-        kind: of the score; None = any.
-
-    Raises:
-        UserError: the budget is below the cost of the cheapest level.
-    """
-    own = [frontier for frontier in frontiers if kind in (None, frontier.kind)]
-    found = [best for frontier in own if (best := frontier.best(budget)) is not None]
-    if not found:
-        least = min(float(frontier.cost[0]) for frontier in own)
-        raise UserError(
-            f"a budget of {budget:.3g} of the ensemble's cost is below that of the cheapest level; give at least "
-            f"{np.ceil(least * 1000) / 1000:.3f}"
-        )
-    return min(found, key=lambda best: best[:2])[2]
 
 
 def _frontier(

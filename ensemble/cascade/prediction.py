@@ -22,8 +22,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble.cascade.choice import Candidates, Choice, unused
 from ensemble.cascade.levels import LevelFunctions
-from ensemble.cascade.policy import Frontier, Levels, Policy, choose
+from ensemble.cascade.policy import Levels, Policy
 from ensemble.cascade.request import Request, with_thresholds
 from ensemble.cascade.state import SECONDS, State, StoredBattles
 from ensemble.cascade.work import Models
@@ -44,7 +45,7 @@ class Cascade:
     Attributes:
         request: what was asked for.
         levels: of the run, with their measured costs.
-        fitted: gives the levels' functions and the frontiers of the policies; called only where no policy is stored.
+        fitted: gives the levels' functions and the policies to choose from; called only where no policy is stored.
         prior: (3,) class shares of the run's battles.
         models: that score.
         folder: of the files.
@@ -55,7 +56,7 @@ class Cascade:
 
     request: Request
     levels: Levels
-    fitted: Callable[[], tuple[LevelFunctions, list[Frontier]]]
+    fitted: Callable[[], tuple[LevelFunctions, Candidates]]
     prior: NDArray[np.float64]
     models: Models
     folder: Path
@@ -105,21 +106,30 @@ class Cascade:
         """Return the levels' functions and the policy, as stored; they are chosen and stored first if need be."""
         path = self.folder / POLICY
         if not path.is_file():
-            functions, frontiers = self.fitted()
-            write_json(path, {**functions.to_dict(), "policy": self._chosen(frontiers).to_dict(self.levels)})
+            functions, candidates = self.fitted()
+            write_json(path, {**functions.to_dict(), **self._chosen(candidates)})
         saved = read_json(path)
+        choice = saved.get("choice")
+        if choice and (words := unused(choice["cost"], choice["budget"])):
+            logger.info("cascade: %s", words)
         return LevelFunctions.from_dict(saved), Policy.from_dict(saved["policy"], self.levels)
 
-    def _chosen(self, frontiers: list[Frontier]) -> Policy:
+    def _chosen(self, candidates: Candidates) -> dict[str, Any]:
+        """Return the policy, and why it was chosen where the request left a choice."""
         if self.request.thresholds:
-            return with_thresholds(self.request, frontiers, self.levels)
+            policy = with_thresholds(self.request, candidates.frontiers, self.levels)
+            return {"policy": policy.to_dict(self.levels)}
+        choice = self._choice(candidates)
+        return {"policy": choice.policy.to_dict(self.levels), "choice": choice.to_dict()}
+
+    def _choice(self, candidates: Candidates) -> Choice:
         if self.request.budget is not None:
-            return choose(frontiers, self.request.budget)
+            return candidates.choose(self.request.budget)
         assert self.request.seconds is not None
         ensemble = self.levels.seconds_of([len(self.levels.names) - 1]) * self._factor()
         left = max(self.request.seconds - self._elapsed(), 0.0)
         share = self.levels.cost((0,)) + left / (ensemble * len(self._battles))
-        return choose([frontier for frontier in frontiers if frontier.chain[0] == 0], share)
+        return candidates.choose(share, first=0)
 
     def _step(self, step: int, chain: Sequence[int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Score battles by level ``chain[step]``, the first ones first, as far as it is paid for; return those."""
@@ -200,8 +210,10 @@ class Cascade:
         return paths
 
     def _summary(self, policy: Policy, ended: NDArray[np.int64]) -> dict[str, Any]:
-        """Return the policy, the share of battles that ended at each level, cost and seconds, for the manifest."""
+        """Return the policy and its reasons, the share of battles that ended at each level, cost and seconds."""
         shares = {name: float((ended == i).mean()) for i, name in enumerate(self.levels.names)}
         cost = self._expected() / (len(ended) * self.levels.seconds_of([len(self.levels.names) - 1]))
         chosen = {name: value for name, value in policy.to_dict(self.levels).items() if name != "gains"}
+        if "choice" in (saved := read_json(self.folder / POLICY)):
+            chosen["choice"] = saved["choice"]
         return {**chosen, "shares": shares, "cost": cost, "seconds": self._elapsed()}

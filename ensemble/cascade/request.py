@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ensemble.cascade.policy import ENSEMBLE, ONE_ORDER, STUDENT, Frontier, Levels, Policy
@@ -81,7 +82,7 @@ def seconds_of(time: str) -> float:
     return seconds
 
 
-def with_thresholds(request: Request, frontiers: list[Frontier], levels: Levels) -> Policy:
+def with_thresholds(request: Request, frontiers: Sequence[Frontier], levels: Levels) -> Policy:
     """Return the policy with the thresholds of a request.
 
     Raises:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from ensemble.cascade.choice import Candidates, unused
 from ensemble.cascade.curve import SHOWN_BUDGET, SHOWN_SHARE, Battles, curve
 from ensemble.cascade.levels import LevelFunctions, Scored, levels_of
-from ensemble.cascade.policy import AB, BA, STUDENT, Frontier, Levels, fit_frontiers
+from ensemble.cascade.policy import AB, BA, STUDENT, Levels
 from ensemble.cascade.prediction import Cascade
 from ensemble.cascade.request import Request
 from ensemble.cascade.scores import Output
@@ -56,10 +57,12 @@ class CascadeOfRun:
         """Return every level's output for all battles."""
         return [functions.output(name, self.scored) for name in self.levels.names]
 
-    def fitted(self) -> tuple[LevelFunctions, list[Frontier]]:
-        """Return the functions and the frontiers that decide on new battles, fitted on all scored ones."""
-        functions = self.functions(np.arange(len(self.inputs.labels)))
-        return functions, fit_frontiers(self.outputs(functions), self.inputs.labels, self.levels)
+    def fitted(self) -> tuple[LevelFunctions, Candidates]:
+        """Return the functions and the policies that decide on new battles, fitted on all scored ones."""
+        inputs, everything = self.inputs, np.arange(len(self.inputs.labels))
+        fit = self.battles().fit
+        candidates = Candidates.fit(self.levels, fit, everything, inputs.labels, inputs.groups, self.config.seed)
+        return self.functions(everything), candidates
 
     def battles(self) -> Battles:
         """Return the battles for :func:`ensemble.cascade.curve.curve`."""
@@ -140,6 +143,9 @@ def print_curve(content: dict[str, Any]) -> None:
     levels = ", ".join(f"{level['name']} {level['cost_share']:.3f}" for level in content["levels"])
     console.print(f"cost of each level alone, in ensembles: {levels}", markup=False)
     console.print(f"student - ensemble: {in_words(content['gain'])}", markup=False)
+    by_budget = {point["budget"]: unused(point["cost"], point["budget"]) for point in points}
+    if left := by_budget.get(SHOWN_BUDGET) or by_budget[max(by_budget)]:
+        console.print(left, markup=False)
     for name, kept in content["gain_kept"].items():
         if kept["share"] is None:
             console.print("no gain of the ensemble over the student is established, so no share of it is given")

@@ -101,7 +101,8 @@ def cascade(report: Report) -> Section:
     alt = "Log loss by the share of the ensemble's cost, a line per policy; student and ensemble alone as marks."
     blocks = [
         text("Cheap predictions come first, and only battles that are still uncertain go on to dearer ones. Cost is "
-             "the share of what the ensemble takes for each battle{seconds}. All numbers are out of fold. {kept}",
+             "the share of what the ensemble takes for each battle{seconds}. A budget is a limit: more than the "
+             "student costs is spent only where that is shown to help. All numbers are out of fold. {kept}",
              seconds=_seconds(content), kept=_kept(content)),
         figure(alt, charts.trade_off("cascade", alt, drawn, marked, ("cost, share of the ensemble's", "log loss"))),
         _policy(content, next(name for name in ("best", *policies) if policies.get(name))),
@@ -132,9 +133,10 @@ def _policy(content: Report, name: str) -> Block:
     points = content["policies"][name]
     levels = [level["name"] for level in content.get("levels") or []]
     levels = [level for level in levels if any(point["shares"].get(level) for point in points)]
-    head = ["cost", "log loss", "accuracy", *(f"decided by {level.replace('_', ' ')}" for level in levels)]
-    cells = [[percent(point["cost"]), interval(point["log_loss"]), interval(point["accuracy"], share=True),
-              *(percent(point["shares"].get(level)) for level in levels)] for point in points]  # fmt: skip
+    head = ["budget", "cost", "log loss", "accuracy", *(f"decided by {level.replace('_', ' ')}" for level in levels)]
+    cells = [[percent(point["budget"], 0), percent(point["cost"]), interval(point["log_loss"]),
+              interval(point["accuracy"], share=True), *(percent(point["shares"].get(level)) for level in levels)]
+             for point in points]  # fmt: skip
     return table(f"Policy: {POLICIES.get(name, name)}", head, cells)
 
 

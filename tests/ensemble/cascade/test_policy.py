@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemble.cascade.choice import Candidates
 from ensemble.cascade.curve import decide
-from ensemble.cascade.policy import Levels, Policy, _frontier, choose, fit_frontiers
+from ensemble.cascade.policy import Levels, Policy, _frontier
 from ensemble.cascade.scores import Output
 from oof.common.errors import UserError
 from oof.metrics import row_log_loss, softmax
@@ -33,6 +34,11 @@ def known_optimum(n: int, seed: int) -> tuple[list[Output], np.ndarray]:
     return [Output(student), Output(ensemble)], labels
 
 
+def candidates(outputs: list[Output], labels: np.ndarray) -> Candidates:
+    rows = np.arange(len(labels))
+    return Candidates.fit(TWO, lambda _: outputs, rows, labels, rows, seed=0)
+
+
 def expected_curve(outputs: list[Output], n_points: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     """Return cost and expected loss of the optimal policy: battles go on in the order of their margins."""
     truth = outputs[1].probs
@@ -46,11 +52,11 @@ def expected_curve(outputs: list[Output], n_points: int = 2000) -> tuple[np.ndar
 
 def test_the_chosen_policy_costs_at_most_two_percent_more_than_the_known_optimum() -> None:
     outputs, labels = known_optimum(20_000, seed=1)
-    frontiers = fit_frontiers(outputs, labels, TWO)
+    fitted = candidates(outputs, labels)
     fresh, _ = known_optimum(100_000, seed=2)
     costs, losses = expected_curve(fresh)
     for budget, kind in ((0.3, None), (0.5, None), (0.4, "gain"), (0.4, "margin")):
-        made = decide(choose(frontiers, budget, kind), TWO, fresh)
+        made = decide(fitted.choose(budget, kind).policy, TWO, fresh)
         loss = -(fresh[1].probs * np.log(made.probs)).sum(axis=1).mean()
         assert budget * 0.98 <= made.cost.mean() <= budget * 1.02
         assert made.cost.mean() <= 1.02 * np.interp(-loss, -losses, costs)
@@ -82,7 +88,7 @@ def test_the_frontier_is_that_of_trying_every_threshold(seed: int, steps: int) -
 @settings(max_examples=15, deadline=None)
 def test_a_policy_keeps_its_budget_on_its_own_battles_and_survives_a_file(seed: int, budget: float) -> None:
     outputs, labels = known_optimum(400, seed)
-    policy = choose(fit_frontiers(outputs, labels, TWO), budget)
+    policy = candidates(outputs, labels).choose(budget).policy
     ends = policy.ends(outputs)
     costs = np.array([TWO.cost(policy.chain[: end + 1]) for end in range(len(policy.chain))])
     assert costs[ends].mean() <= budget + 1e-9
@@ -92,9 +98,9 @@ def test_a_policy_keeps_its_budget_on_its_own_battles_and_survives_a_file(seed: 
 
 def test_the_ends_of_the_curve_are_student_only_and_ensemble_only() -> None:
     outputs, labels = known_optimum(2000, 0)
-    frontiers = fit_frontiers(outputs, labels, TWO)
-    assert choose(frontiers, 0.1).ends(outputs).max() == 0
-    alone = [f for f in frontiers if f.chain == (1,)]
+    fitted = candidates(outputs, labels)
+    assert fitted.choose(0.1).policy.ends(outputs).max() == 0
+    alone = [f for f in fitted.frontiers if f.chain == (1,)]
     assert {float(f.cost[0]) for f in alone} == {1.0}
     assert alone[0].loss[0] == pytest.approx(row_log_loss(outputs[1].probs, labels).mean())
 
@@ -111,4 +117,4 @@ def test_work_that_an_earlier_level_has_done_is_not_paid_twice() -> None:
 def test_a_budget_below_the_cheapest_level_is_refused_with_the_least_one() -> None:
     outputs, labels = known_optimum(100, 0)
     with pytest.raises(UserError, match=r"at least 0\.100"):
-        choose(fit_frontiers(outputs, labels, TWO), 0.05)
+        candidates(outputs, labels).choose(0.05)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ensemble.cascade import prediction
+from ensemble.cascade.choice import Candidates
 from ensemble.cascade.levels import LevelFunctions, Scored, levels_of
-from ensemble.cascade.policy import AB, BA, Frontier, fit_frontiers
+from ensemble.cascade.policy import AB, BA, Frontier
 from ensemble.cascade.prediction import Cascade
 from ensemble.cascade.request import Request
 from oof.classes import ORDERS, WINNER_COLUMNS
@@ -46,7 +47,8 @@ def battles(n: int, seed: int) -> tuple[Scored, np.ndarray]:
 OOF, LABELS = battles(500, 0)
 NEW, _ = battles(N, 1)
 FUNCTIONS = LevelFunctions.fit(LEVELS, OOF, LABELS, np.arange(500), 0)
-FRONTIERS = fit_frontiers([FUNCTIONS.output(name, OOF) for name in LEVELS.names], LABELS, LEVELS)
+OUTPUTS = [FUNCTIONS.output(name, OOF) for name in LEVELS.names]
+CANDIDATES = Candidates.fit(LEVELS, lambda _: OUTPUTS, np.arange(500), LABELS, np.arange(500), 0)
 
 
 @dataclass
@@ -86,8 +88,8 @@ def tables() -> Iterator[pl.DataFrame]:
     yield from (ids[start : start + 30] for start in range(0, N, 30))
 
 
-def fitted() -> tuple[LevelFunctions, list[Frontier]]:
-    return FUNCTIONS, FRONTIERS
+def fitted() -> tuple[LevelFunctions, Candidates]:
+    return FUNCTIONS, CANDIDATES
 
 
 def run(folder: Path, request: Request, models: Simulated, rows: int = 7) -> tuple[np.ndarray, dict[str, Any]]:
@@ -117,19 +119,19 @@ def test_a_budget_is_kept_and_answers_are_those_of_the_policy(tmp_path: Path, bu
 
 
 def test_more_battles_than_the_budget_pays_for_do_not_overrun_it(tmp_path: Path) -> None:
-    eager = [f for f in FRONTIERS if f.chain == (1, 3) and f.kind == "gain"]
-    everything = Frontier("gain", (1, 3), eager[0].gains, np.array([0.4]), np.array([0.0]), np.array([[-np.inf]]))
-    models = Simulated()
-    (tmp_path / "p").mkdir()
-    cascade = Cascade(
-        Request(budget=0.5), LEVELS, lambda: (FUNCTIONS, [everything]), PRIOR, models, tmp_path / "p", 7, models.clock
-    )
-    _, summary = cascade.predict(tables())
-    assert 0.45 <= summary["cascade"]["cost"] <= 0.5
-    ends = Cascade(
-        Request(budget=0.5), LEVELS, lambda: (FUNCTIONS, [everything]), PRIOR, models, tmp_path / "p", 7, models.clock
-    )
-    assert ends.predict(tables())[1] == summary
+    eager = next(f for f in CANDIDATES.frontiers if f.chain == (1, 3) and f.kind == "gain")
+    everything = Frontier("gain", (1, 3), eager.gains, np.array([0.4]), np.array([0.0]), np.array([[-np.inf]]))
+    alike = {(f.kind, f.chain): f for f in [everything]}
+    held = [replace(fold, frontiers=alike) for fold in CANDIDATES.held]
+    only = replace(CANDIDATES, frontiers=[everything], held=held)
+    summaries = []
+    for _ in range(2):  # the second call reads what the first has stored
+        models = Simulated()
+        (tmp_path / "p").mkdir(exist_ok=True)
+        arguments = (LEVELS, lambda: (FUNCTIONS, only), PRIOR, models, tmp_path / "p", 7, models.clock)
+        summaries.append(Cascade(Request(budget=0.5), *arguments).predict(tables())[1]["cascade"])
+    assert 0.45 <= summaries[0]["cost"] <= 0.5
+    assert summaries[0] == summaries[1]
 
 
 def test_the_ends_are_the_student_and_the_ensemble(tmp_path: Path) -> None:
