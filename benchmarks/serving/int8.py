@@ -4,9 +4,10 @@
     python -m benchmarks.serving.int8 runs/demo/distill/student --battles 100 --rounds 1
 
 Drift is measured on new battles of the demo's synthetic arena, both orders averaged, with a 95 % interval over battles.
-A small student spends most of its time outside the matrix products that int8 makes faster. So speed is also measured
-of pretrained checkpoints (--speed-of) with a random head: the values of the weights do not change the time. float32 and
-int8 take turns; the median of the rounds counts. Asked for: a drift below 0.002, and 1.5 times the battles per second.
+A small student spends much of its time outside the matrix products that int8 makes faster. So speed is also measured of
+pretrained checkpoints (--speed-of) and of Llamas of some widths (--widths, --layers) with random heads: the values of
+the weights do not change the time. float32 and int8 take turns; the median of the rounds counts. Asked for: a drift
+below 0.002, and 1.5 times the battles per second.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from scipy.special import rel_entr
 
 from benchmarks.common import argument_parser, median_seconds, paragraphs, require, run_script, write_page
-from benchmarks.serving.running_service import mixed_battles
+from benchmarks.serving.running_service import mixed_battles, student_of
 from ensemble import Judge
 from ensemble.distillation.int8_card import processor
 from ensemble.distillation.student import write_prompts
@@ -90,19 +91,26 @@ def main() -> int:
     parser = argument_parser(__doc__)
     parser.add_argument("folder", type=Path, help="a trained student")
     parser.add_argument("--speed-of", type=Path, action="append", default=[], metavar="FOLDER", help="a checkpoint")
+    parser.add_argument("--widths", type=int, nargs="*", default=[512, 1024, 2048], help="multiples of 64")
+    parser.add_argument("--layers", type=int, default=4, help="of the Llamas")
     parser.add_argument("--battles", type=int, default=2000, help="for the drift")
-    parser.add_argument("--speed-battles", type=int, default=24, help="for the speed")
+    parser.add_argument("--speed-battles", type=int, default=8, help="for the speed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", metavar="PAGE")
     arguments = parser.parse_args()
     require([arguments.folder, *arguments.speed_of], "a student's folder, and checkpoints after --speed-of")
     lines, drift = drift_lines(arguments.folder, arguments.battles)
-    row, ratio = speed_row("the student", arguments.folder, 10 * arguments.speed_battles, arguments.rounds)
+    row, ratio = speed_row("the student", arguments.folder, 20 * arguments.speed_battles, arguments.rounds)
     rows, ratios = [row], [ratio]
     for checkpoint in arguments.speed_of:
         with tempfile.TemporaryDirectory() as temporary:
             with_random_head(checkpoint, Path(temporary))
             row, ratio = speed_row(checkpoint.name, Path(temporary), arguments.speed_battles, arguments.rounds)
+        rows, ratios = [*rows, row], [*ratios, ratio]
+    for width in arguments.widths:
+        with student_of(None, width, arguments.layers) as folder:
+            name = f"a Llama of width {width}, {arguments.layers} layers"
+            row, ratio = speed_row(name, folder, arguments.speed_battles, arguments.rounds)
         rows, ratios = [*rows, row], [*ratios, ratio]
     result = f"drift {'below' if drift < MOST_DRIFT else '**not** below'} {MOST_DRIFT}; "
     result += f"{sum(r >= LEAST_SPEED for r in ratios)} of {len(ratios)} models at least {LEAST_SPEED} times as fast"

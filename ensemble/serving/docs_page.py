@@ -12,9 +12,12 @@ from html import escape
 from typing import Any
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #57606a; --link: #0b57b0; }
-@media (prefers-color-scheme: dark) { :root { --soft: #a3adb8; --link: #7ab8ff; } }
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de; --soft: #57606a; --link: #0b57b0; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7ea; --paper: #14171a; --line: #3a424a; --soft: #a3adb8; --link: #7ab8ff; }
+}
 body { margin: 0 auto; max-width: 60rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; }
+html, body { background: var(--paper); color: var(--ink); }
 a { color: var(--link); }
 .soft { color: var(--soft); }
 pre { padding: .75rem; border: 1px solid var(--line); border-radius: 6px; overflow-x: auto; }
@@ -78,7 +81,7 @@ def _model(name: str, schema: dict[str, Any]) -> str:
     example = (
         f"<pre><code>{escape(json.dumps(schema['example'], indent=2))}</code></pre>" if "example" in schema else ""
     )
-    about = escape(schema.get("description", ""))
+    about = escape(schema.get("description", "").replace("``", ""))
     return f'<section id="{escape(name)}"><h3>{escape(name)}</h3><p>{about}</p><table>{rows}</table>{example}</section>'
 
 
