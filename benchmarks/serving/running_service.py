@@ -115,6 +115,7 @@ class Answers:
     seconds: list[float] = field(default_factory=list)  # of each right answer
     wrong: int = 0  # other numbers than offline
     failed: int = 0  # no answer, or another status than 200
+    in_window: int = 0  # right answers that came within the seconds of the measurement
     largest: float = 0.0  # difference of a probability
 
     def percentile(self, p: float) -> float:
@@ -123,17 +124,28 @@ class Answers:
 
 
 async def ask_for(
-    service: Service, battles: list[Battle], expected: NDArray[np.float64], clients: int, seconds: float
+    service: Service,
+    battles: list[Battle],
+    expected: NDArray[np.float64],
+    clients: int,
+    seconds: float,
+    warm_up: float = 0.0,
 ) -> Answers:
-    """Let ``clients`` clients send one battle after another for some seconds, and check each answer."""
-    answers, until = Answers(), time.monotonic() + seconds
+    """Let ``clients`` clients send one battle after another, and check each answer.
+
+    After ``warm_up`` seconds the window of ``seconds`` begins, in which answers count for the rate: the clients keep
+    the service busy before it begins, and what they wait for at its end is answered, but does not count.
+    """
+    answers, begin = Answers(), time.monotonic() + warm_up
+    until = begin + seconds
     limits = httpx2.Limits(max_connections=clients)
     async with httpx2.AsyncClient(base_url=service.url, timeout=120, limits=limits) as http:
 
         async def client(number: int) -> None:
             rng = np.random.default_rng(number)
             while time.monotonic() < until:
-                await _ask(http, answers, battles, expected, int(rng.integers(len(battles))))
+                right = await _ask(http, answers, battles, expected, int(rng.integers(len(battles))))
+                answers.in_window += right and begin <= time.monotonic() < until
 
         async def memory() -> None:
             while time.monotonic() < until:
@@ -146,18 +158,20 @@ async def ask_for(
 
 async def _ask(
     http: httpx2.AsyncClient, answers: Answers, battles: list[Battle], expected: NDArray[np.float64], i: int
-) -> None:
+) -> bool:
+    """Send a battle and note its answer; return whether it is right."""
     begun = time.perf_counter()
     try:
         answer = await http.post("/v1/compare", json=dict(zip(TEXTS, battles[i], strict=True)))
         answer.raise_for_status()
     except httpx2.HTTPError:
         answers.failed += 1
-        return
+        return False
     verdict = answer.json()
     difference = float(np.abs(np.array([verdict[name] for name in CLASSES]) - expected[i]).max())
     answers.largest = max(answers.largest, difference)
     if difference > TOLERANCE:
         answers.wrong += 1
-    else:
-        answers.seconds.append(time.perf_counter() - begun)
+        return False
+    answers.seconds.append(time.perf_counter() - begun)
+    return True

@@ -5,8 +5,9 @@
 
 Each client sends one battle, waits for the verdict and sends the next. Battles of the synthetic arena have responses of
 one to eight times the usual length; those beyond the student's tokens are cut. Clients and service share this machine.
-The offline rate is that of ``Judge`` in Python on the same battles, all in one call, before and after the load. Without
-a folder the student is a Llama of random weights (--width, --layers).
+The offline rate is that of ``Judge`` in Python on the same battles and cores, all in one call, before and after the
+load, for a tenth of its time each. The served rate counts the answers within the given seconds, which begin after
+a warm-up of a tenth of them. Without a folder the student is a Llama of random weights (--width, --layers).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def page(
     student: str, clients: int, seconds: float, answers: Answers, rates: list[float], service: Service
 ) -> list[str]:
     """Return the lines of the page."""
-    served = len(answers.seconds) / seconds
+    served = answers.in_window / seconds
     before, after = rates
     times = " / ".join(f"{answers.percentile(p):.0f}" for p in (50, 95, 99))
     return [
@@ -86,8 +87,8 @@ def main() -> int:
         offline_seconds = arguments.seconds / 10
         rates = [rate(lambda: offline(judge, battles), BATTLES, offline_seconds)]
         with running(folder) as service:
-            asyncio.run(ask_for(service, battles, expected, arguments.clients, min(5.0, offline_seconds)))  # warm-up
-            answers = asyncio.run(ask_for(service, battles, expected, arguments.clients, arguments.seconds))
+            load = ask_for(service, battles, expected, arguments.clients, arguments.seconds, offline_seconds)
+            answers = asyncio.run(load)
         rates.append(rate(lambda: offline(judge, battles), BATTLES, offline_seconds))
     named = f"`{Path(arguments.folder).name}`" if arguments.folder else "random weights"
     student = f"{named}, {type(judge.model).__name__} of {parameters:.1f} M parameters in {judge.member.dtype}"

@@ -90,15 +90,21 @@ def load_quantised(student: Path, name: str) -> Any:
     return model
 
 
-def measure_drift(student: Path, variant: Path, table: pl.DataFrame, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Compare a quantised variant with the student on (n) battles.
+def measure_drift(
+    student: Path,
+    variant: Path,
+    table: pl.DataFrame,
+    labels: NDArray[np.int64],
+    dtypes: tuple[str, str] = ("auto",) * 2,
+) -> dict[str, float]:
+    """Compare a quantised variant with the student on (n) battles, opened with ``dtypes``.
 
     Returns:
         ``kl``: mean KL(student || variant) in nats, and its largest value ``kl_max``; ``log_loss``: the variant's minus
         the student's (both were trained on these battles, so only the difference means anything); ``size`` and
         ``speed``: the variant's divided by the student's; ``n``.
     """
-    probs, seconds = zip(*(_score(folder, table) for folder in (student, variant)), strict=True)
+    probs, seconds = zip(*(_score(*of, table) for of in zip((student, variant), dtypes, strict=True)), strict=True)
     kl = rel_entr(*probs).sum(axis=1)
     losses = [float(row_log_loss(p, labels).mean()) for p in probs]
     sizes = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (student, variant)]
@@ -112,9 +118,9 @@ def measure_drift(student: Path, variant: Path, table: pl.DataFrame, labels: NDA
     }
 
 
-def _score(folder: Path, table: pl.DataFrame) -> tuple[NDArray[np.float64], float]:
+def _score(folder: Path, dtype: str, table: pl.DataFrame) -> tuple[NDArray[np.float64], float]:
     """Return (n, 3) probabilities by the model in ``folder``, and the seconds that they took."""
-    student = Student.from_pretrained(folder)
+    student = Student.from_pretrained(folder, dtype)
     student.logits(table[:8])  # the first call also compiles kernels and fills caches
     started = time.perf_counter()
     logits = student.logits(table)

@@ -22,10 +22,12 @@ from oof.common.errors import UserError
 from oof.config import Config, Member, Prompts
 from oof.encoding.encode import Encoded, encode_battles
 from oof.model.classifier import load_tokenizer, load_trained
+from oof.model.int8_layers import Int8Linear, use_int8_layers
 from oof.model.precision import DTYPES, device
 from oof.training.inference import predict_logits
 
 PROMPTS = "prompts.json"
+INT8 = "int8"
 
 
 class Student:
@@ -48,7 +50,7 @@ class Student:
         Args:
             folder: holds the weights, the tokenizer and ``prompts.json``; or ``user/name`` on the Hugging Face hub, of
                 which a copy is kept in its local cache.
-            dtype: auto (as saved), float32, bfloat16 or float16.
+            dtype: auto (as saved), float32, bfloat16, float16, or int8: float32 with int8 products, on CPUs.
             tokens_per_batch: padded tokens of one forward pass; None = a default for the device.
             attn: attention implementation, as in a member's recipe.
             revision: branch, tag or commit of a student of the hub; None = its main branch.
@@ -62,8 +64,11 @@ class Student:
                 raise UserError(f"{folder / name}: missing; give the folder of an exported student ('make distill')")
         if dtype == "auto":
             dtype = str(read_json(folder / "config.json").get("dtype", "float32"))
-        if dtype not in DTYPES:
-            raise UserError(f"dtype={dtype!r}; choose one of auto, {', '.join(DTYPES)}")
+        if dtype not in (*DTYPES, INT8):
+            raise UserError(f"dtype={dtype!r}; choose one of auto, {', '.join(DTYPES)}, {INT8}")
+        if dtype == INT8 and device().type != "cpu":
+            raise UserError("dtype=int8 is for CPUs; on a GPU take dtype=bfloat16, or distill.variants=[int8]")
+        in_int8, dtype = dtype == INT8, "float32" if dtype == INT8 else dtype
         prompts = read_prompts(folder)
         member = Member(checkpoint=str(folder), dtype=dtype, score_tokens_per_batch=tokens_per_batch, attn=attn)
         tokenizer = load_tokenizer(str(folder), prompts.hints)
@@ -71,6 +76,8 @@ class Student:
         model = load_trained(member, tokenizer)
         if not getattr(model, "is_quantized", False):  # bitsandbytes places its own weights
             model = model.to(device())
+        if in_int8:
+            use_int8_layers(model)
         return cls(model.eval(), tokenizer, member, prompts)
 
     @classmethod
@@ -79,6 +86,12 @@ class Student:
         recipe = config.distill.student
         folder = Path(config.run) / "distill" / "student"
         return cls.from_pretrained(folder, recipe.dtype, recipe.score_tokens_per_batch, recipe.attn)
+
+    @property
+    def precision(self) -> str:
+        """``dtype`` of :meth:`from_pretrained`; that of the weights where it was auto."""
+        in_int8 = any(isinstance(module, Int8Linear) for module in self.model.modules())
+        return INT8 if in_int8 else str(self.model.dtype).removeprefix("torch.")
 
     def encode(self, table: pl.DataFrame, orders: tuple[str, ...] = ORDERS) -> Encoded:
         """Return the token ids of (n) battles, for a server that is to give the same verdicts.

@@ -209,7 +209,8 @@ class HealthAnswer(BaseModel):
 
     status: Literal["ok"] = "ok"
     model: str
-    dtype: str = Field(description="Floating-point type of the weights")
+    dtype: str = Field(description="Floating-point type of the weights, or int8")
     labels: list[str]
     max_tokens: int
+    max_errors: list[float] = Field(description="Usual levels of max_error at which the student answers anything")
     version: str

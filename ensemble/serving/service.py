@@ -21,7 +21,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from ensemble.abstention.thresholds import LEVELS
 from ensemble.serving.batching import Batcher, QueueFullError, Sequence32
+from ensemble.serving.docs_page import docs_headers, docs_page
 from ensemble.serving.judge import Battle, Judge, battles_table, read_battle
 from ensemble.serving.page import page, page_headers
 from ensemble.serving.request_limits import INTERNAL_ERROR, Limits, RequestError, RequestLimits, error_document
@@ -65,6 +67,7 @@ class Service:
         labels: dict[int, str] = judge.model.config.id2label
         self.labels = [labels[i] for i in range(len(labels))]
         self.vocabulary = int(judge.model.config.vocab_size)
+        self.max_errors = _max_errors(judge)
         self.batcher = Batcher(judge, len(ORDERS) * limits.waiting)
         self.metrics = ServiceMetrics(self.batcher)
         self._encoder = ThreadPoolExecutor(1, "encode")  # a fast tokenizer is not for several threads at once
@@ -141,9 +144,15 @@ class Service:
 
     def health(self) -> HealthAnswer:
         """Return what is served."""
-        dtype = str(self.judge.model.dtype).removeprefix("torch.")
         most = self.judge.prompts.max_tokens
-        return HealthAnswer(model=self.name, dtype=dtype, labels=self.labels, max_tokens=most, version=version())
+        return HealthAnswer(
+            model=self.name,
+            dtype=self.judge.precision,
+            labels=self.labels,
+            max_tokens=most,
+            max_errors=self.max_errors,
+            version=version(),
+        )
 
     async def _encode(self, encode: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._encoder, encode, *arguments)
@@ -193,6 +202,15 @@ def _verdicts(logits: NDArray[np.float64], encoded: Encoded) -> list[VerdictAnsw
     return verdicts
 
 
+def _max_errors(judge: Judge) -> list[float]:
+    """Return the usual levels of ``max_error`` at which the student answers anything; none without thresholds."""
+    try:
+        thresholds = judge.abstention.thresholds
+    except UserError:
+        return []
+    return [level for level in LEVELS if thresholds.at(level) is not None]
+
+
 def _check_thresholds(judge: Judge) -> None:
     try:
         _ = judge.abstention
@@ -220,7 +238,7 @@ def build_app(service: Service, key: str = "") -> ASGIApp:
         yield
         await asyncio.to_thread(service.close)
 
-    api = FastAPI(title="arena-distill", version=version(), lifespan=lifespan, redoc_url=None)
+    api = FastAPI(title="arena-distill", version=version(), lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_errors(api)
 
     @api.post("/v1/compare", summary="Compare two responses, or many pairs of them")
@@ -250,6 +268,10 @@ def build_app(service: Service, key: str = "") -> ASGIApp:
     @api.get("/", include_in_schema=False)
     async def start() -> Response:
         return HTMLResponse(page(), headers=page_headers())
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_page(api.openapi()), headers=docs_headers())
 
     return RequestLimits(api, service.limits, service.metrics, key)
 

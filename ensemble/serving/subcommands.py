@@ -1,4 +1,4 @@
-"""Subcommands of the HTTP service: serve, verify, push.
+"""Subcommands of the HTTP service: serve, verify, int8, push.
 
 Each imports what it needs only when it runs, so that ``--help`` starts at once.
 """
@@ -67,13 +67,22 @@ def _push(arguments: argparse.Namespace) -> None:
     print(f'push: Judge.from_pretrained("{pushed.name}", revision="{pushed.commit}")')
 
 
+def _int8(arguments: argparse.Namespace) -> None:
+    from ensemble.distillation.int8_card import add_int8_section
+
+    drift = add_int8_section(run_folder(arguments))
+    print(f"int8: log loss {drift['log_loss']:+.5f}, {drift['speed']:.2f} times float32's battles/s; in the model card")
+
+
 def add_student_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the student and its precision to a subcommand."""
     parser.add_argument(
         "folder", help="exported student, for example runs/demo/distill/student, or user/name of the hub"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a student of the hub")
-    parser.add_argument("--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto (as saved), float32, bfloat16, float16, or int8 (faster on CPUs)"
+    )
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +123,10 @@ SERVING = (
     Subcommand(
         "verify", _verify, "use", "compare an HTTP endpoint with the student that it serves; say what differs",
         "arena-distill verify runs/demo/distill/student http://localhost:8000", _verify_arguments,
+    ),
+    Subcommand(
+        "int8", _int8, "use", "measure a run's student in int8 on this CPU; put drift and speed into its card",
+        "arena-distill int8 runs/demo", add_run_argument,
     ),
     Subcommand(
         "push", _push, "use", "upload a run's student to the Hugging Face hub, with its card",

@@ -25,7 +25,7 @@ BATTLES = 50
 LONG_EVERY = 10  # one battle in so many is longer than the student reads
 AT_ONCE = 5  # battles of one request
 SEED = 11
-TOLERANCES = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.05}  # of a probability
+TOLERANCES = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.05, "int8": 0.01}  # of a probability
 NOISE = 0.15  # largest difference of a probability that a lower precision may cause
 
 
@@ -74,8 +74,7 @@ def verify(judge: Judge, endpoint: Endpoint, tolerance: float | None = None) -> 
         UserError: the endpoint does not answer.
     """
     expected = _expect(judge)
-    dtype = str(judge.model.dtype).removeprefix("torch.")
-    limit = TOLERANCES[dtype] if tolerance is None else tolerance
+    limit = TOLERANCES[judge.precision] if tolerance is None else tolerance
     compare = {COMPARE: _compare_verdicts, CLASSIFY: _compare_classes}
     return [compare[path](judge, endpoint, expected, limit) for path in endpoint.paths]
 
@@ -133,7 +132,7 @@ def _explain(
     nearest = np.abs(values[:, None] - right[None]).max(axis=2).argmin(axis=1)
     if _distance(values, right[nearest]) <= limit:
         return "the answers of one request are in another order than its inputs, or mixed up between requests"
-    dtype = str(judge.model.dtype).removeprefix("torch.")
+    dtype = judge.precision
     if endpoint.dtype not in ("", dtype):
         return f"it computes in {endpoint.dtype}, not in {dtype}: give --dtype {endpoint.dtype}, or serve it in {dtype}"
     if _distance(values, right) <= NOISE:

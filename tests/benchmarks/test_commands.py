@@ -28,6 +28,8 @@ SMALL = {
     "quality.students": "--seeds 0 --battles 120 --only 'plain student' pseudo-labels",
     "robustness.fuzz": "--files 20",
     "serving.hostile_clients": "runs/demo/distill/student --seconds 2 --only malformed --write hostile.md",
+    "serving.int8": f"runs/demo/distill/student --speed-of {TINY[1]} --widths 64 --battles 30 "
+    "--speed-battles 1 --rounds 1 --write int8.md",
     "serving.service_load": "--width 64 --layers 1 --seconds 3 --clients 8 --write load.md",
     "speed.feature_rate": "--battles 200 --families",
     "speed.fold_jobs": f"--model {TINY[1]} --battles 4 --max-tokens 128 --peer-batch 2",

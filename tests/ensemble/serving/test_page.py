@@ -12,6 +12,7 @@ import pytest
 
 from ensemble import Judge
 from ensemble.serving.page import page
+from tests.fixtures.abstaining import some_abstention
 from tests.fixtures.browser import CHROMIUM, FAINT, Browser, browser
 from tests.fixtures.served_students import serving, untrained_student
 
@@ -23,7 +24,9 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (a
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
-    return Judge.from_pretrained(untrained_student(tmp_path_factory.mktemp("student") / "tiny"))
+    folder = untrained_student(tmp_path_factory.mktemp("student") / "tiny")
+    some_abstention().write(folder)
+    return Judge.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +98,11 @@ def test_the_keyboard_alone_compares_and_says_what_was_cut(tab: Browser, url: st
     assert tab.evaluate("document.activeElement.id") == "prompt"
     tab.evaluate(f"document.activeElement.value = {LONG}")
     order = []
-    for _ in range(5):
+    until(tab, "!document.getElementById('level-row').hidden")
+    for _ in range(6):
         press(tab, "Tab", 9)
         order.append(tab.evaluate("document.activeElement.id"))
-    assert order == ["a", "b", "compare", "swap", "example"]
+    assert order == ["a", "b", "level", "compare", "swap", "example"]
     tab.evaluate("document.getElementById('b').focus()")
     tab.send("Input.insertText", text="Clouds.")
     press(tab, "Enter", 13, control=True)
@@ -113,6 +117,57 @@ def test_the_keyboard_alone_compares_and_says_what_was_cut(tab: Browser, url: st
     until(tab, f"document.querySelector('#bars .number').textContent !== {before[0]!r}")
     assert shown(tab) == before[::-1]
     assert tab.log_entries() == []
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+def test_a_level_of_error_is_chosen_by_keyboard_and_the_judge_abstains(
+    width: int, scheme: str, tab: Browser, url: str, judge: Judge
+) -> None:
+    tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    tab.open(url, width)
+    until(tab, "!document.getElementById('level-row').hidden")
+    offered = tab.evaluate("[...document.getElementById('level').options].map(o => o.value)")
+    assert offered == ["", *map(str, httpx2.get(f"{url}/health").json()["max_errors"])]
+    tab.evaluate("document.getElementById('level').focus()")
+    press(tab, "ArrowDown", 40)
+    level = float(tab.evaluate("document.getElementById('level').value"))
+    tab.evaluate("document.getElementById('example').click()")
+    until(tab, "!document.getElementById('result').hidden")
+    verdict = judge.compare(
+        *tab.evaluate("['prompt', 'a', 'b'].map(id => document.getElementById(id).value)"), max_error=level
+    )
+    assert not verdict.answered
+    assert tab.evaluate("document.getElementById('winner').textContent") == "The judge abstains"
+    assert f"at most {100 * level:g} %" in tab.evaluate("document.getElementById('unsure').textContent")
+    assert shown(tab) == [f"{100 * p:.1f} %" for p in (verdict.a, verdict.tie, verdict.b)]
+    assert verdict.warnings
+    assert "; ".join(verdict.warnings) in tab.evaluate("document.getElementById('warning').textContent")
+    picture(tab, f"abstains-{scheme}-{width}")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate(FAINT) == []
+    assert tab.log_entries() == []
+    tab.evaluate("document.getElementById('level').value = ''")
+    tab.evaluate("document.getElementById('compare').click()")
+    until(tab, "document.getElementById('unsure').hidden")
+    assert "abstains" not in tab.evaluate("document.getElementById('winner').textContent")
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_the_docs_show_every_path_and_ask_nobody_else(width: int, scheme: str, tab: Browser, url: str) -> None:
+    tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    tab.open(f"{url}/docs", width)
+    document = httpx2.get(f"{url}/openapi.json").json()
+    text = tab.evaluate("document.body.textContent")
+    assert all(path in text for path in document["paths"])
+    broken = "[...document.querySelectorAll('a[href^=\"#\"]')].filter(a => !document.querySelector(a.hash)).length"
+    assert tab.evaluate(broken) == 0
+    picture(tab, f"docs-{scheme}-{width}")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate(FAINT) == []
+    assert tab.log_entries() == []
+    assert [address for address in tab.requests() if not address.startswith((url, "data:"))] == []
 
 
 @needs_browser

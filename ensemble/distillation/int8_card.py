@@ -1,0 +1,67 @@
+"""int8 section of the model card: drift and speed of ``dtype="int8"``, measured on this machine's processor."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ensemble.distillation.hub import CARD
+from ensemble.distillation.quantize import BATTLES, measure_drift
+from oof.common.atomic_files import parse_json, replacing
+from oof.common.errors import UserError
+from oof.common.steps import Step, locked
+from oof.jobs.dataset import load_battles
+
+HEADING = "## int8 on a CPU"
+BEFORE = "\n## Limits"
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def add_int8_section(run: Path) -> dict[str, float]:
+    """Measure a run's student in int8 and write the section of its card, in place of an earlier one.
+
+    Returns:
+        the figures of :func:`ensemble.distillation.quantize.measure_drift`.
+
+    Raises:
+        UserError: the run has no student, or this machine no int8 products.
+    """
+    folder, card = run / "distill", run / "distill" / "student" / CARD
+    step = Step(folder, str(parse_json(folder / "manifest.json")["key"])) if card.is_file() else None
+    if step is None or not step.done:
+        raise UserError(f"{folder}: no finished student; run 'make distill' with this RUN")
+    with locked(run):
+        battles = load_battles(run).filter((pl.col("role") == "train") & pl.col("label").is_not_null())
+        table = battles.sample(min(BATTLES, battles.height), seed=0)
+        labels = table["label"].to_numpy().astype(np.int64)
+        drift = measure_drift(folder / "student", folder / "student", table, labels, ("float32", "int8"))
+        with step.amended([f"student/{CARD}"]), replacing(card) as temporary:
+            temporary.write_text(_with_section(card.read_text(encoding="utf-8"), drift), encoding="utf-8")
+    return drift
+
+
+def processor() -> str:
+    """Return the name of this machine's processor, and whether it has int8 dot products (VNNI)."""
+    text = CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    return f"{name[1].strip() if name else 'CPU'}, {'with' if 'vnni' in text else 'no'} VNNI"
+
+
+def _with_section(card: str, drift: dict[str, float]) -> str:
+    section = f"""
+{HEADING}
+
+`Judge.from_pretrained(..., dtype="int8")` and `arena-distill serve --dtype int8` multiply in int8 on x86 processors.
+Compared with float32 on {drift["n"]} training battles, both orders averaged:
+
+| | |
+|---|---|
+| mean KL(float32, int8), nats | {drift["kl"]:.2e} (largest {drift["kl_max"]:.2e}) |
+| log loss, minus float32's | {drift["log_loss"]:+.5f} |
+| battles per second, times float32's ({processor()}) | {drift["speed"]:.2f} |
+"""
+    without = re.sub(rf"\n{re.escape(HEADING)}\n.*?(?=\n## |\Z)", "", card, flags=re.S)
+    return without.replace(BEFORE, f"{section}{BEFORE}", 1)
