@@ -180,7 +180,8 @@ def _loss(row: Row, heading: str) -> str:
 
 def _losses(rows: Sequence[Row]) -> list[str]:
     """Return the table of mean losses."""
-    last = ["best member", "best member scaled", *map(title, PEERS)]
-    headings = [*dict.fromkeys(heading for row in rows for heading in row.losses if heading not in last), *last]
+    first, last = ["default", "uncalibrated"], ["best member", "best member scaled", *map(title, PEERS)]
+    others = dict.fromkeys(heading for row in rows for heading in row.losses if heading not in first + last)
+    headings = [*first, *others, *last]
     lines = [f"| setting | {' | '.join(headings)} |", f"|---|{'---|' * len(headings)}"]
     return lines + [f"| {row.setting} | {' | '.join(_loss(row, heading) for heading in headings)} |" for row in rows]
