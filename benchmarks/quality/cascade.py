@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import ROOT, argument_parser, paragraphs, require, run_script, write_page
 from benchmarks.quality.choice_settings import KING, real_logits
-from ensemble.cascade.choice import unused
+from ensemble.cascade.policy_choice import unused
 from ensemble.cascade.curve import SHOWN_BUDGET, Battles, curve
 from ensemble.cascade.policy import Levels
 from ensemble.cascade.run import load_cascade

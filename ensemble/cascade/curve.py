@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.cascade.choice import Candidates
+from ensemble.cascade.policy_choice import Candidates
 from ensemble.cascade.policy import Levels, Policy
 from ensemble.cascade.scores import KINDS, RANDOM, Output
 from ensemble.statistics.bootstrap import Interval

@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.cascade.choice import Candidates, Choice, unused
+from ensemble.cascade.policy_choice import Candidates, Choice, unused
 from ensemble.cascade.levels import LevelFunctions
 from ensemble.cascade.policy import Levels, Policy
 from ensemble.cascade.request import Request, with_thresholds

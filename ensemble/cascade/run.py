@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from ensemble.cascade.choice import Candidates, unused
+from ensemble.cascade.policy_choice import Candidates, unused
 from ensemble.cascade.curve import SHOWN_BUDGET, SHOWN_SHARE, Battles, curve
 from ensemble.cascade.levels import LevelFunctions, Scored, levels_of
 from ensemble.cascade.policy import AB, BA, STUDENT, Levels

@@ -146,6 +146,7 @@ def test_each_kind_of_file_is_in_exactly_one_batch_of_the_benchmark(small_run: P
     assert {"oof/MEMBER/fold-K/adapter/adapter_model.safetensors", "tokens/DIGEST/DIGEST.npz"} <= set().union(*batches)
 
 
+@pytest.mark.slow
 def test_later_stages_refuse_damaged_inputs(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, rng = small_arguments(copied), np.random.default_rng(1)
     student, logits = copied / "distill/student/model.safetensors", copied / "oof/gemma2/logits.parquet"
@@ -161,6 +162,7 @@ def test_later_stages_refuse_damaged_inputs(copied: Path, capsys: pytest.Capture
         assert "make oof" in message
 
 
+@pytest.mark.slow
 def test_a_kill_after_training_leaves_no_checkpoint_in_the_finished_job(copied: Path) -> None:
     folder = copied / "oof" / "gemma2" / "fold-1"
     manifest, logits = json.loads((folder / "job.json").read_text()), (folder / "logits.parquet").read_bytes()

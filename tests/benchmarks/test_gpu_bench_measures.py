@@ -97,6 +97,7 @@ def test_another_attention_than_auto_is_taken_by_every_case_that_names_none(cont
     assert row["auto"]
 
 
+@pytest.mark.slow
 def test_the_plain_trainer_falls_back_where_an_attention_fails(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

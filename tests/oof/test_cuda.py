@@ -96,6 +96,7 @@ def train(member: Member, folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
     return np.array([entry["loss"] for entry in summary["history"]]), summary
 
 
+@pytest.mark.slow
 def test_training_follows_eager_in_every_attention_and_precision(member: Member, tmp_path: Path) -> None:
     expected, _ = train(replace(member, attn="eager"), tmp_path / "eager")
     for dtype, tolerance in (("float32", 5e-3), ("bfloat16", 5e-2)):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.cascade.choice import Candidates
+from ensemble.cascade.policy_choice import Candidates
 from ensemble.cascade.curve import decide
 from ensemble.cascade.policy import Levels, Policy, _frontier
 from ensemble.cascade.scores import Output

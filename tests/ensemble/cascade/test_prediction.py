@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ensemble.cascade import prediction
-from ensemble.cascade.choice import Candidates
+from ensemble.cascade.policy_choice import Candidates
 from ensemble.cascade.levels import LevelFunctions, Scored, levels_of
 from ensemble.cascade.policy import AB, BA, Frontier
 from ensemble.cascade.prediction import Cascade

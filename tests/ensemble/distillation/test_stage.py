@@ -185,6 +185,7 @@ def test_the_student_is_compared_with_calibrated_and_not_with_its_teacher(small_
     assert metrics["student_minus_calibrated"]["value"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_variant_is_added_without_training(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bitsandbytes")
     run = tmp_path / "run"

@@ -75,6 +75,7 @@ def test_figures_are_complete_and_the_console_stays_empty(
     assert pages[name].stat().st_size < 3_000_000
 
 
+@pytest.mark.slow
 def test_hostile_battles_are_shown_as_text(tab: Browser, pages: dict[str, Path]) -> None:
     tab.open(pages["hostile"], 1280)
     shown = tab.evaluate("document.body.textContent")
@@ -216,6 +217,7 @@ def test_the_pointer_shows_the_value_of_a_mark_and_a_place_in_a_scatter_plot(
         assert any(digit in tab.evaluate(tip) for digit in "0123456789")
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_every_control(tab: Browser, pages: dict[str, Path]) -> None:
     tab.open(pages["run"], 1280)
     controls = "[...document.querySelectorAll('a[href], button, summary, input')].filter(c => c.checkVisibility())"

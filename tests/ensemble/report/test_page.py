@@ -300,6 +300,7 @@ def test_numbers_that_are_not_finite_become_null() -> None:
     assert plain({"a": float("nan"), "b": [float("inf"), 1]}) == {"a": None, "b": [None, 1]}
 
 
+@pytest.mark.slow
 def test_the_report_imports_no_torch() -> None:
     modules = "ensemble.report.make, ensemble.contamination.check"
     code = f"import sys, {modules}; print('torch' in sys.modules, 'transformers' in sys.modules)"

@@ -344,6 +344,7 @@ def test_two_classes_give_a_submission_of_winners(here: Path, capfd: pytest.Capt
     assert made.height == N_TEST
 
 
+@pytest.mark.slow
 def test_table_report_ablation_and_audit_work_on_own_logits_without_texts(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,6 +171,7 @@ def test_labels_of_a_fold_do_not_reach_its_own_predictions_through_the_tfidf_mem
     assert not np.array_equal(again.predictions["stack"][~fold], with_tfidf.predictions["stack"][~fold])
 
 
+@pytest.mark.slow
 def test_the_tfidf_member_is_saved_with_the_stack(arena: Arena, with_tfidf: StackResult, tmp_path: Path) -> None:
     with_tfidf.save(tmp_path)
     loaded = StackResult.load(tmp_path)

@@ -115,6 +115,7 @@ def test_it_is_no_worse_than_the_simplest_where_members_are_alike() -> None:
     assert stack.log_loss_["calibrated"] < min(stack.log_loss_["mean"], stack.log_loss_["prior"])
 
 
+@pytest.mark.slow
 def test_every_shape_of_the_same_logits_gives_the_same(arena: Arena) -> None:
     both = np.stack(list(arena.logits.values()), axis=1)  # (n, m, 2, 3)
     one = both.mean(axis=2)  # (n, m, 3)

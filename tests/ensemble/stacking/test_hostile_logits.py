@@ -105,6 +105,7 @@ def test_broken_rows_at_length(folder: Path, changes: list[tuple[str, int, str, 
     broken_rows(folder, changes, ending)
 
 
+@pytest.mark.slow
 @given(st.data(), st.sampled_from(["csv", "jsonl"]))
 @settings(max_examples=60)
 def test_broken_bytes_are_refused_or_finite(folder: Path, data: st.DataObject, ending: str) -> None:

@@ -31,6 +31,7 @@ def test_each_task_gives_its_result_and_an_error_comes_through(workers: int) -> 
         list(map_tasks(scaled, 10, [1, -1], workers))
 
 
+@pytest.mark.slow
 def test_the_stack_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     arena = make_arena(240)
     config = Stack(trials=2, rounds=15, order="symmetric", final="lightgbm")

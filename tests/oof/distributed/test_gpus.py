@@ -63,6 +63,7 @@ def test_trainer_counts_one_gpu_where_it_sees_several(tmp_path: Path) -> None:
     assert gpus.train_on_one_gpu(arguments).n_gpu == 1
 
 
+@pytest.mark.slow
 def test_the_card_is_chosen_before_a_module_that_initialises_cuda_is_imported() -> None:
     code = """
 import sys, json

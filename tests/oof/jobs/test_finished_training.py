@@ -58,6 +58,7 @@ def test_checkpoints_and_finished_parts_of_other_settings_are_losses_too(tmp_pat
     assert [(loss.seconds, loss.finished) for loss in found] == [(100, True)]
 
 
+@pytest.mark.slow
 def test_the_message_fits_on_a_screen_and_names_settings_and_hours(tmp_path: Path) -> None:
     names = [f"model-{i}" for i in range(30)]
     base = [f"members.{name}.checkpoint=x" for name in names]

@@ -160,6 +160,7 @@ def test_another_test_file_repeats_only_the_comparison_of_prompts(base: list[str
     assert pl.read_parquet(run / "pretrain" / "battles.parquet").height == FRESH - 1
 
 
+@pytest.mark.slow
 def test_the_plan_includes_pretraining(base: list[str], tmp_path: Path) -> None:
     config = config_of(base, tmp_path / "run", "pretrain.epochs=2", "distill.student.checkpoint=''")
     plan = make_plan(config, ["T4"])

@@ -34,6 +34,7 @@ def average_of_fresh_classifiers(jobs: list[FoldJob], battles: pl.DataFrame, fol
     return np.mean(logits, axis=0, dtype=np.float64).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", ["recompute", "stored"])
 def test_each_member_s_base_is_read_once_and_logits_are_those_of_fresh_classifiers(
     frozen: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,7 @@ def test_a_setting_and_any_other_attention_stay() -> None:
     assert chosen(GEMMA, "H100", attention="flash_attention_4") == "flash_attention_4"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["google/gemma-2-2b-it", "meta-llama/Llama-3.2-1B-Instruct"])
 @pytest.mark.parametrize("card", CARDS)
 def test_every_attention_but_blockwise_is_predicted_to_be_at_least_as_fast_as_those_behind_it(

@@ -138,6 +138,7 @@ def test_planned_memory_is_near_the_measured_peak(member: Member, layers: str, c
     assert planned == pytest.approx(measured, rel=0.2)
 
 
+@pytest.mark.slow
 def test_costs_of_deep_models_and_large_batches_are_extrapolated(member: Member) -> None:
     attention = "eager" if "gemma2" in member.checkpoint else "sdpa"
     wide, narrow = (trace(member, n, TOKENS, True, False, attention) for n in (6, 1))

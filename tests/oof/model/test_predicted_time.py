@@ -61,6 +61,7 @@ def four_layers(monkeypatch: pytest.MonkeyPatch) -> Member:
     return Member("four layers", lora=Lora(rank=16), fused_layers="off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "per_second"), MEASURED.items())
 def test_speeds_measured_on_an_h200_are_predicted_within_5_percent(
     four_layers: Member, case: tuple[str, bool], per_second: float
@@ -89,6 +90,7 @@ def test_time_is_priced_at_the_precision_s_own_rate() -> None:
     assert products("H100", "bfloat16") < products("T4", "bfloat16") / 8
 
 
+@pytest.mark.slow
 def test_an_nf4_base_pays_for_its_dequantisation() -> None:
     batches = training_batches(LENGTHS, LLAMA.train, 4096)
     plain, nf4 = (

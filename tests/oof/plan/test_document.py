@@ -21,6 +21,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return make_plan(config, [CARD])
 
 
+@pytest.mark.slow
 def test_the_document_has_the_numbers_of_the_plan(plan: Plan) -> None:
     document = json.loads(json.dumps(plan_document(plan, 2, 2.5), allow_nan=False))
     (member,), totals = document["members"], document["totals"]

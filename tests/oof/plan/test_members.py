@@ -18,6 +18,7 @@ def _shipped() -> list[Any]:
     return [pytest.param(p, marks=() if p.stem == "demo" else pytest.mark.slow, id=p.name) for p in paths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", _shipped())
 def test_every_shipped_configuration_is_loaded_and_planned(path: Path) -> None:
     config = configuration.load(path)

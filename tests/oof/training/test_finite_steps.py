@@ -72,6 +72,7 @@ def test_a_step_that_is_not_finite_is_skipped(spoil: Spoil, tmp_path: Path, monk
     assert summary["skipped_steps"] == [BAD]
 
 
+@pytest.mark.slow
 def test_a_skipped_step_is_still_known_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(trainer: ClassifierTrainer, loss: torch.Tensor) -> torch.Tensor:
         if trainer.state.global_step == BAD + 4:
@@ -124,6 +125,7 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_removed(
     assert torch.equal(train(tmp_path / "ruined", monkeypatch)[0], expected)
 
 
+@pytest.mark.slow
 def test_a_marked_checkpoint_of_an_older_version_that_holds_nan_is_not_resumed_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

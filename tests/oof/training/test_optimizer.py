@@ -58,6 +58,7 @@ def test_the_head_has_its_own_rate_and_decay_follows_the_given_names() -> None:
     assert groups == {(0.1, 0.3, (2, 2)), (0.1, 0.0, (2,)), (0.2, 0.3, (3, 2))}
 
 
+@pytest.mark.slow
 def test_8_bit_moments_train_as_float32_ones_within_a_tolerance(tmp_path: Path) -> None:
     exact, losses, exact_state = train(EXACT, tmp_path / "exact")
     weights, eight_bit_losses, state = train(EIGHT_BIT, tmp_path / "eight")

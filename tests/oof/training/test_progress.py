@@ -57,6 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return folder, train(folder)
 
 
+@pytest.mark.slow
 def test_metrics_lines_are_the_history_with_time_and_speed(whole: tuple[Path, dict[str, Any]]) -> None:
     lines, history = lines_of(whole[0]), whole[1]["history"]
     assert [{key: line[key] for key in entry} for line, entry in zip(lines, history, strict=True)] == history
@@ -115,6 +116,7 @@ def test_lines_of_a_training_have_step_loss_speed_and_time_left(
     assert summary["history"] == whole[1]["history"]
 
 
+@pytest.mark.slow
 def test_a_short_training_writes_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger=heartbeat_lines.__name__)
     with heartbeat_lines.heartbeat("oof"):

@@ -124,6 +124,7 @@ def test_settings_that_contradict_each_other_are_refused(checkpoint: str, tmp_pa
         plan_student(Config(run=str(tmp_path), distill=student))
 
 
+@pytest.mark.slow
 def test_a_run_scores_held_out_and_test_battles_with_the_quantised_base_and_records_the_drift(
     checkpoint: str, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def large_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClassifierTrainer, "__init__", with_large_scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["tiny-gemma2", "tiny-llama"])
 @pytest.mark.parametrize("rank", [pytest.param(4, marks=pytest.mark.slow), 0])
 def test_float16_trains_as_float32_within_a_tolerance(
@@ -98,6 +99,7 @@ def test_an_overflow_lowers_the_scale_and_costs_its_step_alone(tmp_path: Path) -
     assert difference.max() < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("large_scale")
 def test_the_schedule_waits_while_steps_overflow(tmp_path: Path) -> None:
     recipe = replace(MEMBER.train, batch_battles=2, schedule="linear")  # 16 steps
@@ -167,6 +169,7 @@ def test_gradients_that_overflow_at_the_lowest_scale_are_bad_steps(
         train(member, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_gradients_are_clipped_unscaled(tmp_path: Path) -> None:
     recipe = replace(MEMBER.train, max_grad_norm=0.01)
     exact, exact_summary = train(replace(MEMBER, train=recipe), tmp_path / "float32")
@@ -176,6 +179,7 @@ def test_the_gradients_are_clipped_unscaled(tmp_path: Path) -> None:
     assert (rounded - exact).abs().mean() < 5e-5
 
 
+@pytest.mark.slow
 def test_a_classifier_trained_in_float16_scores_as_it_was_trained(tmp_path: Path) -> None:
     steps, tokenizer = training_steps(HALF)
     model = add_adapters(load_base(HALF, tokenizer, 1), HALF.lora, 1)

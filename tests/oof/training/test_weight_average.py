@@ -33,6 +33,7 @@ def train(member: Member, folder: Path) -> dict[str, torch.Tensor]:
     return {name.replace(".default", "").replace(".modules_to_save", ""): value for name, value in trained.items()}
 
 
+@pytest.mark.slow
 def test_the_weights_are_the_mean_after_the_last_steps(tmp_path: Path) -> None:
     last = train(member_of(0.0), tmp_path / "last")
     third, fourth = (load_file(tmp_path / "last" / f"checkpoint-{i}" / "adapter_model.safetensors") for i in (3, 4))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ensemble.cascade.choice import FOLDS, LEVEL, Candidates, unused
+from ensemble.cascade.policy_choice import FOLDS, LEVEL, Candidates, unused
 from ensemble.cascade.curve import decide
 from ensemble.cascade.policy import Levels, fit_frontiers
 from ensemble.cascade.scores import Output
