@@ -20,6 +20,7 @@ SUITES = {
     "ensemble/report/test_browser.py": "the page in a real browser",
     "ensemble/report/test_numbers.py": "every number of report.json against an independent computation",
     "ensemble/report/test_planted_effects.py": "planted effects are found by the whole report",
+    "ensemble/report/test_planted_runs.py": "numbers and sentences of whole reports of planted runs",
     "ensemble/stacking/test_hostile_logits.py": "broken and malicious files of logits",
     "ensemble/stacking/test_killed_tuning.py": "stage two killed while tuning",
     "ensemble/stacking/test_known_optimum.py": "the stack on data with a known best possible loss",

@@ -49,6 +49,7 @@ def data_report(run: RunData, properties: pl.DataFrame) -> dict[str, Any]:
         "schemas": {Path(name).name: schema for name, schema in battles.get("schemas", {}).items()},
         "dropped": dropped_rows(run.folder / "dropped.csv"),
         "tokens": truncation_report(run),
+        "codings": [{"file": Path(name).name, **row} for name, row in battles.get("codings", {}).items()],
         "verdicts": dict((run.config.get("data") or {}).get("verdicts") or {}),
     }
 

@@ -22,9 +22,17 @@ def head(report: Report) -> Head:
         conclusion=conclusion(report),
         cards=_cards(report),
         command=report["summary"]["submit"]["command"],
+        purpose=_purpose(report["summary"]["submit"]),
         trust=level,
         reason=reason,
     )
+
+
+def _purpose(submit: Report) -> str:
+    """Say what the next command does."""
+    if submit["choice"] not in ("student", "calibrated"):
+        return "Next, to stack and calibrate the members:"
+    return "Next, for the verdicts of new battles (in FILE):"
 
 
 def _facts(report: Report) -> list[Markup]:
@@ -68,7 +76,9 @@ def _gain(report: Report, predictor: str, member: str | None) -> Markup:
     """Say what a predictor gains on the best member, and the student on the ensemble."""
     right = say("Right on {share} of the battles.", share=percent(row_of(report, predictor)["accuracy"]))
     if member is None:
-        return say("Log loss; lower is better. {right}", right=right)
+        guess = next((row for row in report["summary"]["table"] if row["predictor"] == "prior"), None)
+        scale = say(" (guessing by the class shares: {loss})", loss=number(guess["log_loss"]["value"])) if guess else ""
+        return say("Log loss; lower is better{scale}. {right}", scale=scale, right=right)
     difference = paired(report, predictor, member)
     if difference is None:
         return right

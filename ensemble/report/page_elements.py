@@ -79,6 +79,7 @@ class Head:
     conclusion: Markup
     cards: list[Card]
     command: str
+    purpose: str  # of the command
     trust: str  # good | check | bad
     reason: Markup
 

@@ -24,6 +24,18 @@ from ensemble.report.sections_members import case_blocks, comparison_blocks
 from oof.classes import CLASSES, classes_of_data
 
 Report = dict[str, Any]
+VERDICTS = ("A wins", "B wins", "ties")
+ALWAYS_SHOWN = ("rows_read", "rows_dropped")  # counts that are shown even where they are 0
+COUNT_WORDS = {
+    "both_bad": "battles with both responses judged bad",
+    "empty_responses": "battles with an empty response",
+    "identical_responses": "battles with identical responses",
+    "ids_made": "ids made from the texts",
+    "ids_renamed": "ids changed, because several files have them",
+    "lone_surrogates": "turns with broken characters (lone surrogates)",
+    "nul_characters": "turns with NUL characters",
+    "null_turns": "turns without text (null)",
+}
 
 
 def reproduction(report: Report) -> Section:
@@ -87,10 +99,13 @@ def data(report: Report) -> Section:
     quantiles = [f"{100 * q:g} %" for q in content["quantiles"]]
     lengths = [[name, *(number(v, 0) for v in row)] for name, row in content["lengths"].items()]
     predictors = list(content["folds"][0]["log_loss"])
+    per_fold = content["folds"]
     folds = [
-        [count(f["fold"]), count(f["n"]), count(f["n_groups"]), *(percent(s) for s in f["shares"][: len(classes)]),
-         *(number(f["log_loss"][name]) for name in predictors)]
-        for f in content["folds"]
+        ["battles", *(count(f["n"]) for f in per_fold)],
+        ["groups", *(count(f["n_groups"]) for f in per_fold)],
+        *([name, *(percent(f["shares"][c]) for f in per_fold)] for c, name in enumerate(VERDICTS[: len(classes)])),
+        *([f"log loss: {predictor_name(name)}", *(number(f["log_loss"][name]) for f in per_fold)]
+          for name in predictors),
     ]  # fmt: skip
     alt = "Number of battles by the characters of prompt and responses together."
     histogram = content["histogram"]
@@ -111,14 +126,19 @@ def data(report: Report) -> Section:
                  *(number(v, 0) for v in t["quantiles"])] for t in content["tokens"]]  # fmt: skip
         head = ["reader", "limit", "battles cut", "tokens read", *quantiles]
         blocks.append(table("Tokens per battle, and how many are read", head, rows))
-    head = ["fold", "battles", "groups", *("A wins", "B wins", "ties")[: len(classes)],
-            *(predictor_name(name) for name in predictors)]  # fmt: skip
+    head = ["", *(f"fold {f['fold']}" for f in per_fold)]
     blocks.append(table("Folds: class balance and log loss", head, folds))
-    counts = [[name.replace("_", " "), count(value)] for name, value in content["counts"].items()]
+    counts = [[COUNT_WORDS.get(name, name.replace("_", " ")), count(value)]
+              for name, value in content["counts"].items() if value or name in ALWAYS_SHOWN]  # fmt: skip
     schemas = [[name, schema] for name, schema in content["schemas"].items()]
     if content["dropped"]:
         dropped = [[row["reason"], count(row["n"])] for row in content["dropped"]]
         blocks.append(table("Reasons for dropped rows (dropped.csv lists each row)", ["reason", "rows"], dropped))
+    if content["codings"]:
+        rows = [[row["file"], row["coding"], *(count(row["verdicts"][name]) for name in classes),
+                 count(row["dropped"])] for row in content["codings"]]  # fmt: skip
+        head = ["file", "column = value → verdict", *VERDICTS[: len(classes)], "rows dropped"]
+        blocks.append(table("How the verdicts were read from the files", head, rows))
     if content["verdicts"]:
         coding = [[value, name.replace("_", " ")] for value, name in content["verdicts"].items()]
         blocks.append(table("Coding of the verdicts (data.verdicts)", ["in the files", "verdict"], coding))

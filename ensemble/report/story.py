@@ -117,7 +117,7 @@ def calibration(report: Report) -> list[Markup]:
     falls = difference["value"] < 0
     why = Markup(
         " Both can be true: the log loss judges the probability of every verdict, the ECE only how often the most "
-        "probable class is right, in ten bins, and it is never 0 even for perfect probabilities."
+        "probable class is right, in fifteen bins, and it is never 0 even for perfect probabilities."
     )
     return [loss + ece + (why if rises and falls else Markup(""))]
 

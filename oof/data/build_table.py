@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from oof.classes import CLASSES, class_counts
 from oof.common.errors import UserError
 from oof.data.parse_file import WORKING_SCHEMA, ParsedFile
 from oof.data.problems import (
@@ -50,6 +51,16 @@ class BattleSet:
     schemas: dict[str, str]
     dropped: pl.DataFrame
     shown: dict[str, list[str]] = field(default_factory=dict)
+
+    def codings(self) -> dict[str, dict[str, Any]]:
+        """Return file -> coding of its verdicts in words, battles by verdict and dropped rows, of labelled files."""
+        rows: dict[str, dict[str, Any]] = {}
+        for name, (coding, *_) in self.shown.items():
+            labels = self.table.filter(pl.col("file") == name)["label"].drop_nulls().to_numpy()
+            verdicts = dict(zip(CLASSES, class_counts(labels).tolist(), strict=True))
+            n_dropped = self.dropped.filter(pl.col("file") == name).n_unique("row")
+            rows[name] = {"coding": coding, "verdicts": verdicts, "dropped": n_dropped}
+        return rows
 
 
 def build_table(files: list[ParsedFile], on_bad_row: str) -> BattleSet:

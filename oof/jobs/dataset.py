@@ -128,6 +128,7 @@ def draft_battles(config: Config) -> Draft:
     counts = battles.counts | ({"not_trained_on": n_left_out} if data.min_prompt_quality else {})
     counts |= {"not_in_subset": battles.table.height - table.height} if data.subset < 1 else {}
     summary = {"balance": balance, "counts": counts, "schemas": battles.schemas, "truth": data.truth}
+    summary["codings"] = battles.codings()
 
     def write() -> None:
         write_parquet(run / "battles.parquet", table)

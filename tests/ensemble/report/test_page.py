@@ -21,6 +21,7 @@ from ensemble.report.run_comparison import shared_rows
 from ensemble.report.run_data import load_run
 from ensemble.report.stack_summary import scores_tables
 from ensemble.report.truncation import QUANTILES, truncation_report
+from oof.common.atomic_files import write_json
 from oof.config import load as load_config
 from tests.fixtures.report_runs import hostile_run, make_report_arena, write_run
 
@@ -225,6 +226,13 @@ def test_a_run_of_stage_one_alone_has_a_report(tmp_path: Path) -> None:
     assert [row["predictor"] for row in report["summary"]["table"]] == ["one", "two"]
     assert report["distillation"] is None
     assert 'id="pair-0"' in page
+    [coding] = report["data"]["codings"]
+    assert list(coding["verdicts"].values()) == np.bincount(make_report_arena(120, seed=9).labels).tolist()
+    assert coding["coding"] in page
+    battles = json.loads((run / "battles.json").read_text(encoding="utf-8"))
+    del battles["codings"]  # as earlier versions wrote it
+    write_json(run / "battles.json", battles)
+    assert "How the verdicts were read" not in write_report(run).read_text(encoding="utf-8")
 
 
 def test_a_missing_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from oof import config as configuration
 from oof.__main__ import main
-from oof.common.atomic_files import read_json
+from oof.common.atomic_files import read_json, sealed, write_json
 from oof.common.digests import digest
 from oof.common.steps import Step
 from oof.config import Folds, without_speed_settings
@@ -64,6 +64,25 @@ def test_a_subset_is_read_anew_and_has_other_content_keys(folder: Path, tmp_path
     assert set(half["id"]) < set(whole["id"])
     assert battles_key(half) != battles_key(whole)
     assert read_json(tmp_path / "battles.json")["counts"]["not_in_subset"] == 30
+
+
+def test_the_manifest_says_how_verdicts_were_read_and_how_many_of_each_without_a_new_key(tmp_path: Path) -> None:
+    winners = ["a", "b", "b", "draw", "a", "?"]
+    rows = [{"id": str(i), "prompt": f"p{i}", "response_a": "x", "response_b": "y", "better": w}
+            for i, w in enumerate(winners)]  # fmt: skip
+    pl.DataFrame(rows).write_csv(tmp_path / "own.csv")
+    settings = ("data.columns={winner: better}", "data.verdicts={draw: tie}", "data.on_bad_row=drop", "folds.k=2")
+    prepare(tmp_path / "run", f"{tmp_path}/own.csv", *settings)
+    path = tmp_path / "run" / "battles.json"
+    [row] = read_json(path)["codings"].values()
+    assert row["verdicts"] == {"a": 2, "b": 2, "tie": 1}
+    assert row["dropped"] == 1
+    assert row["coding"].startswith("better: ")
+    assert "draw → tie" in row["coding"]
+    old = {key: value for key, value in read_json(path).items() if key != "codings"}  # as earlier versions wrote it
+    write_json(path, sealed(old))
+    prepare(tmp_path / "run", f"{tmp_path}/own.csv", *settings)
+    assert "codings" not in read_json(path)  # nothing is read again
 
 
 @pytest.mark.parametrize("pattern", ["{}/nothing-*.csv", "nothing-*.csv", "{}/nothing.csv"])
