@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 
 from benchmarks.common import ROOT, argument_parser, paragraphs, require, run_script, write_page
 from benchmarks.quality.choice_settings import KING, real_logits
-from ensemble.cascade.policy_choice import unused
 from ensemble.cascade.curve import SHOWN_BUDGET, Battles, curve
 from ensemble.cascade.policy import Levels
+from ensemble.cascade.policy_choice import unused
 from ensemble.cascade.run import load_cascade
 from ensemble.cascade.scores import Output, expected_gain
 from ensemble.stacking.calibration import shrunk_temperature

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.cascade.policy_choice import Candidates
 from ensemble.cascade.policy import Levels, Policy
+from ensemble.cascade.policy_choice import Candidates
 from ensemble.cascade.scores import KINDS, RANDOM, Output
 from ensemble.statistics.bootstrap import Interval
 from ensemble.statistics.interval_words import above_zero

@@ -22,9 +22,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.cascade.policy_choice import Candidates, Choice, unused
 from ensemble.cascade.levels import LevelFunctions
 from ensemble.cascade.policy import Levels, Policy
+from ensemble.cascade.policy_choice import Candidates, Choice, unused
 from ensemble.cascade.request import Request, with_thresholds
 from ensemble.cascade.state import SECONDS, State, StoredBattles
 from ensemble.cascade.work import Models

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from ensemble.cascade.policy_choice import Candidates, unused
 from ensemble.cascade.curve import SHOWN_BUDGET, SHOWN_SHARE, Battles, curve
 from ensemble.cascade.levels import LevelFunctions, Scored, levels_of
 from ensemble.cascade.policy import AB, BA, STUDENT, Levels
+from ensemble.cascade.policy_choice import Candidates, unused
 from ensemble.cascade.prediction import Cascade
 from ensemble.cascade.request import Request
 from ensemble.cascade.scores import Output

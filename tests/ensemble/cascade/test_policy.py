@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.cascade.policy_choice import Candidates
 from ensemble.cascade.curve import decide
 from ensemble.cascade.policy import Levels, Policy, _frontier
+from ensemble.cascade.policy_choice import Candidates
 from ensemble.cascade.scores import Output
 from oof.common.errors import UserError
 from oof.metrics import row_log_loss, softmax

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ensemble.cascade.policy_choice import FOLDS, LEVEL, Candidates, unused
 from ensemble.cascade.curve import decide
 from ensemble.cascade.policy import Levels, fit_frontiers
+from ensemble.cascade.policy_choice import FOLDS, LEVEL, Candidates, unused
 from ensemble.cascade.scores import Output
 from ensemble.statistics.bootstrap import group_interval
 from oof.metrics import row_log_loss, softmax

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ensemble.cascade import prediction
-from ensemble.cascade.policy_choice import Candidates
 from ensemble.cascade.levels import LevelFunctions, Scored, levels_of
 from ensemble.cascade.policy import AB, BA, Frontier
+from ensemble.cascade.policy_choice import Candidates
 from ensemble.cascade.prediction import Cascade
 from ensemble.cascade.request import Request
 from oof.classes import ORDERS, WINNER_COLUMNS
