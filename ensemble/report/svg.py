@@ -114,7 +114,8 @@ def svg_of(
     with io.StringIO() as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser chooses the font
         # Not savefig, which draws every figure twice, the first time for its layout alone.
-        FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        canvas: Any = FigureCanvasSVG(figure)  # print_svg has no types
+        canvas.print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         text = file.getvalue()
     text = text[text.index("<svg") :]
     head, body = text.split(">", 1)
