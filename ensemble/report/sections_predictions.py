@@ -74,14 +74,16 @@ def _tie_origins(report: Report) -> list[Block]:
     rows, names = report["ties"]["origins"], list(report["ties"]["predictors"])
     if not rows:  # battles without texts
         return []
-    head = ["battles with", "n", "tie rate", "share of all ties"]
-    head += [f"{predictor_name(name)}: {value}" for name in names for value in ("mean P(tie)", "loss")]
-    cells = []
-    for row in rows:
-        predictors = [row["predictors"].get(name, {}) for name in names]
-        values = [number(p.get(key), 3) for p in predictors for key in ("mean_p_tie", "loss")]
-        cells.append([row["origin"], count(row["n"]), interval(row["tie_rate"], share=True),
-                      percent(row["share_of_ties"]), *values])  # fmt: skip
+    cells = [
+        ["battles", *(count(row["n"]) for row in rows)],
+        ["tie rate", *(interval(row["tie_rate"], share=True) for row in rows)],
+        ["share of all ties", *(percent(row["share_of_ties"]) for row in rows)],
+    ]
+    for name in names:
+        for key, words in (("mean_p_tie", "mean P(tie)"), ("loss", "loss")):
+            values = [number(row["predictors"].get(name, {}).get(key), 3) for row in rows]
+            cells.append([f"{predictor_name(name)}: {words}", *values])
+    kinds = [row["origin"] for row in rows]
     rows = [row for row in rows if row["n"]]
     series: dict[str, list[float | None]] = {"tie rate": [row["tie_rate"]["value"] for row in rows]}
     series |= {predictor_name(name): [row["predictors"][name]["mean_p_tie"] for row in rows] for name in names}
@@ -89,7 +91,7 @@ def _tie_origins(report: Report) -> list[Block]:
     drawn = charts.grouped("tie-origins", alt, [row["origin"] for row in rows], series, "share, or mean P(tie)")
     note = text("<em>Both bad</em>: each response refuses or is empty. <em>Both short</em>: each has fewer than 20 "
                 "words. A battle counts for the first kind that applies.")  # fmt: skip
-    return [table("Origins of ties", head, cells), note, figure(alt, drawn)]
+    return [table("Origins of ties", ["", *kinds], cells), note, figure(alt, drawn)]
 
 
 def _tie_calibration(predictors: Report) -> list[Block]:

@@ -68,7 +68,7 @@ for (const table of document.querySelectorAll("table")) {
   const tools = make("div", { className: "tools" });
   const rows = [...table.tBodies[0].rows];
   const filter = (words) => rows.forEach((row) => { row.hidden = !matches(row, words); });
-  if (rows.length > 11) tools.append(searchBox("filter rows", filter));
+  if (rows.length > 20) tools.append(searchBox("filter rows", filter));
   tools.append(copyButton(`copy the table ${caption.textContent.trim()}`, () => lines().join("\n")));
   caption.after(tools);
 }
