@@ -147,6 +147,9 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
                 raise InputError("Stack requires y to be passed, but the target y is None")
             X = self._validated(X, reset=True)  # noqa: N806
             labels, self.classes_ = classes_of(column_or_1d(y, warn=True))
+            if len(found := np.unique(labels)) == 1:
+                only = self.classes_[found[0]]
+                raise InputError(f"y: only one class, '{only}', occurs; give battles of at least two classes")
             members = members_of(X)
             self.n_features_in_, self._member_names = 3 * len(members), list(members)
             check_consistent_length(next(iter(members.values())), labels)

@@ -211,6 +211,7 @@ LABELS = [0, 1, 2] * 4
         ({"X": {"m": [["x"] * 3] * 12}}, "expected numbers"),
         ({"y": [0, 1, 3] * 4}, "Unknown label type: 3 in row 2; write 0"),
         ({"y": ["a", "b", "draw"] * 4}, "Unknown label type: 'draw' in row 2; write 0"),
+        ({"y": ["b"] * 12}, "y: only one class, 'b', occurs; give battles of at least two classes"),
         ({"y": LABELS[:3]}, "inconsistent numbers of samples"),
         ({"groups": [1, 2]}, r"groups: expected the shape \(12,\), not \(2,\)"),
         ({"groups": [0] * 12}, "k=2: the 12 train battles form only 1 group.*or give other groups"),
@@ -264,7 +265,7 @@ assert {"Judge", "Stack"} <= set(dir(ensemble))
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("labels", [[0, 1] * 6, [0, 1] * 5 + [2, 0], [1] * 12])
+@pytest.mark.parametrize("labels", [[0, 1] * 6, [0, 1] * 5 + [2, 0], [1] * 11 + [2]])
 def test_no_library_warns_about_a_dozen_battles(labels: list[int]) -> None:
     logits = np.random.default_rng(0).normal(size=(12, 2, 3)) * [[[1.0], [1e3]]]  # members of very different scales
     stack = Stack(k=2, trials=2, rounds=5).fit(logits, labels)
