@@ -95,7 +95,7 @@ def test_the_example_shows_the_verdict_in_both_orders(
 @needs_browser
 def test_the_keyboard_alone_compares_and_says_what_was_cut(tab: Browser, url: str) -> None:
     tab.open(url, 1280)
-    assert tab.evaluate("document.activeElement.id") == "prompt"
+    until(tab, "document.activeElement.id === 'prompt'")  # autofocus comes after the page's load
     tab.evaluate(f"document.activeElement.value = {LONG}")
     order = []
     until(tab, "!document.getElementById('level-row').hidden")
