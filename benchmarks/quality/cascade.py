@@ -21,7 +21,7 @@ ensemble.
 
 On synthetic logits whose best policy is known, the chosen one costs at most 2 % more at equal loss
 (`tests/ensemble/cascade/test_policy.py`). Where the members are the student with noise, it is worse than the student by
-less than 0.0005 on average over eight seeds (`test_choice.py` there).
+less than 0.0005 on average over eight seeds (`test_policy_choice.py` there).
 """
 
 from __future__ import annotations

@@ -68,15 +68,15 @@ class Student:
             raise UserError(f"dtype={dtype!r}; choose one of auto, {', '.join(DTYPES)}, {INT8}")
         if dtype == INT8 and device().type != "cpu":
             raise UserError("dtype=int8 is for CPUs; on a GPU take dtype=bfloat16, or distill.variants=[int8]")
-        in_int8, dtype = dtype == INT8, "float32" if dtype == INT8 else dtype
+        of_weights = "float32" if dtype == INT8 else dtype
         prompts = read_prompts(folder)
-        member = Member(checkpoint=str(folder), dtype=dtype, score_tokens_per_batch=tokens_per_batch, attn=attn)
+        member = Member(checkpoint=str(folder), dtype=of_weights, score_tokens_per_batch=tokens_per_batch, attn=attn)
         tokenizer = load_tokenizer(str(folder), prompts.hints)
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a cast at every layer of every call
         model = load_trained(member, tokenizer)
         if not getattr(model, "is_quantized", False):  # bitsandbytes places its own weights
             model = model.to(device())
-        if in_int8:
+        if dtype == INT8:
             use_int8_layers(model)
         return cls(model.eval(), tokenizer, member, prompts)
 

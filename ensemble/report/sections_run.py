@@ -139,7 +139,7 @@ def data(report: Report) -> Section:
                  count(row["dropped"])] for row in content["codings"]]  # fmt: skip
         head = ["file", "column = value → verdict", *VERDICTS[: len(classes)], "rows dropped"]
         blocks.append(table("How the verdicts were read from the files", head, rows))
-    if content["verdicts"]:
+    elif content["verdicts"]:  # a run of an earlier version, which kept no more
         coding = [[value, name.replace("_", " ")] for value, name in content["verdicts"].items()]
         blocks.append(table("Coding of the verdicts (data.verdicts)", ["in the files", "verdict"], coding))
     blocks += [table("Rows read and dropped", ["", "count"], counts), table("Files", ["file", "schema"], schemas)]
