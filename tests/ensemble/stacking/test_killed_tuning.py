@@ -41,8 +41,8 @@ def start(script: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    paths = [*sorted((out / "model").iterdir()), out / "calibrated.bin"]
-    return {path.name: path.read_bytes() for path in paths}
+    paths = [path for path in (out / "model").rglob("*") if path.is_file()]
+    return {str(path.relative_to(out)): path.read_bytes() for path in [*paths, out / "calibrated.bin"]}
 
 
 def finish(script: Path, out: Path) -> dict[str, bytes]:
@@ -61,7 +61,7 @@ def test_kill_9_in_the_middle_of_tuning_ends_with_the_same_booster_files(tmp_pat
     script = tmp_path / "stack.py"
     script.write_text(STACK)
     whole = finish(script, tmp_path / "whole")
-    assert {"booster.txt", "calibrator.json", "calibrated.bin"} <= set(whole)
+    assert {"model/booster.txt", "model/calibrator.json", "calibrated.bin"} <= set(whole)
     out = tmp_path / "killed"
     for share, killed in ((0.2, "all processes"), (0.6, "the parent alone")):
         process = start(script, out)
