@@ -10,6 +10,8 @@ The score head, embeddings, norms and attention stay float32.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -30,9 +32,10 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
         scales = (weight.abs().amax(1) / WEIGHT_LEVELS).clamp_min(SMALLEST).double()
         zeros = torch.zeros(len(scales), dtype=torch.long)
-        self._packed = torch.ops.quantized.linear_prepack(
-            torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8), None
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.quantize_per", UserWarning)  # to be replaced in a later torch
+            quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        self._packed = torch.ops.quantized.linear_prepack(quantised, None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = x.abs().amax(-1, keepdim=True).clamp_min_(SMALLEST)

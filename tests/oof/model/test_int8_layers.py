@@ -12,9 +12,12 @@ from torch import nn
 from oof.common.errors import UserError
 from oof.model.int8_layers import LEVELS, WEIGHT_LEVELS, Int8Linear, use_int8_layers
 
-pytestmark = pytest.mark.skipif(
-    "fbgemm" not in torch.backends.quantized.supported_engines, reason="int8 products need an x86 processor"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        "fbgemm" not in torch.backends.quantized.supported_engines, reason="int8 products need an x86 processor"
+    ),
+    pytest.mark.filterwarnings("error::UserWarning"),  # torch's about its own operators are not for users
+]
 
 
 def rounded_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
