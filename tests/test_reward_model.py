@@ -29,6 +29,7 @@ def reward_model(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_fold_job_trains_on_the_layers_of_a_reward_model_with_a_fresh_head(
     reward_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

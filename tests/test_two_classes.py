@@ -53,9 +53,8 @@ def test_files_of_the_wsdm_cup_are_read_as_they_are(tmp_path: Path) -> None:
     assert test.table["label"].null_count() == N_TEST
 
 
-@pytest.mark.parametrize(
-    ("calibrator", "ties"), [("temperature", "true"), ("vector", "true"), ("temperature", "false"), ("vector", "false")]
-)
+@pytest.mark.parametrize("ties", ["true", "false"])
+@pytest.mark.parametrize("calibrator", [pytest.param("temperature", marks=pytest.mark.slow), "vector"])
 def test_the_stack_of_logits_without_ties_gives_a_tie_next_to_no_probability(
     tmp_path: Path, calibrator: str, ties: str
 ) -> None:

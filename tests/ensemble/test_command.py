@@ -27,7 +27,7 @@ from tests.fixtures.command_line import digests
 from tests.fixtures.demo_run import ROOT, SMALL
 from tests.fixtures.sandbox import run, write_command
 
-SLOW = {"demo", "plan", "oof", "bases", "ablate", "judge", "report", "stack"}
+SLOW = {"ablate", "bases", "cascade", "demo", "int8", "judge", "oof", "plan", "report", "stack"}
 ELSEWHERE = {"serve", "verify", "push"}  # they need a server: tests/ensemble/serving and test_hub.py run them
 NAMES = [subcommand.name for subcommand in SUBCOMMANDS]
 

@@ -142,6 +142,7 @@ def test_the_ends_are_the_student_and_the_ensemble(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(tmp_path / "b", nothing, Simulated())[0], student, atol=1e-12)
 
 
+@pytest.mark.slow
 @given(st.floats(0.08, 1.3), st.floats(0.2, 5.0), st.floats(0.2, 5.0), st.floats(0.0, 1.0), st.integers(1, 20))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_time_is_overrun_by_at_most_one_piece(

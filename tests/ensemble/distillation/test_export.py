@@ -27,6 +27,7 @@ def loaded(folder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
 
 
+@pytest.mark.slow
 def test_a_fresh_process_without_our_packages_computes_the_logits(student: Path, tmp_path: Path) -> None:
     model = loaded(student)
     model.save_pretrained(tmp_path)

@@ -117,6 +117,7 @@ def test_a_hub_that_cannot_be_reached_is_named_in_a_sentence(run: Path, tmp_path
     assert done.stderr.startswith("error: me/x: the hub does not take it (")
 
 
+@pytest.mark.slow
 def test_a_student_of_the_hub_gives_its_numbers_by_commit_offline_and_without_the_hub(
     hub: ModelHub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from oof.common.steps import Step
 CARD = Path("distill") / "student" / "README.md"
 
 
+@pytest.mark.slow
 def test_the_section_is_replaced_and_the_step_stays_finished(small_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(small_run, run)

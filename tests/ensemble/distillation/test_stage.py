@@ -47,6 +47,7 @@ def without_times(folder: Path) -> dict[str, object]:
     return contents
 
 
+@pytest.mark.slow
 def test_a_killed_stage_three_resumes_and_makes_identical_files(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,6 +179,7 @@ def test_battles_are_paged_and_searched_and_rows_are_filtered(tab: Browser, page
     assert tab.log_entries() == []
 
 
+@pytest.mark.slow
 def test_a_link_to_a_battle_opens_its_page_and_its_address_is_copied(tab: Browser, pages: dict[str, Path]) -> None:
     tab.allow("clipboardReadWrite", "clipboardSanitizedWrite")
     for name in ("run", "hostile"):
@@ -200,6 +201,7 @@ def test_a_link_to_a_battle_opens_its_page_and_its_address_is_copied(tab: Browse
         assert tab.log_entries() == []
 
 
+@pytest.mark.slow
 def test_the_pointer_shows_the_value_of_a_mark_and_a_place_in_a_scatter_plot(
     tab: Browser, pages: dict[str, Path]
 ) -> None:

@@ -62,6 +62,7 @@ def slices(loss: float) -> dict[str, Any]:
     return {"overall": row, "slices": [row | {"family": "turns", "slice": "one", "n": 43, "part": 0.03125}]}
 
 
+@pytest.mark.slow
 def test_files_of_other_commands_are_shown_with_numbers_of_report_json_only(report: dict[str, Any]) -> None:
     assert shown(report) == [True] * 3
     html = render_report(report)

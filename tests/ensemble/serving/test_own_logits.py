@@ -170,6 +170,7 @@ def test_rows_of_several_fold_jobs_are_averaged_and_one_order_is_used_for_both(
     np.testing.assert_allclose(made, by_hand, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_fold_job_is_brought_to_one_scale_before_their_mean(
     here: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -49,6 +49,7 @@ def test_the_curve_is_written_and_costs_are_measured_once(
     assert (run / "cascade" / "costs.json").read_bytes() == costs
 
 
+@pytest.mark.slow
 def test_thresholds_that_all_or_none_exceed_give_the_ensemble_or_the_student(small_run: Path, tmp_path: Path) -> None:
     run = copy_of(small_run, tmp_path / "run")
     student = probs(run)

@@ -124,6 +124,7 @@ def test_an_endpoint_in_our_form_is_verified(judge: Judge) -> None:
         assert verify(judge, Endpoint(f"{url}/v1/compare"))[0].differs == ""
 
 
+@pytest.mark.slow
 def test_another_precision_of_our_service_is_named(student: Path, judge: Judge) -> None:
     half = Judge.from_pretrained(student, dtype="bfloat16")
     with serving(half) as url:

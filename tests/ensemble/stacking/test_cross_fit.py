@@ -67,6 +67,7 @@ def test_labels_of_a_fold_do_not_reach_its_own_predictions(arena: Arena, result:
     assert not np.array_equal(again.predictions["stack"][~fold], result.predictions["stack"][~fold])
 
 
+@pytest.mark.slow
 def test_with_permuted_labels_no_stage_beats_the_prior(arena: Arena, tmp_path: Path) -> None:
     """The label canary."""
     permuted = arena.labels.copy()
@@ -121,6 +122,7 @@ def test_a_real_position_bias_is_modelled_and_left_out_of_the_teacher(tmp_path: 
     np.testing.assert_allclose(ratio[:, 0] - ratio[:, 1], 2 * c, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_few_rows_and_an_absent_class_are_accepted(tmp_path: Path) -> None:
     arena = make_arena(57, seed=2)
     labels = np.minimum(arena.labels, 1)

@@ -79,6 +79,7 @@ def test_the_same_inputs_as_a_run_give_the_same_probabilities(small_run: Path) -
     np.testing.assert_array_equal(stack.predict_proba(inputs.logits, features=inputs.table), expected)
 
 
+@pytest.mark.slow
 def test_models_of_given_folds_are_brought_to_one_scale_and_those_of_drawn_folds_are_not(arena: Arena) -> None:
     uneven = {name: values * (1 + arena.folds[:, None, None]) for name, values in arena.logits.items()}
     drawn = Stack(**SIMPLE).fit(uneven, arena.labels, groups=arena.groups)
@@ -106,6 +107,7 @@ def test_no_battle_of_a_group_has_a_part_in_its_own_probabilities(arena: Arena, 
     assert not np.array_equal(again.oof_proba_[~held], stack.oof_proba_[~held])
 
 
+@pytest.mark.slow
 def test_it_is_no_worse_than_the_simplest_where_members_are_alike() -> None:
     arena = make_arena(600, seed=4)
     stack = Stack(k=3, trials=2, rounds=30).fit(arena.logits, arena.labels, groups=arena.groups)
@@ -166,6 +168,7 @@ def test_classes_are_written_as_the_labels_are(arena: Arena, stack: Stack) -> No
     assert stack.score(np.concatenate([z.mean(axis=1) for z in arena.logits.values()], axis=1), arena.labels) > 0.4
 
 
+@pytest.mark.slow
 def test_scikit_learn_s_tools_work_with_it(arena: Arena) -> None:
     stack = Stack(**SIMPLE, random_state=3)
     assert clone(stack).get_params() == stack.get_params()
@@ -249,6 +252,7 @@ def test_other_members_or_features_than_in_fit_are_refused(arena: Arena, stack: 
         with_features.predict_proba(first[:, 0], features=numbers.rename({"x": "y"}))
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported() -> None:
     code = """
 import sys, ensemble

@@ -128,6 +128,7 @@ def test_the_stack_keeps_the_scales_and_the_member_s_row_is_its_own(arena: Arena
     np.testing.assert_allclose(predictions["member:one"], softmax(inputs.logits["one"].mean(axis=1)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_leaky_member_is_named_in_the_output_and_in_the_manifest(
     arena: Arena, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,6 +158,7 @@ def test_strict_without_any_honest_member_is_an_error(
     assert "every member is possibly in-sample (one, two), so none is left" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_strict_leaves_the_leaky_member_out_of_the_stack_its_scores_and_its_submission(
     arena: Arena, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

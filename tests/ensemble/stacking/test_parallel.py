@@ -23,7 +23,7 @@ def scaled(shared: int, task: int) -> int:
     return shared * task
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_each_task_gives_its_result_and_an_error_comes_through(workers: int) -> None:
     if workers == 1:  # the next test covers two workers, on the whole stack
         assert dict(map_tasks(scaled, 10, [3, 1, 2], workers)) == {0: 30, 1: 10, 2: 20}

@@ -171,6 +171,7 @@ def test_of_one_candidate_the_combiner_is_that_one() -> None:
     assert Pool.of(choose("log_pool", logits, arena.labels, arena.groups), fitted) is fitted["log_pool"]
 
 
+@pytest.mark.slow
 def test_useful_members_are_better_than_the_prior_by_more_than_a_standard_error_of_the_groups() -> None:
     by_group, by_row = [], []
     for seed in range(3):

@@ -181,7 +181,7 @@ def test_a_contrast_without_enough_groups_gives_no_bounds() -> None:
     assert contrast(np.arange(4.0), np.ones(4, bool), np.arange(4), 0)["value"] is None
 
 
-@pytest.mark.parametrize("kind", ["mean", "contrast", "robust"])
+@pytest.mark.parametrize("kind", ["mean", pytest.param("contrast", marks=pytest.mark.slow), "robust"])
 def test_intervals_cover_at_the_nominal_rate(kind: str) -> None:
     """Of 500 arenas with dependent rows, 92 to 98 % of the 95 % intervals hold the true value."""
     rng = np.random.default_rng(5)

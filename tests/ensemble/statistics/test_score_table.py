@@ -95,6 +95,7 @@ def test_missing_classes_and_single_groups_give_none_rather_than_wrong_numbers()
     json.dumps(table, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_table_of_the_competition_s_size_is_scored() -> None:
     probs, labels = draw(57_477)
     table = score_table({f"m{i}": probs for i in range(3)}, labels, np.arange(57_477), 0)

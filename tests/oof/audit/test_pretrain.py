@@ -23,6 +23,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished(overrides_in(folder), folder / "whole")
 
 
+@pytest.mark.slow
 def test_a_sound_run_passes(whole: Path) -> None:
     findings = {finding.check: finding for finding in audit_run(whole)}
     assert not [check for check, finding in findings.items() if finding.status == "violated"]

@@ -234,7 +234,7 @@ def test_prompts_alike_by_a_template_alone_are_not_reported(tmp_path: Path) -> N
     assert not violated(audit_run(tmp_path))
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("threshold", [pytest.param(0.5, marks=pytest.mark.slow), 0.7, 0.9])
 def test_nothing_is_reported_if_each_group_is_a_fold(threshold: float) -> None:
     """The hardest folds for the audit: templates, templates inside templates, small edits and edited copies."""
     rng = np.random.default_rng(0)

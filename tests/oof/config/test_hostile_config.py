@@ -75,7 +75,7 @@ splices = st.tuples(st.integers(0, len(DEMO)), st.integers(0, 60), st.text(max_s
 
 
 @given(changes)
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_any_value_of_any_setting_is_taken_or_refused_in_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[tuple[str, ...], object]]
 ) -> None:
@@ -102,7 +102,7 @@ def test_broken_yaml_is_one_sentence(tmp_path_factory: pytest.TempPathFactory, s
 
 
 @given(st.sampled_from([".".join(path) for path in PATHS]) | st.text(max_size=12), st.text(max_size=30))
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_any_override_is_taken_or_refused_in_one_sentence(key: str, value: str) -> None:
     loads_or_is_one_sentence(ROOT / "configs" / "demo.yaml", [f"{key}={value}"])
 

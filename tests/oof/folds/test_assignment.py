@@ -107,6 +107,7 @@ def with_extra(n_extra: int, n_groups: int, seed: int) -> tuple[pl.DataFrame, ND
     return table_of([f"prompt {group}" for group in groups], label=label, role=roles), groups
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(n_extra=st.integers(1, 60), n_groups=st.integers(1, 50), k=st.integers(2, 7), seed=st.integers(0, 999))
 def test_every_extra_battle_gets_one_fold_with_its_group_and_moves_no_scored_battle(
@@ -155,6 +156,7 @@ def test_fewer_extra_groups_than_folds_are_held_out_once_each() -> None:
     assert min(folds[30:]) >= 0
 
 
+@pytest.mark.slow
 def test_labels_are_stratified_at_the_size_of_the_competition() -> None:
     rng = np.random.default_rng(0)
     n = 57_477

@@ -85,7 +85,7 @@ def related_texts(draw: st.DrawFn) -> list[str]:
     return texts
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(texts=related_texts(), threshold=st.sampled_from([0.3, 0.5, 0.7, 0.9]))
 def test_groups_equal_brute_force(texts: list[str], threshold: float) -> None:
     table = table_of(texts)
@@ -142,7 +142,7 @@ def test_texts_that_differ_are_different_after_normalisation(one: str, two: str)
     assert first != second
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_normalising_twice_changes_nothing_more(text: str) -> None:
     once = normalise(pl.Series([text]))
@@ -179,6 +179,7 @@ def test_any_number_of_variants_with_one_word_changed_are_one_group(n: int) -> N
     assert len(set(groups_of(*texts))) == 1
 
 
+@pytest.mark.slow
 def test_thousands_of_near_duplicates_in_one_bucket_are_grouped_quickly() -> None:
     rng = np.random.default_rng(0)
     words = sentence(rng, 50).split()

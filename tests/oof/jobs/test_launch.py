@@ -38,7 +38,8 @@ def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_stopped_in_training_resumes_to_the_same_bytes(
     config: Path, whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -45,6 +45,7 @@ def config_of(base: list[str], run: Path, *more: str) -> configuration.Config:
     return configuration.load(base[0], [*base[1:], f"run={run}", *more])
 
 
+@pytest.mark.slow
 def test_pairs_with_a_scored_prompt_are_left_out_of_training(whole: Path) -> None:
     pairs = pl.read_parquet(whole / "pretrain" / "battles.parquet")
     assert pairs.height == FRESH
@@ -59,6 +60,7 @@ def test_pairs_with_a_scored_prompt_are_left_out_of_training(whole: Path) -> Non
     assert trained["id"].equals(pairs["id"])
 
 
+@pytest.mark.slow
 def test_a_fold_job_starts_from_the_pretrained_adapter_and_head(whole: Path) -> None:
     start = starts(whole)
     assert any(name.startswith("base_model.model.score") for name in start)
@@ -91,6 +93,7 @@ def test_full_fine_tuning_and_dora_start_from_the_pretrained_weights_too(
     assert [finding.check for finding in audit_run(run) if finding.status == "violated"] == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_pretraining_continues_to_the_same_bytes(
     base: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def run_oof(base: list[str], run: Path, monkeypatch: pytest.MonkeyPatch, *more: 
     return oof_main(["oof", *base, f"run={run}", *more])
 
 
+@pytest.mark.slow
 def test_battles_of_weight_0_are_scored_as_before_but_not_trained_on(
     base: list[str], extra: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_run_of_the_version_before_is_up_to_date_and_remembers(
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.safetensors")} == trained
 
 
+@pytest.mark.slow
 def test_pretraining_is_guarded_like_fold_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, run = overrides_in(tmp_path), tmp_path / "run"
     finished(base, run)

@@ -57,7 +57,7 @@ def shards(run: Path) -> list[Path]:
     return sorted((run / "frozen").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", [pytest.param(BASES[0], marks=pytest.mark.slow), *BASES[1:]])
 def test_training_and_scoring_are_the_same_with_and_without_the_cache(base: str, tmp_path: Path) -> None:
     whole, stored = (encoded_for(member_of(base, frozen=mode), tmp_path / mode) for mode in MODES)
     histories, logits = [], []
@@ -93,6 +93,7 @@ def test_stored_states_are_not_computed_again_and_the_layers_are_restored(
     assert not any(layer._forward_hooks for layer in layers)
 
 
+@pytest.mark.slow
 def test_states_do_not_depend_on_which_others_were_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hidden_state_cache, "CHUNK", 5)
 

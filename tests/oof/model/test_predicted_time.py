@@ -158,6 +158,7 @@ def test_training_and_scoring_seconds_follow_the_recipe() -> None:
     assert scored < one / 2  # there is no backward pass
 
 
+@pytest.mark.slow
 def test_a_job_s_prediction_is_that_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = LLAMA, LENGTHS, 4096, False, "sdpa"
     assert predicted_on_this_gpu(*arguments) == {}

@@ -31,6 +31,7 @@ def test_every_shipped_configuration_is_loaded_and_planned(path: Path) -> None:
         assert member.name in text
 
 
+@pytest.mark.slow
 def test_planning_bases_in_processes_of_their_own_changes_nothing() -> None:
     config = configuration.load(ROOT / "configs" / "demo.yaml")
     one, two = (make_plan(config, ["T4"], workers) for workers in (1, 2))
@@ -38,6 +39,7 @@ def test_planning_bases_in_processes_of_their_own_changes_nothing() -> None:
     assert [plan.name for plan in two.members] == ["gemma2", "llama3_1", "student"]
 
 
+@pytest.mark.slow
 def test_a_student_is_planned_with_its_own_tokens() -> None:
     path = ROOT / "configs" / "demo.yaml"
     (*members, student), (*same, shorter) = (

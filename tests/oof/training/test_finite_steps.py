@@ -63,7 +63,7 @@ def always_nan_from(step: int) -> Spoil:
     return lambda trainer, loss: loss * float("nan") if trainer.state.global_step >= step else loss
 
 
-@pytest.mark.parametrize("spoil", [nan_loss, infinite_gradient])
+@pytest.mark.parametrize("spoil", [nan_loss, pytest.param(infinite_gradient, marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_is_skipped(spoil: Spoil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, clean = train(tmp_path / "dropped", monkeypatch, no_gradient)
     weights, summary = train(tmp_path / "skipped", monkeypatch, spoil)
@@ -145,6 +145,7 @@ def test_weights_that_are_not_finite_at_the_end_are_not_returned(
         train(tmp_path, monkeypatch, ruin_weights_at(15))
 
 
+@pytest.mark.slow
 def test_a_loss_spike_is_logged_and_counted_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_loss_spike_is_logged_and_counted_and_changes_nothing(
     assert torch.equal(weights, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [11, 14])
 def test_loss_spikes_are_found_as_before_after_a_resume(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

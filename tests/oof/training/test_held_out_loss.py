@@ -43,6 +43,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_weights_and_history_are_the_same_with_and_without_it(tmp_path: Path) -> None:
     model, summary, _, _ = train(tmp_path / "without", monitored=False)
     watched, watched_summary, _, _ = train(tmp_path / "with", monitored=True)

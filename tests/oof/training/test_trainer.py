@@ -161,7 +161,7 @@ def too_little_memory_without_recomputation(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(LlamaModel, "forward", limited)
 
 
-@pytest.mark.parametrize("lora", [{}, {"layers": "upper_half"}])
+@pytest.mark.parametrize("lora", [pytest.param({}, marks=pytest.mark.slow), {"layers": "upper_half"}])
 def test_a_lack_of_memory_at_the_smallest_batch_switches_recomputation_on(
     lora: dict, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -138,6 +138,7 @@ def test_a_killed_job_resumes_to_identical_weights_and_scale(
         assert resumed[name] == whole[name]
 
 
+@pytest.mark.slow
 def test_an_overflow_of_the_forward_pass_ends_in_a_sentence_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +154,7 @@ def test_an_overflow_of_the_forward_pass_ends_in_a_sentence_with_the_remedy(
         train(HALF, tmp_path)
 
 
+@pytest.mark.slow
 def test_gradients_that_overflow_at_the_lowest_scale_are_bad_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def test_the_weights_are_the_mean_after_the_last_steps(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], value) for name, value in last.items())
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(member_of(0.75), tmp_path / "whole")
     get = TrainingSteps.__getitem__
