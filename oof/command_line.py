@@ -73,7 +73,7 @@ def run_subcommand(
         return interrupts.EXIT_STATUS
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
-        return 130
+        return interrupts.BY_HAND
     except Exception as error:
         problem = disk_problem(error)
         if problem:

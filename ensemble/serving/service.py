@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from ensemble.abstention.thresholds import LEVELS
 from ensemble.serving.batching import Batcher, QueueFullError, Sequence32
 from ensemble.serving.docs_page import docs_headers, docs_page
-from ensemble.serving.judge import Battle, Judge, battles_table, read_battle
+from ensemble.serving.judge import Battle, Judge, read_battle
 from ensemble.serving.page import page, page_headers
 from ensemble.serving.request_limits import INTERNAL_ERROR, Limits, RequestError, RequestLimits, error_document
 from ensemble.serving.request_models import (
@@ -42,6 +42,7 @@ from ensemble.serving.request_models import (
     inputs_of,
 )
 from ensemble.serving.service_metrics import ServiceMetrics
+from ensemble.serving.shared_encoding import SharedEncoder
 from ensemble.serving.verdicts import Verdict
 from oof.classes import CLASSES, ORDERS, swap_classes
 from oof.common.errors import UserError
@@ -70,11 +71,11 @@ class Service:
         self.max_errors = _max_errors(judge)
         self.batcher = Batcher(judge, len(ORDERS) * limits.waiting)
         self.metrics = ServiceMetrics(self.batcher)
-        self._encoder = ThreadPoolExecutor(1, "encode")  # a fast tokenizer is not for several threads at once
+        self.encoder = SharedEncoder(judge)
 
     def close(self) -> None:
         """End the threads, once they have answered what was taken."""
-        self._encoder.shutdown()
+        self.encoder.close()
         self.batcher.close()
 
     async def compare(self, battles: Sequence[Battle], levels: Sequence[float | None]) -> list[VerdictAnswer]:
@@ -93,7 +94,8 @@ class Service:
         if asked:
             _check_thresholds(self.judge)
         with self.batcher.place(len(ORDERS) * len(battles)):
-            encoded, unlike = await self._encode(self._read, battles, asked)
+            read = await self.encoder.read(battles, asked)
+            encoded = read.encoded
             sequences = [encoded.sequence(i, order) for i in range(len(battles)) for order in range(len(ORDERS))]
             logits = (await self.batcher.logits(sequences)).reshape(-1, len(ORDERS), len(CLASSES))
         logits[:, 1] = swap_classes(logits[:, 1])
@@ -101,13 +103,7 @@ class Service:
         answers = _verdicts(logits, encoded)
         if not asked:
             return answers
-        return [self._decide(*of_battle) for of_battle in zip(answers, levels, unlike, strict=True)]
-
-    def _read(self, battles: Sequence[Battle], asked: bool) -> tuple[Encoded, list[tuple[str, ...]]]:
-        """Return the battles' token ids and, where asked, how they are unlike the training battles."""
-        table = battles_table(battles)
-        encoded = self.judge.encode(table)
-        return encoded, self.judge.unlike_training(table, encoded) if asked else []
+        return [self._decide(*of_battle) for of_battle in zip(answers, levels, read.unlike, strict=True)]
 
     def _decide(self, answer: VerdictAnswer, level: float | None, unlike: tuple[str, ...]) -> VerdictAnswer:
         """Return a verdict that says whether it is sure enough."""
@@ -131,7 +127,7 @@ class Service:
             raise RequestError(400, str(error)) from error
         with self.batcher.place(len(inputs)):
             if isinstance(inputs[0], str):
-                inputs = await self._encode(self._tokenize, inputs, request.add_special_tokens)
+                inputs = await self.encoder.run(partial(self._tokenize, inputs, request.add_special_tokens))
             sequences = [self._checked(i, ids) for i, ids in enumerate(inputs)]
             logits = (await self.batcher.logits(sequences))[:, : len(self.labels)]
         rows = softmax(logits) if request.use_activation else logits
@@ -153,9 +149,6 @@ class Service:
             max_errors=self.max_errors,
             version=version(),
         )
-
-    async def _encode(self, encode: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, encode, *arguments)
 
     def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         ids: list[list[int]] = self.judge.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]

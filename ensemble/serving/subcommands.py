@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
 from oof.command_line import add_run_argument, run_folder
+from oof.common import interrupts
 from oof.common.errors import UserError
 from oof.common.json_output import add_json_option, print_json
 from oof.subcommand import Subcommand
 
 
-def _serve(arguments: argparse.Namespace) -> None:
+def _serve(arguments: argparse.Namespace) -> int:
     missing = [package for package in ("fastapi", "prometheus_client", "uvicorn") if find_spec(package) is None]
     if missing:
         raise UserError(f"serve needs the package {missing[0]}; run 'make setup EXTRAS=serve'")
@@ -36,7 +38,13 @@ def _serve(arguments: argparse.Namespace) -> None:
     prepare_process()
     judge = Judge.from_pretrained(arguments.folder, arguments.dtype, revision=arguments.revision)
     name = arguments.model_name or Path(arguments.folder).resolve().name
-    serve(judge, name, sock, key, Limits(seconds=arguments.timeout))
+    try:
+        serve(judge, name, sock, key, Limits(seconds=arguments.timeout))
+    except (interrupts.Stopped, KeyboardInterrupt) as stop:
+        by_hand = isinstance(stop, KeyboardInterrupt)
+        print(f"serve: stopped by {'Ctrl-C' if by_hand else stop}; what was taken is answered", file=sys.stderr)
+        return interrupts.BY_HAND if by_hand else interrupts.EXIT_STATUS
+    return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ import psutil
 
 DEADLINE = "ARENA_DISTILL_DEADLINE"
 EXIT_STATUS = 75  # EX_TEMPFAIL: run the same command again to continue
+BY_HAND = 130  # of Ctrl-C
 MARGIN = 10.0  # seconds reserved for writing a checkpoint, in addition to the time of one step
 
 _requested = ""

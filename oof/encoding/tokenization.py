@@ -26,6 +26,7 @@ from oof.common.progress import progress
 
 logger = logging.getLogger(__name__)
 
+FEW = 64  # texts for which starting a thread takes longer than encoding them
 CHUNK = 4096  # texts per call: enough for all cores, few enough for a moving progress bar and little memory
 GATHER = 1 << 22  # tokens per gather, whose index arrays take tens of megabytes
 HASH_BYTES = 16
@@ -100,6 +101,11 @@ def plain_text(backend: Any) -> Iterator[None]:
 
 def encode_all(texts: Sequence[str], backend: Any, label: str | None = None) -> TokenPool:
     """Return the ids of ``texts`` from a ``tokenizers.Tokenizer`` as it is set up, without its own BOS and EOS."""
+    if len(texts) <= FEW:
+        few = [
+            np.array(e.ids, dtype=np.int32) for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+        return TokenPool(np.concatenate([np.empty(0, dtype=np.int32), *few]), offsets_of([len(ids) for ids in few]))
     chunks: list[NDArray[np.int32]] = []
     lengths: list[int] = []
     # The tokenizer releases the interpreter's lock: one chunk is encoded while the previous one is unpacked.
