@@ -118,6 +118,14 @@ class Answers:
     in_window: int = 0  # right answers that came within the seconds of the measurement
     largest: float = 0.0  # difference of a probability
 
+    def add(self, other: Answers) -> None:
+        """Count the answers of other clients, too."""
+        self.seconds += other.seconds
+        self.wrong += other.wrong
+        self.failed += other.failed
+        self.in_window += other.in_window
+        self.largest = max(self.largest, other.largest)
+
     def percentile(self, p: float) -> float:
         """Return a percentile of the time until an answer, in milliseconds."""
         return 1000 * float(np.percentile(self.seconds, p)) if self.seconds else float("nan")
