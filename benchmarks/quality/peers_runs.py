@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,13 +39,13 @@ OURS, MEMBER = "member", "smollm2"
 VERSION = 1  # raise when the same options would give other figures
 FACTS, SCORES, VALIDATION = "facts.json", "scores.npy", "validation.csv"
 LEAST_TEXT = 80  # tokens of texts below which pairjudge refuses a battle; less for small limits
-OUR_LR = {"lr": 5e-4}
-# Contenders of other libraries: the tool, and its settings beside those that all share.
-OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "pairjudge": ("pairjudge", {}),
-    "pairjudge-lr": ("pairjudge", OUR_LR),
-    "pairjudge-layout": ("pairjudge", {"layout": "ours"}),
-    "reward-trainer": ("reward_trainer", {"learning_rate": OUR_LR["lr"]}),
+RATE_OF = {"pairjudge": "lr", "reward_trainer": "learning_rate"}
+# Contenders of other libraries: the tool, and what it takes from our recipe beside what all share.
+OTHERS = {
+    "pairjudge": ("pairjudge", ""),
+    "pairjudge-lr": ("pairjudge", "learning rate"),
+    "pairjudge-layout": ("pairjudge", "template"),
+    "reward-trainer": ("reward_trainer", "learning rate"),
 }
 
 
@@ -82,15 +81,20 @@ class Folds:
             key = digest(VERSION, self.our_job(fold).step.key)
         else:
             job = self.job(contender)
-            key = digest(VERSION, job, checkpoint_digest(job["checkpoint"]), battles_key(self.table), fold)
+            battles = [battles_key(table) for table in (self.table, self.validation)]
+            key = digest(VERSION, job, checkpoint_digest(job["checkpoint"]), battles, fold)
         return Step(self.folder / contender / f"fold-{fold}", key)
 
     def job(self, contender: str) -> dict[str, Any]:
         """Return what ``other_judges`` trains for a contender, without its battles."""
-        tool, settings = OTHERS[contender]
+        tool, taken = OTHERS[contender]
         member = self.config.members[MEMBER]
         tokens, targets = self.config.prompts.max_tokens, training_targets(self.table)
         soft = bool(((targets > 0) & (targets < 1)).any())
+        settings: dict[str, Any] = {RATE_OF[tool]: member.train.lr} if taken == "learning rate" else {}
+        if tool == "pairjudge":
+            layout = our_layout(member.checkpoint) if taken == "template" else {}
+            settings |= {"packer": {"min_tail_budget": min(LEAST_TEXT, tokens // 4), **layout}}
         return {
             "tool": tool,
             "checkpoint": member.checkpoint,
@@ -101,15 +105,8 @@ class Folds:
             "alpha": int(member.lora.alpha),
             "labels": "soft" if soft else "hard",
             "seed": self.config.seed,
-            "settings": _pairjudge_settings(settings, tokens, member.checkpoint) if tool == "pairjudge" else settings,
+            "settings": settings,
         }
-
-
-def _pairjudge_settings(settings: Mapping[str, Any], tokens: int, checkpoint: str) -> dict[str, Any]:
-    packer: dict[str, Any] = {"min_tail_budget": min(LEAST_TEXT, tokens // 4)}
-    if "layout" in settings:
-        packer |= our_layout(checkpoint)
-    return {**{name: value for name, value in settings.items() if name != "layout"}, "packer": packer}
 
 
 def our_layout(checkpoint: str) -> dict[str, Any]:
