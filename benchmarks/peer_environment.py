@@ -17,11 +17,16 @@ from benchmarks.common import ROOT
 
 @dataclass(frozen=True)
 class Environment:
-    """Packages of other libraries, the folder of their environment, and further arguments of pip."""
+    """Folder of an environment, and the packages in it."""
 
     folder: Path
     packages: tuple[str, ...]
-    options: tuple[str, ...] = ()
+
+
+def our_versions(*names: str) -> tuple[str, ...]:
+    """Return packages at the versions that ``constraints.txt`` gives ours."""
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(pin for pin in pins if pin.split("==")[0] in names)
 
 
 TABLES = Environment(
@@ -32,8 +37,8 @@ TABLES = Environment(
 )
 JUDGES = Environment(
     ROOT / "runs" / "judges-env",
-    ("pairjudge[train]==0.3.0", "trl==1.16.0"),
-    ("-c", str(ROOT / "constraints.txt")),  # torch, transformers and peft of the versions that ours has
+    # Not all of ours: pairjudge takes huggingface_hub below 2 only.
+    ("pairjudge[train]==0.3.0", "trl==1.16.0", *our_versions("torch", "transformers", "peft", "accelerate")),
 )
 
 
@@ -50,7 +55,7 @@ def peer_python(given: str = "", environment: Environment = TABLES) -> tuple[str
     if not (environment.folder / "ready").is_file():
         steps = (
             [sys.executable, "-m", "venv", "--clear", str(environment.folder)],
-            [str(python), "-m", "pip", "install", "-q", *environment.options, *environment.packages],
+            [str(python), "-m", "pip", "install", "-q", *environment.packages],
         )
         for step in steps:
             done = subprocess.run(step, capture_output=True, text=True, check=False)

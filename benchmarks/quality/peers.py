@@ -16,9 +16,9 @@ all folds and epochs.
 
 ``calibrated``: at the temperature (RewardTrainer: scale and threshold) of the other folds. Training is the time of the
 training loop, for ours with reading the base and saving the adapter; scoring runs from texts to probabilities, of
-battles that are new to the judge. ``steps`` are those of all folds together. The stack has the one member and the
-TF-IDF baseline; the student has the member's base, and so its speed of scoring. Its training comes on top of the
-member's.
+battles that are new to the judge. ``steps`` and the CPU seconds, from the start of a process to its end, are those of
+all folds together. The stack has the one member and the TF-IDF baseline; the student has the member's base, and so its
+speed of scoring. Its training comes on top of the member's.
 
 Every fold is kept in ``--out``, so a call can be stopped, and the next one goes on; a fold that was interrupted begins
 again. ``--minutes`` begins no fold after that time. The page has the folds that every contender has finished.

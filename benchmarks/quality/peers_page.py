@@ -137,7 +137,7 @@ def score_rate(costs: Sequence[Mapping[str, Any]]) -> float:
 def table(scored: Scored, epochs: float) -> list[str]:
     """Return the Markdown table, a line for each contender; differences are its loss minus pairjudge's."""
     head = ["", "log loss", f"minus {PEER}", "calibrated", f"minus {PEER}", "accuracy"]
-    head += ["steps", "trained/s", "scored/s", "peak GB"]
+    head += ["steps", "trained/s", "scored/s", "CPU s", "peak GB"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, title in TITLES.items():
         if name not in scored.plain:
@@ -145,11 +145,16 @@ def table(scored: Scored, epochs: float) -> list[str]:
         cells = [title, *losses(scored, scored.plain, name), *losses(scored, scored.calibrated, name)]
         cells.append(f"{(scored.plain[name].argmax(axis=1) == scored.labels).mean():.1%}")
         costs = scored.costs.get(name, ())
-        steps, peak = total(costs, "steps"), max((cost.get("peak_gb", np.nan) for cost in costs), default=np.nan)
-        rates = [train_rate(costs, epochs), score_rate(costs), peak]
-        cells += ["" if np.isnan(steps) else f"{steps:,.0f}", *("" if np.isnan(x) else f"{x:.2f}" for x in rates)]
+        peak = max((cost.get("peak_gb", np.nan) for cost in costs), default=np.nan)
+        rates = [number(rate, ".2f") for rate in (train_rate(costs, epochs), score_rate(costs))]
+        cells += [number(total(costs, "steps"), ",.0f"), *rates]
+        cells += [number(total(costs, "cpu_seconds"), ",.0f"), number(peak, ".2f")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def number(value: float, form: str) -> str:
+    return "" if np.isnan(value) else format(value, form)
 
 
 def losses(scored: Scored, probs: Mapping[str, Floats], name: str) -> list[str]:

@@ -60,8 +60,8 @@ def test_the_table_is_plain_formulas_of_scores_and_costs() -> None:
     scored.add_probs("pairjudge", probs)
     scored.add_rewards("reward-trainer", rng.normal(size=(60, 2)))
     scored.costs["member"] = [{"trained": 40, "train_seconds": 10, "steps": 5, "scored": 20, "score_seconds": 4}] * 3
-    peer = {"trained": 40, "train_seconds": 20, "steps": 5, "scored": 20, "score_seconds": 5, "peak_gb": 1.25}
-    scored.costs["pairjudge"] = [peer, peer, peer | {"peak_gb": 1.5}]
+    peer = {"trained": 40, "train_seconds": 20, "steps": 5, "scored": 20, "score_seconds": 5, "cpu_seconds": 400}
+    scored.costs["pairjudge"] = [peer | {"peak_gb": peak} for peak in (1.25, 1.5, 1.25)]
     found = rows(table(scored, epochs=2.0))
     ours, theirs = [], []
     for i, label in enumerate(labels):
@@ -74,11 +74,11 @@ def test_the_table_is_plain_formulas_of_scores_and_costs() -> None:
     assert other[1] == other[3] == ""
     right = sum(int(z.mean(axis=0).argmax()) == label for z, label in zip(logits, labels, strict=True))
     assert member[4] == f"{right / 60:.1%}"
-    assert member[5:] == ["15", "8.00", "5.00", ""]  # 40 battles x 2 epochs in 10 s, 20 in 4 s
-    assert other[5:] == ["15", "4.00", "4.00", "1.50"]
+    assert member[5:] == ["15", "8.00", "5.00", "", ""]  # 40 battles x 2 epochs in 10 s, 20 in 4 s
+    assert other[5:] == ["15", "4.00", "4.00", "1,200", "1.50"]
     shares = [np.mean(labels[folds != fold] == label) for fold, label in zip(folds, labels, strict=True)]
     assert found["class shares"][0] == f"{-np.log(shares).mean():.4f}"
-    assert found["RewardTrainer, tie threshold"][5:] == ["", "", "", ""]
+    assert found["RewardTrainer, tie threshold"][5:] == [""] * 5
     assert speed(scored, 2.0)[0].startswith("Our member trains 2.00 times and scores 1.25 times")
 
 
