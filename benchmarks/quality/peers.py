@@ -170,7 +170,7 @@ def main() -> None:
         except interrupts.Stopped as stop:
             print(f"stopped by {stop}; run the same command again to go on", file=sys.stderr)
         lines += section(folds, arguments, problems)
-    print(write_page(arguments.write or arguments.out / "peers.md", "Judges of other libraries", lines))
+    print(write_page(arguments.write or arguments.out / "peers.md", "Judges of other libraries", lines[:-1]))
 
 
 if __name__ == "__main__":
