@@ -226,10 +226,14 @@ def measured(
     begun = time.monotonic()
     process = subprocess.Popen(command, **options)
     ended = 0
-    while not ended:
-        time.sleep(0.2)
-        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        watch(process.pid, time.monotonic() - begun)
+    try:
+        while not ended:
+            time.sleep(0.2)
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+            watch(process.pid, time.monotonic() - begun)
+    except BaseException:  # a signal to this process: no process is left that still writes
+        process.kill()
+        raise
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds, cpu_seconds = time.monotonic() - begun, usage.ru_utime + usage.ru_stime
     return Usage(process.returncode, seconds, cpu_seconds, usage.ru_maxrss * 1024 / 1e9)

@@ -147,7 +147,16 @@ def arena(out: Path, seed: int, battles: int) -> Part:
     return Part(ARENA, seed, ROOT / "configs" / "demo.yaml", overrides)
 
 
-def real(name: str, half: str, out: Path, data: Path, models: Path, sizes: Mapping[str, float]) -> Part:
+def real(
+    name: str,
+    half: str,
+    out: Path,
+    data: Path,
+    models: Path,
+    sizes: Mapping[str, float],
+    members: Mapping[str, str] = MEMBERS,
+    student: str = STUDENT,
+) -> Part:
     """Write one half of a set of real battles with its configuration; return the part.
 
     Args:
@@ -156,7 +165,9 @@ def real(name: str, half: str, out: Path, data: Path, models: Path, sizes: Mappi
         out: folder of all parts.
         data: folder of the judged battles.
         models: folder of the checkpoints.
-        sizes: battles, tokens and epochs in place of the set's own; 0 = the set's own.
+        sizes: battles, tokens and epochs in place of the set's own (0 = the set's own); folds, if not 3.
+        members: name -> folder of the checkpoint.
+        student: folder of its checkpoint.
     """
     of_set, folder = REAL[name], out / f"{name}-{half}"
     battles, tokens = (int(sizes[key] or getattr(of_set, key)) for key in ("battles", "tokens"))
@@ -169,11 +180,11 @@ def real(name: str, half: str, out: Path, data: Path, models: Path, sizes: Mappi
     tree = {
         "run": str(folder / "run"),
         "data": {role: [str(path)] for role, path in files.items()},
-        "folds": {"k": 3},
+        "folds": {"k": int(sizes.get("folds", 3))},
         "prompts": {"max_tokens": tokens},
-        "members": {member: trained(checkpoint) for member, checkpoint in MEMBERS.items()},
+        "members": {member: trained(checkpoint) for member, checkpoint in members.items()},
         "stack": {"trials": 12, "text_member": True},
-        "distill": {"student": trained(STUDENT)},
+        "distill": {"student": trained(student)},
     }
     path = folder / "config.yaml"
     write_json(path, tree)  # JSON is YAML

@@ -21,6 +21,7 @@ SMALL = {
     "quality.final_student": "",
     "quality.fold_job_scales": "--seeds 2 --battles 300 --out scales.md",
     "quality.label_canary": "",
+    "quality.peers": "--data DATA --battles 24 --tokens 96 --epochs 0.5 --contenders member stack student",
     "quality.real_judgements": "--data DATA --models models --quick --sets chats",  # which reads the files of both sets
     "quality.real_logits": "--data DATA --battles 300 --trials 2 --out real-logits.md",
     "quality.students_on_arguments": f"--data DATA/ukpconvarg1_dev.csv --gemma {TINY[0]} --smollm {TINY[1]} "
@@ -46,6 +47,8 @@ ELSEWHERE = {
     "gpu.attention_kernels": "needs a GPU",
     "gpu.compile_attention": "needs flash-attn-4",
     "quality.other_calibrators": "started by quality.choice, in an environment of its own",
+    "quality.other_judges": "started by quality.peers, in an environment of its own",
+    "quality.our_fold_job": "started by quality.peers",
     "robustness.installation": "downloads gigabytes",
     "robustness.faults": "tests/benchmarks/test_faults.py is its short version",
     "robustness.subcommand_server": "started by robustness.faults",
