@@ -12,6 +12,7 @@ from scipy import optimize, special
 
 from benchmarks.common import cell
 from ensemble.distillation.plan import cross_fitted_temperature
+from ensemble.stacking.baselines import prior_probs
 from oof.metrics import row_log_loss
 
 PEER = "pairjudge"
@@ -64,10 +65,11 @@ def cross_fitted_ties(margins: Floats, labels: Integers, folds: Integers, scaled
 
 
 def class_shares(labels: Integers, folds: Integers) -> Floats:
-    """Return (n, 3) shares of the classes in the other folds."""
+    """Return (n, 3) shares of the classes in the other folds, as stage two's prior counts them."""
     probs = np.empty((len(labels), 3))
     for fold in np.unique(folds):
-        probs[folds == fold] = np.bincount(labels[folds != fold], minlength=3) / (folds != fold).sum()
+        held = folds == fold
+        probs[held] = prior_probs(labels[~held], int(held.sum()))
     return probs
 
 

@@ -1,6 +1,6 @@
 """Encoding of concurrent requests: one thread, which encodes the battles of all requests that wait in one call.
 
-Most of a call's time does not depend on the number of battles: one takes 20 ms on a slow core, fifty take 40.
+Much of a call's time does not depend on the number of battles: twenty take about twice as long as one.
 """
 
 from __future__ import annotations

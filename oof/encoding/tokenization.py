@@ -102,9 +102,7 @@ def plain_text(backend: Any) -> Iterator[None]:
 def encode_all(texts: Sequence[str], backend: Any, label: str | None = None) -> TokenPool:
     """Return the ids of ``texts`` from a ``tokenizers.Tokenizer`` as it is set up, without its own BOS and EOS."""
     if len(texts) <= FEW:
-        few = [
-            np.array(e.ids, dtype=np.int32) for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
+        few = _ids_of(backend.encode_batch_fast(list(texts), add_special_tokens=False))
         return TokenPool(np.concatenate([np.empty(0, dtype=np.int32), *few]), offsets_of([len(ids) for ids in few]))
     chunks: list[NDArray[np.int32]] = []
     lengths: list[int] = []
@@ -119,11 +117,15 @@ def encode_all(texts: Sequence[str], backend: Any, label: str | None = None) -> 
             if start < len(texts):
                 chunk = list(texts[start : start + CHUNK])
                 pending = worker.submit(backend.encode_batch_fast, chunk, add_special_tokens=False)
-            rows = [np.array(encoding.ids, dtype=np.int32) for encoding in done]
+            rows = _ids_of(done)
             lengths += [len(ids) for ids in rows]
             chunks += [np.concatenate(rows)] if rows else []
             shown.update(len(rows))
     return TokenPool(np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int32), offsets_of(lengths))
+
+
+def _ids_of(encodings: Sequence[Any]) -> list[NDArray[np.int32]]:
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any, cache: Path | None = None, label: str = "tokenise") -> TokenPool:
