@@ -30,8 +30,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.distillation.plan import FINAL, StudentPlan, cross_fitted_temperature, texts_key
+from ensemble.distillation.plan import FINAL, StudentPlan, cross_fitted_temperature
 from ensemble.distillation.teacher_jobs import NestedJob, scoring_job, teacher_folder, teaching_members
+from ensemble.distillation.text_digests import texts_key
 from ensemble.features.design_matrix import add_terms, build_design, join_logits, with_counts
 from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.calibration import shrunk_temperature

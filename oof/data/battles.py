@@ -37,6 +37,7 @@ from oof.data.votes import read_votes
 
 __all__ = ["BattleSet", "Problem", "content_fingerprint", "read_battles", "read_file", "write_dropped"]
 CONTENT_COLUMNS = [name for name in (*TABLE_SCHEMA, *OPTIONAL_SCHEMA) if name not in ("file", "row")]
+HASHED_CELLS = 8192  # texts that are Python strings at a time
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,8 @@ def content_fingerprint(table: pl.DataFrame) -> str:
             _update(sha, column.is_null().to_numpy())
             column = column.fill_null("")
             _update(sha, column.str.len_bytes().to_numpy())
-            sha.update("".join(column.to_list()).encode())
+            for start in range(0, len(column), HASHED_CELLS):
+                sha.update("".join(column[start : start + HASHED_CELLS].to_list()).encode())
         else:
             _update(sha, column.cast(pl.Float64).fill_null(float("nan")).to_numpy())
         sha.update(f"\0{name}\0".encode())
