@@ -7,6 +7,7 @@ import shutil
 from functools import partial
 
 import numpy as np
+import polars as pl
 
 from ensemble.distillation.plan import StudentPlan
 from ensemble.distillation.stored_scores import LOGITS
@@ -91,7 +92,8 @@ def _for_audit(job: ScoringJob | NestedJob) -> dict[str, object]:
 def _train_and_score(job: NestedJob) -> None:
     plan, step = job.plan, job.step
     step.begin()
-    texts = EncodedBattles(job.member, plan.table, plan.config)
+    # Unlabelled battles, the last ones of the table, are neither trained on nor scored.
+    texts = EncodedBattles(job.member, plan.table.filter(pl.col("role") != "unlabelled"), plan.config)
     rows = np.flatnonzero(~np.isin(plan.folds, job.without) & (plan.labels >= 0) & (plan.weights > 0))
     held_out = job.rows
     targets = training_targets(plan.table[rows]).astype(np.float32)

@@ -31,6 +31,7 @@ from oof.config import Data
 from oof.data import readers
 from oof.data.build_table import BattleSet, build_table
 from oof.data.parse_file import ParsedFile, parse_file, refuse_unused_columns
+from oof.data.parse_in_chunks import parse_in_chunks
 from oof.data.problems import Problem
 from oof.data.schemas import OPTIONAL_SCHEMA, ROLES, TABLE_SCHEMA
 from oof.data.votes import read_votes
@@ -60,7 +61,10 @@ def read_battles(data: Data, *, seed: int, roles: Sequence[str] = ROLES) -> Batt
         patterns: list[str] = getattr(data, role)
         weight = data.extra_weight if role == "extra" else 1.0
         paths = readers.expand(patterns)
-        of_role = [file for path in paths for file in parse_file(path, role, data, seed, weight, votes)]
+        if role == "unlabelled":  # may be much larger than the others
+            of_role = [file for path in paths for file in parse_in_chunks(path, role, data, seed)]
+        else:
+            of_role = [file for path in paths for file in parse_file(path, role, data, seed, weight, votes)]
         if patterns and not sum(file.n_read for file in of_role):
             raise UserError(f"{', '.join(patterns)}: no rows; data.{role} needs at least one battle")
         files += of_role

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 from torch import nn
 
@@ -232,6 +231,6 @@ def run_fold_job(job: FoldJob) -> float:
     if key not in _ENCODED or _ENCODED[key].config != job.config:  # of an earlier run in this process
         _ENCODED.clear()
         # Unlabelled battles may be many more than the others, and no fold job reads them.
-        labelled = load_battles(Path(job.config.run)).filter(pl.col("role") != "unlabelled")
+        labelled = load_battles(Path(job.config.run), unlabelled=False)
         _ENCODED[key] = EncodedBattles(job.member, labelled, job.config)
     return run_job(job, _ENCODED[key])
