@@ -121,7 +121,7 @@ def _chosen_job(config: configuration.Config, member: str, fold: int | None) -> 
     """Return a member's job of one fold, or its pretraining (``fold`` None)."""
     from oof.jobs import dataset, fold_job
 
-    table = dataset.load_battles(Path(config.run))
+    table = dataset.load_battles(Path(config.run), unlabelled=False)
     jobs = [j for j in fold_job.pinned_fold_jobs(config, table, member) if j.name == member]
     if fold is None:
         pretraining = [j.pretrain for j in jobs[:1] if j.pretrain is not None]

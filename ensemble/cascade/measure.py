@@ -38,7 +38,7 @@ def costs_of_run(config: Config) -> dict[str, float]:
         UserError: a fold job or the student is missing.
     """
     run = Path(config.run)
-    battles = load_battles(run)
+    battles = load_battles(run, unlabelled=False)
     jobs = fold_jobs(config, battles)
     for job in jobs:
         if not job.step.done:

@@ -38,7 +38,7 @@ class RunModels:
 
     def __init__(self, config: Config, stack: StackResult) -> None:
         self.config, self.stack = config, stack
-        self.jobs = by_member(fold_jobs(config, load_battles(Path(config.run))))
+        self.jobs = by_member(fold_jobs(config, load_battles(Path(config.run), unlabelled=False)))
         self._student: Any = None
 
     def student(self, table: pl.DataFrame, order: str) -> NDArray[np.float64]:

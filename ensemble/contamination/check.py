@@ -55,7 +55,7 @@ def check_contamination(
     Raises:
         UserError: stage one has not finished, or a file, column or threshold is not usable.
     """
-    table = load_battles(run).filter(pl.col("role") == "train")
+    table = load_battles(run, unlabelled=False).filter(pl.col("role") == "train")
     threshold = _threshold_of(run) if threshold is None else threshold
     if not 0.1 <= threshold <= 1:
         raise UserError(f"--threshold {threshold}: expected a number from 0.1 to 1")

@@ -34,7 +34,8 @@ def add_int8_section(run: Path) -> dict[str, float]:
     if step is None or not step.done:
         raise UserError(f"{folder}: no finished student; run 'make distill' with this RUN")
     with locked(run):
-        battles = load_battles(run).filter((pl.col("role") == "train") & pl.col("label").is_not_null())
+        battles = load_battles(run, unlabelled=False)
+        battles = battles.filter((pl.col("role") == "train") & pl.col("label").is_not_null())
         table = battles.sample(min(BATTLES, battles.height), seed=0)
         labels = table["label"].to_numpy().astype(np.int64)
         drift = measure_drift(folder / "student", folder / "student", table, labels, ("float32", "int8"))

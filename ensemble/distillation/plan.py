@@ -9,6 +9,7 @@ texts; ``distill.teacher`` chooses whether its *targets* come from models that d
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from numpy.typing import NDArray
 from ensemble.distillation.model_names import with_model_names
 from ensemble.distillation.pseudo_labels import loss_weights, unscored_battles
 from ensemble.distillation.start import start_jobs, start_pretraining
+from ensemble.distillation.text_digests import texts_key
 from ensemble.stacking.calibration import shrunk_temperature
 from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.stage import load_inputs, load_teacher
 from oof.common.digests import checkpoint_digest, digest
 from oof.common.errors import UserError
 from oof.config import Config, Distill, StudentPrompts, without_speed_settings
-from oof.data.schemas import SOFT_COLUMNS, TEXTS
+from oof.data.schemas import SOFT_COLUMNS
 from oof.jobs.commits import with_recorded_commits
 from oof.jobs.dataset import FORMAT, ONLY_LOGITS, load_battles
 from oof.jobs.fold_job import FoldJob, check_frozen, fold_jobs
@@ -82,6 +84,17 @@ class StudentPlan:
     def pseudo_labelled(self) -> NDArray[np.int64]:
         """Positions of the unlabelled battles that students train on."""
         return np.flatnonzero((self.table["role"] == "unlabelled").to_numpy() & (self.weights > 0))
+
+    def texts_key(self, rows: NDArray[np.integer]) -> str:
+        """Return :func:`texts_key` of the battles at ``rows``; it reads all their texts, so each is computed once."""
+        key = digest(rows)
+        if key not in self._texts_keys:
+            self._texts_keys[key] = texts_key(self.table[rows])
+        return self._texts_keys[key]
+
+    @cached_property
+    def _texts_keys(self) -> dict[str, str]:
+        return {}
 
     @property
     def teachers(self) -> list[str]:
@@ -222,11 +235,6 @@ def _finished_jobs(config: Config, battles: pl.DataFrame) -> list[FoldJob]:
         if not job.step.done:
             raise UserError(f"{job.folder}: this fold job's trained model is missing; run 'make oof' with this RUN")
     return jobs
-
-
-def texts_key(table: pl.DataFrame) -> str:
-    """Return the digest of the battles' ids and texts, in the table's order."""
-    return digest(*(table[name].to_list() for name in ("id", *TEXTS)))
 
 
 def member_probs(inputs: Inputs, name: str) -> NDArray[np.float64]:

@@ -10,9 +10,11 @@ import numpy as np
 import polars as pl
 
 from ensemble.distillation.plan import StudentPlan
+from ensemble.distillation.stored_scores import LOGITS
 from ensemble.distillation.targets import nested_stack
 from ensemble.distillation.teacher_jobs import NestedJob, ScoringJob, teacher_jobs
-from oof.common.atomic_files import read_parquet, write_parquet
+from ensemble.distillation.text_digests import battle_hashes
+from oof.common.atomic_files import write_parquet
 from oof.common.logits_format import logits_frame
 from oof.data.targets import training_targets
 from oof.jobs.encoded_battles import EncodedBattles
@@ -58,26 +60,26 @@ def run_teacher_job(job: ScoringJob | NestedJob) -> None:
 
 
 def _score(job: ScoringJob) -> None:
-    """Score the job's battles, ``CHUNK`` of them encoded at a time; a finished chunk is not scored again."""
+    """Score those of the job's battles that its fold job has not scored yet, ``CHUNK`` at a time, and keep all."""
     plan, fold_job, step = job.plan, job.fold_job, job.step
-    refuse_too_large_for_cpu(fold_job.member, plan.config.jobs, job.label)
+    table, scores = plan.table[job.rows], job.scores
+    battles = battle_hashes(table)
+    pieces = list(scores.pieces(battles, CHUNK))
+    if pieces:
+        refuse_too_large_for_cpu(fold_job.member, plan.config.jobs, job.label)
+        tokenizer = EncodedBattles(fold_job.member, table, plan.config).tokenizer
+        with saved_classifier(fold_job.member, fold_job.folder / "adapter", tokenizer) as model:
+            for rows, piece in pieces:
+                piece.begin()
+                texts = EncodedBattles(fold_job.member, table[rows], plan.config)
+                logits = texts.logits(model, np.arange(len(rows)), job.label, piece.folder / "partial")
+                frame = logits_frame(battles.gather(rows), logits, fold_job.fold, texts.scoring.counts)
+                write_parquet(piece.folder / LOGITS, frame.rename({"id": battles.name}))
+                piece.finish()
     step.begin()
-    table = plan.table[job.rows]
-    chunks = [table[start : start + CHUNK] for start in range(0, table.height, CHUNK)]
-    parts = [step.folder / f".part-{i}.parquet" for i in range(len(chunks))]
-    tokenizer = EncodedBattles(fold_job.member, table, plan.config).tokenizer
-    with saved_classifier(fold_job.member, fold_job.folder / "adapter", tokenizer) as model:
-        for chunk, part in zip(chunks, parts, strict=True):
-            if part.is_file():
-                continue
-            texts = EncodedBattles(fold_job.member, chunk, plan.config)
-            logits = texts.logits(model, np.arange(chunk.height), job.label, step.folder / "partial")
-            write_parquet(part, logits_frame(chunk["id"], logits, fold_job.fold, texts.scoring.counts))
-    write_parquet(step.folder / "logits.parquet", pl.concat([read_parquet(part) for part in parts]))
-    for part in parts:
-        part.unlink()
+    write_parquet(step.folder / "logits.parquet", scores.of(table["id"], battles))
     step.finish({"member": fold_job.name, "fold": fold_job.fold, "n": table.height, **_for_audit(job)})
-    logger.info("%s: %d battles scored", job.label, table.height)
+    logger.info("%s: %d battles, %d of them scored now", job.label, table.height, sum(len(rows) for rows, _ in pieces))
 
 
 def _for_audit(job: ScoringJob | NestedJob) -> dict[str, object]:
@@ -90,7 +92,8 @@ def _for_audit(job: ScoringJob | NestedJob) -> dict[str, object]:
 def _train_and_score(job: NestedJob) -> None:
     plan, step = job.plan, job.step
     step.begin()
-    texts = EncodedBattles(job.member, plan.table, plan.config)
+    # Unlabelled battles, the last ones of the table, are neither trained on nor scored.
+    texts = EncodedBattles(job.member, plan.table.filter(pl.col("role") != "unlabelled"), plan.config)
     rows = np.flatnonzero(~np.isin(plan.folds, job.without) & (plan.labels >= 0) & (plan.weights > 0))
     held_out = job.rows
     targets = training_targets(plan.table[rows]).astype(np.float32)

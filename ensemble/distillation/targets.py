@@ -30,8 +30,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.distillation.plan import FINAL, StudentPlan, cross_fitted_temperature, texts_key
+from ensemble.distillation.plan import FINAL, StudentPlan, cross_fitted_temperature
 from ensemble.distillation.teacher_jobs import NestedJob, scoring_job, teacher_folder, teaching_members
+from ensemble.distillation.text_digests import texts_key
 from ensemble.features.design_matrix import add_terms, build_design, join_logits, with_counts
 from ensemble.stacking import STACKING_VERSION
 from ensemble.stacking.calibration import shrunk_temperature
@@ -46,6 +47,8 @@ from oof.config import without_speed_settings
 from oof.data.targets import training_targets
 from oof.jobs.dataset import FORMAT
 from oof.metrics import log_softmax, softmax
+
+ROWS = 20_000  # battles whose design is in memory at a time
 
 Floats = NDArray[np.float64]
 Logits = dict[str, NDArray[np.floating]]  # member -> (n, 2, 3)
@@ -245,9 +248,13 @@ def _unscored_probs(
 
 
 def _stacked(plan: StudentPlan, stack: StackResult, table: pl.DataFrame, logits: Logits) -> Floats:
-    """Return the stack's (m, 3) probabilities."""
+    """Return the stack's (m, 3) probabilities, of ``ROWS`` battles at a time: a design has hundreds of columns."""
     jobs = [scoring_job(plan, next(iter(plan.config.members)), k) for k in range(plan.config.folds.k)]
     frames = [read_parquet(job.step.folder / "logits.parquet") for job in jobs if len(job.rows)]
     counts = pl.concat(frames).unique("id", keep="first", maintain_order=True)
-    design = stack.design(with_counts(table, counts), logits)
-    return stack.calibrator.apply_symmetric(stack.combiner.logits(design))
+    probs = []
+    for start in range(0, table.height, ROWS):
+        rows = slice(start, start + ROWS)
+        design = stack.design(with_counts(table[rows], counts), {name: z[rows] for name, z in logits.items()})
+        probs.append(stack.calibrator.apply_symmetric(stack.combiner.logits(design)))
+    return np.concatenate(probs)

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.distillation.plan import StudentPlan, texts_key
+from ensemble.distillation.plan import StudentPlan
+from ensemble.distillation.stored_scores import StoredScores
 from oof.common.digests import digest
 from oof.common.steps import Step
 from oof.config import Member
@@ -50,7 +51,7 @@ class ScoringJob:
 
     @cached_property
     def step(self) -> Step:
-        key = digest("teacher", FORMAT, self.fold_job.step.key, texts_key(self.plan.table[self.rows]))
+        key = digest("teacher", FORMAT, self.fold_job.step.key, self.plan.texts_key(self.rows))
         # The folder's name carries the key: students that learn from other battles keep their own scores.
         folder = teacher_folder(self.plan) / self.fold_job.name / f"fold-{self.fold_job.fold}-{key[:8]}"
         return Step(folder, key)
@@ -58,6 +59,12 @@ class ScoringJob:
     @property
     def done(self) -> bool:
         return not len(self.rows) or self.step.done
+
+    @property
+    def scores(self) -> StoredScores:
+        """All battles that the fold job has scored for any plan."""
+        name = f"scores-{self.fold_job.fold}-{self.fold_job.step.key[:8]}"
+        return StoredScores(teacher_folder(self.plan) / self.fold_job.name / name)
 
 
 @dataclass(frozen=True)

@@ -159,30 +159,51 @@ def _targets(job: StudentJob) -> NDArray[np.float64]:
     return targets
 
 
-def _logits(job: StudentJob, model: Any, texts: EncodedBattles) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class _StudentTexts:
+    """The encoded battles that one student reads: not those of weight 0, which may be many.
+
+    Attributes:
+        battles: encoded.
+        rows: (m,) their positions in the plan's table, in ascending order.
+    """
+
+    battles: EncodedBattles
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, job: StudentJob, rows: NDArray[np.int64]) -> _StudentTexts:
+        plan, rows = job.plan, np.unique(rows)
+        return cls(EncodedBattles(plan.config.distill.student, plan.table[rows], plan.config.for_student()), rows)
+
+    def at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions among the encoded battles of ``rows`` of the plan's table."""
+        return np.searchsorted(self.rows, rows)
+
+
+def _logits(job: StudentJob, model: Any, texts: _StudentTexts) -> NDArray[np.float32]:
     """Return the student's (m, 2, 3) logits of the battles that it is to predict."""
-    label, scores = f"{job.label}: predict", job.folder / "partial"
+    label, scores, battles = f"{job.label}: predict", job.folder / "partial", texts.battles
     if len(job.trainings) == 1:
-        return texts.logits(model, job.predicted, label, scores)
+        return battles.logits(model, texts.at(job.predicted), label, scores)
     # Stored hidden states are those below adapters, which an average has merged into its weights.
-    return predict_logits(
-        model, texts.member, texts.scoring.take(job.predicted), texts.tokenizer.pad_token_id, label, scores
-    )
+    encoded = battles.scoring.take(texts.at(job.predicted))
+    return predict_logits(model, battles.member, encoded, battles.tokenizer.pad_token_id, label, scores)
 
 
 def _trained(
-    job: StudentJob, texts: EncodedBattles, rows: NDArray[np.int64], held_out: NDArray[np.int64]
+    job: StudentJob, texts: _StudentTexts, rows: NDArray[np.int64], held_out: NDArray[np.int64]
 ) -> tuple[Any, dict[str, object]]:
     """Return the trained student, and the summary of its training; of several, of the first."""
-    plan, distill, summaries = job.plan, job.plan.config.distill, []
-    targets, start = _targets(job)[rows], _start(job, texts.tokenizer)
+    plan, distill, battles, summaries = job.plan, job.plan.config.distill, texts.battles, []
+    targets, start = _targets(job)[rows], _start(job, battles.tokenizer)
     row_loss = partial(distill_loss, weights=distill.losses, temperature=distill.temperature)
     first_weights = job_seed(plan.config.seed, job.label)
     for i, folder in enumerate(job.trainings):
         model = None  # one in memory at a time
         model, summary = fit_classifier(
-            texts,
-            rows,
+            battles,
+            texts.at(rows),
             targets,
             plan.weights[rows],
             row_loss,
@@ -191,7 +212,7 @@ def _trained(
             f"{job.label} seed {i}" if distill.seeds > 1 else job.label,
             start=start,
             whole_battles=distill.losses.consistency > 0,
-            held_out=(held_out, plan.labels[held_out]),
+            held_out=(texts.at(held_out), plan.labels[held_out]),
             first_weights=first_weights,
         )
         summaries.append(summary)
@@ -202,17 +223,17 @@ def _trained(
     adapters = [folder / "adapter" for folder in job.trainings]
     model = None
     if len(job.predicted):
-        model = fold_average(texts.member, adapters, texts.tokenizer).to(device()).eval()
+        model = fold_average(battles.member, adapters, battles.tokenizer).to(device()).eval()
     return model, summaries[0] | seeds
 
 
 def run_student_job(job: StudentJob) -> None:
     """Train, predict and store one student."""
-    plan, distill = job.plan, job.plan.config.distill
-    texts = EncodedBattles(distill.student, plan.table, plan.config.for_student())
+    plan = job.plan
     # FINAL is also the fold number of battles that no fold holds out, and those belong to every training set.
     rows = np.flatnonzero(((plan.folds != job.fold) | (job.fold == FINAL)) & (plan.weights > 0))
     held_out = np.flatnonzero(plan.inputs.folds == job.fold)
+    texts = _StudentTexts.of(job, np.concatenate([rows, held_out, job.predicted]))
     job.step.begin()
     model, summary = _trained(job, texts, rows, held_out)
     shutil.rmtree(job.folder / START, ignore_errors=True)
@@ -220,7 +241,7 @@ def run_student_job(job: StudentJob) -> None:
     message = f"trained on {len(rows)} battles of all folds"
     if len(job.predicted):
         logits = _logits(job, model, texts)
-        ids, counts = plan.table["id"][job.predicted], texts.scoring.counts[job.predicted]
+        ids, counts = plan.table["id"][job.predicted], texts.battles.scoring.counts[texts.at(job.predicted)]
         write_parquet(job.folder / "logits.parquet", logits_frame(ids, logits, job.fold, counts))
         message = f"trained on {len(rows)} battles, {len(job.predicted)} unlabelled ones predicted"
     if len(held_out) and not job.round:

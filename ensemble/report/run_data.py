@@ -125,7 +125,7 @@ def load_run(folder: Path) -> RunData:
     own = _own_logits_run(folder)
     if own is not None:
         return own
-    table = load_battles(folder).filter(pl.col("role") == "train")
+    table = load_battles(folder, unlabelled=False).filter(pl.col("role") == "train")
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder}: no finished stage one here; run 'make oof' with this RUN first")
     record = read_json(folder / "run.json")

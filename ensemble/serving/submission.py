@@ -245,7 +245,7 @@ def _student_scorer(config: Config) -> Scorer:
 
 def _ensemble_scorer(config: Config) -> Scorer:
     _, result = load_ensemble(config)
-    jobs = fold_job.fold_jobs(config, load_battles(Path(config.run)))
+    jobs = fold_job.fold_jobs(config, load_battles(Path(config.run), unlabelled=False))
 
     def score(table: pl.DataFrame) -> NDArray[np.float64]:
         frames = fold_job.test_frames(jobs, table)

@@ -44,7 +44,7 @@ def load_inputs(config: Config) -> Inputs:
         inputs = external_inputs(config)
         return _without_suspects(config, inputs) if config.stack.strict else inputs
     run = Path(config.run)
-    table = load_battles(run).filter(pl.col("role") == "train")
+    table = load_battles(run, unlabelled=False).filter(pl.col("role") == "train")
     if not (run / "run.json").is_file():
         raise UserError(f"{run}: stage one is not finished; run 'make oof' with this RUN first")
     _refuse_other_settings(run, config)

@@ -144,13 +144,17 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
         frame.write_parquet(temporary)
 
 
-def read_parquet(path: Path) -> pl.DataFrame:
+def read_parquet(path: Path, rows: pl.Expr | None = None) -> pl.DataFrame:
     """Return the content of a Parquet file.
+
+    Args:
+        path: of the file.
+        rows: condition of the rows to return; the others are never all in memory. None = all rows.
 
     Raises:
         UserError: it cannot be read or is damaged.
     """
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path) if rows is None else pl.scan_parquet(path, glob=False).filter(rows).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error}); delete it and run the stage again") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,19 @@ def digest(*values: object) -> str:
             plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
             sha.update(json.dumps(plain, sort_keys=True, default=str).encode())
         sha.update(b"\0")
+    return sha.hexdigest()
+
+
+def digest_of_lists(*lists: Iterable[list[object]]) -> str:
+    """Return ``digest(*lists)`` of lists that come in parts, so that no long list is in memory as a whole."""
+    sha = hashlib.sha256()
+    for parts in lists:
+        sha.update(b"[")
+        before = False
+        for part in (part for part in parts if part):
+            sha.update((", " * before + json.dumps(part, sort_keys=True, default=str)[1:-1]).encode())
+            before = True
+        sha.update(b"]\0")
     return sha.hexdigest()
 
 

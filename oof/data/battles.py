@@ -31,12 +31,14 @@ from oof.config import Data
 from oof.data import readers
 from oof.data.build_table import BattleSet, build_table
 from oof.data.parse_file import ParsedFile, parse_file, refuse_unused_columns
+from oof.data.parse_in_chunks import parse_in_chunks
 from oof.data.problems import Problem
 from oof.data.schemas import OPTIONAL_SCHEMA, ROLES, TABLE_SCHEMA
 from oof.data.votes import read_votes
 
 __all__ = ["BattleSet", "Problem", "content_fingerprint", "read_battles", "read_file", "write_dropped"]
 CONTENT_COLUMNS = [name for name in (*TABLE_SCHEMA, *OPTIONAL_SCHEMA) if name not in ("file", "row")]
+HASHED_CELLS = 8192  # texts that are Python strings at a time
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,10 @@ def read_battles(data: Data, *, seed: int, roles: Sequence[str] = ROLES) -> Batt
         patterns: list[str] = getattr(data, role)
         weight = data.extra_weight if role == "extra" else 1.0
         paths = readers.expand(patterns)
-        of_role = [file for path in paths for file in parse_file(path, role, data, seed, weight, votes)]
+        if role == "unlabelled":  # may be much larger than the others
+            of_role = [file for path in paths for file in parse_in_chunks(path, role, data, seed)]
+        else:
+            of_role = [file for path in paths for file in parse_file(path, role, data, seed, weight, votes)]
         if patterns and not sum(file.n_read for file in of_role):
             raise UserError(f"{', '.join(patterns)}: no rows; data.{role} needs at least one battle")
         files += of_role
@@ -130,7 +135,8 @@ def content_fingerprint(table: pl.DataFrame) -> str:
             _update(sha, column.is_null().to_numpy())
             column = column.fill_null("")
             _update(sha, column.str.len_bytes().to_numpy())
-            sha.update("".join(column.to_list()).encode())
+            for start in range(0, len(column), HASHED_CELLS):
+                sha.update("".join(column[start : start + HASHED_CELLS].to_list()).encode())
         else:
             _update(sha, column.cast(pl.Float64).fill_null(float("nan")).to_numpy())
         sha.update(f"\0{name}\0".encode())

@@ -30,6 +30,7 @@ COUNTS = (
     "ids_made",
     "ids_renamed",
 )
+JOINED_ROWS = 10_000  # battles of whose responses a second copy is in memory at a time
 SHOWN = 5  # reasons that an error message names
 EXAMPLES = 3  # rows with one reason that it names
 REMEDIES: dict[str | None, str] = {
@@ -185,11 +186,10 @@ def rejection_message(
 def count_responses(table: pl.DataFrame) -> dict[str, int]:
     """Return the numbers of battles with an empty response, and with two identical ones."""
     a, b = (pl.col(name).list.join("").str.strip_chars() for name in ("response_a", "response_b"))
-    counts = table.select(
-        ((a == "") | (b == "")).sum().alias("empty_responses"),
-        ((pl.col("response_a") == pl.col("response_b")) & (a != "")).sum().alias("identical_responses"),
-    )
-    return {name: int(counts[name][0] or 0) for name in counts.columns}
+    empty, identical = (a == "") | (b == ""), (pl.col("response_a") == pl.col("response_b")) & (a != "")
+    columns = {"empty_responses": empty.sum(), "identical_responses": identical.sum()}
+    parts = [part.select(**columns) for part in table.select("response_a", "response_b").iter_slices(JOINED_ROWS)]
+    return {name: sum(int(part[name][0]) for part in parts) for name in columns}
 
 
 def list_problems(

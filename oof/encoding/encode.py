@@ -6,6 +6,7 @@ numpy gathers the spans, without a Python loop over tokens or battles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,20 @@ def encode_battles(
     battles = _Battles(texts, pool, tokenizer, config)
     plan = battles.plan(max_tokens, config.prompt_share)
     return battles.assemble(plan, orders, config.layout)
+
+
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """Return the battles of at least one part, in the order of the parts; their orders are the same."""
+    if len(parts) == 1:
+        return parts[0]
+    n_orders, *_ = {part.n_orders for part in parts}
+    return Encoded(
+        np.concatenate([part.ids for part in parts]),
+        offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
+        n_orders,
+        np.concatenate([part.n_tokens for part in parts]),
+        np.concatenate([part.n_kept for part in parts]),
+    )
 
 
 @dataclass(frozen=True)

@@ -169,9 +169,9 @@ def _through_cache(texts: Sequence[str], backend: Any, folder: Path, label: str)
         if shard is not None:
             row, pool = shard
             hit = row >= 0
-            position[missing[hit]] = n_joined + row[hit]
-            pools.append(pool)
-            n_joined += len(pool.offsets) - 1
+            position[missing[hit]] = n_joined + np.arange(hit.sum())
+            pools.append(pool.take(row[hit]))  # the shard may have many more
+            n_joined += int(hit.sum())
     missing = np.flatnonzero(position < 0)
     if len(missing):
         fresh = encode_all([texts[i] for i in missing.tolist()], backend, label)

@@ -205,8 +205,12 @@ def leave_out_junk(table: pl.DataFrame, minimum: float) -> tuple[pl.DataFrame, i
     return table.with_columns(weight.alias("weight")), int(junk.sum())
 
 
-def load_battles(run: Path) -> pl.DataFrame:
+def load_battles(run: Path, unlabelled: bool = True) -> pl.DataFrame:
     """Return the battles of a run as stage one wrote them.
+
+    Args:
+        run: the run folder.
+        unlabelled: whether to return those of ``data.unlabelled``, too, which may be millions.
 
     Raises:
         UserError: stage one has not run in this folder, or the table is damaged.
@@ -216,7 +220,8 @@ def load_battles(run: Path) -> pl.DataFrame:
         if ((stored_settings(run) or {}).get("stack") or {}).get("logits"):
             raise UserError(f"{run}: {ONLY_LOGITS}; this command needs a RUN of your own fold jobs")
         raise UserError(f"{run}: this run has no battles yet; run 'make oof' with this RUN first")
-    return read_parquet(verified(run / "battles.parquet", manifest.name, "make oof"))
+    path = verified(run / "battles.parquet", manifest.name, "make oof")
+    return read_parquet(path, None if unlabelled else pl.col("role") != "unlabelled")
 
 
 def read_test(config: Config) -> pl.DataFrame:

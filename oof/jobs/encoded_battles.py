@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from oof.config import Config, Member
-from oof.encoding.encode import Encoded, encode_battles
+from oof.encoding.encode import Encoded, encode_battles, joined
 from oof.model.classifier import load_tokenizer
 from oof.model.hidden_state_cache import stored_states
 from oof.training.inference import predict_logits
 from oof.training.quantised_scoring import quantised_for_scoring
+
+ROWS = 50_000  # battles whose texts are Python strings at a time; their token ids are all in memory
 
 
 @dataclass(frozen=True)
@@ -74,4 +76,7 @@ class EncodedBattles:
 
     def _encode(self, max_tokens: int) -> Encoded:
         cache = Path(self.config.run) / "tokens"  # texts are tokenised once per tokenizer, not once per job
-        return encode_battles(self.table, self.tokenizer, self.config.prompts, max_tokens, cache=cache)
+        starts = range(0, max(self.table.height, 1), ROWS)
+        tables = (self.table[start : start + ROWS] for start in starts)
+        parts = [encode_battles(t, self.tokenizer, self.config.prompts, max_tokens, cache=cache) for t in tables]
+        return joined(parts)

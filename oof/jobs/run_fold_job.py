@@ -230,5 +230,7 @@ def run_fold_job(job: FoldJob) -> float:
     key = (job.battles, job.name)
     if key not in _ENCODED or _ENCODED[key].config != job.config:  # of an earlier run in this process
         _ENCODED.clear()
-        _ENCODED[key] = EncodedBattles(job.member, load_battles(Path(job.config.run)), job.config)
+        # Unlabelled battles may be many more than the others, and no fold job reads them.
+        labelled = load_battles(Path(job.config.run), unlabelled=False)
+        _ENCODED[key] = EncodedBattles(job.member, labelled, job.config)
     return run_job(job, _ENCODED[key])

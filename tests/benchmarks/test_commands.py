@@ -41,6 +41,7 @@ SMALL = {
     "speed.report_size": "--battles 300 --corpus 500",
     "speed.stack_peers": "--battles 300 --trials 2 --limit 15 --only ours tuner sklearn --no-position",
     "speed.stored_hidden_states": "--battles 30 --epochs 0.5",
+    "speed.unlabelled_memory": "--battles 30",
 }
 ELSEWHERE = {
     "recipes": "tests/benchmarks/test_recipes.py",

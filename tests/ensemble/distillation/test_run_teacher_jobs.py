@@ -54,7 +54,7 @@ def test_nested_members_train_on_soft_labels_as_members_do(tmp_path: Path, monke
 
 
 @pytest.mark.slow
-def test_battles_are_scored_in_chunks_and_a_killed_job_goes_on_with_the_next(
+def test_battles_are_scored_once_in_chunks_after_a_kill_and_with_more_battles_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = with_fold_jobs(plan_of(tmp_path, np.arange(SMALL) % 3, "distill.teacher=fold_matched"))
@@ -63,7 +63,7 @@ def test_battles_are_scored_in_chunks_and_a_killed_job_goes_on_with_the_next(
     whole = logits_of(pl.read_parquet(job.step.folder / "logits.parquet"))
     assert len(whole) == 16
 
-    shutil.rmtree(job.step.folder)
+    shutil.rmtree(job.step.folder.parent)
     monkeypatch.setattr(run_teacher_jobs, "CHUNK", 6)
     encode, sizes = EncodedBattles.logits, []
 
@@ -82,4 +82,13 @@ def test_battles_are_scored_in_chunks_and_a_killed_job_goes_on_with_the_next(
     assert frame["id"].to_list() == plan.table["id"][job.rows].to_list()
     np.testing.assert_allclose(logits_of(frame), whole, atol=1e-5)
     assert job.step.done
-    assert [path.name for path in job.step.folder.glob(".part*")] == []
+    assert sorted(path.name for path in job.step.folder.iterdir()) == ["logits.parquet", "manifest.json"]
+
+    new = plan.table[:2].with_columns(role=pl.lit("unlabelled"), id="new " + pl.col("id"), prompt=pl.col("response_a"))
+    table = pl.concat([plan.table, new])
+    more = ScoringJob(replace(plan, table=table, folds=np.append(plan.folds, [-1, -1])), plan.start[0])
+    run_teacher_jobs.run_teacher_job(more)
+    assert sizes[4:] == [2]
+    appended = pl.read_parquet(more.step.folder / "logits.parquet")
+    assert appended[:-2].equals(frame)
+    assert appended["id"].to_list() == [*frame["id"], *new["id"]]

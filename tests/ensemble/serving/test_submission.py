@@ -3,111 +3,26 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ensemble.__main__ import main as ensemble_main
-from ensemble.serving import chunks, submission
-from ensemble.serving.chunks import cut_file
+from ensemble.serving import submission
+from ensemble.serving.chunks import chunks
 from ensemble.serving.submission_file import check_submission, write_submission
 from ensemble.stacking.stage import load_ensemble
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS, logits_of
 from oof.config.stored import load_for_run
-from oof.data.battles import read_file
+from oof.data import chunks as file_chunks
 from oof.jobs.dataset import resolve_data
 from tests.fixtures.command_line import digests
 from tests.fixtures.demo_run import small_arguments
-
-TRICKY = ["plain", "two\nlines", 'say "x"', "a,b", "", "ünï", "\r\n", "é" * 50]
-
-
-def write_csv(path: Path, texts: list[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "prompt", "response_a", "response_b"])
-        for i, text in enumerate(texts):
-            writer.writerow([i, *(json.dumps([t]) for t in (text, text + "a", "b" + text))])
-
-
-def write_parquet(path: Path, texts: list[str]) -> None:
-    columns = {"prompt": texts, "response_a": [t + "a" for t in texts], "response_b": ["b" + t for t in texts]}
-    pl.DataFrame(
-        {"id": range(len(texts)), **{k: [json.dumps([t]) for t in v] for k, v in columns.items()}}
-    ).write_parquet(path)
-
-
-def write_jsonl(path: Path, texts: list[str]) -> None:
-    rows = [{"id": i, "prompt": [t], "response_a": [t + "a"], "response_b": ["b" + t]} for i, t in enumerate(texts)]
-    path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
-
-
-@given(st.lists(st.sampled_from(TRICKY), min_size=1, max_size=12), st.integers(1, 5))
-def test_chunks_of_a_csv_file_read_like_the_whole_file(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], n: int
-) -> None:
-    folder = tmp_path_factory.mktemp("csv")
-    write_csv(folder / "test.csv", texts)
-    assert_same(folder / "test.csv", n, len(texts))
-
-
-@pytest.mark.parametrize(("name", "write"), [("test.parquet", write_parquet), ("test.jsonl", write_jsonl)])
-def test_chunks_of_other_formats_read_like_the_whole_file(
-    tmp_path: Path, name: str, write: Callable[[Path, list[str]], None]
-) -> None:
-    write(tmp_path / name, TRICKY[:7])
-    assert_same(tmp_path / name, 3, 7)
-
-
-def assert_same(path: Path, rows: int, n: int) -> None:
-    columns = ["id", "prompt", "response_a", "response_b"]
-    tables = []
-    for chunk in cut_file(path, rows, path.parent / "chunks", whole_bytes=0):
-        table = read_file(chunk.path, "test").table
-        assert table.height <= rows
-        assert table["row"].to_list() == list(range(1, table.height + 1))
-        assert chunk.first == sum(earlier.height for earlier in tables)
-        tables.append(table)
-    whole = read_file(path, "test").table.select(columns)
-    assert pl.concat(tables).select(columns).equals(whole)
-    assert whole.height == n
-    assert len(tables) == -(-n // rows)
-    assert not list((path.parent / "chunks").iterdir())
-
-
-def test_an_error_in_a_chunk_names_the_file_and_its_row(tmp_path: Path) -> None:
-    path = tmp_path / "test.csv"
-    write_csv(path, TRICKY[:3])
-    with path.open("a", encoding="utf-8") as file:
-        file.write("7,only,three\n")
-    [message] = chunk_errors(path)
-    assert str(path) in message
-    assert "row 1 here is row 4 of the file" in message
-
-
-def chunk_errors(path: Path) -> list[str]:
-    errors = []
-    for chunk in cut_file(path, 3, path.parent / "chunks", whole_bytes=0):
-        try:
-            read_file(chunk.path, "test")
-        except UserError as error:
-            errors.append(str(chunk.error(error)))
-    return errors
-
-
-def test_a_small_file_is_not_cut(tmp_path: Path) -> None:
-    write_csv(tmp_path / "test.csv", TRICKY)
-    assert [chunk.path for chunk in cut_file(tmp_path / "test.csv", 2, tmp_path / "p")] == [tmp_path / "test.csv"]
-    assert not (tmp_path / "p").exists()
 
 
 def part(folder: Path, ids: list[str], probs: np.ndarray) -> Path:
@@ -205,7 +120,7 @@ def test_the_chunk_size_changes_nothing_and_a_killed_prediction_resumes(
     shutil.copytree(small_run, run)
     before = pl.read_csv(run / "submission.csv")
     (run / "submission.json").unlink()
-    monkeypatch.setattr(chunks, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(file_chunks, "WHOLE_BYTES", 0)
     scored: list[int] = []
     score = submission._student_scorer
 
@@ -238,7 +153,7 @@ def test_the_ensemble_brings_each_fold_job_to_one_scale_before_their_mean(small_
     assert ensemble_main(["predict", f"run={run}", "predict.model=ensemble"]) == 0
     config = load_for_run(None, [f"run={run}"])
     _, stack = load_ensemble(config)
-    [table] = chunks.chunks(config, resolve_data(config), tmp_path)
+    [table] = chunks(config, resolve_data(config), tmp_path)
     logits = {}
     for name, constants in stack.job_scales.members.items():
         frames = [pl.read_parquet(next(run.glob(f"oof/{name}/test/*/fold-{k}.parquet"))) for k in range(3)]
@@ -338,9 +253,7 @@ def test_a_test_file_that_cannot_be_read_leaves_nothing_behind(
     shutil.copytree(small_run, run)
     (run / "submission.csv").unlink()
     (run / "submission.json").unlink()
-    write_csv(test, TRICKY[:3])
-    with test.open("a", encoding="utf-8") as file:
-        file.write("7,only,three\n")
+    test.write_text("id,prompt,response_a,response_b\n1,p,a,b\n2,p,a,b\n3,p,a,b\n7,only,three\n", encoding="utf-8")
     before = digests(run)
     assert ensemble_main(["predict", f"run={run}", f"data.test=[{test}]"]) == 2
     assert "row 4" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from oof.common.errors import UserError
 from oof.config import Prompts
-from oof.encoding.encode import Encoded, encode_battles
+from oof.encoding.encode import Encoded, encode_battles, joined
 from oof.encoding.markers import ELLIPSIS
 from oof.encoding.templates import HEADERS, PLAIN, bos_of, family_of, prepare_tokenizer
 from tests.fixtures.chat_template import chat_messages
@@ -325,6 +326,22 @@ def test_cache_changes_no_id(tmp_path: Path) -> None:
     for _ in range(2):
         cached = encode_battles(texts_table(battles), prepared_tokenizer("gemma"), Prompts(), 150, cache=tmp_path)
         assert np.array_equal(cached.ids, plain.ids)
+
+
+@pytest.mark.parametrize("bounds", [(0, 6), (0, 2, 2, 6), (0, 1, 4, 6)])
+def test_joined_parts_are_the_whole_and_find_their_texts_in_each_other_s_cache(
+    bounds: tuple[int, ...], tmp_path: Path
+) -> None:
+    battles: list[Battle] = [([f"q{i % 4}", "so"], ["a " * 99, "x" * i], ["b", ""]) for i in range(6)]
+    whole, table = encode(battles, "gemma", 150), texts_table(battles)
+    parts = [
+        encode_battles(table[a:b], prepared_tokenizer("gemma"), Prompts(), 150, cache=tmp_path)
+        for a, b in itertools.pairwise(bounds)
+    ]
+    both = joined(parts)
+    assert both.n_orders == whole.n_orders
+    for name in ("ids", "offsets", "n_tokens", "n_kept"):
+        np.testing.assert_array_equal(getattr(both, name), getattr(whole, name))
 
 
 GOLDEN_BATTLES: list[Battle] = [

@@ -15,6 +15,7 @@ from oof.audit.extra_battles import HELD_OUT
 from oof.audit.run import audit_run
 from oof.common.errors import UserError
 from oof.data.synth import write_arena
+from oof.jobs import run_fold_job
 from oof.jobs.dataset import load_battles, prepare
 from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import fold_jobs
@@ -114,6 +115,20 @@ def test_a_monitored_fold_job_has_the_same_adapter_and_logits_and_key(
         assert (one["key"], one["history"]) == (two["key"], two["history"])
         assert "held_out_loss" in (job / "metrics.jsonl").read_text()
         assert "held_out_loss" not in (expected / "metrics.jsonl").read_text()
+
+
+def test_a_fold_job_holds_no_unlabelled_battle(
+    base: list[str], extra: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = [f"run={tmp_path}", f"data.unlabelled=[{extra}]"]
+    config = configuration.load(base[0], [*base[1:], *settings])
+    table = prepare(config)
+    held: list[pl.DataFrame] = []
+    monkeypatch.setattr(run_fold_job, "run_job", lambda _, battles: held.append(battles.table))
+    run_fold_job.run_fold_job(fold_jobs(config, table)[0])
+    assert table.height == 60 + N_EXTRA
+    assert held[0].equals(table.filter(pl.col("role") == "train"))
 
 
 def test_a_training_set_whose_battles_all_have_weight_0_is_refused_in_one_sentence(
