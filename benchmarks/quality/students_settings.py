@@ -142,8 +142,7 @@ def arena(out: Path, seed: int, battles: int) -> Part:
     overrides = [f"run={folder / 'run'}", f"seed={seed}", f"data.synth.seed={seed}", f"data.synth.battles={battles}"]
     overrides += ["data.synth.test_battles=10"]  # which nothing here reads
     overrides += [f"data.unlabelled=[{other / 'train.csv'}]", NO_PSEUDO_LABELS]
-    # The student has the members' adapters, so that it can start from them.
-    overrides += ["distill.student.lora.rank=16", "distill.student.lora.alpha=32"]
+    overrides += ["distill.start=base", "distill.student.train.epochs=1"]  # the demo starts from a member, for half
     return Part(ARENA, seed, ROOT / "configs" / "demo.yaml", overrides)
 
 
@@ -188,7 +187,7 @@ def real(
     }
     path = folder / "config.yaml"
     write_json(path, tree)  # JSON is YAML
-    overrides = [f"run={folder / 'run'}", NO_PSEUDO_LABELS]
+    overrides = [f"run={folder / 'run'}", "distill.start=base", NO_PSEUDO_LABELS]
     return Part(f"{name}, {half} half", 0, path, overrides, files.get("votes"))
 
 

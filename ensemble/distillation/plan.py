@@ -30,6 +30,7 @@ from oof.config import Config, Distill, StudentPrompts, without_speed_settings
 from oof.data.schemas import SOFT_COLUMNS
 from oof.jobs.commits import with_recorded_commits
 from oof.jobs.dataset import FORMAT, ONLY_LOGITS, load_battles
+from oof.jobs.first_weights import first_weights
 from oof.jobs.fold_job import FoldJob, check_frozen, fold_jobs
 from oof.jobs.pretrain import PretrainJob
 from oof.metrics import softmax
@@ -54,7 +55,7 @@ class StudentPlan:
         key: digest of everything that the students depend on.
         pretrain: the pretraining that every student starts from, its own or a member's; None = a fresh head and fresh
             adapters.
-        start: the fold jobs, one per fold, that the students start from instead; none with ``distill.start: base``.
+        start: the fold jobs, one per fold, that the students start from instead; none from the base.
         depends: digest of each thing that the students depend on; the manifest keeps them to name what changed.
     """
 
@@ -138,9 +139,12 @@ def plan_student(config: Config) -> StudentPlan:
     teachers = [ensemble_probs if name == "stack" else member_probs(inputs, name) for name in teacher_names(config)]
     teacher_probs = np.stack(teachers, axis=1)
     needs_jobs = config.distill.teacher != "oof" or table.height > inputs.table.height
-    finished = _finished_jobs(config, battles) if needs_jobs or config.distill.start == "member" else []
+    first = first_weights(config)
+    finished = _finished_jobs(config, battles) if needs_jobs or first == "member" else []
     jobs, start = finished if needs_jobs else [], start_jobs(config, finished)
-    recipe = without_speed_settings(replace(config.distill, variants=[], prompts=StudentPrompts()))
+    # The base, where all students of older versions started, adds nothing to the key.
+    named = Distill.start if first == "base" else first
+    recipe = without_speed_settings(replace(config.distill, start=named, variants=[], prompts=StudentPrompts()))
     prompts = without_speed_settings(config.for_student().prompts)
     stack_settings = without_speed_settings(config.stack) if jobs else None
     sources = [[job.step.key for job in jobs], digest(ensemble_probs.round(9)), stack_settings]

@@ -170,12 +170,13 @@ class Distill:
         added=True,
     )  # fmt: skip
     start: str = setting(
-        "base",
-        "weights that a student starts from. `base`: the checkpoint with a fresh head and fresh adapters, or its "
-        "training on `pretrain.data`; `member`: fold student k from fold job k of the first member with the student's "
-        "checkpoint and LoRA settings, the final student from the average of its fold jobs; `pretrain`: each student "
-        "from the training of such a member on `pretrain.data`, without one of its own",
-        choices=("base", "member", "pretrain"),
+        "auto",
+        "weights that a student starts from. `auto`: `member` if a member fits, else `base`; `base`: the checkpoint "
+        "with a fresh head and fresh adapters, or its training on `pretrain.data`; `member`: fold student k from fold "
+        "job k of the first member with the student's checkpoint and LoRA settings, the final student from the average "
+        "of its fold jobs; `pretrain`: each student from the training of such a member on `pretrain.data`, without one "
+        "of its own",
+        choices=("auto", "base", "member", "pretrain"),
         added=True,
     )
     seeds: int = setting(

@@ -12,6 +12,7 @@ import numpy as np
 
 from oof.config import Config, Member
 from oof.encoding.batches import padded
+from oof.jobs.first_weights import first_weights
 from oof.model.cards import CARDS
 from oof.model.checkpoint_shapes import shared_config
 from oof.model.cost_model import Cost, trace
@@ -143,7 +144,7 @@ def token_counts(config: Config, member: Member, lengths: BattleLengths) -> Toke
 def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengths, cards: Sequence[str]) -> MemberPlan:
     config = config.for_student() if name == STUDENT else config
     counts = token_counts(config, member, lengths)
-    if name == STUDENT and config.distill.start != "base":  # it starts from a member's training, after its pretraining
+    if name == STUDENT and first_weights(config) != "base":  # it starts from a member's training, after its pretraining
         counts = replace(counts, pretrain=0.0)
     planner = CardPlanner(member, sampled_battles(config, lengths), counts.longest)
     batch = max(1, member.train.tokens_per_batch // counts.longest)

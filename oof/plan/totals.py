@@ -16,6 +16,7 @@ from math import comb
 import numpy as np
 
 from oof.config import Config
+from oof.jobs.first_weights import first_weights
 from oof.plan.card_settings import CardSetting
 from oof.plan.lengths import BattleLengths, Lengths
 from oof.plan.members import STUDENT, Plan, make_plan
@@ -189,7 +190,7 @@ def _students(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:
     recipe, k = config.distill.student.train, config.folds.k
     both = 2 if recipe.swap == "paired" else 1
     pairs = both * config.pretrain.epochs * _training_tokens(config, lengths.pairs)
-    if pairs and config.distill.start == "base":
+    if pairs and first_weights(config) == "base":
         yield JobGroup(FOLD_STUDENTS, 3, STUDENT, 1, pairs, 0.0)
     passes = both * recipe.epochs * config.distill.trainings
     labelled = passes * _training_tokens(config, lengths.labelled)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ensemble.__main__ import main as ensemble_main
-from ensemble.distillation.plan import FINAL, plan_student
+from ensemble.distillation.plan import FINAL, StudentPlan, plan_student
 from ensemble.distillation.start import start_jobs, start_pretraining
 from oof import config as configuration
 from oof.audit.run import audit_run
@@ -75,16 +73,29 @@ def test_a_student_that_no_member_fits_is_refused_with_the_setting(override: str
     assert "set distill.start=base" in message
 
 
+@pytest.mark.parametrize("override", ["distill.student.lora.rank=32", "distill.student.lora.dora=true"])
+def test_by_default_students_start_from_a_member_that_fits_else_from_the_base(override: str) -> None:
+    auto = [*AS_MEMBER, "distill.start=auto"]
+    assert chosen(*auto) == chosen(*AS_MEMBER)
+    dora = [word.replace("distill.student", "members.gemma2") for word in [override] if "dora" in word]
+    assert chosen(*auto, override, *dora) == []
+
+
 def test_the_start_is_part_of_the_students_key_only_where_it_is_a_member(small_run: Path) -> None:
     path, *overrides = small_arguments(small_run)
-    before = plan_student(configuration.load(path, overrides))
-    named = plan_student(configuration.load(path, [*overrides, "distill.start=base"]))
-    assert (named.key, named.depends, named.start) == (before.key, before.depends, [])
-    assert named.key == json.loads((small_run / "distill" / "manifest.json").read_text())["key"]
-    from_member = plan_student(configuration.load(path, [*overrides, *AS_MEMBER]))
-    assert [job.label for job in from_member.start] == ["gemma2 fold 0", "gemma2 fold 1", "gemma2 fold 2"]
-    assert from_member.key != plan_student(configuration.load(path, [*overrides, *AS_MEMBER[1:]])).key
-    assert from_member.depends.keys() - before.depends.keys() == {"distill.start", "the member's fold jobs"}
+
+    def plan(*words: str) -> StudentPlan:
+        return plan_student(configuration.load(path, [*overrides, *words]))
+
+    auto, member, base = plan(), plan("distill.start=member"), plan("distill.start=base")
+    assert [job.label for job in auto.start] == ["gemma2 fold 0", "gemma2 fold 1", "gemma2 fold 2"]
+    assert (auto.key, auto.depends) == (member.key, member.depends)
+    assert auto.key == json.loads((small_run / "distill" / "manifest.json").read_text())["key"]
+    assert (base.start, base.key == auto.key) == ([], False)
+    # Students of older versions, which all started from the base, are still up to date.
+    assert auto.depends.keys() - base.depends.keys() == {"distill.start", "the member's fold jobs"}
+    other = ["distill.student.lora.rank=32"]
+    assert plan(*other).key == plan(*other, "distill.start=base").key
 
 
 def test_the_start_from_a_member_s_pretraining_needs_pairs_and_a_member_that_fits(tmp_path: Path) -> None:
@@ -97,16 +108,12 @@ def test_the_start_from_a_member_s_pretraining_needs_pairs_and_a_member_that_fit
         )
 
 
-@pytest.mark.slow
-def test_a_run_whose_students_start_from_a_member_passes_the_audit(small_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
-    assert ensemble_main(["distill", f"run={run}", *AS_MEMBER]) == 0
-    findings = audit_run(run)
+def test_a_run_whose_students_start_from_a_member_passes_the_audit(small_run: Path) -> None:
+    findings = audit_run(small_run)
     assert [finding.check for finding in findings if finding.status == "violated"] == []
     assert next(f for f in findings if f.check == NAME).message.startswith("3 fold students")
-    assert "Start: the weights of the member gemma2" in (run / "distill" / "student" / "README.md").read_text()
-    started = json.loads((run / "distill" / "final" / "job.json").read_text())["start"]
+    assert "Start: the weights of the member gemma2" in (small_run / "distill" / "student" / "README.md").read_text()
+    started = json.loads((small_run / "distill" / "final" / "job.json").read_text())["start"]
     assert [(start["member"], start["fold"]) for start in started] == [("gemma2", fold) for fold in range(3)]
 
 
