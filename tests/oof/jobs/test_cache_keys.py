@@ -45,8 +45,7 @@ SPEED_ONLY = {
 
 
 def older(name: str, *overrides: str) -> Config:
-    folder = ROOT / "configs" if name == "demo" else GOLDEN
-    return configuration.load(folder / f"{name}.yaml", ["pretrain.data=[x]", *overrides])
+    return configuration.load(GOLDEN / f"{name}.yaml", ["pretrain.data=[x]", *overrides])
 
 
 @pytest.fixture(autouse=True)
