@@ -19,7 +19,9 @@ import yaml
 from benchmarks.common import ROOT
 
 PACKAGES = ("oof", "ensemble", "benchmarks", "tests")
+PATH = r"(oof|ensemble|benchmarks|tests|configs)/[\w./-]+|pyproject\.toml|constraints\.txt"
 STARTED = ("benchmarks/", "tests/")  # source whose strings may name what it starts
+COMMON = "benchmarks/common.py"  # its strings are defaults of options that most benchmarks lack
 # What makes the runs that commands read.
 RUNS = {
     "runs/demo": (
@@ -85,12 +87,12 @@ def _with_packages(file: str | None) -> list[str]:
 
 
 def _named(word: str) -> list[str]:
-    """Return the files of a dotted module, of a path below configs, tests or the packages, or of a known run."""
+    """Return the files of a dotted module, of a path of the repository, or of a known run."""
     if "." in word and (module := _module_file(word)):
         return _with_packages(module)
     made = [file for run, names in RUNS.items() if word.startswith(run) for name in names for file in _named(name)]
     path = word.split("::")[0]
-    if made or not re.fullmatch(rf"({'|'.join(PACKAGES)}|configs)/[\w./-]+", path):
+    if made or not re.fullmatch(PATH, path):
         return made
     if (ROOT / path).is_dir():
         return [str(file.relative_to(ROOT)) for file in sorted((ROOT / path).rglob("*")) if file.is_file()]
@@ -108,13 +110,11 @@ def _named_by(file: str) -> tuple[str, ...]:
         return ()
     nodes = list(_run_nodes(ast.parse(path.read_text("utf-8"))))
     named = _with_packages(file) + [name for node in nodes for name in _imported(node)]
-    # Templates, pages and other data that the package brings.
-    named += [
-        str(near.relative_to(ROOT))
-        for near in path.parent.glob("**/*")
-        if near.suffix in (".html", ".j2", ".css", ".js")
-    ]
-    if file.startswith(STARTED):
+    beside = [near for pattern in ("*", "templates/*") for near in path.parent.glob(pattern)]  # what the package brings
+    named += [str(near.relative_to(ROOT)) for near in beside if near.suffix in (".html", ".j2", ".css", ".js")]
+    if any(isinstance(node, ast.Name) and node.id == "add_run_arguments" for node in nodes):
+        named += _named("runs/demo")  # the default of --run
+    if file.startswith(STARTED) and file != COMMON:
         strings = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
         named += [name for string in strings for name in _named(string)]
         if "-m" in strings:  # python -m oof, python -m ensemble

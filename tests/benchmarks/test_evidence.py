@@ -13,7 +13,9 @@ from oof.common.errors import UserError
 
 FILES = {
     "benchmarks/__init__.py": "",
-    "benchmarks/rate.py": "import oof.lazy\nSTARTED = ['-m', 'benchmarks.peer', 'ensemble']\n"
+    "benchmarks/common.py": "RUN = 'runs/demo'\n",
+    "benchmarks/of_a_run.py": "from benchmarks.common import add_run_arguments\nadd_run_arguments()\n",
+    "benchmarks/rate.py": "import benchmarks.common, oof.lazy\nSTARTED = ['-m', 'benchmarks.peer', 'ensemble']\n"
     "CONFIG = 'configs/a.yaml'\nOPTIONS = [\"--write\"]\n",
     "benchmarks/peer.py": "from tests.fixtures import helper\n",
     "benchmarks/unused.py": "",
@@ -23,13 +25,17 @@ FILES = {
     "oof/inner.py": "g = print\n",
     "oof/reached_by_a_test.py": "",
     "oof/unused.py": "",
+    "oof/jobs/launch.py": "",
     "ensemble/__init__.py": "",
+    "ensemble/page.html": "",
+    "ensemble/deeper/other.css": "",
     "ensemble/__main__.py": "from oof import name\n",
     "tests/fixtures/helper.py": "import oof.reached_by_a_test\n",
     "configs/a.yaml": "checkpoint: bases/tiny\n",
     "configs/bases/tiny/config.json": "{}",
 }
-DEPENDENCIES = set(FILES) - {"benchmarks/unused.py", "oof/unused.py", "tests/fixtures/helper.py"}
+OTHERS = ("benchmarks/unused.py", "benchmarks/of_a_run.py", "oof/unused.py", "oof/jobs/launch.py")
+OTHERS += ("ensemble/deeper/other.css", "tests/fixtures/helper.py")
 Write = Callable[[str, str], None]
 
 
@@ -70,7 +76,12 @@ def page(commit: str, options: str = "", how: str = "") -> str:
 
 
 def test_imports_started_modules_configurations_and_checkpoints_are_dependencies(write: Write) -> None:
-    assert dependencies.dependencies(["python", "-m", "benchmarks.rate"]) == DEPENDENCIES
+    assert dependencies.dependencies(["python", "-m", "benchmarks.rate"]) == set(FILES) - set(OTHERS)
+
+
+@pytest.mark.parametrize("words", [["benchmarks.of_a_run"], ["benchmarks.unused", "--run", "runs/demo"]])
+def test_a_command_that_reads_the_demo_depends_on_what_trains_it(write: Write, words: list[str]) -> None:
+    assert "oof/jobs/launch.py" in dependencies.dependencies(words)
 
 
 @pytest.mark.parametrize(
