@@ -34,8 +34,8 @@ FILES = {
     "configs/a.yaml": "checkpoint: bases/tiny\n",
     "configs/bases/tiny/config.json": "{}",
 }
-OTHERS = ("benchmarks/unused.py", "benchmarks/of_a_run.py", "oof/unused.py", "oof/jobs/launch.py")
-OTHERS += ("ensemble/deeper/other.css", "tests/fixtures/helper.py")
+OTHERS = {"benchmarks/unused.py", "benchmarks/of_a_run.py", "oof/unused.py", "oof/jobs/launch.py"}
+OTHERS |= {"ensemble/deeper/other.css", "tests/fixtures/helper.py"}
 Write = Callable[[str, str], None]
 
 
@@ -76,7 +76,7 @@ def page(commit: str, options: str = "", how: str = "") -> str:
 
 
 def test_imports_started_modules_configurations_and_checkpoints_are_dependencies(write: Write) -> None:
-    assert dependencies.dependencies(["python", "-m", "benchmarks.rate"]) == set(FILES) - set(OTHERS)
+    assert dependencies.dependencies(["python", "-m", "benchmarks.rate"]) == set(FILES) - OTHERS
 
 
 @pytest.mark.parametrize("words", [["benchmarks.of_a_run"], ["benchmarks.unused", "--run", "runs/demo"]])
