@@ -12,7 +12,7 @@ PY     := $(VENV)/bin/python
 ARENA  := ARENA_DISTILL_CALLER=make $(PY) -m ensemble.command
 
 # A word that make takes for a variable of its own, as run=runs/mine or stack.trials=5, would be ignored in silence.
-KNOWN   := RUN CONFIG DATA TEST LOGITS TEST_LOGITS ARGS REDO CARDS PRICE QUICK CPU EXTRAS PYTHON VENV PY USE_UV
+KNOWN   := RUN CONFIG DATA TEST LOGITS TEST_LOGITS ARGS REDO PAGE CARDS PRICE QUICK CPU EXTRAS PYTHON VENV PY USE_UV
 UNKNOWN := $(foreach v,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 $(if $(strip $(UNKNOWN)),$(error $(strip $(UNKNOWN)) is no variable here: these are RUN, CONFIG, DATA, TEST, LOGITS, REDO and \
   ARGS, which takes settings (ARGS="stack.trials=5")))
@@ -37,7 +37,7 @@ RUN_OR_DEMO = $(or $(RUN),runs/$(basename $(notdir $(or $(CONFIG),$(DEMO)))))
 export ARENA_DISTILL_GOALS := $(MAKECMDGOALS)
 
 .NOTPARALLEL:
-.PHONY: help setup oof stack ablate distill predict cascade serve table report demo test test-slow test-gpu lint docs format bases plan recipes bench-oof bench-stack bench-gpu quality faults fuzz check audit
+.PHONY: help setup oof stack ablate distill predict cascade serve table report demo test test-slow test-gpu lint docs format bases plan recipes bench-oof bench-stack bench-gpu quality faults fuzz evidence check audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -131,6 +131,9 @@ faults: $(DEV)  ## kill, fill the disk, damage files: results must stay the same
 
 fuzz: $(DEV)  ## thousands of hostile inputs (ARGS="--seed 2")
 	@$(PY) -m benchmarks.robustness.fuzz $(or $(ARGS),--write docs/evidence/fuzz.md)
+
+evidence: $(DEV)  ## each page of docs/evidence, its command and what has changed since (PAGE=choice: make that page again)
+	@$(PY) -m benchmarks.evidence $(if $(PAGE),--page $(call quoted,$(PAGE))) $(ARGS)
 
 check: $(READY)  ## profile the battle files in DATA, list every problem (ARGS="data.verdicts={1: a, 2: b} --write my.yaml")
 	@$(ARENA) check $(call quoted,$(DATA)) $(ARGS)

@@ -53,6 +53,7 @@ def words_of(*target: str) -> list[str]:
         (["predict", "RUN=c", "TEST_LOGITS=a=it's new.csv"], ["run=c", "stack.test_logits=a=it's new.csv"]),
         (["report", "RUN=runs/l'été 2", "PRICE=2"], ["runs/l'été 2", "--price-per-hour", "2"]),
         (["serve", "RUN=runs/it's", "ARGS=--port 0"], ["runs/it's/distill/student", "--port", "0"]),
+        (["evidence", "PAGE=it's", "ARGS=--seeds 2"], ["it's", "--seeds", "2"]),
         (["report", "RUN=a b", "ARGS=stack.trials=5"], ["a b", "stack.trials=5"]),
     ],
 )

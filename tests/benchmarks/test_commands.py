@@ -44,6 +44,7 @@ SMALL = {
     "speed.unlabelled_memory": "--battles 30",
 }
 ELSEWHERE = {
+    "evidence": "tests/benchmarks/test_evidence.py",
     "recipes": "tests/benchmarks/test_recipes.py",
     "gpu.attention_kernels": "needs a GPU",
     "gpu.compile_attention": "needs flash-attn-4",
