@@ -23,7 +23,7 @@ APART = 2  # blocks from a half one to the neighbour that moves up beside it
 
 # Estimated heights in pixels
 WIDTH, LINE, LETTERS, ROW, TITLE, SPACE = 490, 25, 62, 31, 34, 14
-SLACK = 60  # that a column may be longer than the other one
+SLACK = 80  # that a column may be longer than the other one
 BOX = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
 
 
