@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,37 +29,23 @@ def forest(name: str, alt: str, rows: Sequence[Row], label: str, zero: bool = Tr
         return svg_of(figure, name, alt, _hover(rows))
 
 
-def two_scales(name: str, alt: str, rows: Sequence[Row], contenders: Collection[str], label: str) -> Markup:
-    """Draw intervals twice: of all rows, and of the contenders on a scale of their own, which the others stretch."""
-    rows = _with_values(rows)
-    close = [row for row in rows if row[0] in contenders]
-    if len(close) == len(rows):
-        return forest(name, alt, rows, label, zero=False)
-    heights = [len(rows), len(close)]
-    with figure_of(1.2 + 0.21 * sum(heights), 2, 1, heights) as (figure, axes):
-        _intervals(axes[0, 0], rows)
-        _intervals(axes[1, 0], close, "close-")
-        figure.supxlabel(label, fontsize=9)
-        return svg_of(figure, name, alt, _hover(rows) | _hover(close, "close-"))
-
-
 def _with_values(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row[1] and row[1]["value"] is not None]
 
 
-def _intervals(ax: Axes, rows: Sequence[Row], prefix: str = "") -> None:
+def _intervals(ax: Axes, rows: Sequence[Row]) -> None:
     """Draw a mark and a line per row, the first on top; a group of both can show its values."""
     for i, (_, interval) in enumerate(rows):
         bounded = interval["low"] is not None and interval["high"] is not None
         x = [interval["low"], interval["value"], interval["high"]] if bounded else [interval["value"]]
-        ax.plot(x, [i] * len(x), "-o", color=colour(0), markevery=[len(x) // 2], gid=f"{prefix}row{i}")
+        ax.plot(x, [i] * len(x), "-o", color=colour(0), markevery=[len(x) // 2], gid=f"row{i}")
     ax.set_yticks(range(len(rows)), [short(text) for text, _ in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.xaxis.set_major_locator(MaxNLocator(4))  # few, because long row names leave narrow axes
 
 
-def _hover(rows: Sequence[Row], prefix: str = "") -> dict[str, str]:
-    return {f"{prefix}row{i}": f"{text}: {in_words(interval, '.4f')}" for i, (text, interval) in enumerate(rows)}
+def _hover(rows: Sequence[Row]) -> dict[str, str]:
+    return {f"row{i}": f"{text}: {in_words(interval, '.4f')}" for i, (text, interval) in enumerate(rows)}
 
 
 class Values:
@@ -136,7 +122,7 @@ def studies(name: str, alt: str, series: Mapping[str, dict[str, Any]], labels: t
         ax = axes[0, 0]
         for i, (key, study) in enumerate(series.items()):
             x = range(1, len(study["values"]) + 1)
-            ax.plot(x, study["values"], MARKERS[i % 6], color=colour(i), alpha=0.5, markersize=3, markeredgewidth=0)
+            ax.plot(x, study["values"], MARKERS[i % 6], color=colour(i), alpha=0.6, markersize=4.5, markeredgewidth=0)
             ax.plot(x, study["best"], color=colour(i), linestyle=line(i), label=short(key, 22))
             values.add(
                 ax, x, study["values"], [f"{key}, trial {k}: {v:.4f}" for k, v in zip(x, study["values"], strict=True)]
@@ -204,11 +190,11 @@ def histogram(name: str, alt: str, counts: Sequence[int], edges: Sequence[float]
             ax.bar(values[i], n, values[i + 1] - values[i], align="edge", color=colour(0), gid=f"bar{i}")
         ax.set_xscale("log")
         low, high = 10 ** np.asarray(edges)[[0, -1]]
-        ticks = [base * 10.0**k for k in range(7) for base in (1, 2, 5)]
+        bases = (1, 2, 5) if high <= 30 * low else (1,)  # few, so that the labels do not overlap
+        ticks = [base * 10.0**k for k in range(7) for base in bases]
         ax.set_xticks([tick for tick in ticks if low <= tick <= high])
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         ax.minorticks_off()
-        ax.tick_params(axis="x", labelrotation=45)
         ax.set(xlabel=label, ylabel="battles")
         hover = {f"bar{i}": f"{values[i]:,.0f} to {values[i + 1]:,.0f}: {n:,} battles" for i, n in enumerate(counts)}
         return svg_of(figure, name, alt, hover)

@@ -51,7 +51,7 @@ def conclusion(report: Report) -> Markup:
     if choice == "student":
         clauses.append(_student_clause(paired(report, "student", other), ensemble_name(report)))
     elif paired(report, "student", "calibrated"):
-        clauses.append(say("and the student is shown to be worse: {d}",
+        clauses.append(say("and the student is shown to be worse (difference {d})",
                            d=interval(paired(report, "student", "calibrated"), signed=True)))  # fmt: skip
     return start + Markup("").join(say(", {c}", c=clause) for clause in clauses if clause) + "."
 
@@ -63,10 +63,10 @@ def _against(difference: Any, other: str) -> Markup | None:
         return say("{few} against {other}", few=too_few(difference["groups"]), other=other)
     d = interval(difference, signed=True)
     if below_zero(difference):
-        return say("better than {other}: {d}", other=other, d=d)
+        return say("better than {other} (difference {d})", other=other, d=d)
     if above_zero(difference):
-        return say("worse than {other}: {d}", other=other, d=d)
-    return say("not shown to differ from {other}: {d}", other=other, d=d)
+        return say("worse than {other} (difference {d})", other=other, d=d)
+    return say("not shown to differ from {other} (difference {d})", other=other, d=d)
 
 
 def _student_clause(difference: Any, ensemble: str) -> Markup | None:

@@ -21,6 +21,7 @@ def head(report: Report) -> Head:
         facts=_facts(report),
         conclusion=conclusion(report),
         cards=_cards(report),
+        legend=_legend(),
         command=report["summary"]["submit"]["command"],
         purpose=_purpose(report["summary"]["submit"]),
         trust=level,
@@ -32,7 +33,7 @@ def _purpose(submit: Report) -> str:
     """Say what the next command does."""
     if submit["choice"] not in ("student", "calibrated"):
         return "Next, to stack and calibrate the members:"
-    return "Next, for the verdicts of new battles (in FILE):"
+    return "Next, to predict the verdicts of new battles (in FILE):"
 
 
 def _facts(report: Report) -> list[Markup]:
@@ -72,18 +73,29 @@ def _cards(report: Report) -> list[Card]:
     ]
 
 
+def _legend() -> Markup:
+    """Say how to read the numbers of the cards."""
+    return say(
+        "Log loss on battles that the model was not trained on: lower is better, and a difference below 0 is a "
+        "gain. [Brackets]: 95&nbsp;% interval."
+    )
+
+
 def _gain(report: Report, predictor: str, member: str | None) -> Markup:
     """Say what a predictor gains on the best member, and the student on the ensemble."""
     right = say("Right on {share} of the battles.", share=percent(row_of(report, predictor)["accuracy"]))
     if member is None:
         guess = next((row for row in report["summary"]["table"] if row["predictor"] == "prior"), None)
-        scale = say(" (guessing by the class shares: {loss})", loss=number(guess["log_loss"]["value"])) if guess else ""
-        return say("Log loss; lower is better{scale}. {right}", scale=scale, right=right)
+        if guess is None:
+            return right
+        return right + say(" Guessing by the class shares: {loss}.", loss=number(guess["log_loss"]["value"]))
     difference = paired(report, predictor, member)
     if difference is None:
         return right
     gain = right + say(" Against {member}: {d}, {finding}.", d=interval(difference, signed=True), member=member,
                finding=_finding(difference))  # fmt: skip
+    if predictor == "student":
+        gain = say("Learned from the {ensemble}. ", ensemble=ensemble_name(report)) + gain
     rival = paired(report, predictor, "calibrated")
     if rival is None:
         return gain

@@ -43,6 +43,7 @@ def render_markdown(report: Report, figures: list[tuple[str, Drawing]]) -> str:
         _plain(first.conclusion),
         _table([["", "log loss", ""]], [[_plain(say("{c}", c=card.name if card.label == "member" else
                f"{card.label}: {card.name}")), _plain(card.value), _plain(card.note)] for card in first.cards]),
+        _plain(first.legend),
         f"```bash\n{first.command}\n```",
         _plain(first.reason),
         *_list("Warnings", [say("{w}", w=warning) for warning in report["summary"]["warnings"]]),

@@ -20,8 +20,9 @@ from ensemble.report import (
     sections_student,
     sections_summary,
 )
+from ensemble.report.columns import in_columns
 from ensemble.report.head import head
-from ensemble.report.page_elements import Head, Section, in_columns
+from ensemble.report.page_elements import Head, Section
 from ensemble.report.sections_comparison import run_comparison
 
 

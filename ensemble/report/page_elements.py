@@ -7,7 +7,7 @@ with all digits: tables sort by this value, and a test finds each one in ``repor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from markupsafe import Markup
@@ -15,9 +15,6 @@ from markupsafe import Markup
 from ensemble.statistics.interval_words import too_few
 
 NOTHING = Markup()
-HALF = 64  # characters of a table that fits into half a row, with GAP between its columns
-GAP = 2
-APART = 2  # blocks from a half one to the neighbour that moves up beside it
 MISSING = Markup("<span title='unknown'>–</span>")
 
 
@@ -38,7 +35,7 @@ class Battle:
 class Block:
     """One block of a section; the template reads the fields that its ``kind`` has."""
 
-    kind: str  # text | list | table | figure | quotes | battles
+    kind: str  # text | list | table | figure | quotes | battles | columns
     text: Markup = NOTHING
     caption: str = ""
     head: list[str] = field(default_factory=list)
@@ -48,6 +45,10 @@ class Block:
     best: int | None = None  # row of a table that is highlighted
     battles: list[Battle] = field(default_factory=list)
     half: bool = False  # takes one of two columns where the page is wide
+    narrow: bool = False  # a table that fits into half a row, folded or not
+    wide: bool = False  # a table that does not fit on a phone: there each row is shown as a list
+    spans: list[int] = field(default_factory=list)  # twelfths of the cells that are the title of such a row
+    columns: tuple[list[Block], ...] = ()  # of blocks side by side
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Head:
     facts: list[Markup]
     conclusion: Markup
     cards: list[Card]
+    legend: Markup  # how to read the cards
     command: str
     purpose: str  # of the command
     trust: str  # good | check | bad
@@ -145,11 +147,8 @@ def text(template: str, **values: Any) -> Block:
 
 
 def table(caption: str, head: list[str], rows: list[list[Any]], folded: bool = False, best: int | None = None) -> Block:
-    shown = [[striptags(cell) for cell in row] for row in rows]
-    words = [max(name.split() or [""], key=len) for name in head]  # headings break between words
-    widths = [max(len(cell) for cell in column) for column in zip(words, *shown, strict=True)]
-    half = not folded and sum(widths) + GAP * len(head) <= HALF
-    return Block("table", caption=caption, head=head, rows=rows, folded=folded, best=best, half=half)
+    head = [name.replace(" %", "\xa0%") for name in head]
+    return Block("table", caption=caption, head=head, rows=rows, folded=folded, best=best)
 
 
 def sentences(caption: str, rows: Sequence[Markup]) -> Block:
@@ -158,7 +157,7 @@ def sentences(caption: str, rows: Sequence[Markup]) -> Block:
 
 
 def figure(caption: str, svg: Markup) -> Block:
-    return Block("figure", caption=caption, svg=svg, half=True)
+    return Block("figure", caption=caption.replace(" %", "\xa0%"), svg=svg, half=True)
 
 
 def quotes(caption: str, rows: list[list[Any]]) -> Block:
@@ -183,22 +182,3 @@ def bar(bounds: dict[str, Any], scale: tuple[float, float]) -> Markup:
         '<span class="bar" aria-hidden="true"><i style="left:{:.1f}%;width:{:.1f}%"></i>'
         '<em style="left:{:.1f}%"></em></span>'
     ).format(start, end - start, at)
-
-
-def in_columns(blocks: list[Block]) -> list[Block]:
-    """Return the blocks so that those of half a row come in pairs: one that is left alone takes the whole row."""
-    arranged: list[Block] = []
-    waiting: int | None = None  # place of a half block that has no neighbour yet
-    for block in blocks:
-        if waiting is not None and len(arranged) - waiting > APART:
-            arranged[waiting], waiting = replace(arranged[waiting], half=False), None
-        if block.half and waiting is not None:
-            arranged.insert(waiting + 1, block)
-            waiting = None
-            continue
-        if block.half:
-            waiting = len(arranged)
-        arranged.append(block)
-    if waiting is not None:
-        arranged[waiting] = replace(arranged[waiting], half=False)
-    return arranged

@@ -144,7 +144,11 @@ def calibration(report: Report) -> Section:
     blocks = [
         table("Calibration by predictor", ["predictor", "log loss", "ECE (top label)", "ECE by chance alone", "Brier"],
               rows),
-        text("A perfectly calibrated predictor has about the ECE in the column <em>by chance alone</em>."),
+        text("Calibrated: of the battles with a predicted probability of 0.3, 30 % have that verdict, and the marks in "
+             "the diagrams lie on the dashed line. Above it a verdict is more frequent than predicted, below it less. "
+             "The <em>ECE</em> (expected calibration error) is the mean distance from the line for the most probable "
+             "class. Of so many battles, even a perfectly calibrated predictor has about the ECE in the column <em>by "
+             "chance alone</em>."),
     ]  # fmt: skip
     shown = content["before_after"] or [[name] for name in list(content["predictors"])[:2]]
     for k, names in enumerate(shown):

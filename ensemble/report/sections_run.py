@@ -26,6 +26,11 @@ from oof.classes import CLASSES, classes_of_data
 Report = dict[str, Any]
 VERDICTS = ("A wins", "B wins", "ties")
 ALWAYS_SHOWN = ("rows_read", "rows_dropped")  # counts that are shown even where they are 0
+CURVES = (
+    "Each line is one training. The student's loss includes its distance from the ensemble's probabilities, so its "
+    "scale is not that of the members. A value is of a few batches and therefore noisy; how good the models are on "
+    "battles that they were not trained on is in the leaderboard."
+)
 COUNT_WORDS = {
     "both_bad": "battles with both responses judged bad",
     "empty_responses": "battles with an empty response",
@@ -75,6 +80,8 @@ def distillation(report: Report) -> Section:
         alt = f"Training loss of {predictor_name(name)} by step, one line per job."
         series = {job_name(job): (c["step"], c["loss"]) for job, c in jobs.items()}
         blocks.append(figure(alt, charts.lines(f"curve{k}", alt, series, ("optimizer step", "training loss"))))
+    if blocks:
+        blocks.append(text(CURVES))
     content = report["distillation"]
     if content:
         seeds = content["seeds"]

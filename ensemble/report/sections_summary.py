@@ -9,7 +9,6 @@ from markupsafe import Markup
 from ensemble.report import charts
 from ensemble.report.advice import advice
 from ensemble.report.conclusion import say
-from ensemble.report.leaderboard import BOUND
 from ensemble.report.names import predictor_meaning, predictor_name
 from ensemble.report.page_elements import (
     MISSING,
@@ -42,10 +41,6 @@ def story(report: Report) -> Section:
 def leaderboard(report: Report) -> Section:
     """Return the section with all predictors, sorted and ranked, and their paired differences."""
     rows = sorted(report["summary"]["table"], key=lambda row: float(row["log_loss"]["value"]))
-    contenders = [predictor_name(row["predictor"]) for row in rows if row["predictor"] not in BASELINES]
-    drawn = [(predictor_name(row["predictor"]), row["log_loss"]) for row in rows]
-    alt = "Log loss of each predictor with its 95 % interval; the table has the values."
-    losses = charts.two_scales("summary", alt, drawn, contenders, "log loss (95 % interval)")
     blocks = [
         _ranking(report, rows),
         text("Lower is better. A <em>rank</em> is one more than the number of predictors that are shown to be better "
@@ -53,10 +48,23 @@ def leaderboard(report: Report) -> Section:
              "rank 1. Bars show the contenders' scale; an arrow stands for a loss beyond it. Intervals are over groups "
              "of near-duplicate prompts: percentile bootstrap, and where there are few groups the jackknife with "
              "Student's t."),
-        figure("Log loss of all predictors, and of the contenders on a scale of their own.", losses),
+        *_losses(rows),
         *_differences(report["summary"]["paired"]),
     ]  # fmt: skip
     return Section("leaderboard", "Leaderboard", blocks)
+
+
+def _losses(rows: list[Report]) -> list[Block]:
+    """Return the figure of all losses, and of the contenders on a scale of their own, which the others stretch."""
+    drawn = [(predictor_name(row["predictor"]), row["log_loss"]) for row in rows]
+    close = [pair for pair, row in zip(drawn, rows, strict=True) if row["predictor"] not in BASELINES]
+    label = "log loss (95 % interval)"
+    alt = "Log loss of each predictor with its 95 % interval; the table has the values."
+    blocks = [figure("Log loss of all predictors.", charts.forest("summary", alt, drawn, label, zero=False))]
+    if len(close) < len(drawn):
+        alt = "Log loss of the contenders with its 95 % interval, on a scale of their own."
+        blocks.append(figure(alt, charts.forest("contenders", alt, close, label, zero=False)))
+    return blocks
 
 
 def _differences(paired: list[Report]) -> list[Block]:
@@ -71,7 +79,7 @@ def _differences(paired: list[Report]) -> list[Block]:
     title = "Paired differences of log loss (below 0: the first is better)"
     return [
         figure(caption, charts.forest("paired", alt, drawn, "difference of log loss (95 % interval)")),
-        table(title, ["first", "second", "difference"], cells, folded=True),
+        table(title, ["first", "second", "difference"], cells),
     ]
 
 
@@ -88,7 +96,7 @@ def _ranking(report: Report, rows: list[Report]) -> Block:
          *([percent(row["tie_recall"])] if ties else []), number(row["ece"])]
         for row in rows
     ]  # fmt: skip
-    best = next((i for i, row in enumerate(rows) if row["predictor"] != BOUND), None)
+    best = next((i for i, row in enumerate(rows) if row["predictor"] == summary["submit"]["choice"]), None)
     return table("Out-of-fold scores", head, cells, best=best)
 
 

@@ -34,7 +34,7 @@ LINES = (
 )  # seven with six colours: no pair of both repeats within 42 series
 INK = "#010203"  # replaced by the page's text colour
 GREY = "#888888"
-WIDTH = 4.2  # inches
+WIDTH = 4.0  # inches
 DECIMALS = re.compile(r"(\.\d\d)\d+")
 COORDINATES = re.compile(r' (x|y|d)="[^"]*"')
 STYLE = re.compile(r' style="[^"]*"')
@@ -43,7 +43,7 @@ TAG = re.compile(r"<[^>]+>")
 MARKS = re.compile(r"<g( clip-path=[^>]*)?>((?:<use [^>]*/>)+)</g>")
 
 STYLE_OF_FIGURES: dict[str, Any] = {
-    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "legend.frameon": False,
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "legend.frameon": False,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "figure.facecolor": "none",
     "lines.linewidth": 1.3, "lines.markersize": 4, "svg.hashsalt": "report", "svg.fonttype": "none",

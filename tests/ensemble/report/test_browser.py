@@ -36,7 +36,7 @@ CUT = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
       && a.top < b.bottom - 3 && b.top < a.bottom - 3);
   }).map(text => svg.getAttribute('aria-label').slice(0, 40) + ': ' + text.textContent);
 })"""
-FIGURES = {"run": 17, "hostile": 18, "comparison": 1}
+FIGURES = {"run": 18, "hostile": 19, "comparison": 1}
 
 
 @pytest.fixture(scope="module")
