@@ -41,7 +41,7 @@ def _intervals(ax: Axes, rows: Sequence[Row]) -> None:
         ax.plot(x, [i] * len(x), "-o", color=colour(0), markevery=[len(x) // 2], gid=f"row{i}")
     ax.set_yticks(range(len(rows)), [short(text) for text, _ in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.xaxis.set_major_locator(MaxNLocator(4))  # few, because long row names leave narrow axes
+    ax.xaxis.set_major_locator(MaxNLocator(3))  # few, because long row names leave narrow axes
 
 
 def _hover(rows: Sequence[Row]) -> dict[str, str]:
