@@ -40,7 +40,7 @@ class StoredScores:
         """Return the positions of the battles (hashes) that no finished piece has, each battle once, in order."""
         rows = pl.DataFrame({"battle": battles}).with_row_index("row")
         rows = rows.unique("battle", keep="first", maintain_order=True)
-        new = rows.join(self._frame(["battle"]), on="battle", how="anti", maintain_order="left")
+        new = rows.join(_scores(self.finished, ["battle"]), on="battle", how="anti", maintain_order="left")
         return new["row"].to_numpy().astype(np.int64)
 
     def pieces(self, battles: pl.Series, size: int) -> Iterator[tuple[NDArray[np.int64], Step]]:
@@ -62,13 +62,15 @@ class StoredScores:
             ids: (n,) of the battles.
             battles: (n,) their hashes.
         """
-        scores = StoredScores(self.folder)._frame().unique("battle", keep="first", maintain_order=True)
+        scores = _scores(StoredScores(self.folder).finished).unique("battle", keep="first", maintain_order=True)
         rows = pl.DataFrame({"id": ids, "battle": battles})
         return rows.join(scores, on="battle", how="left", validate="m:1", maintain_order="left").drop("battle")
 
     def _step(self, name: str) -> Step:
         return Step(self.folder / name, name)
 
-    def _frame(self, columns: list[str] | None = None) -> pl.DataFrame:
-        frames = [read_parquet(path / LOGITS).select(columns or pl.all()) for path in self.finished]
-        return pl.concat(frames) if frames else pl.DataFrame(schema={"battle": pl.String})
+
+def _scores(pieces: list[Path], columns: list[str] | None = None) -> pl.DataFrame:
+    """Return the scores of finished pieces."""
+    frames = [read_parquet(path / LOGITS).select(columns or pl.all()) for path in pieces]
+    return pl.concat(frames) if frames else pl.DataFrame(schema={"battle": pl.String})
