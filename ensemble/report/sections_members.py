@@ -27,6 +27,7 @@ from oof.classes import CLASSES
 
 Report = dict[str, Any]
 ADVANTAGE = "advantage in nats a battle (95 % interval)"
+VERDICTS = dict(zip(CLASSES, ("A wins", "B wins", "ties"), strict=True))
 LIMITS = (
     "This comparison can show that a member's lead is larger where the prompt is in the corpus. It cannot show that "
     "training on the corpus is the cause. Prompts that many people ask are shorter and easier and occur in every "
@@ -103,7 +104,10 @@ def case_blocks(pair: Report, name: str) -> list[Block]:
     first, second = (predictor_name(pair[side]) for side in ("first", "second"))
     grid, points = pair["grid"], pair["points"]
     labels = {"both": "both right", "first": f"only {first}", "second": f"only {second}", "neither": "neither"}
-    rows = [[labels[key], *(count(row[c]) for c in ("n", *CLASSES))] for key, row in pair["right_alone"].items()]
+    alone = pair["right_alone"]
+    seen = [c for c in CLASSES if any(row[c] for row in alone.values())]  # two-class runs have no ties
+    head = ["", "battles", *(VERDICTS[c] for c in seen)]
+    rows = [[labels[key], *(count(row[c]) for c in ("n", *seen))] for key, row in alone.items()]
     axes = f"by the probability of the verdict, of {first} (horizontal) and {second} (vertical)"
     sampled = points["n_shown"] < points["n"]
     shown = f"A random {points['n_shown']:,} of {points['n']:,} battles" if sampled else "Every battle"
@@ -114,7 +118,7 @@ def case_blocks(pair: Report, name: str) -> list[Block]:
         alt = f"Heat map of all battles {axes}."
         blocks.append(figure(alt, charts_probabilities.heat(f"{name}-heat", alt, grid, (first, second))))
     blocks += [
-        table("Predictors whose most probable class is the verdict", ["", "battles", "A wins", "B wins", "ties"], rows),
+        table("Predictors whose most probable class is the verdict", head, rows),
         text("The correlation of the two probabilities of the verdict is {r}.", r=number(grid["correlation"], 3)),
     ]
     for side, winner in (("first", first), ("second", second)):

@@ -232,3 +232,6 @@ def test_numbers_are_recomputed_and_sentences_follow_from_them(name: str) -> Non
         assert sentence in shown + " ".join(report["summary"]["warnings"])
     page = render_report(report)
     assert {float(value) for value in re.findall(r'<data value="([^"]+)"', page)} <= numbers(report)
+    table = re.search(r"whose most probable class is the verdict.*?</table>", page, re.S)
+    titles = Markup(table[0].split("</thead>")[0]).striptags() if table else ""  # noqa: S704  # not a page
+    assert ("ties" in titles) == bool((run.labels == 2).any())
