@@ -140,7 +140,8 @@ def plan_student(config: Config) -> StudentPlan:
     teacher_probs = np.stack(teachers, axis=1)
     needs_jobs = config.distill.teacher != "oof" or table.height > inputs.table.height
     first = first_weights(config)
-    finished = _finished_jobs(config, battles) if needs_jobs or first == "member" else []
+    remedy = "run 'make oof' with this RUN" + ("" if needs_jobs else ", or set distill.start=base")
+    finished = _finished_jobs(config, battles, remedy) if needs_jobs or first == "member" else []
     jobs, start = finished if needs_jobs else [], start_jobs(config, finished)
     # The base, where all students of older versions started, adds nothing to the key.
     named = Distill.start if first == "base" else first
@@ -233,11 +234,11 @@ def _check_settings(config: Config) -> None:
         raise UserError(f"distill.variants: {unknown[0]!r} is unknown; choose from {', '.join(VARIANTS)}")
 
 
-def _finished_jobs(config: Config, battles: pl.DataFrame) -> list[FoldJob]:
+def _finished_jobs(config: Config, battles: pl.DataFrame, remedy: str) -> list[FoldJob]:
     jobs = fold_jobs(config, battles)
     for job in jobs:
         if not job.step.done:
-            raise UserError(f"{job.folder}: this fold job's trained model is missing; run 'make oof' with this RUN")
+            raise UserError(f"{job.folder}: this fold job's trained model is missing; {remedy}")
     return jobs
 
 

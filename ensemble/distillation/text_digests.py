@@ -1,6 +1,6 @@
 """Digests of battles' texts: of a table for content keys, and of each battle for its stored scores. Imports no torch.
 
-A table may have millions of battles, so only some of its texts are Python strings at a time.
+A table may have many unlabelled battles, so only some of its texts are Python strings at a time.
 """
 
 from __future__ import annotations

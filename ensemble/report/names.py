@@ -27,6 +27,7 @@ COMBINERS = {
     "pool": "pool of combiners",
     "pool or choice of each fold (stack)": "pool or choice of each fold",
 }
+VERDICTS = ("A wins", "B wins", "ties")  # titles of columns, in class order
 ORDINARY = ("mean", "pool")  # names of combiners that are words of a sentence, too
 OF_MEMBER = {
     "margin": "lead of A",

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ensemble.report import charts, charts_probabilities
-from ensemble.report.names import predictor_name
+from ensemble.report.names import VERDICTS, predictor_name
 from ensemble.report.page_elements import (
     NOTHING,
     Block,
@@ -27,7 +27,6 @@ from oof.classes import CLASSES
 
 Report = dict[str, Any]
 ADVANTAGE = "advantage in nats a battle (95 % interval)"
-VERDICTS = dict(zip(CLASSES, ("A wins", "B wins", "ties"), strict=True))
 LIMITS = (
     "This comparison can show that a member's lead is larger where the prompt is in the corpus. It cannot show that "
     "training on the corpus is the cause. Prompts that many people ask are shorter and easier and occur in every "
@@ -105,9 +104,10 @@ def case_blocks(pair: Report, name: str) -> list[Block]:
     grid, points = pair["grid"], pair["points"]
     labels = {"both": "both right", "first": f"only {first}", "second": f"only {second}", "neither": "neither"}
     alone = pair["right_alone"]
-    seen = [c for c in CLASSES if any(row[c] for row in alone.values())]  # two-class runs have no ties
-    head = ["", "battles", *(VERDICTS[c] for c in seen)]
-    rows = [[labels[key], *(count(row[c]) for c in ("n", *seen))] for key, row in alone.items()]
+    # Two-class runs have no ties.
+    seen = [i for i, c in enumerate(CLASSES) if any(row[c] for row in alone.values())]
+    head = ["", "battles", *(VERDICTS[i] for i in seen)]
+    rows = [[labels[key], count(row["n"]), *(count(row[CLASSES[i]]) for i in seen)] for key, row in alone.items()]
     axes = f"by the probability of the verdict, of {first} (horizontal) and {second} (vertical)"
     sampled = points["n_shown"] < points["n"]
     shown = f"A random {points['n_shown']:,} of {points['n']:,} battles" if sampled else "Every battle"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ensemble.report import charts
 from ensemble.report.conclusion import say
-from ensemble.report.names import job_name, predictor_name
+from ensemble.report.names import VERDICTS, job_name, predictor_name
 from ensemble.report.page_elements import (
     Block,
     Section,
@@ -24,7 +24,6 @@ from ensemble.report.sections_members import case_blocks, comparison_blocks
 from oof.classes import CLASSES, classes_of_data
 
 Report = dict[str, Any]
-VERDICTS = ("A wins", "B wins", "ties")
 ALWAYS_SHOWN = ("rows_read", "rows_dropped")  # counts that are shown even where they are 0
 CURVES = (
     "Each line is one training. The student's loss includes its distance from the ensemble's probabilities, so its "

@@ -210,7 +210,7 @@ def load_battles(run: Path, unlabelled: bool = True) -> pl.DataFrame:
 
     Args:
         run: the run folder.
-        unlabelled: whether to return those of ``data.unlabelled``, too, which may be millions.
+        unlabelled: whether to return those of ``data.unlabelled``, too, which may be many more than the others.
 
     Raises:
         UserError: stage one has not run in this folder, or the table is damaged.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,17 @@ def test_the_start_is_part_of_the_students_key_only_where_it_is_a_member(small_r
     assert auto.depends.keys() - base.depends.keys() == {"distill.start", "the member's fold jobs"}
     other = ["distill.student.lora.rank=32"]
     assert plan(*other).key == plan(*other, "distill.start=base").key
+
+
+def test_a_start_whose_fold_job_is_gone_is_refused_with_both_ways_out(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    (run / "oof" / "gemma2" / "fold-1" / "job.json").unlink()
+    path, *overrides = small_arguments(run)
+    remedy = r"fold-1: .* is missing; run 'make oof' with this RUN, or set distill\.start=base"
+    with pytest.raises(UserError, match=remedy):
+        plan_student(configuration.load(path, overrides))
+    assert plan_student(configuration.load(path, [*overrides, "distill.start=base"])).start == []
 
 
 def test_the_start_from_a_member_s_pretraining_needs_pairs_and_a_member_that_fits(tmp_path: Path) -> None:
