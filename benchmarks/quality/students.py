@@ -16,6 +16,8 @@ Vicuna-80, LLMFAO, PandaLM, Tulu 1, with QA feedback to pseudo-label; members Sm
 Gemma3-270M) are split once by prompt: settings are chosen on the half ``develop``, and ``report`` is for the chosen
 ones, once. Votes are soft labels of the members, wherever there are some.
 
+``--finish`` makes the student of one setting the run's, as ``benchmarks.quality.cascade`` needs.
+
 Every fold job and every student is kept in ``--out``, so a call can be stopped, and the next one goes on. The page has
 what is finished of the sets, seeds and halves that the command names; ``--table`` runs nothing.
 """
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--battles", type=int, default=0, help="scored ones of each part; 0: 2,000, 1,200 or 1,500")
     parser.add_argument("--tokens", type=int, default=0, help="of a real battle; 0: 256 or 384")
     parser.add_argument("--epochs", type=float, default=0.0, help="on real battles; 0: 2 or 1")
+    parser.add_argument("--finish", default="", metavar="SETTING", help="finish the run's stage three with it first")
     parser.add_argument("--minutes", type=float, default=0.0, help="stop in good order after this time; 0: never")
     parser.add_argument("--table", action="store_true", help="run nothing, write the page of what is finished")
     parser.add_argument("--out", type=Path, default=Path("runs/students"))
@@ -86,10 +89,12 @@ def main() -> None:
     interrupts.install()
     deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
     found = parts(arguments)
-    names = chosen(arguments.only, dict.fromkeys(name for part in found for name in part.settings))
+    known = dict.fromkeys(name for part in found for name in part.settings)
+    names = chosen(arguments.only, known)
+    finish = chosen([arguments.finish], known)[0] if arguments.finish else ""
     try:
         for part in [] if arguments.table else found:
-            measure(part, [name for name in names if name in part.settings], deadline)
+            measure(part, [name for name in names if name in part.settings], deadline, finish)
     except interrupts.Stopped as stop:
         print(f"stopped by {stop}; run the same command again to go on", file=sys.stderr)
     print(write_page(arguments.write or arguments.out / "students.md", "Settings of the student", page(found)))

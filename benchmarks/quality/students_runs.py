@@ -28,8 +28,10 @@ def plan_of(settings: Sequence[str]) -> StudentPlan:
 
 
 def students_step(plan: StudentPlan) -> Step:
-    """Return the step of a plan's fold students, which settings of the same effect share."""
-    return Step(Path(plan.config.run) / "students" / plan.key[:12], plan.key)
+    """Return the step of a plan's fold students, which settings of the same effect share; stage three's, if done."""
+    run = Path(plan.config.run)
+    stage_three = Step(run / "distill", plan.key)
+    return stage_three if stage_three.done else Step(run / "students" / plan.key[:12], plan.key)
 
 
 def student_probs(plan: StudentPlan) -> NDArray[np.float64]:
@@ -57,13 +59,14 @@ def train(settings: Sequence[str]) -> NDArray[np.float64]:
     return student_probs(plan)
 
 
-def measure(part: Part, names: Sequence[str], deadline: float) -> None:
+def measure(part: Part, names: Sequence[str], deadline: float, finish: str = "") -> None:
     """Run stages one and two of a part, then train the fold students of each setting; finished ones are skipped.
 
     Args:
         part: of the benchmark.
         names: of its settings.
         deadline: of the monotonic clock; infinite = none.
+        finish: setting with which stage three of the run is done first; "" = of none.
 
     Raises:
         interrupts.Stopped: by a signal or at the deadline; the next call goes on.
@@ -72,8 +75,12 @@ def measure(part: Part, names: Sequence[str], deadline: float) -> None:
     def seconds_left() -> float:
         return 0.0 if deadline == float("inf") else max(1.0, deadline - time.monotonic())
 
-    for program, subcommand in ((oof_main, "oof"), (ensemble_main, "stack")):
-        status = program([subcommand, str(part.path), *part.overrides, f"jobs.time_limit={seconds_left():.0f}"])
+    stages = [(oof_main, "oof", []), (ensemble_main, "stack", [])]
+    if finish:
+        stages.append((ensemble_main, "distill", part.settings[finish]))
+    for program, subcommand, changes in stages:
+        limit = f"jobs.time_limit={seconds_left():.0f}"
+        status = program([subcommand, str(part.path), *part.overrides, *changes, limit])
         if status == interrupts.EXIT_STATUS:
             raise interrupts.Stopped("a signal or the time limit")
         if status:

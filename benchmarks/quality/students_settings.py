@@ -188,6 +188,7 @@ def real(
     path = folder / "config.yaml"
     write_json(path, tree)  # JSON is YAML
     overrides = [f"run={folder / 'run'}", "distill.start=base", NO_PSEUDO_LABELS]
+    overrides += ["distill.final=fold_average"]  # no figure here is that of a student of all battles
     return Part(f"{name}, {half} half", 0, path, overrides, files.get("votes"))
 
 
