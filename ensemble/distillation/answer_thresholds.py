@@ -16,15 +16,16 @@ from ensemble.abstention.observed import Observed, answered_interval
 from ensemble.abstention.stored import ABSTENTION, Abstention
 from ensemble.abstention.thresholds import DELTA, calibrate
 from ensemble.abstention.training_ranges import TrainingRanges
+from ensemble.distillation.card_section import write_section
+from ensemble.distillation.hub import CARD
 from ensemble.distillation.plan import StudentPlan
 from ensemble.stacking.stage import read_predictions
-from oof.common.atomic_files import read_parquet, replacing
+from oof.common.atomic_files import read_parquet
 from oof.common.logits_format import COUNT_COLUMNS
 from oof.common.steps import Step
 
-CARD = "README.md"
 SHOWN = (0.05, 0.10, 0.20, 0.30)  # levels in the card
-HEADING, BEFORE = "## Abstention", "\n## Limits"
+HEADING = "## Abstention"
 
 
 def store_abstention(plan: StudentPlan, folder: Path, probs: NDArray[np.float64]) -> None:
@@ -39,11 +40,7 @@ def store_abstention(plan: StudentPlan, folder: Path, probs: NDArray[np.float64]
     thresholds = calibrate(probs, inputs.labels, inputs.groups, plan.config.seed)
     abstention = Abstention(thresholds, TrainingRanges.of(inputs.table, *_token_counts(plan, folder)))
     abstention.write(student)
-    card = (student / CARD).read_text(encoding="utf-8")
-    if HEADING not in card:
-        section = _card_section(plan, probs, abstention)
-        with replacing(student / CARD) as temporary:
-            temporary.write_text(card.replace(BEFORE, f"\n{section}\n{BEFORE}", 1), encoding="utf-8")
+    write_section(student / CARD, HEADING, _section(plan, probs, abstention))
 
 
 def add_abstention(plan: StudentPlan, step: Step) -> bool:
@@ -71,7 +68,7 @@ def _token_counts(plan: StudentPlan, folder: Path) -> list[NDArray[np.int64]]:
     return np.split(joined.select(COUNT_COLUMNS).to_numpy().astype(np.int64), 2, axis=1)
 
 
-def _card_section(plan: StudentPlan, probs: NDArray[np.float64], abstention: Abstention) -> str:
+def _section(plan: StudentPlan, probs: NDArray[np.float64], abstention: Abstention) -> str:
     inputs, thresholds = plan.inputs, abstention.thresholds
     observed = Observed.of(probs, inputs.labels, inputs.groups)
     rows = []
@@ -84,8 +81,7 @@ def _card_section(plan: StudentPlan, probs: NDArray[np.float64], abstention: Abs
         share, error = observed.at(naive)
         rows.append(f"| {level:.0%} | {ours} | " + ("0 % | - |" if naive is None else f"{share:.1%} | {error:.1%} |"))
     table = "\n".join(rows)
-    return f"""{HEADING}
-
+    return f"""
 `judge.compare(..., max_error=0.2)` answers only where the verdict's probability reaches a threshold. The guarantee,
 with probability {1 - DELTA:.0%} over the {thresholds.groups} groups of these battles: take a random group of
 near-duplicate prompts like those of training and a random battle of it; if it is answered, its verdict is wrong with at

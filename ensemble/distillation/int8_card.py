@@ -8,15 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ensemble.distillation.hub import CARD
+from ensemble.distillation.card_section import finished_student, put_section
 from ensemble.distillation.quantize import BATTLES, measure_drift
-from oof.common.atomic_files import parse_json, replacing
-from oof.common.errors import UserError
-from oof.common.steps import Step, locked
+from oof.common.steps import locked
 from oof.jobs.dataset import load_battles
 
 HEADING = "## int8 on a CPU"
-BEFORE = "\n## Limits"
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -29,18 +26,15 @@ def add_int8_section(run: Path) -> dict[str, float]:
     Raises:
         UserError: the run has no student, or this machine no int8 products.
     """
-    folder, card = run / "distill", run / "distill" / "student" / CARD
-    step = Step(folder, str(parse_json(folder / "manifest.json")["key"])) if card.is_file() else None
-    if step is None or not step.done:
-        raise UserError(f"{folder}: no finished student; run 'make distill' with this RUN")
+    step = finished_student(run)
     with locked(run):
         battles = load_battles(run, unlabelled=False)
         battles = battles.filter((pl.col("role") == "train") & pl.col("label").is_not_null())
         table = battles.sample(min(BATTLES, battles.height), seed=0)
         labels = table["label"].to_numpy().astype(np.int64)
-        drift = measure_drift(folder / "student", folder / "student", table, labels, ("float32", "int8"))
-        with step.amended([f"student/{CARD}"]), replacing(card) as temporary:
-            temporary.write_text(_with_section(card.read_text(encoding="utf-8"), drift), encoding="utf-8")
+        student = step.folder / "student"
+        drift = measure_drift(student, student, table, labels, ("float32", "int8"))
+        put_section(step, HEADING, _section(drift))
     return drift
 
 
@@ -51,10 +45,8 @@ def processor() -> str:
     return f"{name[1].strip() if name else 'CPU'}, {'with' if 'vnni' in text else 'no'} VNNI"
 
 
-def _with_section(card: str, drift: dict[str, float]) -> str:
-    section = f"""
-{HEADING}
-
+def _section(drift: dict[str, float]) -> str:
+    return f"""
 `Judge.from_pretrained(..., dtype="int8")` and `arena-distill serve --dtype int8` multiply in int8 on x86 processors.
 Compared with float32 on {drift["n"]} training battles, both orders averaged:
 
@@ -64,5 +56,3 @@ Compared with float32 on {drift["n"]} training battles, both orders averaged:
 | log loss, minus float32's | {drift["log_loss"]:+.5f} |
 | battles per second, times float32's ({processor()}) | {drift["speed"]:.2f} |
 """
-    without = re.sub(rf"\n{re.escape(HEADING)}\n.*?(?=\n## |\Z)", "", card, flags=re.S)
-    return without.replace(BEFORE, f"{section}{BEFORE}", 1)

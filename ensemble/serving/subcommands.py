@@ -1,4 +1,4 @@
-"""Subcommands of the HTTP service: serve, verify, int8, push.
+"""Subcommands of a finished student: serve, verify, int8, stress, push.
 
 Each imports what it needs only when it runs, so that ``--help`` starts at once.
 """
@@ -82,6 +82,20 @@ def _int8(arguments: argparse.Namespace) -> None:
     print(f"int8: log loss {drift['log_loss']:+.5f}, {drift['speed']:.2f} times float32's battles/s; in the model card")
 
 
+def _stress(arguments: argparse.Namespace) -> None:
+    from ensemble.distillation.stress_card import add_stress_section
+    from ensemble.statistics.interval_words import in_words
+
+    rows = add_stress_section(run_folder(arguments), Path(arguments.battles))
+    if arguments.json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    for row in rows:
+        student, longer = (in_words(share, ".3f") for share in (row.student, row.longer))
+        print(f"stress: {row.name}: {row.n:,} battles, right {student}; the longer response {longer}")
+    print("stress: in the model card")
+
+
 def add_student_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the student and its precision to a subcommand."""
     parser.add_argument(
@@ -115,6 +129,12 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_option(parser)
 
 
+def _stress_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_argument(parser)
+    parser.add_argument("battles", metavar="FILE", help="judged battles, for example LLMBar's")
+    add_json_option(parser)
+
+
 def _push_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
     parser.add_argument("hub_name", metavar="USER/NAME", help="on the Hugging Face hub; made where it does not exist")
@@ -135,6 +155,10 @@ SERVING = (
     Subcommand(
         "int8", _int8, "use", "measure a run's student in int8 on this CPU; put drift and speed into its card",
         "arena-distill int8 runs/demo", add_run_argument,
+    ),
+    Subcommand(
+        "stress", _stress, "use", "accuracy of a run's student on judged battles that it has not read, into its card",
+        "arena-distill stress runs/demo llmbar.csv", _stress_arguments,
     ),
     Subcommand(
         "push", _push, "use", "upload a run's student to the Hugging Face hub, with its card",

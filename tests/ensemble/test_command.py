@@ -28,7 +28,8 @@ from tests.fixtures.demo_run import ROOT, SMALL
 from tests.fixtures.sandbox import run, write_command
 
 SLOW = {"ablate", "bases", "cascade", "demo", "int8", "judge", "oof", "plan", "report", "stack"}
-ELSEWHERE = {"serve", "verify", "push"}  # they need a server: tests/ensemble/serving and test_hub.py run them
+# They need a server or a file: tests/ensemble/serving, test_hub.py and test_stress_card.py run them.
+ELSEWHERE = {"serve", "verify", "push", "stress"}
 NAMES = [subcommand.name for subcommand in SUBCOMMANDS]
 
 

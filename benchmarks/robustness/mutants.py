@@ -1,0 +1,185 @@
+"""Mutation check: small changes of the code that numbers depend on, and whether a test notices each.
+
+    python -m benchmarks.robustness.mutants --write docs/evidence/mutants.md   # hours; rerun to go on
+    python -m benchmarks.robustness.mutants --only oof/metrics.py
+
+mutmut changes one operator, number, argument or name at a time and runs the fast tests that reach the changed function.
+A change that no test notices is a survivor, listed below with its line; those that cannot change a result are in
+`benchmarks/robustness/equivalent_mutants.json` with the reason, and do not count. Texts of messages are not changed.
+
+mutmut is installed into ``--out`` and works on a copy of the tracked files there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.common import ROOT, argument_parser, chosen, paragraphs, run_script, write_page
+from oof.common.atomic_files import read_json
+from oof.common.errors import UserError
+
+MUTMUT = "mutmut==3.8.1"
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
+# Modules that numbers depend on, and the tests of each.
+MODULES = {
+    "oof/metrics.py": ["tests/oof/test_metrics.py"],
+    "oof/folds/assignment.py": ["tests/oof/folds"],
+    "oof/folds/balance.py": ["tests/oof/folds"],
+    "oof/folds/given_folds.py": ["tests/oof/folds"],
+    "oof/folds/groups.py": ["tests/oof/folds"],
+    "oof/encoding/batches.py": ["tests/oof/encoding"],
+    "oof/encoding/truncation.py": ["tests/oof/encoding"],
+    "oof/training/losses.py": ["tests/oof/training/test_losses.py"],
+    "ensemble/stacking/calibration.py": ["tests/ensemble/stacking/test_calibration.py"],
+    "ensemble/stacking/calibration_fit.py": ["tests/ensemble/stacking/test_calibration.py"],
+    "ensemble/stacking/cross_fit.py": ["tests/ensemble/stacking/test_cross_fit.py"],
+    "ensemble/distillation/targets.py": ["tests/ensemble/distillation/test_targets.py"],
+    "ensemble/cascade/policy.py": ["tests/ensemble/cascade"],
+    "ensemble/cascade/policy_choice.py": ["tests/ensemble/cascade"],
+    "ensemble/cascade/scores.py": ["tests/ensemble/cascade"],
+}
+# Lines whose change is one of a message, a name for people, or nothing that runs.
+UNCHANGED_LINES = ["UserError\\(", "ValueError\\(", "logger\\.", '^\\s*f?"', "TypeVar\\("]
+KILLED = ("killed", "timeout", "suspicious", "segfault")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of the code, and what became of it.
+
+    Attributes:
+        module: path of the file.
+        function: its name, a method's with its class.
+        status: killed, survived, timeout, no tests …
+        change: removed and added lines, without indentation.
+    """
+
+    module: str
+    function: str
+    status: str
+    change: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> list[str]:
+        return [self.module, self.function, *self.change]
+
+
+def prepare(tree: Path, packages: Path, modules: Sequence[str]) -> None:
+    """Install mutmut and copy the tracked files with mutmut's settings beside them; unchanged files stay."""
+    if not (packages / "mutmut").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), MUTMUT]
+        if subprocess.run(command, check=False).returncode:
+            raise UserError(f"{MUTMUT} could not be installed; its message is above")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        source, target = ROOT / name, tree / name
+        if source.is_file() and (not target.is_file() or source.read_bytes() != target.read_bytes()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    tests = sorted({test for module in modules for test in MODULES[module]})
+    settings = {
+        "source_paths": ["oof", "ensemble"],
+        "only_mutate": list(modules),
+        "also_copy": ["benchmarks", "configs", "docs", "README.md", "Makefile", "constraints.txt"],
+        "pytest_add_cli_args_test_selection": tests,
+        "do_not_mutate_patterns": UNCHANGED_LINES,
+        "process_isolation": "forkserver",  # torch's threads do not survive a fork
+    }
+    # Strings, and lists of strings, are written alike in JSON and TOML.
+    lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (tree / "pyproject.toml").write_text("\n".join([text, "[tool.mutmut]", *lines, ""]), encoding="utf-8")
+
+
+def _toml(value: str | list[str]) -> str:
+    if isinstance(value, str):
+        return f"'{value}'"
+    return "[" + ", ".join(f"'{item}'" for item in value) + "]"
+
+
+def mutmut(tree: Path, packages: Path, *arguments: str) -> str:
+    """Run a command of mutmut in the copy; return its standard output, of ``run`` its status as text."""
+    environment = {**os.environ, "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "mutmut", *arguments]
+    quiet = arguments[0] != "run"
+    output = subprocess.PIPE if quiet else None
+    done = subprocess.run(command, cwd=tree, env=environment, stdout=output, text=True, check=False)
+    if done.returncode and not quiet:
+        raise UserError(f"mutmut {arguments[0]} ended with status {done.returncode}; its message is above")
+    return done.stdout or ""
+
+
+def results(tree: Path, packages: Path) -> list[Mutant]:
+    """Return every mutant, survivors with their change."""
+    found = []
+    for line in mutmut(tree, packages, "results", "--all", "true").splitlines():
+        name, _, status = line.strip().rpartition(": ")
+        if "__mutmut_" not in name:
+            continue
+        dotted, _, function = name.rpartition(".")
+        function = function.rpartition("__mutmut_")[0].removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+        change = () if status in KILLED else _change(mutmut(tree, packages, "show", name))
+        found.append(Mutant(f"{dotted.replace('.', '/')}.py", function, status, change))
+    return found
+
+
+def _change(diff: str) -> tuple[str, ...]:
+    lines = (line for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+    return tuple(f"{line[0]} {line[1:].strip()}" for line in lines)
+
+
+def page(mutants: Sequence[Mutant]) -> list[str]:
+    """Return the lines of the page: shares by module, then the survivors."""
+    reasons = {tuple(entry["mutant"]): entry["reason"] for entry in read_json(EQUIVALENT)["equivalent"]}
+    equivalent = [mutant for mutant in mutants if mutant.status not in KILLED and tuple(mutant.key) in reasons]
+    counted = [mutant for mutant in mutants if mutant not in equivalent]
+    survivors = [mutant for mutant in counted if mutant.status not in KILLED]
+    lines = [
+        paragraphs(__doc__, 2, 3),
+        "",
+        "| module | changes | noticed | equivalent | not noticed |",
+        "|---" * 5 + "|",
+    ]
+    numbers = [Counter(mutant.module for mutant in of) for of in (counted, equivalent, survivors)]
+    for module in [*sorted(numbers[0]), "all"]:
+        n, same, alive = (of.total() if module == "all" else of[module] for of in numbers)
+        lines.append(f"| {module} | {n + same} | {n - alive} ({(n - alive) / max(n, 1):.1%}) | {same} | {alive} |")
+    lines += ["", "## Not noticed", ""]
+    lines += [f"- `{mutant.module}`, `{mutant.function}`: {_words(mutant)}" for mutant in survivors] or ["None."]
+    lines += ["", "## Equivalent", ""]
+    lines += [
+        f"- `{mutant.module}`, `{mutant.function}`: {_words(mutant)}: {reasons[tuple(mutant.key)]}"
+        for mutant in equivalent
+    ] or ["None."]
+    return lines
+
+
+def _words(mutant: Mutant) -> str:
+    change = ", ".join(f"`{line}`" for line in mutant.change)
+    return change if mutant.status == "survived" else f"{change} ({mutant.status})"
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--only", nargs="*", default=[], metavar="MODULE", help="default: all")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path("runs/mutants"))
+    parser.add_argument("--write", type=Path, help="the page; default: in --out")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    tree, packages = out / "tree", out / "packages"
+    prepare(tree, packages, chosen(arguments.only, MODULES))
+    mutmut(tree, packages, "run", "--max-children", str(arguments.workers))
+    body = page(results(tree, packages))
+    print(write_page(arguments.write or out / "mutants.md", "Mutation check", body))
+
+
+if __name__ == "__main__":
+    run_script(main)
