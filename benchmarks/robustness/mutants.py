@@ -105,15 +105,13 @@ def _toml(value: str | list[str]) -> str:
 
 
 def mutmut(tree: Path, packages: Path, *arguments: str) -> str:
-    """Run a command of mutmut in the copy; return its standard output, of ``run`` its status as text."""
+    """Run a command of mutmut in the copy; return its standard output."""
     environment = {**os.environ, "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "mutmut", *arguments]
-    quiet = arguments[0] != "run"
-    output = subprocess.PIPE if quiet else None
-    done = subprocess.run(command, cwd=tree, env=environment, stdout=output, text=True, check=False)
-    if done.returncode and not quiet:
-        raise UserError(f"mutmut {arguments[0]} ended with status {done.returncode}; its message is above")
-    return done.stdout or ""
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"mutmut {arguments[0]}: status {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
+    return done.stdout
 
 
 def results(tree: Path, packages: Path) -> list[Mutant]:

@@ -71,7 +71,7 @@ def add_stress_section(run: Path, path: Path) -> list[StressRow]:
         student = Student.from_pretrained(step.folder / "student")
         parts = [student.logits(part).mean(axis=1) for part in new.iter_slices(CHUNK)]
         rows = stress_rows(new, np.concatenate(parts))
-        left_out = f"{judged.height - decided.height:,} ties and {decided.height - new.height:,} battles"
+        left_out = judged.height - decided.height, decided.height - new.height
         put_section(step, HEADING, _section(path.name, left_out, rows))
     return rows
 
@@ -109,14 +109,14 @@ def _prompts_of(run: Path) -> pl.Series:
     return normalise(prompt_texts(battles)).unique()
 
 
-def _section(name: str, left_out: str, rows: list[StressRow]) -> str:
+def _section(name: str, left_out: tuple[int, int], rows: list[StressRow]) -> str:
     cells = [
         f"| {row.name} | {row.n:,} | {in_words(row.student, '.3f')} | {in_words(row.longer, '.3f')} |" for row in rows
     ]
     head = (
         f"Share of right verdicts on `{name}`, whose battles the student was not trained on. Chance is 0.5; a judge "
-        "that goes by style is below it where the worse response has the better style. Left out: "
-        f"{left_out} whose prompt is among the training battles'. *Longer* takes the response of more characters. "
-        "Intervals: 95 %, over prompts."
+        "that goes by style is below it where the worse response has the better style. Left out: ties "
+        f"({left_out[0]:,}) and battles whose prompt the run has read ({left_out[1]:,}). *Longer* takes the response "
+        "of more characters. Intervals: 95 %, over prompts."
     )
     return "\n".join([head, "", "| battles | number | student | longer |", "|---|---|---|---|", *cells])

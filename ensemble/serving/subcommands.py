@@ -86,6 +86,8 @@ def _stress(arguments: argparse.Namespace) -> None:
     from ensemble.distillation.stress_card import add_stress_section
     from ensemble.statistics.interval_words import in_words
 
+    if not (arguments.folder or arguments.run_option):
+        raise UserError("name a run and a file of judged battles: arena-distill stress runs/demo llmbar.csv")
     rows = add_stress_section(run_folder(arguments), Path(arguments.battles))
     if arguments.json:
         print_json({"rows": [asdict(row) for row in rows]})

@@ -53,6 +53,7 @@ ELSEWHERE = {
     "quality.our_fold_job": "started by quality.peers",
     "robustness.installation": "downloads gigabytes",
     "robustness.faults": "tests/benchmarks/test_faults.py is its short version",
+    "robustness.mutants": "runs for hours; test_mutants.py tests its page",
     "robustness.subcommand_server": "started by robustness.faults",
     "serving.attackers": "started by serving.hostile_clients",
     "speed.other_stackers": "started by speed.stack_peers",

@@ -33,6 +33,14 @@ def test_softmax_is_exp_of_log_softmax_and_ignores_shifts(logits: NDArray[np.flo
     assert metrics.softmax(logits.astype(np.float32)).dtype == np.float64
 
 
+def test_log_probabilities_are_over_the_last_axis_in_float64() -> None:
+    logits = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
+    exact = logits.astype(np.float64)
+    expected = exact - np.log(np.exp(exact).sum(axis=2, keepdims=True))
+    np.testing.assert_allclose(metrics.log_softmax(logits), expected, rtol=1e-13)
+    np.testing.assert_allclose(metrics.softmax(logits), np.exp(expected), rtol=1e-13)
+
+
 def test_zero_probability_costs_a_clipped_loss() -> None:
     assert metrics.row_log_loss(np.array([[1.0, 0, 0]]), np.array([1])) == pytest.approx(-np.log(1e-15))
 

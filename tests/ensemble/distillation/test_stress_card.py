@@ -88,7 +88,7 @@ def test_the_card_has_the_judge_s_accuracy_on_new_decided_battles(small_run: Pat
     rows = add_stress_section(run, path)  # again: in place of the first
     card = (run / CARD).read_text(encoding="utf-8")
     assert card.count(HEADING) == 1
-    assert "Left out: 1 ties and 1 battles" in card
+    assert "Left out: ties (1) and battles whose prompt the run has read (1)." in card
     assert [(row.name, row.n) for row in rows] == [("all", 12), ("hard", 12)]
     judge = Judge.from_pretrained(run / "distill" / "student")
     probs = judge.compare_many(*([text for text in column] for column in list(zip(*new, strict=True))[:3]))

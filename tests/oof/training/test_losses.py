@@ -88,6 +88,21 @@ def test_a_constant_added_to_the_logits_changes_no_term(values: list[float], con
     assert abs(difference.item()) < 1e-8
 
 
+@pytest.mark.parametrize(
+    "term",
+    [
+        cross_entropy,
+        centred_mse,
+        lambda z, t: soft_kl(z, t, 2.0),
+        lambda z, t: cosine_distance(z, t, 2.0),
+    ],
+)
+def test_classes_are_the_last_axis(term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    logits, targets = torch.randn(5, 2, 3), torch.rand(5, 2, 3).softmax(dim=2)
+    flat = term(logits.reshape(10, 3), targets.reshape(10, 3))
+    torch.testing.assert_close(term(logits, targets), flat.reshape(5, 2))
+
+
 def test_a_perfect_student_has_no_soft_loss() -> None:
     teacher = torch.softmax(torch.randn(5, 3, dtype=torch.float64), dim=1)
     targets = torch.cat([teacher, torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1]]], dim=1)

@@ -1,0 +1,64 @@
+"""Mutation check: its settings, the names of mutants, its page."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from benchmarks.robustness import mutants
+from benchmarks.robustness.mutants import EQUIVALENT, MODULES, Mutant, page, prepare, results
+from oof.common.atomic_files import read_json
+from tests.fixtures.demo_run import ROOT
+
+
+def test_modules_and_their_tests_are_there() -> None:
+    paths = [*MODULES, *(test for tests in MODULES.values() for test in tests)]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_copy_has_the_tracked_files_and_settings_that_toml_reads(tmp_path: Path) -> None:
+    (tmp_path / "packages" / "mutmut").mkdir(parents=True)
+    prepare(tmp_path / "tree", tmp_path / "packages", ["oof/metrics.py"])
+    settings = tomllib.loads((tmp_path / "tree" / "pyproject.toml").read_text())["tool"]
+    assert settings["mutmut"]["only_mutate"] == ["oof/metrics.py"]
+    assert settings["mutmut"]["pytest_add_cli_args_test_selection"] == ["tests/oof/test_metrics.py"]
+    assert settings["pytest"]["ini_options"]["testpaths"] == ["tests"]
+    assert (tmp_path / "tree" / "oof" / "metrics.py").read_bytes() == (ROOT / "oof" / "metrics.py").read_bytes()
+
+
+def test_names_of_mutants_are_read_with_their_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    listed = "    oof.metrics.x_log_loss__mutmut_3: killed\n    a.b.xǁPolicyǁfit__mutmut_1: survived\n"
+    diff = "--- a/b.py\n+++ a/b.py\n@@ -1 +1 @@\n def fit(self):\n-    x = 1\n+    x = 2\n"
+
+    def answer(tree: Path, packages: Path, *arguments: str) -> str:
+        return listed if arguments[0] == "results" else diff
+
+    monkeypatch.setattr(mutants, "mutmut", answer)
+    assert results(tmp_path, tmp_path) == [
+        Mutant("oof/metrics.py", "log_loss", "killed"),
+        Mutant("a/b.py", "Policy.fit", "survived", ("- x = 1", "+ x = 2")),
+    ]
+
+
+def test_the_page_counts_equivalent_changes_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    same = Mutant("a.py", "f", "survived", ("- x = 1", "+ x = 1.0"))
+    path = tmp_path / "equivalent.json"
+    path.write_text(json.dumps({"equivalent": [{"mutant": same.key, "reason": "numpy makes it a float"}]}))
+    monkeypatch.setattr(mutants, "EQUIVALENT", path)
+    alive = Mutant("a.py", "g", "no tests", ("- y = 1", "+ y = 2"))
+    killed = [Mutant("a.py", "f", status) for status in ("killed", "killed", "timeout")]
+    text = "\n".join(page([same, alive, *killed, Mutant("b.py", "h", "killed")]))
+    assert "| a.py | 5 | 3 (75.0%) | 1 | 1 |" in text
+    assert "| all | 6 | 4 (80.0%) | 1 | 1 |" in text
+    assert "- `a.py`, `g`: `- y = 1`, `+ y = 2` (no tests)" in text.split("## Not noticed")[1].split("##")[0]
+    assert "`+ x = 1.0`: numpy makes it a float" in text.split("## Equivalent")[1]
+
+
+def test_every_change_that_is_argued_away_has_a_reason_and_a_module() -> None:
+    for entry in read_json(EQUIVALENT)["equivalent"]:
+        assert set(entry) == {"mutant", "reason"}
+        assert entry["mutant"][0] in MODULES
+        assert len(entry["reason"]) > 10
