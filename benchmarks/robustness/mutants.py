@@ -47,6 +47,7 @@ MODULES = {
 }
 # Lines whose change is one of a message, a name for people, or nothing that runs.
 UNCHANGED_LINES = ["UserError\\(", "ValueError\\(", "logger\\.", '^\\s*f?"', "TypeVar\\("]
+SETTINGS = "pyproject.toml"
 KILLED = ("killed", "timeout", "suspicious", "segfault")
 
 
@@ -80,7 +81,11 @@ def prepare(tree: Path, packages: Path, modules: Sequence[str]) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         source, target = ROOT / name, tree / name
-        if source.is_file() and (not target.is_file() or source.read_bytes() != target.read_bytes()):
+        if (
+            name != SETTINGS
+            and source.is_file()
+            and (not target.is_file() or source.read_bytes() != target.read_bytes())
+        ):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     tests = sorted({test for module in modules for test in MODULES[module]})
@@ -94,8 +99,11 @@ def prepare(tree: Path, packages: Path, modules: Sequence[str]) -> None:
     }
     # Strings, and lists of strings, are written alike in JSON and TOML.
     lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (tree / "pyproject.toml").write_text("\n".join([text, "[tool.mutmut]", *lines, ""]), encoding="utf-8")
+    text = "\n".join([(ROOT / SETTINGS).read_text(encoding="utf-8"), "[tool.mutmut]", *lines, ""])
+    path = tree / SETTINGS
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        shutil.rmtree(tree / "mutants", ignore_errors=True)  # mutmut would change no file that it has copied as it is
+        path.write_text(text, encoding="utf-8")
 
 
 def _toml(value: str | list[str]) -> str:
