@@ -1,8 +1,7 @@
 """Time and memory of the report and of the contamination check at the competition's size.
 
-    python -m benchmarks.speed.report_size                          57,477 battles x 2 members: make report
-    python -m benchmarks.speed.report_size --battles 10000          fewer
-    python -m benchmarks.speed.report_size --corpus 1000000         also: seen, against a million prompts (JSONL)
+    python -m benchmarks.speed.report_size --write docs/evidence/report-size.md
+    python -m benchmarks.speed.report_size --battles 10000 --corpus 0        # fewer, without the check
 
 Battles are synthetic: prompts as in benchmarks/speed/grouping.py (mean about 350 characters), responses of about 1,300
 characters with a heavy tail, logits from noisy latents. Each step runs in a fresh process on OMP_NUM_THREADS threads;
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from benchmarks.common import Usage, argument_parser, measured, peak_gb, run_script
+from benchmarks.common import Usage, argument_parser, measured, paragraphs, run_script, write_page
 from benchmarks.speed.grouping import VOCABULARY, prompts
 from ensemble.stacking.stage import predictions_frame
 from oof.common.atomic_files import read_parquet, write_json, write_parquet
@@ -28,6 +27,8 @@ from oof.common.logits_format import logits_frame
 from oof.config import Groups
 from oof.folds.groups import group_battles
 from oof.metrics import softmax_mean
+
+HEADER = "| step | seconds | peak memory, GB | at most | result |\n|---|---|---|---|---|"
 
 
 def write_run(folder: Path, n: int, seed: int = 0) -> None:
@@ -104,9 +105,11 @@ def measure(*arguments: str) -> tuple[Usage, str]:
 def main() -> None:
     parser = argument_parser(__doc__, whole_text=True)
     parser.add_argument("--battles", type=int, default=57_477)
-    parser.add_argument("--corpus", type=int, default=0)
+    parser.add_argument("--corpus", type=int, default=1_000_000, help="prompts (JSONL); 0: no check")
+    parser.add_argument("--write", type=Path, metavar="PAGE")
     parser.add_argument("--keep", type=Path, help="folder of the run and the corpus; reused if they exist")
     arguments = parser.parse_args()
+    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         run, corpus = folder / f"run-{arguments.battles}", folder / f"corpus-{arguments.corpus}.jsonl"
@@ -116,13 +119,18 @@ def main() -> None:
             if not corpus.is_file():
                 write_corpus(corpus, arguments.corpus, run)
             cost, line = measure("seen", str(run), "--corpus", str(corpus))
-            print(f"seen    {arguments.corpus:>9,} prompts {cost.seconds:7.1f} s {cost.peak_gb:6.2f} GB   {line}")
+            rows.append(_row(f"contamination check of {arguments.corpus:,} prompts", cost, "3 GB", line.split(" (")[0]))
         cost, _ = measure("report", str(run))
         size = (run / "report" / "index.html").stat().st_size / 1e6
-        print(
-            f"report  {arguments.battles:>9,} battles {cost.seconds:7.1f} s {cost.peak_gb:6.2f} GB   page {size:.2f} MB"
-        )
-    print(f"this process (making the data): {peak_gb():.2f} GB")
+        rows.append(_row("report", cost, "120 s, 2 GB", f"page of {size:.2f} MB"))
+    lines = [f"{arguments.battles:,} battles, two members.", "", HEADER, *rows]
+    print("\n".join(lines))
+    if arguments.write:
+        write_page(arguments.write, "Report and contamination check at size", [paragraphs(__doc__, 2), "", *lines])
+
+
+def _row(name: str, cost: Usage, limits: str, result: str) -> str:
+    return f"| {name} | {cost.seconds:.1f} | {cost.peak_gb:.2f} | {limits} | {result} |"
 
 
 if __name__ == "__main__":
