@@ -1,14 +1,17 @@
 """Training and prediction speed of a fold job beside transformers' own Trainer on the same battles.
 
-    python -m benchmarks.speed.fold_jobs --model models/smollm2-135m           # any checkpoint
-    python -m benchmarks.speed.fold_jobs --model gemma2-12x640                 # a random Gemma2, 12 layers of width 640
+    python -m benchmarks.speed.fold_jobs --model gemma2-12x640 models/smollm2-135m --write docs/evidence/fold-jobs.md
+    python -m benchmarks.speed.fold_jobs --battles 8 --contenders 'random, 2 at a time'          # gemma2-12x640 alone
+
+``gemma2-12x640`` is a Gemma2 of 12 layers and width 640 with random weights; any other name is a checkpoint.
 
 Peers: ``Trainer`` with ``DataCollatorWithPadding`` (a) in random order, (b) ``train_sampling_strategy=
 "group_by_length"``, (c) padding to ``max_length``; all with the same adapters, dtype, battles per optimizer step,
 steps and tokens. Peers train and predict ``--peer-batch`` sequences at a time (padding to the longest of them) and
 accumulate to the same 8 battles a step. Where 8 do not fit into memory, they use Trainer's activation checkpointing;
-a further row takes 2 at a time without it. Each contender runs in a process of its own. Battles have the arena's
-lengths (644 tokens on average where capped at 2,048), adapters the rank of configs/lmsys.yaml.
+further rows take 2 at a time without it, which is nearest to our 2,048 tokens a pass. Each contender runs in a process
+of its own. Battles have the arena's lengths (644 tokens on average where capped at 2,048), adapters the rank of
+configs/lmsys.yaml.
 
 Output: for each contender, battles per second in training and prediction, the multiple of our time, and the evaluation
 loss of these few steps. Then the share of this machine's own matrix-product rate, at the model's shapes, that the
@@ -36,7 +39,18 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, Gemma2Config, Gemma2ForCausalLM, Trainer, TrainingArguments
 
-from benchmarks.common import ROOT, ResumableRows, argument_parser, cell, origin, peak_gb, run_script, timed
+from benchmarks.common import (
+    ROOT,
+    ResumableRows,
+    argument_parser,
+    cell,
+    origin,
+    paragraphs,
+    peak_gb,
+    run_script,
+    timed,
+    write_page,
+)
 from benchmarks.speed.token_sequences import arena_lengths, make_battles
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
@@ -56,12 +70,19 @@ Battles = tuple[Encoded, np.ndarray]
 OURS = ("ours", "ours, upper half")
 PROFILE = "profile"
 PROFILED = 8  # battles of which each operation is timed
-PEERS = {"random": 0, "group_by_length": 0, "max_length": 0, "random, 2 at a time": 2}  # 0 = --peer-batch sequences
+# Sequences at a time; 0 = --peer-batch.
+PEERS = {
+    "random": 0,
+    "group_by_length": 0,
+    "max_length": 0,
+    "random, 2 at a time": 2,
+    "group_by_length, 2 at a time": 2,
+}
 OUT_OF_MEMORY = "out of memory"
 # A few steps on long battles measure speed but not quality; these are many steps on short ones.
 SHORT_BATTLES, SHORT_TOKENS = 480, 48
 QUALITY = {"ours, short battles": "ours", "random, short battles": "random"}
-CHECKPOINTING = "  (activation checkpointing: 8 at a time did not fit)"
+CHECKPOINTING = ", activations recomputed: they did not fit"
 Row = dict[str, Any]
 
 
@@ -100,7 +121,7 @@ def peer(
         learning_rate=member.train.lr,
         warmup_steps=0,
         lr_scheduler_type="cosine",
-        train_sampling_strategy="group_by_length" if kind == "group_by_length" else "random",
+        train_sampling_strategy="group_by_length" if kind.startswith("group_by_length") else "random",
         bf16=bf16,
         activation_checkpointing=arguments.checkpointing,
         save_strategy="no",
@@ -206,13 +227,14 @@ def member_of(arguments: argparse.Namespace, checkpoint: str) -> Member:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--model", default="gemma2-12x640")
+    parser.add_argument("--model", nargs="+", default=["gemma2-12x640"])
     parser.add_argument("--battles", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--peer-batch", type=int, default=8, help="sequences at a time; 8 is Trainer's default")
     parser.add_argument("--contenders", nargs="*", default=[*OURS[1:], *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--out", type=Path, help="JSON file that keeps the figures; a second call measures the rest")
+    parser.add_argument("--write", type=Path, metavar="PAGE")
     parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=3, metavar=("NAME", "CHECKPOINT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -221,24 +243,38 @@ def main() -> None:
         name, checkpoint, folder = arguments.one
         print(json.dumps(contend(name, arguments, checkpoint, Path(folder))))
         return
+    lines = [paragraphs(__doc__, 2)]
+    for model in arguments.model:
+        with tempfile.TemporaryDirectory() as scratch:
+            lines += ["", f"## {Path(model).name}", "", *section(model, arguments, Path(scratch))]
+    print("\n".join([origin(), *lines]))
+    if arguments.write:
+        write_page(arguments.write, "Fold jobs against transformers' Trainer", lines)
+
+
+def section(model: str, arguments: argparse.Namespace, scratch: Path) -> list[str]:
+    """Return the page's lines on one model, whose contenders run unless ``--out`` has their figures."""
     saved, rows = ResumableRows(arguments.out), {}
-    key = [arguments.model, arguments.battles, arguments.max_tokens, arguments.dtype, arguments.peer_batch]
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = checkpoint_of(arguments.model, Path(scratch))
-        for name in dict.fromkeys(("ours", *arguments.contenders, PROFILE, *QUALITY)):
-            kept = saved.get(name, key)
-            if kept is None:
-                too_large = any(r.get("checkpointing") for r in rows.values()) and not PEERS.get(name)
-                kept = run_apart(name, checkpoint, str(Path(scratch) / name), too_large)
-                saved.put(name, key, kept)
-                summary = {field: value for field, value in kept.items() if field != "losses"}
-                print(f"{name}: {summary}", file=sys.stderr, flush=True)
-            rows[name] = kept
-        print(origin())
-        report({name: kept for name, kept in rows.items() if name in (*OURS, *PEERS)}, arguments, checkpoint)
-        report_quality(*(np.array(rows[name]["losses"]) for name in QUALITY))
-        shares = sorted(rows[PROFILE].items(), key=lambda item: -item[1])
-        print("profile of ours: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
+    key = [model, arguments.battles, arguments.max_tokens, arguments.dtype, arguments.peer_batch]
+    checkpoint = checkpoint_of(model, scratch)
+    for name in dict.fromkeys(("ours", *arguments.contenders, PROFILE, *QUALITY)):
+        kept = saved.get(f"{model}: {name}", key)
+        if kept is None:
+            too_large = any(r.get("checkpointing") for r in rows.values()) and not PEERS.get(name)
+            kept = run_apart(name, checkpoint, str(scratch / name), too_large)
+            saved.put(f"{model}: {name}", key, kept)
+            summary = {field: value for field, value in kept.items() if field != "losses"}
+            print(f"{name}: {summary}", file=sys.stderr, flush=True)
+        rows[name] = kept
+    shares = sorted(rows[PROFILE].items(), key=lambda item: -item[1])
+    return [
+        *speeds({name: kept for name, kept in rows.items() if name in (*OURS, *PEERS)}, arguments, checkpoint),
+        "Operations of ours, by their share of the time: "
+        + ", ".join(f"{op} {share:.0%}" for op, share in shares)
+        + ".",
+        "",
+        quality(*(np.array(rows[name]["losses"]) for name in QUALITY)),
+    ]
 
 
 def run_apart(name: str, checkpoint: str, folder: str, too_large: bool) -> Row:
@@ -258,36 +294,44 @@ def run_apart(name: str, checkpoint: str, folder: str, too_large: bool) -> Row:
     return result
 
 
-def report(rows: dict[str, Row], arguments: argparse.Namespace, checkpoint: str) -> None:
-    """Print the table of speeds and the share of the machine's matrix-product rate that ours reaches."""
+def speeds(rows: dict[str, Row], arguments: argparse.Namespace, checkpoint: str) -> list[str]:
+    """Return the table of speeds and the share of the machine's matrix-product rate that ours reaches."""
     member, n, base = member_of(arguments, checkpoint), arguments.battles, rows["ours"]
     phases = ("training", "prediction")
     lengths = {phase: arena_lengths(n, arguments.max_tokens, seed) for seed, phase in enumerate(phases)}
     tokens = np.mean(lengths["training"])
-    print(f"{arguments.model}: {n} battles, {tokens:.0f} tokens each, {resolve_dtype(member.dtype)}")
-    print(f"{'':20} {'train/s':>8} {'ours x':>7} {'predict/s':>10} {'ours x':>7} {'loss':>7} {'peak GB':>8}")
+    lines = [
+        f"{n} battles of {tokens:.0f} tokens on average, {str(resolve_dtype(member.dtype)).removeprefix('torch.')}.",
+        "",
+        "| contender | training, battles/s | ours, times | prediction, battles/s | ours, times | loss | peak GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, cost in rows.items():
         if OUT_OF_MEMORY in cost:
-            print(f"{name:20} out of memory, with activation checkpointing too")
+            lines.append(f"| {name} | out of memory, also with activations recomputed | | | | | |")
             continue
-        train, predict = cost["train_s"] / base["train_s"], cost["predict_s"] / base["predict_s"]
-        rates = f"{n / cost['train_s']:8.2f} {train:7.2f} {n / cost['predict_s']:10.2f} {predict:7.2f}"
-        figures = f"{rates} {np.mean(cost['losses']):7.4f} {cost['peak_gb']:8.1f}"
-        print(f"{name:20} {figures}{CHECKPOINTING if cost.get('checkpointing') else ''}")
-    attention = "eager" if "gemma2" in arguments.model else "sdpa"
+        times = [
+            "" if name == "ours" else f"{cost[f'{part}_s'] / base[f'{part}_s']:.2f}" for part in ("train", "predict")
+        ]
+        label = f"{name}{CHECKPOINTING if cost.get('checkpointing') else ''}"
+        cells = [label, f"{n / cost['train_s']:.2f}", times[0], f"{n / cost['predict_s']:.2f}", times[1]]
+        lines.append(f"| {' | '.join(cells)} | {np.mean(cost['losses']):.4f} | {cost['peak_gb']:.1f} |")
+    attention = "eager" if "gemma2" in checkpoint else "sdpa"
     shape = load_base(member, load_tokenizer(checkpoint), 0).config
     rate = matrix_rate(shape.hidden_size, shape.intermediate_size, resolve_dtype(member.dtype))
+    shares = []
     for phase, sizes in lengths.items():
         flops = trace(member, 1, int(np.mean(sizes)), phase == "training", False, attention).flops
         reached = flops * n / base["train_s" if phase == "training" else "predict_s"] / rate
-        print(f"{phase}: {reached:.0%} of the machine's own {rate / 1e9:.0f} GFLOP/s")
+        shares.append(f"{reached:.0%} in {phase}")
+    return [*lines, "", f"Share of the machine's own {rate / 1e9:.0f} GFLOP/s: {' and '.join(shares)}.", ""]
 
 
-def report_quality(ours: np.ndarray, random: np.ndarray) -> None:
-    """Print (n,) evaluation losses of ours and of peer (a) after many steps on short battles, and their difference."""
+def quality(ours: np.ndarray, random: np.ndarray) -> str:
+    """Return a sentence on (n,) evaluation losses of ours and of peer (a) after many steps on short battles."""
     steps = f"{SHORT_BATTLES // BATCH} steps on battles of at most {SHORT_TOKENS} tokens"
     difference = cell(ours - random, np.arange(len(ours)), "+")
-    print(f"loss after {steps}: ours {ours.mean():.4f}, (a) {random.mean():.4f}, difference {difference}")
+    return f"Evaluation loss after {steps}: ours {ours.mean():.4f}, (a) {random.mean():.4f}, difference {difference}."
 
 
 if __name__ == "__main__":

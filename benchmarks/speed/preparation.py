@@ -220,8 +220,8 @@ def lines_of(result: dict[str, Any]) -> list[str]:
             f"| {name} | {value:.2f} | {bound} {LIMITS[limit]:g} | {'yes' if kept(limit, value) else '**no**'} |"
         )
     return [
-        f"{result['battles']:,} battles of {tokens:.0f} tokens on average, {result['distinct_texts']:,} distinct texts; "
-        f"{lengths['over_2048']:.1%} of the battles are longer than 2,048 tokens. {parts}.",
+        f"{result['battles']:,} battles of {tokens:.0f} tokens on average, {lengths['over_2048']:.1%} of them longer "
+        f"than 2,048; {result['distinct_texts']:,} distinct texts. {parts}.",
         "",
         "| | measured | limit | kept |",
         "|---|---|---|---|",

@@ -33,7 +33,7 @@ SMALL = {
     "--speed-battles 1 --rounds 1 --write int8.md",
     "serving.service_load": "--width 64 --layers 1 --seconds 3 --clients 8 --write load.md",
     "speed.feature_rate": "--battles 200 --families",
-    "speed.fold_jobs": f"--model {TINY[1]} --battles 4 --max-tokens 128 --peer-batch 2",
+    "speed.fold_jobs": f"--model {TINY[1]} --battles 4 --max-tokens 128 --peer-batch 2 --write jobs.md",
     "speed.grouping": "--sizes 400 800",
     "speed.growth": "--battles 40 60 --tolerance 9",
     "speed.judge_rate": "runs/demo/distill/student --battles 8 --run runs/demo --config configs/demo.yaml",
