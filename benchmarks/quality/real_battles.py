@@ -67,12 +67,6 @@ def sample_half(table: pl.DataFrame, half: str, n: int, seed: int = 0) -> pl.Dat
     return table[np.sort(np.random.default_rng(seed + 1).permutation(rows)[:n])]
 
 
-def sample_arguments(path: Path, n: int, seed: int) -> pl.DataFrame:
-    """Return n random battles of a file of arguments, in the file's order and with its ids, with short prompts."""
-    table = pl.read_csv(path, infer_schema=False)
-    return with_short_prompts(table[np.sort(np.random.default_rng(seed).permutation(table.height)[:n])])
-
-
 @dataclass(frozen=True)
 class SplitSizes:
     """Battles of each part, and the most characters of both responses together."""

@@ -77,12 +77,17 @@ def _confusion(ax: Axes, counts: NDArray[np.float64], k: int) -> None:
 
 
 def scatter(name: str, alt: str, points: dict[str, Any], labels: tuple[str, str]) -> Markup:
-    """Draw a mark per battle at the two predictors' probabilities of its verdict; shape and colour show the verdict."""
+    """Draw a mark per battle at the two predictors' probabilities of its verdict; shape and colour show the verdict.
+
+    The legend has the verdicts that occur: in runs of two classes no ties.
+    """
     x, y, verdict = (np.array(points[key], dtype=float) for key in ("first", "second", "verdict"))
     with figure_of(4.3) as (figure, axes):
         ax = axes[0, 0]
         for i, outcome in enumerate(OUTCOMES):
             at = verdict == i
+            if not at.any():
+                continue
             ax.plot(x[at], y[at], MARKERS[i], color=colour(i), label=f"verdict: {outcome}", markersize=2.6,
                     alpha=0.55, markeredgewidth=0)  # fmt: skip
         ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
