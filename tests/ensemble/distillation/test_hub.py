@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,10 +55,12 @@ def environment(hub_url: str, home: Path, offline: bool = False) -> dict[str, st
     return {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | own
 
 
-def push(hub: ModelHub, home: Path, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+def push(
+    hub: ModelHub, home: Path, *words: str, token: str = TOKEN, seconds: float | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ensemble.command", "push", *words]
     env = environment(hub.url, home) | {"HF_TOKEN": token}
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)  # noqa: S603
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=seconds)  # noqa: S603
 
 
 def folders(hub_url: str, home: Path, *students: tuple[str, str | None], offline: bool = False) -> list[str]:
@@ -88,6 +91,29 @@ def test_a_push_is_one_commit_of_the_students_files_with_its_name_in_the_card(
     assert hub.private["me/files"]  # a repository that exists stays as it is
     assert push(hub, tmp_path / "home", str(run), "me/open", "--public").returncode == 0
     assert not hub.private["me/open"]
+
+
+@pytest.mark.slow
+def test_a_push_that_is_killed_leaves_no_part_of_a_commit_and_the_next_one_is_whole(
+    hub: ModelHub, run: Path, tmp_path: Path
+) -> None:
+    begun = time.monotonic()
+    assert push(hub, tmp_path / "home", str(run), "me/whole").returncode == 0
+    whole, files = time.monotonic() - begun, next(iter(hub.commits["me/whole"].values()))
+    files = files | {"README.md": files["README.md"].replace(b"me/whole", b"me/killed")}
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    killed = 0
+    for share in np.random.default_rng(0).uniform(0.4, 1.0, 6):
+        try:
+            push(hub, tmp_path / "home", str(run), "me/killed", seconds=share * whole)
+        except subprocess.TimeoutExpired:  # after SIGKILL
+            killed += 1
+        assert all(commit == files for commit in hub.commits.get("me/killed", {}).values())
+    assert killed > 2
+    done = push(hub, tmp_path / "home", str(run), "me/killed")
+    assert done.returncode == 0, done.stderr
+    assert list(hub.commits["me/killed"].values())[-1] == files
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

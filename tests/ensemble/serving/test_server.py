@@ -1,4 +1,4 @@
-"""The subcommand serve: its address, errors before the model is read, and an end that answers what was taken."""
+"""The subcommand serve: its address, errors before the model is read, its end by a signal, and a kill under load."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import pytest
 
 from ensemble.__main__ import main as ensemble_main
 from ensemble.serving import server
+from ensemble.serving.endpoints import Endpoint
+from ensemble.serving.judge import Judge
 from ensemble.serving.server import listen
+from ensemble.serving.verification import verify
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.served_students import BATTLE, post, untrained_student
 
@@ -40,18 +44,25 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "serve needs the package uvicorn; run 'make setup EXTRAS=serve'" in capsys.readouterr().err
 
 
+def started(student: Path, port: str = "0") -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ensemble.command", "serve", str(student), "--port", port]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, **pipes, text=True, env=environment)  # type: ignore[call-overload]  # noqa: S603
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().split()[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_service_after_it_has_answered_what_it_took(
     number: signal.Signals, status: int, tmp_path: Path
 ) -> None:
-    student = untrained_student(tmp_path / "tiny")
-    command = [sys.executable, "-m", "ensemble.command", "serve", str(student), "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, env=environment) as process:  # type: ignore[call-overload]  # noqa: S603
-        assert process.stdout is not None
-        address = process.stdout.readline().split()[1]
+    with started(untrained_student(tmp_path / "tiny")) as process:
+        address = address_of(process)
         battles = [BATTLE | {"prompt": f"{i} " * 200} for i in range(256)]
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(post, f"{address}/v1/compare", {"battles": battles})
@@ -69,3 +80,36 @@ def test_a_signal_ends_the_service_after_it_has_answered_what_it_took(
     assert "Traceback" not in errors
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(address)
+
+
+@pytest.mark.slow
+def test_a_service_that_is_killed_under_load_is_missed_at_once_and_serves_the_same_numbers_again(
+    tmp_path: Path,
+) -> None:
+    student = untrained_student(tmp_path / "tiny")
+    files = {path.name: path.read_bytes() for path in student.iterdir()}
+
+    def ask_until_it_ends(address: str) -> float:
+        """Return the seconds of the last request, which is not answered."""
+        while True:
+            begun = time.monotonic()
+            try:
+                answer = post(f"{address}/v1/compare", BATTLE)
+            except httpx2.TransportError:
+                return time.monotonic() - begun
+            assert answer.status_code == 200
+
+    with started(student) as process, ThreadPoolExecutor(8) as pool:
+        address = address_of(process)
+        clients = [pool.submit(ask_until_it_ends, address) for _ in range(8)]
+        time.sleep(2)
+        assert not any(client.done() for client in clients)
+        process.kill()
+        assert max(client.result() for client in clients) < 10
+    with started(student, address.rpartition(":")[2]) as process:
+        assert address_of(process) == address
+        comparisons = verify(Judge.from_pretrained(student), Endpoint(address))
+        assert {comparison.differs for comparison in comparisons} == {""}
+        process.terminate()
+        process.communicate(timeout=30)
+    assert {path.name: path.read_bytes() for path in student.iterdir()} == files
