@@ -60,9 +60,9 @@ def read_judgements(files: Sequence[Path]) -> pl.DataFrame:
 
 
 def sample_half(table: pl.DataFrame, half: str, n: int, seed: int = 0) -> pl.DataFrame:
-    """Return at most n random battles of one half of the prompts ("report" or "develop"), in the table's order."""
+    """Return at most n random battles of a half of the prompts (report, develop, or both), in the table's order."""
     prompts = np.random.default_rng(seed).permutation(table["prompt"].unique().sort().to_numpy())
-    kept = prompts[::2] if half == "report" else prompts[1::2]
+    kept = {"report": prompts[::2], "develop": prompts[1::2], "both": prompts}[half]
     rows = np.flatnonzero(table["prompt"].is_in(list(kept)).to_numpy())
     return table[np.sort(np.random.default_rng(seed + 1).permutation(rows)[:n])]
 

@@ -16,7 +16,8 @@ Vicuna-80, LLMFAO, PandaLM, Tulu 1, with QA feedback to pseudo-label; members Sm
 Gemma3-270M) are split once by prompt: settings are chosen on the half ``develop``, and ``report`` is for the chosen
 ones, once. Votes are soft labels of the members, wherever there are some.
 
-``--finish`` makes the student of one setting the run's, as ``benchmarks.quality.cascade`` needs.
+``--finish`` makes the student of one setting the run's, as ``benchmarks.quality.cascade`` needs; ``--half both`` takes
+all prompts, where no setting is chosen.
 
 Every fold job and every student is kept in ``--out``, so a call can be stopped, and the next one goes on. The page has
 what is finished of the sets, seeds and halves that the command names; ``--table`` runs nothing.
@@ -33,7 +34,7 @@ from pathlib import Path
 from benchmarks.common import argument_parser, chosen, paragraphs, require, run_script, write_page
 from benchmarks.quality.students_page import Measured, measured, section
 from benchmarks.quality.students_runs import measure
-from benchmarks.quality.students_settings import ARENA, HALVES, MEMBERS, REAL, Part, arena, real
+from benchmarks.quality.students_settings import ARENA, BOTH, HALVES, MEMBERS, REAL, Part, arena, real
 from oof.common import interrupts
 from oof.common.logging_setup import quiet_libraries
 
@@ -72,7 +73,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--sets", nargs="+", choices=[ARENA, *REAL], default=[ARENA])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the arenas")
-    parser.add_argument("--half", nargs="+", choices=HALVES, default=HALVES[:1], help="of the real prompts")
+    parser.add_argument("--half", nargs="+", choices=[*HALVES, BOTH], default=HALVES[:1], help="of the real prompts")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the real battles")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of smollm2-135m and gemma3-270m")
     parser.add_argument("--only", nargs="*", default=[], metavar="SETTING", help="default: all")

@@ -25,6 +25,7 @@ QA = "qa_feedback_dev.csv.gz"
 MEMBERS = {"smollm2": "smollm2-135m", "gemma3": "gemma3-270m"}
 STUDENT = "gemma3-270m"
 HALVES = ("develop", "report")
+BOTH = "both"  # halves at once, where nothing is chosen
 NO_PSEUDO_LABELS = "distill.pseudo_weight=0"
 
 
@@ -156,11 +157,11 @@ def real(
     members: Mapping[str, str] = MEMBERS,
     student: str = STUDENT,
 ) -> Part:
-    """Write one half of a set of real battles with its configuration; return the part.
+    """Write one half of a set of real battles, or both, with its configuration; return the part.
 
     Args:
         name: in ``REAL``.
-        half: of the prompts, develop or report.
+        half: of the prompts, develop or report; or both.
         out: folder of all parts.
         data: folder of the judged battles.
         models: folder of the checkpoints.
@@ -184,12 +185,14 @@ def real(
         "members": {member: trained(checkpoint) for member, checkpoint in members.items()},
         "stack": {"trials": 12, "text_member": True},
         "distill": {"student": trained(student)},
+        "jobs": {"workers": 2},
     }
     path = folder / "config.yaml"
     write_json(path, tree)  # JSON is YAML
     overrides = [f"run={folder / 'run'}", "distill.start=base", NO_PSEUDO_LABELS]
     overrides += ["distill.final=fold_average"]  # no figure here is that of a student of all battles
-    return Part(f"{name}, {half} half", 0, path, overrides, files.get("votes"))
+    title = f"{name}, both halves" if half == BOTH else f"{name}, {half} half"
+    return Part(title, 0, path, overrides, files.get("votes"))
 
 
 def _write_battles(of_set: RealSet, half: str, folder: Path, data: Path, n: int) -> dict[str, Path]:

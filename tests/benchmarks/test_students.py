@@ -82,6 +82,8 @@ def test_the_halves_of_real_battles_share_no_prompt_and_votes_keep_their_battle(
         assert (votes["votes_a"].cast(pl.Int64) == votes["id"].str.extract(r"(\d+)$").cast(pl.Int64) + 1).all()
         prompts[half] = set(scored["prompt"]) | set(others["prompt"])
     assert prompts["develop"] & prompts["report"] == set()
+    both = real("chats", students_settings.BOTH, tmp_path, tmp_path, tmp_path, sizes | {"battles": 40})
+    assert set(pl.read_csv(both.config.data.train[0])["prompt"]) == prompts["develop"] | prompts["report"]
 
 
 def of_seed(seed: int, **losses: float) -> Measured:
