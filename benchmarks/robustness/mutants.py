@@ -12,6 +12,7 @@ mutmut is installed into ``--out`` and works on a copy of the tracked files ther
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -79,13 +80,9 @@ def prepare(tree: Path, packages: Path, modules: Sequence[str]) -> None:
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"{MUTMUT} could not be installed; its message is above")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
+    for name in set(filter(None, listed.split("\0"))) - {SETTINGS}:
         source, target = ROOT / name, tree / name
-        if (
-            name != SETTINGS
-            and source.is_file()
-            and (not target.is_file() or source.read_bytes() != target.read_bytes())
-        ):
+        if source.is_file() and not (target.is_file() and source.read_bytes() == target.read_bytes()):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     tests = sorted({test for module in modules for test in MODULES[module]})
@@ -98,18 +95,12 @@ def prepare(tree: Path, packages: Path, modules: Sequence[str]) -> None:
         "process_isolation": "forkserver",  # torch's threads do not survive a fork
     }
     # Strings, and lists of strings, are written alike in JSON and TOML.
-    lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     text = "\n".join([(ROOT / SETTINGS).read_text(encoding="utf-8"), "[tool.mutmut]", *lines, ""])
     path = tree / SETTINGS
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         shutil.rmtree(tree / "mutants", ignore_errors=True)  # mutmut would change no file that it has copied as it is
         path.write_text(text, encoding="utf-8")
-
-
-def _toml(value: str | list[str]) -> str:
-    if isinstance(value, str):
-        return f"'{value}'"
-    return "[" + ", ".join(f"'{item}'" for item in value) + "]"
 
 
 def mutmut(tree: Path, packages: Path, *arguments: str) -> str:

@@ -2,7 +2,8 @@
 
 For each fold the levels' functions, the scores and the thresholds are fitted on the other folds, and decide on the
 fold's battles. So no label of a fold has a part in the decisions on it, beyond the part that it has in the run's
-out-of-fold predictions of other folds, as everywhere in stage two. Costs are those of the decisions that were made.
+out-of-fold predictions of other folds, as everywhere in stage two. Costs are those of the decisions that were made. On
+each fold the budget is a limit, as it is for new battles, even where the policy would send on more of that fold.
 """
 
 from __future__ import annotations
@@ -66,13 +67,13 @@ class Decided:
     level: NDArray[np.int64]
 
 
-def decide(policy: Policy, levels: Levels, outputs: Sequence[Output]) -> Decided:
-    """Return the policy's decisions on n battles, given the outputs of every level."""
-    ends = policy.ends(outputs)
+def decide(policy: Policy, levels: Levels, outputs: Sequence[Output], budget: float = np.inf) -> Decided:
+    """Return the policy's decisions on n battles within a budget, given the outputs of every level."""
+    costs = [levels.cost(policy.chain[: step + 1]) for step in range(len(policy.chain))]
+    ends = policy.ends(outputs, costs, budget)
     level = np.asarray(policy.chain)[ends]
-    costs = np.array([levels.cost(policy.chain[: step + 1]) for step in range(len(policy.chain))])
     probs = np.stack([output.probs for output in outputs], axis=1)[np.arange(len(ends)), level]
-    return Decided(probs, costs[ends], level)
+    return Decided(probs, np.asarray(costs)[ends], level)
 
 
 def cross_fit(battles: Battles, seed: int, budgets: Sequence[float] = BUDGETS) -> dict[str, dict[float, Decided]]:
@@ -102,7 +103,7 @@ def cross_fit(battles: Battles, seed: int, budgets: Sequence[float] = BUDGETS) -
         unseen = [output.take(held) for output in candidates.outputs]
         for name, by_budget in found.items():
             for budget, decided in by_budget.items():
-                of_fold = decide(candidates.choose(budget, POLICIES[name]).policy, levels, unseen)
+                of_fold = decide(candidates.choose(budget, POLICIES[name]).policy, levels, unseen, budget)
                 decided.probs[held], decided.cost[held] = of_fold.probs, of_fold.cost
                 decided.level[held] = of_fold.level
     return found

@@ -75,12 +75,27 @@ class Policy:
         assert scores is not None
         return scores
 
-    def ends(self, outputs: Sequence[Output]) -> NDArray[np.int64]:
-        """Return for n battles the step at which each ends, given the output of every level."""
-        ends = np.zeros(len(outputs[0].probs), dtype=np.int64)
+    def ends(self, outputs: Sequence[Output], costs: Sequence[float] = (), budget: float = np.inf) -> NDArray[np.int64]:
+        """Return for n battles the step at which each ends, given the output of every level.
+
+        Args:
+            outputs: of every level.
+            costs: of a battle that ends at each step; not needed without a budget.
+            budget: mean cost of a battle that is not exceeded: where more battles are above a threshold than it pays
+                for, those with the highest scores go on, as in :mod:`ensemble.cascade.prediction`.
+        """
+        n = len(outputs[0].probs)
+        ends = np.zeros(n, dtype=np.int64)
+        left = n * (budget - costs[0]) if costs else np.inf
         for step, threshold in enumerate(self.thresholds):
-            goes_on = (ends == step) & (self.scores(step, outputs[self.chain[step]]) > threshold)
-            ends[goes_on] = step + 1
+            scores = self.scores(step, outputs[self.chain[step]])
+            going = np.flatnonzero((ends == step) & (scores > threshold))
+            if costs:
+                each = costs[step + 1] - costs[step]
+                affordable = int(np.clip(left / each + TOLERANCE, 0, n))
+                going = going[np.argsort(-scores[going], kind="stable")][:affordable]
+                left -= each * len(going)
+            ends[going] = step + 1
         return ends
 
     def to_dict(self, levels: Levels) -> dict[str, Any]:

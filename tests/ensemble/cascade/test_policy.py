@@ -118,3 +118,22 @@ def test_a_budget_below_the_cheapest_level_is_refused_with_the_least_one() -> No
     outputs, labels = known_optimum(100, 0)
     with pytest.raises(UserError, match=r"at least 0\.100"):
         candidates(outputs, labels).choose(0.05)
+
+
+def test_within_a_budget_the_battles_with_the_highest_scores_go_on() -> None:
+    rng = np.random.default_rng(0)
+    outputs = [Output(rng.dirichlet(np.ones(3), 200)) for _ in range(3)]
+    policy = Policy("entropy", (0, 1, 2), (-np.inf, -np.inf))
+    costs = [0.1, 0.2, 1.0]
+    np.testing.assert_array_equal(policy.ends(outputs), 2)
+    for budget, sent in ((0.05, 0), (0.1, 0), (0.5, 75), (1.0, 200), (np.inf, 200)):
+        ends = policy.ends(outputs, costs, budget)
+        assert (ends == 2).sum() == sent  # 0.8 each, after 0.1 and 0.1 for all
+        assert np.take(costs, ends).mean() <= max(budget, costs[0]) + 1e-9
+        entropy = policy.scores(1, outputs[1])
+        if 0 < sent < 200:
+            assert entropy[ends == 2].min() >= entropy[ends == 1].max()
+    # Only those above the threshold go on, however much the budget would pay for.
+    middle = float(np.median(policy.scores(0, outputs[0])))
+    few = Policy("entropy", (0, 2), (middle,)).ends(outputs, [0.1, 1.0], 1.0)
+    np.testing.assert_array_equal(few == 1, policy.scores(0, outputs[0]) > middle)
