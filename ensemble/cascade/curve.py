@@ -69,7 +69,7 @@ class Decided:
 
 def decide(policy: Policy, levels: Levels, outputs: Sequence[Output], budget: float = np.inf) -> Decided:
     """Return the policy's decisions on n battles within a budget, given the outputs of every level."""
-    costs = [levels.cost(policy.chain[: step + 1]) for step in range(len(policy.chain))]
+    costs = levels.costs(policy.chain)
     ends = policy.ends(outputs, costs, budget)
     level = np.asarray(policy.chain)[ends]
     probs = np.stack([output.probs for output in outputs], axis=1)[np.arange(len(ends)), level]

@@ -47,6 +47,10 @@ class Levels:
         """Return the cost of a battle that visits these levels, as share of the ensemble's."""
         return self.seconds_of(chain) / self.seconds_of([len(self.names) - 1])
 
+    def costs(self, chain: Sequence[int]) -> list[float]:
+        """Return the cost of a battle that ends at each of these levels."""
+        return [self.cost(chain[: step + 1]) for step in range(len(chain))]
+
     def chains(self) -> list[tuple[int, ...]]:
         """Return all sequences of levels that are tried."""
         n = range(len(self.names))
@@ -165,7 +169,7 @@ def fit_frontiers(
                 plain = [score(kind, outputs[i]) for i in chain[:-1]]
                 scores = [values for values in plain if values is not None]
             if len(scores) == len(chain) - 1:
-                costs = [levels.cost(chain[: step + 1]) for step in range(len(chain))]
+                costs = levels.costs(chain)
                 found.append(Frontier(kind, chain, gains, *_frontier(losses[:, chain], scores, costs)))
     return found
 
