@@ -1,6 +1,6 @@
 """Comparison of two final students: one trained on all battles, and the average of the fold students' weights.
 
-    python -m benchmarks.quality.final_student        # after "make demo"; a few minutes
+    python -m benchmarks.quality.final_student        # after "make demo"; writes docs/evidence/final-student.md
 
 Neither can be scored on battles that it was trained on. So both score the synthetic arena's test battles, whose true
 class probabilities are known: the expected log loss under the truth is free of the noise of drawn verdicts. The average
@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from benchmarks.common import add_run_arguments, argument_parser, cell, require, run_script
+from benchmarks.common import add_run_arguments, argument_parser, cell, paragraphs, require, run_script, write_page
 from benchmarks.quality.students_runs import students_step
 from ensemble.distillation.plan import FINAL, plan_student
 from ensemble.stacking.calibration import shrunk_temperature
@@ -67,6 +67,7 @@ def test_logits(path: str, overrides: list[str]) -> tuple[dict[str, NDArray[np.f
 def main() -> None:
     parser = argument_parser(__doc__)
     add_run_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("docs/evidence/final-student.md"))
     arguments = parser.parse_args()
     quiet_libraries()
     truth_path = Path(arguments.run) / "synth" / "truth.csv"
@@ -78,11 +79,12 @@ def main() -> None:
     losses = {name: -(probs * log_softmax(z)).sum(axis=1) for name, z in logits.items()}
     losses["best possible"] = -(probs * np.log(np.maximum(probs, 1e-15))).sum(axis=1)
     _, prompts = np.unique([turns[0] for turns in test["prompt"].to_list()], return_inverse=True)
-    print(f"{test.height} test battles, expected log loss under the true probabilities, 95 % intervals over prompts\n")
-    print("| final student | log loss | minus `all` |\n|---|---|---|")
+    lines = [f"{test.height} test battles, 95 % intervals over prompts.", ""]
+    lines += ["| final student | log loss | minus `all` |", "|---|---|---|"]
     for name, loss in losses.items():
         difference = cell(loss - losses["all"], prompts, "+") if name != "all" else ""
-        print(f"| {name} | {cell(loss, prompts)} | {difference} |")
+        lines.append(f"| {name} | {cell(loss, prompts)} | {difference} |")
+    print(write_page(arguments.out, "The final student", [paragraphs(__doc__, 2), "", *lines]))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Tokens per second of a fold job at 1,000 to 16,000 battles: its cost must grow in proportion to the battles.
 
     python -m benchmarks.speed.growth [--battles 1000 4000 16000] [--config configs/demo.yaml] [--member llama3_1]
+    python -m benchmarks.speed.growth --write docs/evidence/growth.md
 
 For each size, on the synthetic arena: read, group and fold the battles, tokenise them, load the base, train one fold
 job (both orders, half of the battles) and predict its held-out half, through the functions that ``make oof`` calls.
 Loading costs the same for any number of battles, so it is a separate column, in milliseconds. Each size has a process
 of its own, which warms up and then runs as many jobs as add up to the battles of the largest size. The processes share
 one processor and enter each phase together, so that a change of the processor's speed affects all sizes alike. Rates
-are all tokens over all processor seconds. The last line is the ratio of the largest to the smallest rate, for training
-and for prediction; exit status 1 if one exceeds 1 + ``--tolerance``.
+are thousands of tokens, those of both orders, per processor second. The ratio of the largest to the smallest rate, for
+training and for prediction, has to be at most 1 + ``--tolerance``; else the exit status is 1.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import argument_parser, run_script
+from benchmarks.common import argument_parser, paragraphs, run_script, write_page
 from oof import config as configuration
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
@@ -112,6 +113,7 @@ def main() -> int:
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--member", default="llama3_1")
     parser.add_argument("--tolerance", type=float, default=0.1)
+    parser.add_argument("--write", type=Path, help="the page, e.g. docs/evidence/growth.md; default: none")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quiet_libraries()
@@ -132,16 +134,22 @@ def main() -> int:
             process.stdin.write("\n")
             process.stdin.flush()
     totals = {n: json.loads(process.communicate()[0]) for n, process in processes.items()}
-    print("thousand tokens of both orders per second of processor")
-    print(f"{'battles':>8} {'prepare':>9} {'tokenise':>9} {'load, ms':>9} {'train':>9} {'predict':>9}")
+    lines = ["| battles | prepare | tokenise | load, ms | train | predict |", "|---|---|---|---|---|---|"]
     rates = {}
     for n, row in totals.items():
         row["prepare"][0] = row["tokenise"][0]
         rates[n] = {phase: tokens / seconds / 1e3 for phase, (tokens, seconds, _) in row.items()}
         rates[n]["load"] = 1e3 * row["load"][1] / row["load"][2]
-        print(f"{n:8} " + " ".join(f"{rates[n][phase]:9.1f}" for phase in PHASES))
+        lines.append(f"| {n:,} | " + " | ".join(f"{rates[n][phase]:.1f}" for phase in PHASES) + " |")
     ratios = {p: max(row[p] for row in rates.values()) / min(row[p] for row in rates.values()) for p in RATED}
-    print("largest rate over smallest: " + ", ".join(f"{phase} {ratio:.3f}" for phase, ratio in ratios.items()))
+    lines += [
+        "",
+        "Largest rate over smallest: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items()) + ".",
+    ]
+    page = [paragraphs(__doc__, 2), "", f"Tolerance: {arguments.tolerance:g}.", "", *lines]
+    print("\n".join(lines))
+    if arguments.write:
+        write_page(arguments.write, "How a fold job's cost grows with the battles", page)
     return int(max(ratios.values()) > 1 + arguments.tolerance)
 
 
