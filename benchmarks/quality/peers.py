@@ -17,8 +17,8 @@ all folds and epochs.
 ``calibrated``: at the temperature (RewardTrainer: scale and threshold) of the other folds. Training is the time of the
 training loop, for ours with reading the base and saving the adapter; scoring runs from texts to probabilities, of
 battles that are new to the judge. ``steps`` and the CPU seconds, from the start of a process to its end, are those of
-all folds together. The stack has the one member and the TF-IDF baseline; the student has the member's base, and so its
-speed of scoring. Its training comes on top of the member's.
+all folds together. The stack has the one member and the TF-IDF baseline. The student starts from the member, as is the
+default where both have one base, and scores at its speed. Its training comes on top of the member's.
 
 Every fold is kept in ``--out``, so a call can be stopped, and the next one goes on; a fold that was interrupted begins
 again. ``--minutes`` begins no fold after that time. The page has the folds that every contender has finished.
@@ -40,7 +40,7 @@ from benchmarks.peer_environment import JUDGES, peer_python
 from benchmarks.quality.peers_page import Scored, class_shares, speed, table
 from benchmarks.quality.peers_runs import MEMBER, OTHERS, OURS, Folds, finished, prepared, run_fold, scores
 from benchmarks.quality.students_runs import measure, plan_of, student_probs, students_step
-from benchmarks.quality.students_settings import HALVES, MEMBERS, PLAIN, REAL, real
+from benchmarks.quality.students_settings import FROM_MEMBER, HALVES, MEMBERS, REAL, real
 from ensemble.stacking.stage import read_predictions
 from oof.common import interrupts
 from oof.common.atomic_files import read_json
@@ -74,7 +74,7 @@ def run(folds: Folds, arguments: argparse.Namespace, python: str, deadline: floa
                 problems[name] = problem
                 print(f"{name}: {problem}", file=sys.stderr, flush=True)
     if later := [name for name in arguments.contenders if name in LATER]:
-        measure(folds.part, [PLAIN] if "student" in later else [], deadline)
+        measure(folds.part, [FROM_MEMBER] if "student" in later else [], deadline)
     return problems
 
 
@@ -106,7 +106,7 @@ def add_later(folds: Folds, contenders: Sequence[str], ids: pl.Series, result: S
     if "student" not in contenders:
         return
     try:
-        plan = plan_of([str(folds.part.path), *folds.part.overrides])
+        plan = plan_of([str(folds.part.path), *folds.part.overrides, *folds.part.settings[FROM_MEMBER]])
     except UserError:  # stage two is not finished
         return
     step = students_step(plan)

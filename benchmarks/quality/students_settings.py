@@ -20,7 +20,7 @@ from oof.data.verdicts import VOTE_COLUMNS
 
 ARENA = "arena"
 OTHER_ARENAS = 1_000_000  # their seeds begin here
-PLAIN, HARD = "plain student", "hard labels only"
+PLAIN, HARD, FROM_MEMBER = "plain student", "hard labels only", "start from the member"
 QA = "qa_feedback_dev.csv.gz"
 MEMBERS = {"smollm2": "smollm2-135m", "gemma3": "gemma3-270m"}
 STUDENT = "gemma3-270m"
@@ -41,7 +41,7 @@ def settings_of(epochs: float, tokens: int | None = None) -> dict[str, list[str]
     settings = {
         PLAIN: [],
         HARD: ["distill.losses={ce: 1, kl: 0}"],
-        "start from the member": ["distill.start=member"],
+        FROM_MEMBER: ["distill.start=member"],
         "start from the member, half the epochs": ["distill.start=member", half],
         "half the epochs": [half],
         "twice the epochs": [f"distill.student.train.epochs={2 * epochs:g}"],
