@@ -58,7 +58,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "others": 1200,
         "tokens": 256,
         "epochs": 2.0,
-        "head_lr": 1e-4,
         "final": "mean",
     },
     "chats": {
@@ -67,7 +66,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "others": 0,
         "tokens": 160,
         "epochs": 1.0,
-        "head_lr": 2e-3,
         "final": "best",
     },
 }
@@ -81,7 +79,7 @@ def settings(name: str, folder: Path, models: Path, size: Mapping[str, Any]) -> 
     recipe = {**RECIPES[name], **size}
 
     def trained(checkpoint: str) -> dict[str, Any]:
-        return cpu_recipe(str(models / checkpoint), recipe["epochs"], head_lr=recipe["head_lr"])
+        return cpu_recipe(str(models / checkpoint), recipe["epochs"])
 
     if name == "chats":
         data["extra"] = [str(folder / "extra.csv")]

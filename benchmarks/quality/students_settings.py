@@ -117,7 +117,6 @@ class RealSet:
         tokens: of a sequence.
         battles: scored ones of a half, and unlabelled ones.
         epochs: of members and student.
-        head_lr: learning rate of their heads.
     """
 
     files: tuple[str, ...]
@@ -125,12 +124,11 @@ class RealSet:
     tokens: int
     battles: int
     epochs: float
-    head_lr: float
 
 
 REAL = {
-    "arguments": RealSet((UKP,), (), 256, 1200, 2.0, 1e-4),
-    "chats": RealSet((VICUNA, LLMFAO, PANDALM, TULU), (QA,), 384, 1500, 1.0, 2e-3),
+    "arguments": RealSet((UKP,), (), 256, 1200, 2.0),
+    "chats": RealSet((VICUNA, LLMFAO, PANDALM, TULU), (QA,), 384, 1500, 1.0),
 }
 
 
@@ -175,7 +173,7 @@ def real(
     files = _write_battles(of_set, half, folder, data, battles)
 
     def trained(checkpoint: str) -> dict[str, Any]:
-        return cpu_recipe(str(models / checkpoint), epochs, head_lr=of_set.head_lr)
+        return cpu_recipe(str(models / checkpoint), epochs)
 
     tree = {
         "run": str(folder / "run"),

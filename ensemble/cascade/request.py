@@ -42,9 +42,11 @@ def requested(config: Config) -> Request | None:
     given = config.predict.cascade
     named = {"budget": given.budget > 0, "time": bool(given.time), "thresholds": bool(given.thresholds)}
     asked = [f"predict.cascade.{name}" for name, is_set in named.items() if is_set]
+    if given.levels and not given.thresholds:
+        raise UserError(
+            "predict.cascade.levels has no effect without predict.cascade.thresholds; set them, too, or levels=[]"
+        )
     if not asked:
-        if given.levels:
-            raise UserError("predict.cascade.levels has no effect without predict.cascade.thresholds; set them, too")
         return None
     if len(asked) > 1:
         raise UserError(

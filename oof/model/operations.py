@@ -27,7 +27,6 @@ MATRIX, ATTENTION, NORM, SOFTMAX = "matrix products", "attention", "norms", "sof
 ELEMENTWISE, COPY, HEAD, OPTIMIZER = "elementwise", "copies and casts", "head and loss", "optimizer"
 DEQUANTISE = "dequantisation"
 CLASSES_OF_OPERATIONS = (MATRIX, ATTENTION, NORM, SOFTMAX, ELEMENTWISE, COPY, DEQUANTISE, HEAD, OPTIMIZER)
-WIDE_ALLOWED = {NORM, SOFTMAX, HEAD, OPTIMIZER}  # classes in which a float32 copy of an activation is meant
 
 aten = torch.ops.aten
 FORMULA_OF = {aten.addmm_: aten.addmm}  # in-place operations without a formula of their own
@@ -207,16 +206,3 @@ def _bytes(func: Any, inputs: Sequence[torch.Tensor], results: Sequence[torch.Te
 def _stored(value: torch.Tensor) -> int:
     """Return the bytes of a tensor's elements, of expanded ones only those in memory."""
     return min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
-
-
-def float32_copies(operations: Sequence[Operation], elements: int) -> list[Operation]:
-    """Return the operations that write a float32 tensor of at least ``elements`` where none is meant.
-
-    Meant are those in norms, softmax, score head, loss and optimizer.
-    """
-
-    def size(shape: tuple[int, ...]) -> int:
-        return int(torch.Size(shape).numel())
-
-    wide = [each for each in operations if each.dtype == "float32" and size(each.shape) >= elements]
-    return [each for each in wide if each.kind not in WIDE_ALLOWED]

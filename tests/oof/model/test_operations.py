@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from oof.model.operations import COPY, ELEMENTWISE, HEAD, MATRIX, NORM, SOFTMAX, Operation, OperationLog, float32_copies
+from oof.model.operations import COPY, ELEMENTWISE, HEAD, MATRIX, NORM, SOFTMAX, Operation, OperationLog
 
 
 def log_of(function: Callable[[], object]) -> list[Operation]:
@@ -68,14 +68,3 @@ def test_operations_of_both_passes_belong_to_their_module(recomputed: bool) -> N
     assert kinds.count(HEAD) == 3
     assert sum(each.kind == NORM for each in log.operations) > 3
     assert any(each.kind == ELEMENTWISE and each.name == "mul" for each in log.operations)
-
-
-def test_a_float32_copy_of_an_activation_is_found_where_it_is_not_meant() -> None:
-    x = torch.ones(4, 8).bfloat16()
-    cast = log_of(lambda: x.float())
-    assert [each.name for each in float32_copies(cast, 32)] == ["_to_copy"]
-    assert float32_copies(cast, 33) == []
-    log, norm = OperationLog(), nn.RMSNorm(8)
-    with log.inside(norm), log:
-        norm(x.float())
-    assert float32_copies([each for each in log.operations if each.kind == NORM], 32) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from unittest.mock import patch
 
 import pytest
@@ -11,11 +12,12 @@ from torch import nn
 from oof.config import Lora, Member
 from oof.model import pass_trace, planned_operators
 from oof.model.checkpoint_shapes import base_config
-from oof.model.operations import Operation, float32_copies
+from oof.model.operations import HEAD, NORM, OPTIMIZER, SOFTMAX, Operation, OperationLog
 from oof.model.pass_trace import trace_pass
 
 SHAPES = ("google/gemma-2-9b-it", "meta-llama/Llama-3.1-8B-Instruct")
 BATCH, TOKENS, DEPTH = 2, 1024, 2
+WIDE_ALLOWED = {NORM, SOFTMAX, HEAD, OPTIMIZER}  # classes in which a float32 copy of an activation is meant
 
 
 def operations(member: Member, training: bool, checkpointing: bool = False) -> tuple[Operation, ...]:
@@ -28,9 +30,24 @@ def share_of_16_bits(traced: tuple[Operation, ...]) -> float:
     return sum(each.flops for each in products if each.dtype == "bfloat16") / sum(each.flops for each in products)
 
 
+def float32_copies(traced: Sequence[Operation], elements: int) -> list[Operation]:
+    """Return the operations that write a float32 tensor of at least ``elements`` where none is meant."""
+    copies = [each for each in traced if each.dtype == "float32" and torch.Size(each.shape).numel() >= elements]
+    return [each for each in copies if each.kind not in WIDE_ALLOWED]
+
+
 def wide(traced: tuple[Operation, ...], member: Member) -> list[Operation]:
     """Return the float32 copies of activations outside of norms, softmax, head and loss."""
     return float32_copies(traced, BATCH * TOKENS * base_config(member.checkpoint).hidden_size)
+
+
+def test_a_float32_copy_of_an_activation_is_found_where_it_is_not_meant() -> None:
+    x, log, norm = torch.ones(4, 8).bfloat16(), OperationLog(), nn.RMSNorm(8)
+    with log.inside(norm), log:
+        wide_x = x.float()
+        norm(wide_x)
+    assert [each.name for each in float32_copies(log.operations, 32)] == ["_to_copy"]
+    assert float32_copies(log.operations, 33) == []
 
 
 @pytest.mark.slow
