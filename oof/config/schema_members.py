@@ -42,8 +42,14 @@ class Train:
 
     epochs: float = setting(1.0, "passes over the training battles; a fraction is allowed", unit="epochs", range=EPOCHS)
     lr: float = setting(1e-4, "peak learning rate of the adapters", range=RATES)
-    head_lr: float = setting(
-        1e-4, "peak learning rate of the score head, which starts from random float32 weights", range=RATES
+    head_lr: float = setting(1e-4, "peak learning rate of the score head", range=RATES)
+    head_init: str = setting(
+        "random",
+        "weights that the score head starts from. `random`: normal, with the base's own standard deviation, so that "
+        "the first predictions can be far from equal; `zero`: all classes are equally probable at first, as is usual for "
+        "vision transformers",
+        choices=("random", "zero"),
+        added=True,
     )
     batch_battles: int = setting(16, "battles per optimizer step", unit="battles", range=COUNTS)
     tokens_per_batch: int = setting(

@@ -84,7 +84,8 @@ def load_base(member: Member, tokenizer: Any, seed: int, n_classes: int = 3) -> 
     if own_head:
         compute_head_in_float32(model)
     else:
-        head = fresh_head(model.score.in_features, config.get_text_config().initializer_range, seed, n_classes)
+        std = 0.0 if member.train.head_init == "zero" else config.get_text_config().initializer_range
+        head = fresh_head(model.score.in_features, std, seed, n_classes)
         model.score = head.to(model.device)
     attention = model.config._attn_implementation
     logger.debug("%s: %s, attention %s, %s", member.checkpoint, config.model_type, attention, model.dtype)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from oof.classes import with_tie, without_ties
 from oof.common.errors import UserError
-from oof.config import Lora, Member, Prompts
+from oof.config import Lora, Member, Prompts, Train
 from oof.encoding.batches import collate
 from oof.encoding.encode import encode_battles
 from oof.model.attention import resolve_attention
@@ -145,6 +145,18 @@ def test_the_fresh_head_and_adapters_depend_on_the_seed_alone(name: str) -> None
     torch.randn(17)
     assert torch.equal(first, weights(3))
     assert not torch.equal(first, weights(4))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_zero_head_gives_equal_classes_at_first_and_learns(name: str) -> None:
+    member = Member(checkpoint=str(BASES / name), dtype="float32", train=Train(head_init="zero"))
+    tokenizer = load_tokenizer(member.checkpoint)
+    model = add_adapters(load_base(member, tokenizer, 0), member.lora, 0)
+    logits = model(torch.tensor([[5, 6, 7]])).logits
+    assert torch.equal(logits, torch.zeros(1, 3))
+    torch.nn.functional.cross_entropy(logits, torch.tensor([1])).backward()
+    gradients = [p.grad for n, p in model.named_parameters() if p.requires_grad and "score" in n]
+    assert [bool(gradient.abs().sum() > 0) for gradient in gradients if gradient is not None] == [True]
 
 
 def test_a_missing_checkpoint_is_an_error_of_one_sentence(tmp_path: Path) -> None:
