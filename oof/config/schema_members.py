@@ -46,7 +46,7 @@ class Train:
     head_init: str = setting(
         "random",
         "weights that the score head starts from. `random`: normal, with the base's own standard deviation, so that "
-        "the first predictions can be far from equal; `zero`: all classes are equally probable at first, as is usual for "
+        "the first predictions can be far from equal; `zero`: all classes are equally probable at first, as is usual in "
         "vision transformers",
         choices=("random", "zero"),
         added=True,

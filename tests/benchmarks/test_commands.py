@@ -20,6 +20,7 @@ SMALL = {
     "quality.choice": "--data DATA --only king2-300 arena-200 --contenders ours --trials 2 --seeds 1",
     "quality.final_student": "--out final-student.md",
     "quality.fold_job_scales": "--seeds 2 --battles 300 --out scales.md",
+    "quality.head_init": "--seeds 0 --battles 60",
     "quality.label_canary": "",
     "quality.peers": "--data DATA --battles 24 --tokens 96 --epochs 0.5 --contenders member stack student",
     "quality.real_judgements": "--data DATA --models models --quick --sets chats",  # which reads the files of both sets
