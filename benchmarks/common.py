@@ -87,11 +87,8 @@ def command_line() -> str:
 
 
 def cpu_recipe(checkpoint: str, epochs: float, frozen: str = "stored") -> dict[str, Any]:
-    """Return the settings of a member or student that a CPU can train: adapters in the upper half of the layers.
-
-    A random head's first predictions are far from equal, which a few dozen steps do not mend.
-    """
-    train = {"epochs": epochs, "lr": 5e-4, "head_lr": 1e-4, "head_init": "zero", "batch_battles": 8, "swap": "random"}
+    """Return the settings of a member or student that a CPU can train: adapters in the upper half of the layers."""
+    train = {"epochs": epochs, "lr": 5e-4, "batch_battles": 8, "swap": "random"}
     train |= {"tokens_per_batch": 2048, "checkpoint_steps": 25}  # the most steps that a kill costs
     lora = {"rank": 16, "alpha": 32, "layers": "upper_half"}
     return {"checkpoint": checkpoint, "dtype": "auto", "frozen": frozen, "lora": lora, "train": train}

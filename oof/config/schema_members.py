@@ -44,13 +44,13 @@ class Train:
     lr: float = setting(1e-4, "peak learning rate of the adapters", range=RATES)
     head_lr: float = setting(1e-4, "peak learning rate of the score head", range=RATES)
     head_init: str = setting(
-        "random",
-        "weights that the score head starts from. `random`: normal, with the base's own standard deviation, so that "
-        "the first predictions can be far from equal; `zero`: all classes are equally probable at first, as is usual in "
-        "vision transformers",
-        choices=("random", "zero"),
-        added=True,
-    )
+        "zero",
+        "weights that the score head starts from. `zero`: all classes are equally probable at first; `random`: normal, "
+        "with the base's own standard deviation, so that the first predictions can be far from equal, which few steps "
+        "do not mend",
+        choices=("zero", "random"),
+        added=True, older="random",
+    )  # fmt: skip
     batch_battles: int = setting(16, "battles per optimizer step", unit="battles", range=COUNTS)
     tokens_per_batch: int = setting(
         8192,

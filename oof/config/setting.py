@@ -23,6 +23,7 @@ def setting(
     choices: tuple[str, ...] | None = None,
     speed_only: bool = False,
     added: bool = False,
+    older: T | None = None,
 ) -> T:
     """Declare a field of a section.
 
@@ -34,11 +35,13 @@ def setting(
         choices: all allowed values.
         speed_only: changes run time, memory or disk alone (results agree up to floating-point rounding), so finished
             work stays valid; see :mod:`oof.config.speed_only`.
-        added: there were runs before this setting. Content keys leave it out while it has its default, so that those
+        added: there were runs before this setting. Content keys leave it out while it has their value, so that those
             runs stay valid.
+        older: the value of those runs; None = the default.
     """
     metadata = {
         "doc": doc, "unit": unit, "range": range, "choices": choices, "speed_only": speed_only, "added": added,
+        "older": default if older is None else older,
     }  # fmt: skip
     if isinstance(default, list | dict):
         field: Any = dataclasses.field(default_factory=default.copy, metadata=metadata)

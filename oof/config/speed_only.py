@@ -36,7 +36,7 @@ def without_speed_settings(section: Any, schema: type | None = None) -> dict[str
             kept |= {name: inner} if inner else {}  # a section of added settings: older runs lack it
         elif name in named:
             kept[name] = {key: without_speed_settings(inner, named[name]) for key, inner in value.items()}
-        elif name not in speed_only and not _added_default(fields.get(name), value):
+        elif name not in speed_only and not _as_before(fields.get(name), value):
             kept[name] = value
     return kept | {
         name: FIXED_VALUES.get(name, default_of(field))
@@ -45,6 +45,6 @@ def without_speed_settings(section: Any, schema: type | None = None) -> dict[str
     }
 
 
-def _added_default(field: dataclasses.Field[Any] | None, value: object) -> bool:
-    """Return whether a setting that older runs lack has its default, under which those runs were made."""
-    return field is not None and bool(field.metadata["added"]) and bool(value == default_of(field))
+def _as_before(field: dataclasses.Field[Any] | None, value: object) -> bool:
+    """Return whether a setting that older runs lack has the value under which those runs were made."""
+    return field is not None and bool(field.metadata["added"]) and bool(value == field.metadata["older"])

@@ -94,16 +94,29 @@ def stored_settings(run: Path) -> dict[str, Any] | None:
     path = run / STORED
     try:
         if path.is_file():
-            return read_yaml(path)
+            return with_older_values(read_yaml(path))
         path = run / "run.json"
         if not path.is_file():
             return None
         tree = parse_json(path)["config"]
-        return _known(tree, Config, f"{path}: ")
+        return with_older_values(_known(tree, Config, f"{path}: "))
     except (UserError, OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: damaged, the run's settings cannot be read ({error}); name them: CONFIG=FILE"
         ) from error
+
+
+def with_older_values(tree: dict[str, Any], schema: Any = Config) -> dict[str, Any]:
+    """Return a run's remembered values with those of settings that its version lacked and whose default is new."""
+    full = dict(tree)
+    for name, field in settings(schema).items():
+        if name not in full and field.metadata["older"] != default_of(field):
+            full[name] = field.metadata["older"]
+    for name, inner in sections(schema).items():
+        full[name] = with_older_values(full.get(name) or {}, inner)
+    for name, inner in named_sections(schema).items():
+        full[name] = {key: with_older_values(value, inner) for key, value in (full.get(name) or {}).items()}
+    return full
 
 
 def _known(tree: dict[str, Any], schema: Any, place: str) -> dict[str, Any]:

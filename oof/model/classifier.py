@@ -65,10 +65,10 @@ def load_tokenizer(checkpoint: str, hints: str = "none", revision: str = "") -> 
     return tokenizer
 
 
-def load_base(member: Member, tokenizer: Any, seed: int, n_classes: int = 3) -> Any:
+def load_base(member: Member, tokenizer: Any, seed: int, n_classes: int = 3, head_init: str = "random") -> Any:
     """Return the checkpoint as a sequence classifier with a fresh float32 ``score`` head.
 
-    The fresh head depends on ``seed`` alone, not on what ran before in the process. A checkpoint that is a classifier
+    A random head depends on ``seed`` alone, not on what ran before in the process. A checkpoint that is a classifier
     of these classes of ours already keeps its own head.
 
     Raises:
@@ -84,7 +84,7 @@ def load_base(member: Member, tokenizer: Any, seed: int, n_classes: int = 3) -> 
     if own_head:
         compute_head_in_float32(model)
     else:
-        std = 0.0 if member.train.head_init == "zero" else config.get_text_config().initializer_range
+        std = 0.0 if head_init == "zero" else config.get_text_config().initializer_range
         head = fresh_head(model.score.in_features, std, seed, n_classes)
         model.score = head.to(model.device)
     attention = model.config._attn_implementation
@@ -115,7 +115,7 @@ def load_trainable(member: Member, start: Path | None, tokenizer: Any, seed: int
         UserError: as :func:`load_classifier`.
     """
     if start is None:
-        base = load_base(member, tokenizer, seed, n_classes)
+        base = load_base(member, tokenizer, seed, n_classes, member.train.head_init)
         return add_adapters(base, member.lora, seed, member.revision).to(device())
     refuse_another_function(member, start)
     if not (start / "adapter_config.json").is_file():  # a whole classifier is a checkpoint with our head

@@ -16,7 +16,7 @@ from oof.config import Config, Member, Stack, load, without_speed_settings
 from oof.config.reference import settings_reference
 from oof.config.setting import default_of, named_sections, sections, setting, settings
 
-METADATA = {"doc", "unit", "range", "choices", "speed_only", "added"}
+METADATA = {"doc", "unit", "range", "choices", "speed_only", "added", "older"}
 
 
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -58,7 +58,8 @@ def test_a_setting_is_documented_beside_its_field(path: str) -> None:
     assert len(metadata["doc"]) > 5
     assert not metadata["doc"].endswith(".")
     if metadata["choices"] is not None and default is not None:
-        assert default in metadata["choices"]
+        assert {default, metadata["older"]} <= set(metadata["choices"])
+    assert metadata["added"] or metadata["older"] == default
     if isinstance(default, int | float) and not isinstance(default, bool):
         low, high = metadata["range"]
         assert low <= default <= high

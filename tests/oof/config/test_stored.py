@@ -12,7 +12,7 @@ import yaml
 
 from oof.common.errors import UserError
 from oof.config import load, to_dict
-from oof.config.stored import FILES, STORED, load_for_run, store_settings, stored_settings
+from oof.config.stored import FILES, STORED, load_for_run, store_settings, stored_settings, with_older_values
 from tests.fixtures.demo_run import ROOT
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -96,12 +96,24 @@ def test_settings_of_an_older_run_are_those_of_its_record(tmp_path: Path, caplog
     assert yaml.safe_load((tmp_path / STORED).read_text("utf-8"))["stack"]["trials"] == 7
 
 
+def test_a_run_that_was_made_before_a_setting_keeps_what_it_did(tmp_path: Path) -> None:
+    stored(tmp_path)
+    tree = yaml.safe_load((tmp_path / STORED).read_text())
+    for recipe in (*(member["train"] for member in tree["members"].values()), tree["distill"]["student"]["train"]):
+        assert recipe.pop("head_init") == "zero"
+    (tmp_path / STORED).write_text(yaml.safe_dump(tree))
+    again = load_for_run(None, [f"run={tmp_path}"])
+    models = [*again.members.values(), again.distill.student]
+    assert [model.train.head_init for model in models] == ["random"] * 3
+    assert load_for_run(DEMO, [f"run={tmp_path}"]).members["gemma2"].train.head_init == "zero"
+
+
 @pytest.mark.parametrize("content", ["- a", "a: [", "\x00", ""])
 def test_damaged_settings_are_an_error_that_names_the_file(tmp_path: Path, content: str) -> None:
     run = stored(tmp_path / "run")
     (run / STORED).write_text(content)
     if content == "":
-        assert stored_settings(run) == {}
+        assert stored_settings(run) == with_older_values({})
         return
     with pytest.raises(UserError, match=r"config.yaml: damaged.*CONFIG=FILE"):
         load_for_run(None, [f"run={run}"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import Field, replace
+from typing import Any
 
 import pytest
 
 from oof import config as configuration
 from oof.common.digests import digest
 from oof.config import Config, Member, Train, without_speed_settings
-from oof.config.setting import settings
+from oof.config.load import OVERRIDES, parse_overrides, read_yaml, resolve
+from oof.config.setting import default_of, settings
+from oof.config.stored import with_older_values
 from oof.jobs import cache_keys
 from oof.jobs.fold_job import FoldJob
 from oof.jobs.pretrain import PretrainJob, pretrain_job
@@ -45,7 +48,10 @@ SPEED_ONLY = {
 
 
 def older(name: str, *overrides: str) -> Config:
-    return configuration.load(GOLDEN / f"{name}.yaml", ["pretrain.data=[x]", *overrides])
+    changes = parse_overrides(["pretrain.data=[x]", *overrides])
+    return resolve(
+        {name: with_older_values(read_yaml(GOLDEN / f"{name}.yaml")), OVERRIDES: changes}, run=f"runs/{name}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -95,13 +101,18 @@ def test_the_classes_are_in_the_key_where_a_battle_cannot_end_in_a_tie() -> None
     assert before.step.key != after.step.key
 
 
+def as_older(field: Field[Any]) -> bool:
+    return bool(field.metadata["added"] and default_of(field) == field.metadata["older"])
+
+
 def test_every_setting_of_a_member_is_in_its_key_unless_it_changes_speed_only() -> None:
     parts = cache_keys.training_key_parts(Config(), Member(), "battles")
     plain = configuration.to_dict(Member())
     own = {name for name in plain if name not in ("lora", "train")}
     nested = {f"{section}.{name}" for section in ("lora", "train") for name in plain[section]}
-    added = {name for name, field in settings(Member).items() if field.metadata["added"]}
-    added |= {f"train.{name}" for name, field in settings(Train).items() if field.metadata["added"]}
+    added = {name for name, field in settings(Member).items() if as_older(field)}
+    added |= {f"train.{name}" for name, field in settings(Train).items() if as_older(field)}
+    assert "train.head_init" not in added  # whose default is new
     assert {"frozen", "revision"} <= added  # left out of the keys while they have their defaults
     assert set(parts) == (own | nested | {"prompts", "seed", "battles"}) - added
 

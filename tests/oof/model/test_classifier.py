@@ -151,7 +151,7 @@ def test_the_fresh_head_and_adapters_depend_on_the_seed_alone(name: str) -> None
 def test_a_zero_head_gives_equal_classes_at_first_and_learns(name: str) -> None:
     member = Member(checkpoint=str(BASES / name), dtype="float32", train=Train(head_init="zero"))
     tokenizer = load_tokenizer(member.checkpoint)
-    model = add_adapters(load_base(member, tokenizer, 0), member.lora, 0)
+    model = load_trainable(member, None, tokenizer, 0)
     logits = model(torch.tensor([[5, 6, 7]])).logits
     assert torch.equal(logits, torch.zeros(1, 3))
     torch.nn.functional.cross_entropy(logits, torch.tensor([1])).backward()
