@@ -94,7 +94,7 @@ def battles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         **{name: (pl.int_range(80) % 3 == i).cast(pl.Int8) for i, name in enumerate(WINNER_COLUMNS)},
     )  # fmt: skip
     frame.write_csv(tmp_path / "chats.csv")
-    monkeypatch.setitem(students_settings.REAL, "chats", RealSet(("chats.csv",), (), 96, 30, 1.0, 1e-3))
+    monkeypatch.setitem(students_settings.REAL, "chats", RealSet(("chats.csv",), (), 96, 30, 1.0))
     return tmp_path
 
 

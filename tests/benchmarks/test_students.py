@@ -68,7 +68,7 @@ def test_the_halves_of_real_battles_share_no_prompt_and_votes_keep_their_battle(
     frame.select("id", votes_a=pl.int_range(40) + 1, votes_b=pl.lit(1), votes_tie=pl.lit(0)).write_csv(
         tmp_path / "chats_votes.csv"
     )
-    monkeypatch.setitem(students_settings.REAL, "chats", RealSet(("chats.csv",), (), 96, 12, 1.0, 1e-3))
+    monkeypatch.setitem(students_settings.REAL, "chats", RealSet(("chats.csv",), (), 96, 12, 1.0))
     sizes = {"battles": 0, "tokens": 0, "epochs": 0.0}
     prompts = {}
     for half in students_settings.HALVES:
