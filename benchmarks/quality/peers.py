@@ -7,10 +7,11 @@
 All train on the same battles of the same folds, from SmolLM2-135M, for the same epochs with eight battles a step, and
 with adapters of rank 16 and alpha 32; each battle is scored in both orders by the judge that was not trained on its
 fold, with the same limit of tokens. Every fold of every library runs in a process of its own, on as many cores of one
-machine; folds of two libraries may run side by side, on cores of their own. pairjudge 0.3.0 has its own template, learning rate and truncation, adapters in all layers, and chooses
-its epoch on battles of other prompts, which ours does not have; ``pairjudge-lr`` has our learning rate,
-``pairjudge-layout`` our template. RewardTrainer scores one response at a time and learns from decided battles alone, at
-our learning rate; a threshold, fitted on the out-of-fold rewards of the other folds, makes ties of small differences.
+machine; folds of two libraries may run side by side, on cores of their own. pairjudge 0.3.0 has its own template,
+learning rate and truncation, adapters in all layers, and chooses its epoch on battles of other prompts, which ours does
+not have; ``pairjudge-lr`` has our learning rate, ``pairjudge-layout`` our template. RewardTrainer scores one response
+at a time and learns from decided battles alone, at our learning rate; a threshold, fitted on the out-of-fold rewards of
+the other folds, makes ties of small differences.
 Ours is the recipe for CPUs: adapters in the upper half of the layers, the hidden states below them computed once for
 all folds and epochs.
 
