@@ -2,9 +2,9 @@
 
 The plain policy is the student alone, in both orders or, within a smaller budget, in one. Every other one has to be
 better on battles on which it was not fitted: levels, scores and thresholds are fitted again without each of a few folds
-of whole groups, and decide on that fold within the budget, as on new battles. The policy with the largest lower bound
-of its gain over the plain one is chosen, if that is above 0. So a policy wins neither by the luck of its thresholds
-nor, among many, by that of its battles, and part of a budget may stay unused.
+of whole groups, and decide on that fold. The policy with the largest lower bound of its gain over the plain one is
+chosen, if that is above 0. So a policy wins neither by the luck of its thresholds nor, among many, by that of its
+battles, and part of a budget may stay unused.
 
 ``LEVEL`` and ``FOLDS`` were chosen on synthetic arenas whose members were noise or better than the student.
 
@@ -80,9 +80,9 @@ class _Held:
     losses: NDArray[np.float64]
     units: NDArray[np.int64]
 
-    def loss(self, policy: Policy, costs: Sequence[float], budget: float) -> NDArray[np.float64]:
-        """Return the (n,) losses of the levels where the battles end within a budget; see :meth:`Policy.ends`."""
-        ends = policy.ends(self.outputs, costs, budget)
+    def loss(self, policy: Policy) -> NDArray[np.float64]:
+        """Return the (n,) losses of the levels where the battles end."""
+        ends = policy.ends(self.outputs)
         return np.asarray(self.losses[np.arange(len(ends)), np.asarray(policy.chain)[ends]])
 
 
@@ -182,12 +182,11 @@ class Candidates:
 
     def _gain(self, frontier: Frontier, budget: float, level: int) -> tuple[float, float]:
         """Return the gain over a level, by policies that did not see the battles, and its lower bound."""
-        costs = self.levels.costs(frontier.chain)
         gains = []
         for held in self.held:
             own = held.frontiers[frontier.kind, frontier.chain].best(budget)
             assert own is not None  # the cheapest thresholds of a chain cost the same in every fold
-            gains.append(held.losses[:, level] - held.loss(own[2], costs, budget))
+            gains.append(held.losses[:, level] - held.loss(own[2]))
         gain, units = np.concatenate(gains), np.concatenate([held.units for held in self.held])
         value = float(gain.mean())
         sums = np.bincount(units, gain - value, minlength=len(self.sizes))

@@ -51,12 +51,7 @@ def losses(seed: int, noise: float) -> dict[str, np.ndarray]:
         affordable = [best for f in candidates.frontiers if (best := f.best(budget)) is not None]
         least.append(min(affordable, key=lambda best: best[:2])[2])
     made = {"chosen": [candidates.choose(budget).policy for budget in BUDGETS], "least": least}
-    found = {
-        name: np.array(
-            [loss(decide(policy, LEVELS, outputs, budget).probs) for policy, budget in zip(of, BUDGETS, strict=True)]
-        )
-        for name, of in made.items()
-    }
+    found = {name: np.array([loss(decide(p, LEVELS, outputs).probs) for p in of]) for name, of in made.items()}
     return {**found, "student": np.full(len(BUDGETS), loss(outputs[1].probs))}
 
 
@@ -75,7 +70,7 @@ def test_most_of_a_real_gain_is_kept() -> None:
     found = over_seeds(noise=0.0)
     chosen, least = (found["student"] - found[name] for name in ("chosen", "least"))
     assert (least > 0.01).all()
-    assert (chosen >= 0.75 * least).all()
+    assert (chosen >= 0.8 * least).all()
 
 
 def test_the_bound_is_that_of_policies_fitted_without_each_fold() -> None:
@@ -96,7 +91,7 @@ def test_the_bound_is_that_of_policies_fitted_without_each_fold() -> None:
         frontier = next(f for f in frontiers if (f.kind, f.chain) == (choice.policy.kind, choice.policy.chain))
         best = frontier.best(0.7)
         assert best is not None
-        probs = decide(best[2], LEVELS, [output.take(own) for output in outputs], 0.7).probs
+        probs = decide(best[2], LEVELS, [output.take(own) for output in outputs]).probs
         gain[own] = row_log_loss(outputs[1].probs[own], labels[own]) - row_log_loss(probs, labels[own])
     expected = group_interval(gain, groups, 0, LEVEL)
     assert (choice.gain, choice.low) == pytest.approx((expected["value"], expected["low"]))
