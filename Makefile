@@ -123,8 +123,10 @@ bench-stack: $(DEV)  ## benchmark stage two against LightGBMTunerCV, StackingCla
 bench-gpu: $(DEV)  ## the GPU benchmark, 20 minutes on an 80 GB card (ARGS="--only rates,training"; ARGS=--check; QUICK=1: a CPU)
 	@$(PY) -m benchmarks.gpu.bench $(if $(QUICK),--quick) $(ARGS)
 
-quality: $(DEV)  ## all stages on real judgements with small pre-trained models (QUICK=1: a smoke test)
-	@$(PY) -m benchmarks.quality.real_judgements $(if $(QUICK),--quick) $(ARGS)
+QUICK_QUALITY = --battles 48 --tokens 96 --epochs 0.5 --only 'start from the member' --out runs/quality-quick
+
+quality: $(DEV)  ## all stages on real judgements with small pre-trained models: hours, rerun to go on (QUICK=1: a smoke test)
+	@$(PY) -m benchmarks.quality.students --sets chats arguments --half report $(if $(QUICK),$(QUICK_QUALITY)) $(ARGS)
 
 faults: $(DEV)  ## kill, fill the disk, damage files: results must stay the same bytes (ARGS="--kills 12")
 	@$(PY) -m benchmarks.robustness.faults $(or $(ARGS),--write docs/evidence/faults.md)

@@ -25,12 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.statistics.bootstrap import group_interval
-from ensemble.statistics.interval_words import below_zero, in_words
+from ensemble.statistics.interval_words import in_words
 from oof.common.atomic_files import read_json, replacing, write_json
 from oof.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS_BETWEEN_WRITES = 10.0
 T = TypeVar("T")
 
 
@@ -100,25 +99,6 @@ def cpu_recipe(checkpoint: str, epochs: float, frozen: str = "stored") -> dict[s
 def cell(values: NDArray[np.float64], groups: NDArray[np.integer], sign: str = "", seed: int = 0) -> str:
     """Return the mean of (n,) values with its 95 % interval over groups; ``sign="+"`` for a difference."""
     return in_words(group_interval(values, groups, seed), f"{sign}.4f")
-
-
-def verdict_cell(difference: NDArray[np.float64], groups: NDArray[np.integer], limit: float | None = None) -> str:
-    """Return yes or no and the mean of (n,) loss differences with its interval.
-
-    Yes means that the interval is below 0 or, with a limit, that the mean is at most the limit. Too few groups have no
-    verdict.
-    """
-    interval = group_interval(difference, groups, 0)
-    if "groups" in interval:
-        return in_words(interval)
-    holds = below_zero(interval) if limit is None else float(difference.mean()) <= limit
-    return f"{'yes' if holds else '**no**'}: {in_words(interval)}"
-
-
-def best_member(losses: Mapping[str, NDArray[np.float64]]) -> str:
-    """Return the name of the member with the smallest mean loss, or "" if there is none."""
-    members = (name for name in losses if name.startswith("member"))
-    return min(members, key=lambda name: float(losses[name].mean()), default="")
 
 
 def commit() -> str:
@@ -211,55 +191,18 @@ class Usage:
     peak_gb: float
 
 
-def measured(
-    command: Sequence[str], watch: Callable[[int, float], None] = lambda pid, seconds: None, **options: Any
-) -> Usage:
-    """Run a command and return its cost.
-
-    Args:
-        command: program and arguments.
-        watch: called about five times a second with the process id and the seconds that have passed.
-        options: of :class:`subprocess.Popen`.
-    """
+def measured(command: Sequence[str], **options: Any) -> Usage:
+    """Run a command, with options of :class:`subprocess.Popen`; return its cost."""
     begun = time.monotonic()
     process = subprocess.Popen(command, **options)
-    ended = 0
     try:
-        while not ended:
-            time.sleep(0.2)
-            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-            watch(process.pid, time.monotonic() - begun)
+        _, status, usage = os.wait4(process.pid, 0)
     except BaseException:  # a signal to this process: no process is left that still writes
         process.kill()
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds, cpu_seconds = time.monotonic() - begun, usage.ru_utime + usage.ru_stime
     return Usage(process.returncode, seconds, cpu_seconds, usage.ru_maxrss * 1024 / 1e9)
-
-
-def run_stage(folder: Path, stage: str, command: Sequence[str]) -> None:
-    """Run one stage and record its cost in ``FOLDER/spent.json``; exit with its status if it fails.
-
-    Seconds add up over calls. They are written while they pass, so that a killed call counts, too; its peak memory is
-    not known.
-    """
-    path = folder / "spent.json"
-    spent: dict[str, dict[str, float]] = read_json(path) if path.is_file() else {}
-    cost = spent.setdefault(stage, {"seconds": 0.0, "peak_gb": 0.0})
-    before, written = cost["seconds"], 0.0
-
-    def record(pid: int, seconds: float) -> None:
-        nonlocal written
-        cost["seconds"] = before + seconds
-        if seconds - written > SECONDS_BETWEEN_WRITES:
-            write_json(path, spent)
-            written = seconds
-
-    usage = measured(command, record)
-    cost["seconds"], cost["peak_gb"] = before + usage.seconds, max(cost["peak_gb"], usage.peak_gb)
-    write_json(path, spent)
-    if usage.status:
-        sys.exit(usage.status)
 
 
 class ResumableRows:

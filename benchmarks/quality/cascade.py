@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def name_of(run: Path) -> str:
-    """Return the run's name; where that is "run", as in ``benchmarks.quality.real_judgements``, its folder's."""
+    """Return the run's name; where that is "run", as in ``benchmarks.quality.students``, its folder's."""
     run = run.resolve()
     return run.parent.name if run.name == "run" else run.name
 

@@ -1,10 +1,10 @@
 """Label-permutation canary: no stage may beat the prior on permuted labels.
 
-    python -m benchmarks.quality.label_canary [--run runs/demo] [--config configs/demo.yaml] [--out runs/canary]
+    python -m benchmarks.quality.label_canary       # after "make demo"; --run, --config and --out: of another run
 
 Takes a finished run's battles and folds, permutes the labels within each fold, and runs the whole pipeline on them.
-Prints, for each stage, the paired difference in log loss from the prior with its 95 % interval. Exits with status 1 if
-an interval lies below zero: then a label has leaked into its own prediction.
+The table has each stage's difference in log loss from the prior, paired, with its 95 % interval over groups. Were an
+interval below zero, a label would have leaked into its own prediction, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from benchmarks.common import add_run_arguments, argument_parser, run_script
+from benchmarks.common import add_run_arguments, argument_parser, paragraphs, run_script, write_page
 from ensemble.__main__ import main as ensemble_main
 from ensemble.stacking.stage import load_inputs, read_predictions
 from ensemble.statistics.bootstrap import group_interval
@@ -43,6 +43,7 @@ def main() -> int:
     parser = argument_parser(__doc__)
     add_run_arguments(parser)
     parser.add_argument("--out", default="runs/canary")
+    parser.add_argument("--write", type=Path, help="the page, e.g. docs/evidence/canary.md; default: in --out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
@@ -61,12 +62,14 @@ def main() -> int:
     losses = {name: row_log_loss(p, inputs.labels) for name, p in probs.items()}
     leaks = False
     n, prior = len(inputs.labels), losses["prior"].mean()
-    print(f"labels permuted within folds, {n} battles; log loss minus the prior's {prior:.4f}")
+    lines = [paragraphs(__doc__, 2), "", f"{n:,} battles; log loss of the prior {prior:.4f}.", ""]
+    lines += ["| stage | log loss minus the prior's |", "|---|---|"]
     for name in (stage for stage in losses if stage != "prior"):
         row = group_interval(losses[name] - losses["prior"], inputs.groups, seed=arguments.seed)
         leaks |= below_zero(row)
-        print(f"  {name:16} {in_words(row)}")
-    print("LEAK: a stage beats the prior on permuted labels" if leaks else "no stage beats the prior")
+        lines.append(f"| {name} | {in_words(row)} |")
+    lines += ["", "**A stage beats the prior: a label has leaked.**" if leaks else "No stage beats the prior."]
+    print(write_page(arguments.write or out / "canary.md", "Labels permuted within folds", lines))
     return int(leaks)
 
 

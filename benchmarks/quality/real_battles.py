@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import polars as pl
 
 from oof.classes import WINNER_COLUMNS
 from oof.common.atomic_files import replacing
-from oof.common.errors import UserError
 
 UKP, PANDALM, TULU = "ukpconvarg1_dev.csv", "pandalm_testset.csv", "tulu_human_eval.csv"
 FILES = {"arguments": [UKP], "chats": [PANDALM, TULU]}
@@ -65,50 +63,3 @@ def sample_half(table: pl.DataFrame, half: str, n: int, seed: int = 0) -> pl.Dat
     kept = {"report": prompts[::2], "develop": prompts[1::2], "both": prompts}[half]
     rows = np.flatnonzero(table["prompt"].is_in(list(kept)).to_numpy())
     return table[np.sort(np.random.default_rng(seed + 1).permutation(rows)[:n])]
-
-
-@dataclass(frozen=True)
-class SplitSizes:
-    """Battles of each part, and the most characters of both responses together."""
-
-    labelled: int = 1000
-    unlabelled: int = 1000
-    held_out: int = 1000
-    characters: int = 540
-
-
-def write_split(data: Path, out: Path, sizes: SplitSizes, number: int, seed: int = 0) -> None:
-    """Write labelled.csv, unlabelled.csv and heldout.csv of a file of arguments; held-out prompts occur in no other."""
-    frame = pl.read_csv(data)
-    characters = pl.col("response_a").str.len_chars() + pl.col("response_b").str.len_chars()
-    frame = with_short_prompts(frame.filter(characters <= sizes.characters))
-    held_out = held_out_prompts(dict(frame.group_by("prompt").len().iter_rows()), sizes.held_out, number, seed)
-    is_held_out = pl.col("prompt").is_in(held_out)
-    rest = frame.filter(~is_held_out).sample(fraction=1, shuffle=True, seed=seed)
-    needed = sizes.labelled + sizes.unlabelled
-    if rest.height < needed:
-        raise UserError(f"{data}: {rest.height} battles of up to {sizes.characters} characters left; need {needed:,}")
-    write_csv(out / "labelled.csv", rest[: sizes.labelled])
-    write_csv(out / "unlabelled.csv", rest[sizes.labelled : needed])
-    write_csv(out / "heldout.csv", frame.filter(is_held_out))
-
-
-def held_out_prompts(counts: dict[str, int], needed: int, number: int, seed: int) -> list[str]:
-    """Return the held-out prompts of the split with this number, which together have at least ``needed`` battles.
-
-    No two splits share a prompt. No prompt is superfluous, because each student scores all their battles in both
-    orders.
-    """
-    left = [str(prompt) for prompt in np.random.default_rng(seed).permutation(sorted(counts))]
-    held_out: list[str] = []
-    for _ in range(number + 1):
-        held_out = []
-        while sum(counts[p] for p in held_out) < needed:
-            if not left:
-                raise UserError(f"no split {number}: too few battles; give a smaller --split")
-            held_out.append(left.pop(0))
-        for prompt in list(held_out):
-            if sum(counts[p] for p in held_out) - counts[prompt] >= needed:
-                held_out.remove(prompt)
-                left.append(prompt)
-    return held_out

@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.choice_page import Outcome
 from benchmarks.quality.students_runs import plan_of, student_probs, students_step
-from benchmarks.quality.students_settings import PLAIN, Part
+from benchmarks.quality.students_settings import ARENA, FROM_MEMBER, HARD, PLAIN, Part
 from benchmarks.quality.vote_noise import lowest_loss
 from ensemble.evaluation.run_table import true_probabilities
 from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.stage import load_inputs, read_predictions
-from ensemble.statistics.interval_words import in_words
+from ensemble.statistics.interval_words import below_zero, in_words
 from oof.common.atomic_files import read_json, read_parquet
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS
 from oof.data.verdicts import VOTE_COLUMNS
 from oof.metrics import row_log_loss
 
-ENSEMBLE = ("prior", "text", "calibrated")  # rows of stage two beside the members
+ENSEMBLE = ("prior", "length_only", "text", "mean", "stack", "calibrated")  # rows of stage two beside the members
+MOST_BEHIND = 0.03  # nats that the student of real battles may lose
 GROUPS_OF_A_PART = 10_000_000  # more than a part has, so that parts share no group
 
 
@@ -110,8 +111,28 @@ def section(name: str, parts: Sequence[Measured]) -> list[str]:
         minutes = sum(part.minutes.get(row, 0.0) for part in of_row)
         cells = [f"{row}{of_all}", f"{outcome.mean(row):.4f}", *differences, above_floor(of_row, row)]
         lines.append(f"| {' | '.join([*cells, f'{minutes:.1f}' if minutes else ''])} |")
+    if parts[0].part.section != ARENA:
+        lines += ["", *claims(outcome, parts, best)]
     if missing := [setting for setting in parts[0].part.settings if setting not in rows]:
         lines += ["", f"Not measured yet: {'; '.join(missing)}."]
+    return lines
+
+
+def claims(outcome: Outcome, parts: Sequence[Measured], best: str) -> list[str]:
+    """Return the table of what is claimed of the stack and of the default student, each with its verdict."""
+    wanted = [("calibrated", other, 0.0) for other in (best, "text")]
+    wanted += [(FROM_MEMBER, other, 0.0) for other in (best, HARD, "text")]
+    wanted.append((FROM_MEMBER, "calibrated", MOST_BEHIND))
+    lines = ["| claim | holds |", "|---|---|"]
+    for one, other, limit in wanted:
+        words = "not measured"
+        if _both(parts, one, other):
+            interval = outcome.difference(one, other)
+            holds = (interval["value"] or 0.0) <= limit if limit else below_zero(interval)
+            words = in_words(interval)
+            words = words if "groups" in interval else f"{'yes' if holds else '**no**'}: {words}"
+        claim = f"at most {limit} behind" if limit else "better, interval below 0"
+        lines.append(f"| {one} beside {other}: {claim} | {words} |")
     return lines
 
 

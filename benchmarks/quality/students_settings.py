@@ -21,6 +21,7 @@ from oof.data.verdicts import VOTE_COLUMNS
 ARENA = "arena"
 OTHER_ARENAS = 1_000_000  # their seeds begin here
 PLAIN, HARD, FROM_MEMBER = "plain student", "hard labels only", "start from the member"
+FROM_MEMBER_HALF = f"{FROM_MEMBER}, half the epochs"
 QA = "qa_feedback_dev.csv.gz"
 MEMBERS = {"smollm2": "smollm2-135m", "gemma3": "gemma3-270m"}
 STUDENT = "gemma3-270m"
@@ -42,7 +43,7 @@ def settings_of(epochs: float, tokens: int | None = None) -> dict[str, list[str]
         PLAIN: [],
         HARD: ["distill.losses={ce: 1, kl: 0}"],
         FROM_MEMBER: ["distill.start=member"],
-        "start from the member, half the epochs": ["distill.start=member", half],
+        FROM_MEMBER_HALF: ["distill.start=member", half],
         "half the epochs": [half],
         "twice the epochs": [f"distill.student.train.epochs={2 * epochs:g}"],
         "batches of 4 battles": ["distill.student.train.batch_battles=4"],

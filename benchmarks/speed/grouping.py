@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.grouping                      the four sizes (about two minutes on 2 cores)
     python -m benchmarks.speed.grouping --sizes 57477        the competition's size
-    python -m benchmarks.speed.grouping --json out.json      the figures as JSON
+    python -m benchmarks.speed.grouping --write docs/evidence/grouping.md
 
 Each size runs in a fresh process. Prompts are synthetic: lengths as in the arena (mean about 350 characters, heavy
 tail), words with a Zipf-like distribution, 10 % exact repeats in another case and punctuation, 10 % small edits, 10 %
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.common import argument_parser, peak_gb, run_script, timed
+from benchmarks.common import argument_parser, paragraphs, peak_gb, run_script, timed, write_page
 from oof.config import Groups
 from oof.folds import assignment, groups
 
@@ -107,28 +107,32 @@ def main() -> None:
     """Run each size in a fresh process and print the growth from size to size."""
     parser = argument_parser(__doc__, whole_text=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--write", type=Path, help="the page; default: runs/grouping.md")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one)))
         return
-    rows: list[dict[str, Any]] = []
-    print(f"{'prompts':>9} {'groups':>9} {'group s':>8} {'fold s':>7} {'table GB':>9} {'peak GB':>8}   growth")
+    before: dict[str, Any] = {}
+    lines = [paragraphs(__doc__, 2), ""]
+    lines += [
+        "| prompts | groups | grouping, s | folds, s | table, GB | peak, GB | times the row above: prompts | s | GB |"
+    ]
+    lines.append("|---" * 9 + "|")
     for size in arguments.sizes:
         command = [sys.executable, "-m", "benchmarks.speed.grouping", "--one", str(size)]
         row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        growth = ""
-        if rows:
-            ratios = (row[key] / rows[-1][key] for key in ("prompts", "group_seconds", "peak_gb"))
-            growth = "   " + "  ".join(f"{ratio:.2f}x" for ratio in ratios)
-        rows.append(row)
-        cells = (
-            f"{row['group_seconds']:>8.1f} {row['fold_seconds']:>7.1f} {row['table_gb']:>9.2f} {row['peak_gb']:>8.2f}"
-        )
-        print(f"{row['prompts']:>9,} {row['groups']:>9,} {cells}{growth}", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        growth = [f"{row[key] / before[key]:.2f}" if before else "" for key in ("prompts", "group_seconds", "peak_gb")]
+        cells = [
+            f"{row['prompts']:,}",
+            f"{row['groups']:,}",
+            f"{row['group_seconds']:.1f}",
+            f"{row['fold_seconds']:.1f}",
+        ]
+        cells += [f"{row['table_gb']:.2f}", f"{row['peak_gb']:.2f}", *growth]
+        lines.append(f"| {' | '.join(cells)} |")
+        before = row
+    print(write_page(arguments.write or Path("runs/grouping.md"), "Near-duplicate prompts, growth", lines))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from benchmarks.common import argument_parser, median_seconds, run_script
+from benchmarks.common import argument_parser, median_seconds, paragraphs, run_script, write_page
 from ensemble import Judge
 from ensemble.stacking.stage import load_ensemble
 from oof import config as configuration
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--config", help="with --run: the run's configuration")
     parser.add_argument("--run", help="compare with this run's ensemble")
     parser.add_argument("--battles", type=int, default=300)
+    parser.add_argument("--write", type=Path, help="the page; default: runs/judge-rate.md")
     arguments = parser.parse_args()
     quiet_libraries()
     if bool(arguments.folder) == bool(arguments.base) or bool(arguments.run) != bool(arguments.config):
@@ -95,23 +96,27 @@ def main() -> None:
         judge = untrained(arguments.base, "float32" if arguments.dtype == "auto" else arguments.dtype)
     else:
         judge = Judge.from_pretrained(arguments.folder, arguments.dtype)
-    report(judge, config, battles(config, arguments.battles))
+    lines = [paragraphs(__doc__, 2), "", *figures(judge, config, battles(config, arguments.battles))]
+    print(write_page(arguments.write or Path("runs/judge-rate.md"), "Speed of a student", lines))
 
 
-def report(judge: Judge, config: Config | None, table: pl.DataFrame) -> None:
+def figures(judge: Judge, config: Config | None, table: pl.DataFrame) -> list[str]:
+    """Return the lines of the page: the student alone, then beside the ensemble."""
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{judge.member.checkpoint} ({judge.member.dtype}) on {where}")
+    lines = [f"{Path(judge.member.checkpoint).name} ({judge.member.dtype}) on {where}:", ""]
     latency = median_seconds([lambda: judge.compare(*SHORT)], 15)[0]
-    print(f"one short comparison: {1000 * latency:.1f} ms")
+    lines.append(f"- one short comparison: {1000 * latency:.1f} ms")
     all_battles = median_seconds([lambda: judge.logits(table)], 3)[0]
-    print(f"{table.height} battles: {table.height / all_battles:.1f} battles/s")
+    lines.append(f"- {table.height} battles: {table.height / all_battles:.1f} a second")
     if config is not None:
         assert judge.prompts.max_tokens == (config.prompts.score_max_tokens or config.prompts.max_tokens)
         student, multiples = beside_ensemble(judge, config, table, rounds=5)
         whole, models = sum(multiples.values()), len(config.members) * config.folds.k
-        print("; ".join(f"{name} {ratio:.2f}" for name, ratio in multiples.items()) + " times the student's time")
-        print(f"ensemble of {models} models: {table.height / (student * whole):.1f} battles/s")
-        print(f"one student is {whole:.2f} times as fast (members x folds x 0.8 = {0.8 * models:.1f})")
+        lines.append(f"- ensemble of {models} models: {table.height / (student * whole):.1f} battles a second")
+        lines.append(f"- so the student is {whole:.2f} times as fast (members x folds x 0.8 = {0.8 * models:.1f})")
+        lines += ["", "| part of the ensemble | times the student's time |", "|---|---|"]
+        lines += [f"| {name} | {ratio:.2f} |" for name, ratio in multiples.items()]
+    return lines
 
 
 if __name__ == "__main__":

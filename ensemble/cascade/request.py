@@ -42,10 +42,12 @@ def requested(config: Config) -> Request | None:
     given = config.predict.cascade
     named = {"budget": given.budget > 0, "time": bool(given.time), "thresholds": bool(given.thresholds)}
     asked = [f"predict.cascade.{name}" for name, is_set in named.items() if is_set]
-    if given.levels and not given.thresholds:
-        raise UserError(
-            "predict.cascade.levels has no effect without predict.cascade.thresholds; set them, too, or levels=[]"
-        )
+    for name, is_set in {"levels": bool(given.levels), "score": given.score != Request.score}.items():
+        if is_set and not given.thresholds:
+            raise UserError(
+                f"predict.cascade.{name} has no effect without predict.cascade.thresholds; set them, too, or reset it "
+                f"({'levels=[]' if name == 'levels' else f'score={Request.score}'})"
+            )
     if not asked:
         return None
     if len(asked) > 1:

@@ -18,22 +18,18 @@ SMALL = {
     "quality.abstention": "--data DATA --repeats 2 --groups 2000 --out abstention.md",
     "quality.cascade": "--data DATA --run runs/demo --out cascade.md",
     "quality.choice": "--data DATA --only king2-300 arena-200 --contenders ours --trials 2 --seeds 1",
-    "quality.final_student": "--out final-student.md",
     "quality.fold_job_scales": "--seeds 2 --battles 300 --out scales.md",
     "quality.head_init": "--seeds 0 --battles 60",
     "quality.label_canary": "",
     "quality.peers": "--data DATA --battles 24 --tokens 96 --epochs 0.5 --contenders member stack student",
-    "quality.real_judgements": "--data DATA --models models --quick --sets chats",  # which reads the files of both sets
     "quality.real_logits": "--data DATA --battles 300 --trials 2 --out real-logits.md",
-    "quality.students_on_arguments": f"--data DATA/ukpconvarg1_dev.csv --gemma {TINY[0]} --smollm {TINY[1]} "
-    "--sizes 48,24,24,540 --out runs/ukp --report ukp.md stack.trials=2",
     "quality.students": "--seeds 0 --battles 120 --only 'plain student' pseudo-labels",
+    "quality.final_student": "--seeds 0 --battles 120 --write final-student.md",  # of the students before it
     "robustness.fuzz": "--files 20",
     "serving.hostile_clients": "runs/demo/distill/student --seconds 2 --only malformed --write hostile.md",
     "serving.int8": f"runs/demo/distill/student --speed-of {TINY[1]} --widths 64 --battles 30 "
     "--speed-battles 1 --rounds 1 --write int8.md",
     "serving.service_load": "--width 64 --layers 1 --seconds 3 --clients 8 --write load.md",
-    "speed.feature_rate": "--battles 200 --families",
     "speed.fold_jobs": f"--model {TINY[1]} --battles 4 --max-tokens 128 --peer-batch 2 --write jobs.md",
     "speed.grouping": "--sizes 400 800",
     "speed.growth": "--battles 40 60 --tolerance 9 --write growth.md",
@@ -41,7 +37,6 @@ SMALL = {
     "speed.preparation": f"--tokenizer {TINY[0]} --battles 400 --sample 8 --repeats 1 --no-limits --write prep.md",
     "speed.report_size": "--battles 300 --corpus 500 --write report-size.md",
     "speed.stack_peers": "--battles 300 --trials 2 --limit 15 --only ours tuner sklearn --no-position",
-    "speed.stored_hidden_states": "--battles 30 --epochs 0.5",
     "speed.unlabelled_memory": "--battles 30",
 }
 ELSEWHERE = {
@@ -52,6 +47,7 @@ ELSEWHERE = {
     "quality.other_calibrators": "started by quality.choice, in an environment of its own",
     "quality.other_judges": "started by quality.peers, in an environment of its own",
     "quality.our_fold_job": "started by quality.peers",
+    "robustness.clean_machine": "installs everything, for an hour",
     "robustness.installation": "downloads gigabytes",
     "robustness.faults": "tests/benchmarks/test_faults.py is its short version",
     "robustness.mutants": "runs for hours; test_mutants.py tests its page",

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.quality import students_settings
 from benchmarks.quality.choice_page import Outcome
+from benchmarks.quality.real_battles import sample_half
 from benchmarks.quality.students_page import Measured, section
-from benchmarks.quality.students_settings import PLAIN, Part, RealSet, arena, real, settings_of
+from benchmarks.quality.students_settings import FROM_MEMBER, PLAIN, Part, RealSet, arena, real, settings_of
 from benchmarks.quality.vote_noise import fit_dirichlet, lowest_loss
 from oof import config as configuration
 from tests.fixtures.demo_run import ROOT
@@ -57,6 +60,19 @@ def test_an_arena_s_unlabelled_battles_are_another_arena_s(tmp_path: Path) -> No
     assert pl.read_csv(config.data.unlabelled[0]).height == 20
 
 
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=200), st.integers(1, 100))
+def test_the_halves_share_no_prompt_and_do_not_depend_on_the_order_of_rows(numbers: list[int], n: int) -> None:
+    table = pl.DataFrame({"id": range(len(numbers)), "prompt": [f"prompt {i}" for i in numbers]})
+    halves = {half: sample_half(table, half, len(numbers)) for half in ("report", "develop")}
+    prompts = {half: set(part["prompt"]) for half, part in halves.items()}
+    assert not prompts["report"] & prompts["develop"]
+    assert sum(part.height for part in halves.values()) == table.height
+    assert set(sample_half(table.reverse(), "report", table.height)["prompt"]) == prompts["report"]
+    few = sample_half(table, "report", n)
+    assert few.height == min(n, halves["report"].height)
+    assert few["id"].is_sorted()
+
+
 def test_the_halves_of_real_battles_share_no_prompt_and_votes_keep_their_battle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,9 +102,9 @@ def test_the_halves_of_real_battles_share_no_prompt_and_votes_keep_their_battle(
     assert set(pl.read_csv(both.config.data.train[0])["prompt"]) == prompts["develop"] | prompts["report"]
 
 
-def of_seed(seed: int, **losses: float) -> Measured:
+def of_seed(seed: int, set_name: str = "arena", **losses: float) -> Measured:
     rows = {name.replace("__", ":"): np.full(20, loss) for name, loss in losses.items()}
-    part = Part("arena", seed, DEMO, ["run=unused"])
+    part = Part(set_name, seed, DEMO, ["run=unused"])
     floor = np.where(np.arange(20) < 10, 0.5, np.nan)
     return Measured(part, {**rows, "groups": np.arange(20) + 100 * seed}, floor, {PLAIN: 1.5}, 0.25)
 
@@ -102,6 +118,17 @@ def test_a_section_pools_seeds_and_says_what_is_missing() -> None:
     assert "40 battles in 40 groups of 2 seeds" in text
     assert "cut 25% of the battles" in text
     assert "Not measured yet: hard labels only" in text
+
+
+def test_claims_on_real_battles_have_a_verdict_each_by_interval_or_limit() -> None:
+    losses = {"calibrated": 0.8, "member__one": 0.9, "text": 0.7, FROM_MEMBER: 0.83}
+    text = "\n".join(section("chats, report half", [of_seed(0, "chats, report half", **losses)]))
+    assert "| calibrated beside member:one: better, interval below 0 | yes: -0.1000 [-0.1000, -0.1000] |" in text
+    assert "| calibrated beside text: better, interval below 0 | **no**: +0.1000 [+0.1000, +0.1000] |" in text
+    assert f"| {FROM_MEMBER} beside hard labels only: better, interval below 0 | not measured |" in text
+    assert f"| {FROM_MEMBER} beside calibrated: at most 0.03 behind | yes: +0.0300 [+0.0300, +0.0300] |" in text
+    behind = "\n".join(section("chats", [of_seed(0, "chats", **losses | {FROM_MEMBER: 0.84})]))
+    assert f"| {FROM_MEMBER} beside calibrated: at most 0.03 behind | **no**: +0.0400" in behind
 
 
 def test_differences_are_over_the_seeds_that_have_both() -> None:

@@ -47,6 +47,7 @@ def test_without_settings_there_is_no_cascade() -> None:
         ({"budget": 0.4, "model": "ensemble"}, "has no effect with predict.model=ensemble"),
         ({"levels": ["student"]}, "has no effect without predict.cascade.thresholds"),
         ({"time": "9h", "levels": ["student", "giant"]}, "has no effect without predict.cascade.thresholds"),
+        ({"budget": 0.4, "score": "margin"}, "predict.cascade.score has no effect without predict.cascade.thresholds"),
         ({"thresholds": [0.1, 0.2]}, "has 2 levels and thresholds 2 values"),
         ({"thresholds": [0.1], "levels": ["one_order", "ensemble"], "score": "disagreement"}, "needs two predictions"),
     ],
