@@ -68,7 +68,6 @@ def settings_of(epochs: float, tokens: int | None = None) -> dict[str, list[str]
         "CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}"],
         "MSE of logits": ["distill.losses={kl: 0, mse: 1}"],
         "KL, T = 2": ["distill.temperature=2"],
-        "teacher that knows the models": ["distill.names=true"],
         "several teachers": ["distill.teachers=members"],
         "fold-matched teacher": ["distill.teacher=fold_matched"],
         "fold-matched teachers, CE + 2 KL + 2 cos": [

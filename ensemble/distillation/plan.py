@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble.distillation.model_names import with_model_names
 from ensemble.distillation.pseudo_labels import loss_weights, unscored_battles
 from ensemble.distillation.start import start_jobs, start_pretraining
 from ensemble.distillation.text_digests import texts_key
@@ -127,8 +126,6 @@ def plan_student(config: Config) -> StudentPlan:
     _check_settings(config)
     inputs = load_inputs(config)
     ensemble_probs = load_teacher(config, inputs)
-    if config.distill.names:
-        ensemble_probs = with_model_names(ensemble_probs, inputs.table, inputs.labels, inputs.folds)
     config = with_recorded_commits(config)
     battles = load_battles(Path(config.run))
     table = pl.concat([inputs.table.select(battles.columns), *unscored_battles(battles, config.distill)])
@@ -217,11 +214,6 @@ def _check_settings(config: Config) -> None:
         )
     if distill.teacher == "nested" and config.folds.k < 3:
         raise UserError("distill.teacher=nested trains members without two of the folds; set folds.k to at least 3")
-    if distill.names and (distill.teacher, distill.teachers) != ("oof", "stack"):
-        raise UserError(
-            f"distill.names=true corrects the out-of-fold stack, not distill.teacher={distill.teacher} with "
-            f"distill.teachers={distill.teachers}; set distill.names=false, or teacher=oof and teachers=stack"
-        )
     averages = {"final=fold_average": distill.final == "fold_average", "start=member": distill.start == "member"}
     averages |= {f"seeds={distill.seeds}": distill.seeds > 1}
     if distill.student.lora.dora and any(averages.values()):

@@ -164,11 +164,6 @@ class Distill:
     teachers: str = setting(
         "stack", "`stack`: the calibrated ensemble; `members`: each member is a separate teacher; or one member's name"
     )
-    names: bool = setting(
-        False, "whether the teacher of the scored battles knows which models answered (`model_a`, `model_b`): the "
-        "models' strengths, fitted on the other folds, correct the stack's probabilities. The student never sees names",
-        added=True,
-    )  # fmt: skip
     start: str = setting(
         "auto",
         "weights that a student starts from. `auto`: `member` if a member fits, else `base`; `base`: the checkpoint "

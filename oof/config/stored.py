@@ -94,7 +94,7 @@ def stored_settings(run: Path) -> dict[str, Any] | None:
     path = run / STORED
     try:
         if path.is_file():
-            return with_older_values(read_yaml(path))
+            return with_older_values(_known(read_yaml(path), Config, f"{path}: "))
         path = run / "run.json"
         if not path.is_file():
             return None

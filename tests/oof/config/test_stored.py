@@ -96,6 +96,19 @@ def test_settings_of_an_older_run_are_those_of_its_record(tmp_path: Path, caplog
     assert yaml.safe_load((tmp_path / STORED).read_text("utf-8"))["stack"]["trials"] == 7
 
 
+def test_a_setting_that_is_gone_is_left_out_of_what_a_run_remembers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored(tmp_path)
+    before = load_for_run(None, [f"run={tmp_path}"])
+    tree = yaml.safe_load((tmp_path / STORED).read_text())
+    tree["distill"]["names"] = False
+    (tmp_path / STORED).write_text(yaml.safe_dump(tree))
+    with caplog.at_level(logging.WARNING):
+        assert load_for_run(None, [f"run={tmp_path}"]) == before
+    assert f"{tmp_path / STORED}: distill.names: this version has no such setting; it is left out" in caplog.text
+
+
 def test_a_run_that_was_made_before_a_setting_keeps_what_it_did(tmp_path: Path) -> None:
     stored(tmp_path)
     tree = yaml.safe_load((tmp_path / STORED).read_text())
