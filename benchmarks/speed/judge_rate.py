@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common import argument_parser, median_seconds, paragraphs, run_script, write_page
 from ensemble import Judge
-from ensemble.stacking.stage import load_ensemble
+from ensemble.stacking.stage import load_ensemble, load_inputs
 from oof import config as configuration
 from oof.common.errors import UserError
 from oof.common.logging_setup import quiet_libraries
@@ -53,8 +53,7 @@ def untrained(base: str, dtype: str) -> Judge:
 def battles(config: Config | None, n: int) -> pl.DataFrame:
     """Return ``n`` battles of the run, or synthetic ones."""
     if config is not None:
-        table = load_battles(Path(config.run))
-        return table.filter(pl.col("role") == "train").head(n)
+        return load_inputs(config).table.head(n)  # with the token counts that features read
     with tempfile.TemporaryDirectory() as folder:
         return read_file(write_arena(Path(folder), n, 0, 1)["train"], "train").table
 
