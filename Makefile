@@ -126,7 +126,8 @@ bench-gpu: $(DEV)  ## the GPU benchmark, 20 minutes on an 80 GB card (ARGS="--on
 QUICK_QUALITY = --battles 48 --tokens 96 --epochs 0.5 --only 'start from the member' --out runs/quality-quick
 
 quality: $(DEV)  ## all stages on real judgements with small pre-trained models: hours, rerun to go on (QUICK=1: a smoke test)
-	@$(PY) -m benchmarks.quality.students --sets chats arguments --half report $(if $(QUICK),$(QUICK_QUALITY)) $(ARGS)
+	@$(PY) -m benchmarks.quality.students --sets chats arguments --half report --only 'start from the member' 'hard labels only' \
+	  $(if $(QUICK),$(QUICK_QUALITY)) $(ARGS)
 
 faults: $(DEV)  ## kill, fill the disk, damage files: results must stay the same bytes (ARGS="--kills 12")
 	@$(PY) -m benchmarks.robustness.faults $(or $(ARGS),--write docs/evidence/faults.md)

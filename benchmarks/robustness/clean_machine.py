@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.common import ROOT, argument_parser, paragraphs, run_script, timed, write_page
@@ -36,8 +37,8 @@ def minutes_of(python: str, scratch: Path) -> Iterator[float | None]:
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
     for name, step in STEPS.items():
         command = ["bash", "-c", step.format(python=python, out=scratch / "outside")]
-        options = {"cwd": clone, "env": environment, "capture_output": True, "text": True, "check": False}
-        done, seconds = timed(lambda command=command, options=options: subprocess.run(command, **options))
+        call = partial(subprocess.run, command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+        done, seconds = timed(call)
         print(f"{python}: {name}: status {done.returncode}, {seconds / 60:.1f} min", file=sys.stderr, flush=True)
         if done.returncode:
             print((done.stdout + done.stderr)[-3000:], file=sys.stderr, flush=True)

@@ -125,9 +125,11 @@ def _known(tree: dict[str, Any], schema: Any, place: str) -> dict[str, Any]:
     known: dict[str, Any] = {}
     for name, value in tree.items():
         if name in nested:
-            known[name] = _known(value, nested[name], f"{place}{name}.")
+            known[name] = _known(value or {}, nested[name], f"{place}{name}.")
         elif name in named:
-            known[name] = {key: _known(inner, named[name], f"{place}{name}.{key}.") for key, inner in value.items()}
+            known[name] = {
+                key: _known(inner or {}, named[name], f"{place}{name}.{key}.") for key, inner in (value or {}).items()
+            }
         elif name in fields:
             known[name] = value
         else:

@@ -103,6 +103,7 @@ def test_a_setting_that_is_gone_is_left_out_of_what_a_run_remembers(
     before = load_for_run(None, [f"run={tmp_path}"])
     tree = yaml.safe_load((tmp_path / STORED).read_text())
     tree["distill"]["names"] = False
+    tree["pretrain"] = None  # emptied by hand
     (tmp_path / STORED).write_text(yaml.safe_dump(tree))
     with caplog.at_level(logging.WARNING):
         assert load_for_run(None, [f"run={tmp_path}"]) == before
