@@ -175,24 +175,16 @@ assert "trivial" in describe()
                     "(weights.mse, lambda teacher: centred_mse(logits, teacher)),\n"
                     "        (weights.absolute, lambda teacher: absolute_error(logits, teacher)),",
                 ),
-                replace_in(
-                    "distill_loss",
-                    "weights.mse + weights.consistency",
-                    "weights.mse + weights.absolute + weights.consistency",
-                ),
             ],
             "oof/config/schema.py": [
                 insert(
                     r"^class Losses:\n    \"\"\".*?\"\"\"\n",
                     '\n    absolute: float = setting(0.0, "sum of the absolute differences", range=WEIGHTS)',
-                )
-            ],
-            "ensemble/distillation/plan.py": [
-                replace_in("_check_settings", "losses.mse", "losses.mse + losses.absolute"),
-                replace_in("_unscored", "losses.mse", "losses.mse + distill.losses.absolute"),
+                ),
+                lambda source: source.replace("self.cosine + self.mse", "self.cosine + self.mse + self.absolute"),
             ],
         },
-        ["tests/oof/training/test_losses.py", "-k", "formula or soft_kl or consistency"],
+        ["tests/oof/training/test_losses.py", "-k", "formula or soft_kl"],
         """
 import torch
 from ensemble.distillation.plan import _check_settings

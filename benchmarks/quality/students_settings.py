@@ -63,7 +63,6 @@ def settings_of(epochs: float, tokens: int | None = None) -> dict[str, list[str]
         }
     return settings | {
         "both orders in a step": ["distill.student.train.swap=paired"],
-        "consistent orders": ["distill.student.train.swap=paired", "distill.losses.consistency=0.5"],
         "CE + KL": ["distill.losses={ce: 1, kl: 1}"],
         "CE + KL + cos": ["distill.losses={ce: 1, kl: 1, cosine: 1}"],
         "MSE of logits": ["distill.losses={kl: 0, mse: 1}"],

@@ -143,6 +143,7 @@ def plan_student(config: Config) -> StudentPlan:
     # The base, where all students of older versions started, adds nothing to the key.
     named = Distill.start if first == "base" else first
     recipe = without_speed_settings(replace(config.distill, start=named, variants=[], prompts=StudentPrompts()))
+    recipe["losses"]["consistency"] = 0.0  # a term of older versions, which the keys of their students contain
     prompts = without_speed_settings(config.for_student().prompts)
     stack_settings = without_speed_settings(config.stack) if jobs else None
     sources = [[job.step.key for job in jobs], digest(ensemble_probs.round(9)), stack_settings]
@@ -203,14 +204,9 @@ def _check_settings(config: Config) -> None:
             f"set distill.variants=[{distill.student.score_quantise}] for a quantised copy with its measured drift"
         )
     losses = distill.losses
-    if not losses.ce + losses.kl + losses.cosine + losses.mse:
+    if not losses.ce + losses.soft:
         raise UserError(
             "distill.losses: ce, kl, cosine and mse are all 0; give one of them a weight, for example kl: 1"
-        )
-    if losses.consistency and distill.student.train.swap != "paired":
-        raise UserError(
-            f"distill.losses.consistency compares both orders of a battle, but distill.student.train.swap="
-            f"{distill.student.train.swap} does not train on both in one step; set swap=paired, or consistency=0"
         )
     if distill.teacher == "nested" and config.folds.k < 3:
         raise UserError("distill.teacher=nested trains members without two of the folds; set folds.k to at least 3")

@@ -12,8 +12,7 @@ from oof.config import Config, Distill
 
 def unscored_battles(battles: pl.DataFrame, distill: Distill) -> list[pl.DataFrame]:
     """Return the extra battles and, if a loss term with soft targets can use them, the unlabelled ones."""
-    soft = distill.losses.kl + distill.losses.cosine + distill.losses.mse
-    roles = ("extra", "unlabelled") if soft and distill.pseudo_weight else ("extra",)
+    roles = ("extra", "unlabelled") if distill.losses.soft and distill.pseudo_weight else ("extra",)
     return [battles.filter(pl.col("role") == role) for role in roles]
 
 

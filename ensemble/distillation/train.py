@@ -211,7 +211,6 @@ def _trained(
             job_seed(plan.config.seed, job.label, i) if i else first_weights,
             f"{job.label} seed {i}" if distill.seeds > 1 else job.label,
             start=start,
-            whole_battles=distill.losses.consistency > 0,
             held_out=(texts.at(held_out), plan.labels[held_out]),
             first_weights=first_weights,
         )

@@ -144,10 +144,11 @@ class Losses:
     kl: float = setting(1.0, "T^2 KL(teacher || student) of the distributions softened by temperature T", range=WEIGHTS)
     cosine: float = setting(0.0, "1 - cosine similarity of the softened distributions", range=WEIGHTS)
     mse: float = setting(0.0, "mean squared difference of the centred logits", range=WEIGHTS)
-    consistency: float = setting(
-        0.0, "symmetric KL divergence between the predictions for both orders of a battle; needs `train.swap: paired`",
-        range=WEIGHTS,
-    )  # fmt: skip
+
+    @property
+    def soft(self) -> float:
+        """Sum of the weights of the terms that need no label."""
+        return self.kl + self.cosine + self.mse
 
 
 @dataclass(frozen=True)

@@ -155,14 +155,9 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
     step's sequences, however they are cut and distributed. Every rank has the same number of micro-batches of about the
     same shapes, so that no rank waits long for another.
 
-    With ``whole_battles`` a step is distributed and cut between battles only: rows 2i and 2i + 1 of a micro-batch are
-    the orders ab and ba of one battle, for losses that compare them.
-
     Attributes:
         budget: padded tokens of one micro-batch; may be lowered at any time, which changes no step.
-        rank, ranks: this process gets every ``ranks``-th sequence (battle) in order of length; all cut at the same
-            places.
-        unit: sequences that stay together: 2 with ``whole_battles``, else 1.
+        rank, ranks: this process gets every ``ranks``-th sequence in order of length; all cut at the same places.
     """
 
     def __init__(
@@ -173,20 +168,15 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         recipe: Train,
         pad_id: int,
         seed: int,
-        whole_battles: bool = False,
     ) -> None:
         """``targets`` (n, 2, 3m): probabilities per battle and order, as presented. ``weights`` (n,), above 0.
 
         Raises:
             ValueError: a weight is not above 0: its battle would cost time, and an optimizer step of such battles alone
-                would still apply Adam's momentum. Or ``whole_battles`` without ``recipe.swap="paired"``, which alone
-                has both orders of a battle in a step.
+                would still apply Adam's momentum.
         """
-        if whole_battles and recipe.swap != "paired":
-            raise ValueError(f"whole_battles needs both orders of a battle in a step: swap=paired, not {recipe.swap}")
         if not np.all(np.asarray(weights) > 0):
             raise ValueError("a battle of weight 0 cannot be trained on: leave it out")
-        self.unit = 2 if whole_battles else 1
         self.encoded, self.pad_id, self.budget = encoded, pad_id, recipe.tokens_per_batch
         self.rank, self.ranks = 0, 1
         self.targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32))
@@ -198,12 +188,12 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
 
     def __getitem__(self, index: int) -> list[dict[str, torch.Tensor]]:
         step = self.steps[index]
-        lengths = self._lengths(step)
+        lengths = self.encoded.lengths[step.battles, step.orders]
         weights = self.weights[step.battles]
         weights = weights / weights.sum()
         order = np.argsort(-lengths, kind="stable")
         # The longest of every ``ranks`` sequences decides where to cut, so each rank's share of a stretch fits, too.
-        stretches = cut(lengths[order[:: self.ranks]], self.budget // self.unit)
+        stretches = cut(lengths[order[:: self.ranks]], self.budget)
         bounds = np.cumsum([0, *map(len, stretches)]) * self.ranks
         own = [order[a:b][self.rank :: self.ranks] for a, b in pairwise(bounds.tolist())]
         # Only the last stretch can have fewer sequences than ranks: a rank without one gets a row of weight 0.
@@ -213,23 +203,18 @@ class TrainingSteps(Dataset[list[dict[str, torch.Tensor]]]):
         ]
 
     def longest(self, index: int) -> int:
-        """Return the padded tokens of a step's longest sequence (battle), the smallest useful budget."""
-        return int(padded(self._lengths(self.steps[index])).max()) * self.unit
+        """Return the padded tokens of a step's longest sequence, the smallest useful budget."""
+        step = self.steps[index]
+        return int(padded(self.encoded.lengths[step.battles, step.orders]).max())
 
     def tokens(self) -> NDArray[np.int64]:
         """Return the (n,) tokens of each step's sequences, of all ranks, padding not counted."""
         lengths = self.encoded.lengths
         return np.array([lengths[step.battles, step.orders].sum() for step in self.steps], dtype=np.int64)
 
-    def _lengths(self, step: OptimizerStep) -> NDArray[np.integer]:
-        """Return the tokens of each sequence, or of the longer sequence of each battle."""
-        lengths: NDArray[np.integer] = self.encoded.lengths[step.battles, step.orders]
-        return np.asarray(lengths.reshape(-1, self.unit).max(axis=1))
-
     def _micro_batch(
-        self, step: OptimizerStep, units: NDArray[np.int64], weights: NDArray[np.float64]
+        self, step: OptimizerStep, rows: NDArray[np.int64], weights: NDArray[np.float64]
     ) -> dict[str, torch.Tensor]:
-        rows = (units[:, None] * self.unit + np.arange(self.unit)).reshape(-1)
         battles, orders = step.battles[rows], step.orders[rows]
         batch = collate([self.encoded.sequence(b, o) for b, o in zip(battles, orders, strict=True)], self.pad_id)
         batch["targets"] = self.targets[torch.from_numpy(battles), torch.from_numpy(orders)]

@@ -58,7 +58,6 @@ def fit_classifier(
     seed: int,
     label: str,
     start: Path | None = None,
-    whole_battles: bool = False,
     held_out: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
     first_weights: int | None = None,
 ) -> tuple[nn.Module, dict[str, object]]:
@@ -76,8 +75,6 @@ def fit_classifier(
         seed: of head, adapters, plan and dropout.
         label: name in logs and progress bars.
         start: folder of the adapter and head to start from (:mod:`oof.jobs.pretrain`); by default they are fresh.
-        whole_battles: whether ``row_loss`` compares the two orders of a battle
-            (:class:`oof.encoding.batches.TrainingSteps`).
         held_out: positions and labels of labelled battles outside ``rows``, for ``train.monitor_battles``.
         first_weights: seed of fresh head and adapters; None = ``seed``.
 
@@ -103,7 +100,7 @@ def fit_classifier(
     encoded, pad_id = battles.training.take(rows), tokenizer.pad_token_id
     ties = battles.config.data.ties
     both_orders = targets_in_both_orders(targets, ties)
-    steps = TrainingSteps(encoded, both_orders, weights, member.train, pad_id, seed, whole_battles)
+    steps = TrainingSteps(encoded, both_orders, weights, member.train, pad_id, seed)
     member = with_attention_for(member, steps)
     model = load_trainable(
         member, start, tokenizer, seed if first_weights is None else first_weights, len(classes_of_data(ties))

@@ -116,7 +116,7 @@ def needs_checkpointing(model: Any, member: Member, steps: TrainingSteps) -> boo
 def longest_batch(steps: TrainingSteps) -> tuple[int, int]:
     """Return sequences and padded tokens of the batch that takes the most memory, that of the longest sequences."""
     longest = int(padded(steps.encoded.lengths).max())
-    return max(steps.unit, steps.budget // longest), longest
+    return max(1, steps.budget // longest), longest
 
 
 def as_installed(member: Member) -> Member:

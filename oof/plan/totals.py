@@ -205,9 +205,7 @@ def _students(config: Config, lengths: BattleLengths) -> Iterator[JobGroup]:
 
 def _unlabelled(config: Config, lengths: BattleLengths) -> Lengths:
     """Return the lengths of the unlabelled battles that the students train on."""
-    losses = config.distill.losses
-    used = (losses.kl + losses.cosine + losses.mse) and config.distill.pseudo_weight
-    return lengths.unlabelled if used else np.empty(0)
+    return lengths.unlabelled if config.distill.losses.soft and config.distill.pseudo_weight else np.empty(0)
 
 
 def _training_tokens(config: Config, lengths: Lengths) -> float:

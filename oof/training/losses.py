@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import cosine_similarity, log_softmax
 
-from oof.classes import SWAPPED
 from oof.config import Losses
 
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits (b, 3), targets (b, 3m)) -> (b,) losses
@@ -64,34 +63,16 @@ def centred_mse(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return difference.square().mean(dim=-1)
 
 
-def order_inconsistency(logits: torch.Tensor) -> torch.Tensor:
-    """Return (b,) ``(KL(p || q) + KL(q || p)) / 2 = sum_c (p_c - q_c) (log p_c - log q_c) / 2``, equal in both rows.
-
-    p is the prediction of a battle in the order ab, q the one in the order ba with the classes a and b swapped back.
-    Both are at temperature 1 and both get gradients. The loss is 0 exactly where the order changes nothing.
-    Source: Liang et al., R-Drop: Regularized Dropout for Neural Networks, NeurIPS 2021, section 2.1, whose two passes
-    differ in dropout where ours differ in order.
-
-    Args:
-        logits: (b, 3), b even: rows 2i and 2i + 1 are the orders ab and ba of one battle, as presented
-            (:class:`oof.encoding.batches.TrainingSteps` with ``whole_battles``).
-    """
-    n_classes = logits.shape[-1]
-    pairs = log_softmax(logits, dim=-1).reshape(-1, 2, n_classes)
-    ab, ba = pairs[:, 0], pairs[:, 1, SWAPPED[:n_classes]]
-    return ((ab.exp() - ba.exp()) * (ab - ba)).sum(dim=-1).div(2).repeat_interleave(2)
-
-
 def distill_loss(logits: torch.Tensor, targets: torch.Tensor, weights: Losses, temperature: float) -> torch.Tensor:
     """Return (b,) the weighted mean of the terms of ``weights`` that a battle has.
 
-    ``(ce CE + kl mean_j KL_j + cosine mean_j cos_j + mse mean_j MSE_j + consistency C) / (sum of the weights)`` over
-    teachers j. With two teachers, ``ce: 1, kl: 2, cosine: 2`` is (CE + KL_1 + cos_1 + KL_2 + cos_2) / 5. A battle
-    without a label has no CE, and the sum of the weights is without ``ce``: its loss is a mean as that of any other
-    battle, so that its weight alone says how much it counts.
+    ``(ce CE + kl mean_j KL_j + cosine mean_j cos_j + mse mean_j MSE_j) / (sum of the weights)`` over teachers j. With
+    two teachers, ``ce: 1, kl: 2, cosine: 2`` is (CE + KL_1 + cos_1 + KL_2 + cos_2) / 5. A battle without a label has no
+    CE, and the sum of the weights is without ``ce``: its loss is a mean as that of any other battle, so that its weight
+    alone says how much it counts.
 
     Args:
-        logits: (b, 3); with a consistency term the two orders of a battle in rows 2i and 2i + 1.
+        logits: (b, 3).
         targets: (b, 3 (m + 1)): each teacher's probabilities, then the one-hot label, zeros where there is none.
         weights: of the terms; not all zero.
         temperature: T of KL and cosine.
@@ -106,10 +87,7 @@ def distill_loss(logits: torch.Tensor, targets: torch.Tensor, weights: Losses, t
     for weight, term in terms:
         if weight:
             total = total + weight * torch.stack([term(teacher) for teacher in teachers]).mean(dim=0)
-    if weights.consistency:
-        total = total + weights.consistency * order_inconsistency(logits)
-    without_label = weights.kl + weights.cosine + weights.mse + weights.consistency
-    mean = total / (weights.ce + without_label)
-    if not weights.ce or not without_label:
+    mean = total / (weights.ce + weights.soft)
+    if not weights.ce or not weights.soft:
         return mean
-    return mean * torch.where(label.sum(dim=-1) > 0, 1.0, (weights.ce + without_label) / without_label)
+    return mean * torch.where(label.sum(dim=-1) > 0, 1.0, (weights.ce + weights.soft) / weights.soft)

@@ -1,4 +1,4 @@
-"""Students and nested members that start from their pretraining, with a consistency term: one real run."""
+"""Students and nested members that start from their pretraining, with a cosine term: real runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def arguments_of(folder: Path) -> list[str]:
 def test_every_student_starts_from_its_pretraining_and_nested_teachers_from_theirs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [*arguments_of(tmp_path), "distill.losses={kl: 1, consistency: 0.5}", "distill.teacher=nested"]
+    arguments = [*arguments_of(tmp_path), "distill.losses={kl: 1, cosine: 0.5}", "distill.teacher=nested"]
     assert oof_main(["oof", *arguments]) == 0
     assert ensemble_main(["stack", *arguments]) == 0
     run = tmp_path / "run"
@@ -67,7 +67,7 @@ def test_every_student_starts_from_its_pretraining_and_nested_teachers_from_thei
     assert [finding.check for finding in audit_run(run) if finding.status == "violated"] == []
     card = (run / "distill" / "student" / "README.md").read_text()
     assert "`pairs.csv`" in card
-    assert "consistency 0.5" in card
+    assert "cosine 0.5" in card
     config = configuration.load(arguments[0], arguments[1:])
     key = plan_student(config).key
     assert plan_student(configuration.load(arguments[0], [*arguments[1:], "jobs.workers=2"])).key == key
@@ -90,17 +90,3 @@ def test_students_start_from_the_pretraining_of_the_member_with_their_base(tmp_p
         ended = load_file(run / "distill" / name / "adapter" / "adapter_model.safetensors")
         assert all(torch.equal(ended[key], value) for key, value in start.items())
     assert "* Pretraining by the member llama3_1" in (run / "distill" / "student" / "README.md").read_text()
-
-
-def test_consistency_without_both_orders_in_a_step_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = small_arguments(tmp_path / "run", "distill.losses.consistency=0.5", f"{STUDENT}.train.swap=random")
-    assert ensemble_main(["distill", *arguments]) == 2
-    message = capsys.readouterr().err
-    assert "distill.losses.consistency" in message
-    assert "set swap=paired" in message
-    assert len(message.strip().splitlines()) == 1
-    only = small_arguments(tmp_path / "run", "distill.losses={kl: 0, consistency: 1}")
-    assert ensemble_main(["distill", *only]) == 2  # alone, it is minimal for any constant prediction
-    assert "are all 0" in capsys.readouterr().err

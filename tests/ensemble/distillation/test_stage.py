@@ -87,8 +87,7 @@ def test_students_of_other_settings_are_kept_and_come_back_with_them(
     shutil.copytree(small_run, run)
     before = digests(run / "distill")
     assert (
-        ensemble_main(["distill", f"run={run}", "distill.losses.consistency=0.5", "distill.student.train.epochs=0.1"])
-        == 0
+        ensemble_main(["distill", f"run={run}", "distill.losses.cosine=0.5", "distill.student.train.epochs=0.1"]) == 0
     )
     [kept] = (run / "earlier").iterdir()
     assert digests(kept) == before

@@ -78,35 +78,6 @@ def test_a_steps_weights_add_up_to_one_however_it_is_cut(lengths: np.ndarray, si
             assert ((batch["input_ids"] != 0).sum(dim=1).numpy() == lengths[battles]).all()
 
 
-@settings(max_examples=60)
-@given(LENGTHS, st.integers(1, 9), st.integers(8, 1500), st.integers(1, 4))
-def test_whole_battles_keep_both_orders_side_by_side(lengths: np.ndarray, size: int, budget: int, ranks: int) -> None:
-    n, recipe = len(lengths), Train(batch_battles=size, tokens_per_batch=budget)
-    steps = TrainingSteps(encoded(lengths), np.full((n, 2, 3), 1 / 3), np.ones(n), recipe, 0, 0, whole_battles=True)
-    steps.targets[:, 1] = 0  # marks the order ba
-    steps.ranks = ranks
-    for index in range(len(steps)):
-        micros = []
-        for steps.rank in range(ranks):
-            micros.append(steps[index])
-        assert len({len(part) for part in micros}) == 1
-        visited: list[int] = []
-        for micro in (micro for part in micros for micro in part):
-            ids, targets = micro["input_ids"][:, 0].reshape(-1, 2), micro["targets"].reshape(-1, 2, 3)
-            assert (ids[:, 0] == ids[:, 1]).all()
-            assert (targets[:, 0] > 0).all()
-            assert (targets[:, 1] == 0).all()
-            assert micro["weights"][::2].equal(micro["weights"][1::2])
-            assert len(ids) == 1 or micro["input_ids"].numel() <= budget
-            visited += (ids[micro["weights"].reshape(-1, 2)[:, 0] > 0, 0] - 1).tolist()
-        assert sorted(visited) == sorted(np.unique(steps.steps[index].battles).tolist())
-
-
-def test_whole_battles_need_both_orders() -> None:
-    with pytest.raises(ValueError, match="swap=paired, not random"):
-        TrainingSteps(encoded(np.array([9])), np.ones((1, 2, 3)), np.ones(1), Train(swap="random"), 0, 0, True)
-
-
 @pytest.mark.parametrize("weight", [0.0, float("nan")])
 def test_a_battle_without_weight_is_refused_because_its_steps_would_still_move_the_weights(weight: float) -> None:
     targets = np.full((2, 2, 3), 1 / 3)

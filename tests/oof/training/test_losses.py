@@ -17,7 +17,7 @@ from oof.config import Losses, Train
 from oof.encoding import batches
 from oof.encoding.batches import TrainingSteps, targets_in_both_orders
 from oof.model.classifier import load_tokenizer
-from oof.training.losses import centred_mse, cosine_distance, cross_entropy, distill_loss, order_inconsistency, soft_kl
+from oof.training.losses import centred_mse, cosine_distance, cross_entropy, distill_loss, soft_kl
 from tests.fixtures.demo_run import ROOT
 from tests.fixtures.tiny_classifiers import encoded_transcripts
 
@@ -141,46 +141,12 @@ def test_a_battle_without_a_label_pulls_with_its_whole_weight(losses: Losses, we
     torch.testing.assert_close(logits.grad, torch.stack([gradient, weight * gradient]))
 
 
-@given(st.lists(st.floats(-8, 8), min_size=12, max_size=12))
-def test_the_consistency_term_is_scipys_symmetric_kl_of_a_battle_s_two_orders(values: list[float]) -> None:
-    logits = np.array(values).reshape(4, 3)  # two battles, each in the orders ab and ba
-    canonical = [logits[0], logits[1][[1, 0, 2]], logits[2], logits[3][[1, 0, 2]]]
-    p = [softmax(z) for z in canonical]
-    expected = [(entropy(p[i], p[i + 1]) + entropy(p[i + 1], p[i])) / 2 for i in (0, 2)]
-    consistency = order_inconsistency(torch.tensor(logits))
-    np.testing.assert_allclose(consistency.numpy(), np.repeat(expected, 2), atol=1e-9, rtol=1e-6)
-    with_kl = distill_loss(
-        torch.tensor(logits), torch.full((4, 6), 1 / 3, dtype=torch.float64), Losses(kl=1, consistency=3), 1.0
-    )
-    kl = soft_kl(torch.tensor(logits), torch.full((4, 3), 1 / 3, dtype=torch.float64), 1.0)
-    torch.testing.assert_close(with_kl, (kl + 3 * consistency) / 4)
-
-
-@given(st.lists(st.floats(-8, 8), min_size=3, max_size=3), st.floats(-30, 30))
-def test_a_student_with_the_same_prediction_in_both_orders_is_consistent(values: list[float], constant: float) -> None:
-    ab = torch.tensor(values, dtype=torch.float64)
-    pair = torch.stack([ab, ab[[1, 0, 2]] + constant])
-    assert order_inconsistency(pair).abs().max() < 1e-9
-
-
-def test_the_consistency_term_has_gradients_in_both_orders() -> None:
-    logits = torch.tensor([[1.0, 0.2, -0.5], [0.3, 0.1, 0.9]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(order_inconsistency, logits)
-    grad = torch.autograd.grad(order_inconsistency(logits).sum(), logits)[0]
-    assert (grad.abs().sum(dim=1) > 0.1).all()
-
-
 def pooled(batch: dict[str, torch.Tensor], table: torch.Tensor, pad: int) -> torch.Tensor:
     """A linear classifier of token counts: its gradient can be written down."""
     return (table[batch["input_ids"]] * (batch["input_ids"] != pad)[..., None]).sum(dim=1) / 50
 
 
-WITH_CONSISTENCY = Losses(ce=1, kl=2, consistency=5)
-
-
-@pytest.mark.parametrize(
-    "losses", [Losses(), Losses(ce=1, kl=1), Losses(ce=1, kl=2, cosine=2, mse=0.5), WITH_CONSISTENCY]
-)
+@pytest.mark.parametrize("losses", [Losses(), Losses(ce=1, kl=1), Losses(ce=1, kl=2, cosine=2, mse=0.5)])
 def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(
     losses: Losses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +161,7 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(
 
     def gradient(cut: Callable[[Train], Train], ranks: int = 1) -> tuple[torch.Tensor, list[int]]:
         recipe, pad = cut(Train(batch_battles=24)), tokenizer.pad_token_id
-        steps = TrainingSteps(encoded, targets, weights, recipe, pad, 1, whole_battles=losses.consistency > 0)
+        steps = TrainingSteps(encoded, targets, weights, recipe, pad, 1)
         micro = []
         for steps.rank in range(ranks):
             steps.ranks = ranks
@@ -220,13 +186,6 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(
         torch.testing.assert_close(shared, whole, rtol=1e-5, atol=1e-8)
 
 
-def test_separated_orders_would_give_another_loss() -> None:
-    """The reason for keeping a battle's orders together: rows of different battles have another inconsistency."""
-    logits = torch.tensor(np.random.default_rng(3).normal(size=(4, 3)))
-    mixed = logits[[0, 2, 1, 3]]
-    assert (order_inconsistency(logits).sum() - order_inconsistency(mixed).sum()).abs() > 1e-3
-
-
 def test_losses_of_two_classes_are_those_of_a_and_b_alone() -> None:
     rng = np.random.default_rng(0)
     teacher, labels = rng.dirichlet(np.ones(2), size=8), rng.integers(0, 2, 8)
@@ -245,9 +204,6 @@ def test_losses_of_two_classes_are_those_of_a_and_b_alone() -> None:
     np.testing.assert_allclose(loss(kl=1.0), entropy(teacher, q, axis=1), rtol=1e-6)
     margins = (z[:, 0] - z[:, 1]).numpy() - np.log(teacher[:, 0] / teacher[:, 1])
     np.testing.assert_allclose(loss(mse=1.0), margins**2 / 4, rtol=1e-5)
-    ab, ba = q[::2], q[1::2, ::-1]
-    both = (entropy(ab, ba, axis=1) + entropy(ba, ab, axis=1)) / 2
-    np.testing.assert_allclose(loss(consistency=1.0), np.repeat(both, 2))
 
 
 def test_targets_without_ties_are_swapped_as_those_with_ties() -> None:
