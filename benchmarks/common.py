@@ -85,20 +85,12 @@ def command_line() -> str:
     return shlex.join(words)
 
 
-def cpu_recipe(checkpoint: str, epochs: float, frozen: str = "stored") -> dict[str, Any]:
-    """Return the settings of a member or student that a CPU can train: adapters in the upper half of the layers."""
-    train = {"epochs": epochs, "lr": 5e-4, "batch_battles": 8, "swap": "random"}
-    train |= {"tokens_per_batch": 2048, "checkpoint_steps": 25}  # the most steps that a kill costs
-    lora = {"rank": 16, "alpha": 32, "layers": "upper_half"}
-    return {"checkpoint": checkpoint, "dtype": "auto", "frozen": frozen, "lora": lora, "train": train}
-
-
 # Pages
 
 
-def cell(values: NDArray[np.float64], groups: NDArray[np.integer], sign: str = "", seed: int = 0) -> str:
+def cell(values: NDArray[np.float64], groups: NDArray[np.integer], sign: str = "") -> str:
     """Return the mean of (n,) values with its 95 % interval over groups; ``sign="+"`` for a difference."""
-    return in_words(group_interval(values, groups, seed), f"{sign}.4f")
+    return in_words(group_interval(values, groups, seed=0), f"{sign}.4f")
 
 
 def commit() -> str:
@@ -191,12 +183,21 @@ class Usage:
     peak_gb: float
 
 
-def measured(command: Sequence[str], **options: Any) -> Usage:
-    """Run a command, with options of :class:`subprocess.Popen`; return its cost."""
-    begun = time.monotonic()
+def measured(command: Sequence[str], watch: Callable[[int], None] = lambda pid: None, **options: Any) -> Usage:
+    """Run a command and return its cost.
+
+    Args:
+        command: program and arguments.
+        watch: called about five times a second with the process id.
+        options: of :class:`subprocess.Popen`.
+    """
+    begun, ended = time.monotonic(), 0
     process = subprocess.Popen(command, **options)
     try:
-        _, status, usage = os.wait4(process.pid, 0)
+        while not ended:
+            time.sleep(0.2)
+            watch(process.pid)
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
     except BaseException:  # a signal to this process: no process is left that still writes
         process.kill()
         raise

@@ -54,7 +54,7 @@ def _stack(arguments: argparse.Namespace) -> None:
 
     from ensemble.stacking.stage import load_inputs, run_stack
 
-    own, prediction = None, None
+    own = None
     with _checked_run(config, arguments, reads=bool(config.stack.logits)):
         inputs = load_inputs(config)
         if config.stack.logits and config.stack.test_logits:
@@ -63,8 +63,7 @@ def _stack(arguments: argparse.Namespace) -> None:
 
             own = OwnLogitsTest.read(config, inputs)  # before the fits, which take long
         ran = run_stack(config, inputs)
-        if own is not None:
-            prediction = run_predict(config, arguments.redo, own)
+        prediction = run_predict(config, arguments.redo, own) if own is not None else None
     if prediction is not None:
         print(f"predict: {_print_submission(config, prediction)}")
     following = "report" if config.stack.logits or not config.distill.student.checkpoint else "distill"
@@ -244,7 +243,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("html", "md"),
         default="html",
-        help="html: one page; md: Markdown and figures as files (a comparison of runs is always a page)",
+        help="html: one page; md: Markdown and figures as files",
     )
 
 

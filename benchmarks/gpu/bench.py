@@ -30,6 +30,7 @@ from benchmarks.gpu.bench_page import TITLE, body
 from benchmarks.gpu.card import describe, missing, result_key
 from benchmarks.gpu.parts import OUT_OF_MEMORY, PARTS, PROBLEM, Case, Context, Row
 from benchmarks.gpu.results import Results
+from benchmarks.peer_environment import last_words
 from oof.common.atomic_files import read_json, write_json
 from oof.common.errors import UserError
 from oof.common.logging_setup import quiet_libraries
@@ -103,7 +104,8 @@ def run_part(part: str, context: Context, key: dict[str, Any], seconds: float) -
         dead: Case = tuple(read_json(marker(part, context)))
         results = Results(path, key)
         if status not in (0, BROKEN) and dead in results.missing([dead]):
-            reason = f"the process ended with status {status}: {last_line(log_file(part, context))}"
+            said = last_words(log_file(part, context))[:200] or "no output"
+            reason = f"the process ended with status {status}: {said}"
             results.put(dead, {PROBLEM: reason, "commit": commit()})
 
 
@@ -146,11 +148,6 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 def log_file(part: str, context: Context) -> Path:
     return context.folder / f"{part}.log"
-
-
-def last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "no output"
 
 
 def read_card(context: Context) -> dict[str, Any]:

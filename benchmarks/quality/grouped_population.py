@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.abstention.observed import Observed
+from oof.metrics import softmax
 
 LARGEST, SHARED_LUCK = 80, 0.5
 
@@ -49,8 +50,8 @@ class Population:
         logits /= np.where(sizes > 3, 1.5, 1.0)[group, None]
         shared = rng.random(len(group)) < SHARED_LUCK
         luck = np.where(shared, rng.random(n_groups)[group], rng.random(len(group)))
-        labels = np.minimum((luck[:, None] > _softmax(logits).cumsum(axis=1)).sum(axis=1), 2)
-        probs = _softmax(logits * overconfidence)
+        labels = np.minimum((luck[:, None] > softmax(logits).cumsum(axis=1)).sum(axis=1), 2)
+        probs = softmax(logits * overconfidence)
         return cls(probs, labels, np.append(0, np.cumsum(sizes)), Observed.of(probs, labels, group))
 
     def sample(self, n_battles: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -61,8 +62,3 @@ class Population:
         group = np.repeat(np.arange(len(drawn)), sizes[drawn])
         begin = np.cumsum(sizes[drawn]) - sizes[drawn]
         return np.arange(len(group)) - begin[group] + self.first[drawn][group], group
-
-
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import argument_parser, cell, paragraphs, run_script, write_page
 from benchmarks.quality.students import parts
+from benchmarks.quality.students_page import GROUPS_OF_A_PART
 from benchmarks.quality.students_settings import ARENA, HALVES, REAL, Part
 from ensemble.distillation.plan import cross_fitted_temperature
 from oof import config as configuration
@@ -62,13 +63,10 @@ def section(name: str, of_section: Sequence[Part]) -> Iterator[str]:
     """Train what is missing; yield the lines of a section of the page."""
     losses: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
     groups: list[NDArray[np.int64]] = []
-    n_groups = 0
     for part in of_section:
         configs = {init: trained(part, init) for init in INITS}
         table = load_battles(Path(configs[INITS[0]].run)).filter(pl.col("role") == "train")
-        _, units = np.unique(table["group"].to_numpy(), return_inverse=True)
-        groups.append(units + n_groups)
-        n_groups += int(units.max()) + 1
+        groups.append(table["group"].to_numpy() + part.seed * GROUPS_OF_A_PART)
         for init, config in configs.items():
             for member, of_member in member_losses(config, table).items():
                 losses.setdefault(member, {}).setdefault(init, []).append(of_member)
@@ -76,7 +74,7 @@ def section(name: str, of_section: Sequence[Part]) -> Iterator[str]:
     yield f"## {name[0].upper()}{name[1:]}"
     yield ""
     runs = f" of {len(of_section)} seeds" if len(of_section) > 1 else ""
-    yield f"{len(unit):,} battles in {n_groups:,} groups{runs}, {config.folds.k} folds."
+    yield f"{len(unit):,} battles in {len(np.unique(unit)):,} groups{runs}, {config.folds.k} folds."
     yield ""
     yield "| member | steps | random | zero | zero minus random | calibrated: random | zero | zero minus random |"
     yield "|---|---|---|---|---|---|---|---|"

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import optimize
 
 from benchmarks.common import cell
+from benchmarks.speed.synthetic_arena import probabilities
 from ensemble.distillation.plan import cross_fitted_temperature
 from ensemble.stacking.baselines import prior_probs
-from oof.metrics import row_log_loss
+from oof.metrics import row_log_loss, softmax
 
 PEER = "pairjudge"
 TITLES = {
@@ -33,21 +34,16 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-def tie_probabilities(margins: Floats, scale: float, threshold: float) -> Floats:
-    """Return (n, 3) probabilities of (n,) differences of rewards: a response wins by more than the threshold, or ties.
+def fit_ties(margins: Floats, labels: Integers, scaled: bool) -> tuple[float, float]:
+    """Return the scale (1 unless ``scaled``) and the threshold of the smallest log loss on (n,) battles.
 
+    A response wins where its reward is larger by more than the threshold; else it is a tie.
     Source: Rao & Kupper, Ties in paired-comparison experiments, 1967.
     """
-    a, b = special.expit(scale * margins - threshold), special.expit(-scale * margins - threshold)
-    return np.stack([a, b, np.maximum(1 - a - b, 0.0)], axis=1)
-
-
-def fit_ties(margins: Floats, labels: Integers, scaled: bool) -> tuple[float, float]:
-    """Return the scale (1 unless ``scaled``) and the threshold of the smallest log loss on (n,) battles."""
 
     def loss(logs: Floats) -> float:
         scale, threshold = np.exp([logs[0] if scaled else 0.0, logs[-1]])
-        return float(row_log_loss(tie_probabilities(margins, scale, threshold), labels).mean())
+        return float(row_log_loss(probabilities(scale * margins, threshold), labels).mean())
 
     bounds = [LOG_SCALE, LOG_THRESHOLD] if scaled else [LOG_THRESHOLD]
     fit = optimize.minimize(loss, np.full(len(bounds), -0.5), method="L-BFGS-B", bounds=bounds)
@@ -60,7 +56,8 @@ def cross_fitted_ties(margins: Floats, labels: Integers, folds: Integers, scaled
     probs = np.empty((len(labels), 3))
     for fold in np.unique(folds):
         rest, held = folds != fold, folds == fold
-        probs[held] = tie_probabilities(margins[held], *fit_ties(margins[rest], labels[rest], scaled))
+        scale, threshold = fit_ties(margins[rest], labels[rest], scaled)
+        probs[held] = probabilities(scale * margins[held], threshold)
     return probs
 
 
@@ -98,7 +95,7 @@ class Scored:
     def add_logits(self, name: str, logits: NDArray[np.floating]) -> None:
         """Add a contender by its (n, 2, 3) logits of both orders, which are averaged."""
         mean = logits.astype(np.float64).mean(axis=1)
-        self.plain[name] = special.softmax(mean, axis=1)
+        self.plain[name] = softmax(mean)
         self.calibrated[name] = self._at_temperature(mean)
 
     def add_probs(self, name: str, probs: NDArray[np.floating]) -> None:

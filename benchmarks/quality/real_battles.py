@@ -28,11 +28,6 @@ def title_and_stance(prompt: str) -> str:
     return json.dumps(["\n".join([lines[0], *(line for line in lines if line.startswith("Stance:"))])])
 
 
-def with_short_prompts(table: pl.DataFrame) -> pl.DataFrame:
-    """Return battles of arguments with each prompt cut to title and stance."""
-    return table.with_columns(pl.col("prompt").map_elements(title_and_stance, return_dtype=pl.String))
-
-
 def write_csv(path: Path, table: pl.DataFrame) -> None:
     with replacing(path) as temporary:
         table.write_csv(temporary)
@@ -54,7 +49,9 @@ def read_judgements(files: Sequence[Path]) -> pl.DataFrame:
     occurrence = pl.int_range(pl.len()).over("id")
     suffix = pl.when(occurrence > 0).then(pl.format("-{}", occurrence)).otherwise(pl.lit(""))
     table = pl.concat(tables, how="diagonal").with_columns(pl.col("id") + suffix)
-    return with_short_prompts(table) if files[0].name == UKP else table
+    if files[0].name == UKP:
+        table = table.with_columns(pl.col("prompt").map_elements(title_and_stance, return_dtype=pl.String))
+    return table
 
 
 def sample_half(table: pl.DataFrame, half: str, n: int, seed: int = 0) -> pl.DataFrame:

@@ -42,8 +42,8 @@ def student_probs(plan: StudentPlan) -> NDArray[np.float64]:
     return cross_fitted_temperature(mean_logits, inputs.labels, inputs.folds, inputs.groups)[0]
 
 
-def train(settings: Sequence[str]) -> NDArray[np.float64]:
-    """Train the fold students of a configuration that are missing; return as :func:`student_probs`."""
+def train(settings: Sequence[str]) -> None:
+    """Train the fold students of a configuration that are missing."""
     plan = plan_of(settings)
     step = students_step(plan)
     if not step.done:
@@ -56,7 +56,6 @@ def train(settings: Sequence[str]) -> NDArray[np.float64]:
         frame = logits_frame(plan.inputs.table["id"], logits, plan.inputs.folds)
         write_parquet(step.folder / "logits.parquet", frame)
         step.finish()
-    return student_probs(plan)
 
 
 def measure(part: Part, names: Sequence[str], deadline: float, finish: str = "") -> None:

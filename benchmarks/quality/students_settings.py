@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from benchmarks.common import ROOT, cpu_recipe
+from benchmarks.common import ROOT
 from benchmarks.quality.choice_settings import LLMFAO, VICUNA
 from benchmarks.quality.real_battles import PANDALM, TULU, UKP, in_file, read_judgements, sample_half, write_csv
 from oof import config as configuration
@@ -171,8 +171,12 @@ def real(
     epochs = sizes["epochs"] or of_set.epochs
     files = _write_battles(of_set, half, folder, data, battles)
 
-    def trained(checkpoint: str) -> dict[str, Any]:
-        return cpu_recipe(str(models / checkpoint), epochs)
+    def trained(checkpoint: str) -> dict[str, Any]:  # what a CPU can train: adapters in the upper half of the layers
+        train = {"epochs": epochs, "lr": 5e-4, "batch_battles": 8, "swap": "random"}
+        train |= {"tokens_per_batch": 2048, "checkpoint_steps": 25}  # the most steps that a kill costs
+        lora = {"rank": 16, "alpha": 32, "layers": "upper_half"}
+        path = str(models / checkpoint)
+        return {"checkpoint": path, "dtype": "auto", "frozen": "stored", "lora": lora, "train": train}
 
     tree = {
         "run": str(folder / "run"),

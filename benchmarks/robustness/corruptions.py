@@ -13,7 +13,6 @@ import numpy as np
 from benchmarks.robustness import fault_runs as runs
 
 DAMAGES = ("flipped", "cut")
-TIMED_METRICS = ("seconds", "tokens_per_second")
 OUTPUTS = ("metrics.json", "run.json", "submission.csv", "report/index.html", "report/report.json")
 # Kinds that are damaged together; a kind belongs to the first batch that it fits. A step whose manifest is damaged
 # names no other damaged file, and a report made from other numbers names none, so these have batches of their own.
@@ -108,7 +107,4 @@ def content(path: Path) -> object:
     if path.suffix == ".log":
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return [{k: v for k, v in line.items() if k != "worker_id" and "datetime" not in k} for line in lines]
-    if path.suffix == ".jsonl":
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return [{k: v for k, v in line.items() if k not in TIMED_METRICS} for line in lines]
     return path.read_bytes()

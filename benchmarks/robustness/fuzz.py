@@ -10,13 +10,13 @@ otherwise.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree  # reads only pytest's own output
 
@@ -90,10 +90,6 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "HYPOTHESIS_PROFILE": "explore", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
-def run_input(path: str, arguments: argparse.Namespace) -> Row:
-    return battles(arguments.files, arguments.seed) if path == FUZZER else tests(path, arguments.seed)
-
-
 def main() -> int:
     parser = argument_parser(__doc__)
     parser.add_argument("--seed", type=int, default=1)
@@ -110,7 +106,8 @@ def main() -> int:
     ]
     failures = 0
     for path, description in INPUTS.items():
-        row, seconds = timed(lambda p=path: run_input(p, arguments))
+        run = partial(battles, arguments.files) if path == FUZZER else partial(tests, path)
+        row, seconds = timed(partial(run, arguments.seed))
         refused = "" if row.refused is None else f"{row.refused:,}"
         lines.append(f"| {description} | {row.cases:,} | {refused} | {row.failures} | {seconds:,.0f} | `{path}` |")
         failures += row.failures

@@ -76,7 +76,7 @@ def run_logged(command: list[str], log: Path) -> dict[str, Any]:
     """Run a contender; return its seconds, CPU seconds, peak memory and, if it failed, how."""
     peak = 0
 
-    def sample_memory(pid: int, seconds: float) -> None:
+    def sample_memory(pid: int) -> None:
         nonlocal peak
         peak = max(peak, _proportional_set_size(pid))
 

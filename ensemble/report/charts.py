@@ -18,34 +18,23 @@ Row = tuple[str, Any]  # text, {"value", "low", "high"}
 
 
 def forest(name: str, alt: str, rows: Sequence[Row], label: str, zero: bool = True) -> Markup:
-    """Draw one interval per row; with ``zero`` a line at 0."""
-    rows = _with_values(rows)
+    """Draw a mark and a line per row that has a value, the first on top; with ``zero`` a line at 0."""
+    rows = [row for row in rows if row[1] and row[1]["value"] is not None]
     with figure_of(0.7 + 0.21 * len(rows)) as (figure, axes):
         ax = axes[0, 0]
-        _intervals(ax, rows)
+        for i, (_, interval) in enumerate(rows):
+            bounded = interval["low"] is not None and interval["high"] is not None
+            x = [interval["low"], interval["value"], interval["high"]] if bounded else [interval["value"]]
+            # The group of both can show their values.
+            ax.plot(x, [i] * len(x), "-o", color=colour(0), markevery=[len(x) // 2], gid=f"row{i}")
+        ax.set_yticks(range(len(rows)), [short(text) for text, _ in rows])
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.xaxis.set_major_locator(MaxNLocator(3))  # few, because long row names leave narrow axes
         if zero:
             ax.axvline(0, color=GREY, linewidth=0.8, linestyle="--")
         figure.supxlabel(label, fontsize=9)
-        return svg_of(figure, name, alt, _hover(rows))
-
-
-def _with_values(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row[1] and row[1]["value"] is not None]
-
-
-def _intervals(ax: Axes, rows: Sequence[Row]) -> None:
-    """Draw a mark and a line per row, the first on top; a group of both can show its values."""
-    for i, (_, interval) in enumerate(rows):
-        bounded = interval["low"] is not None and interval["high"] is not None
-        x = [interval["low"], interval["value"], interval["high"]] if bounded else [interval["value"]]
-        ax.plot(x, [i] * len(x), "-o", color=colour(0), markevery=[len(x) // 2], gid=f"row{i}")
-    ax.set_yticks(range(len(rows)), [short(text) for text, _ in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.xaxis.set_major_locator(MaxNLocator(3))  # few, because long row names leave narrow axes
-
-
-def _hover(rows: Sequence[Row]) -> dict[str, str]:
-    return {f"row{i}": f"{text}: {in_words(interval, '.4f')}" for i, (text, interval) in enumerate(rows)}
+        hover = {f"row{i}": f"{text}: {in_words(interval, '.4f')}" for i, (text, interval) in enumerate(rows)}
+        return svg_of(figure, name, alt, hover)
 
 
 class Values:

@@ -12,6 +12,10 @@ from ensemble.statistics.interval_words import above_zero, below_zero
 from oof.common.progress import duration
 
 Report = dict[str, Any]
+LEGEND = Markup(
+    "Log loss on battles that the model was not trained on: lower is better, and a difference below 0 is a gain. "
+    "[Brackets]: 95&nbsp;% interval."
+)
 
 
 def head(report: Report) -> Head:
@@ -21,7 +25,7 @@ def head(report: Report) -> Head:
         facts=_facts(report),
         conclusion=conclusion(report),
         cards=_cards(report),
-        legend=_legend(),
+        legend=LEGEND,
         command=report["summary"]["submit"]["command"],
         purpose=_purpose(report["summary"]["submit"]),
         trust=level,
@@ -36,18 +40,14 @@ def _purpose(submit: Report) -> str:
     return "Next, to predict the verdicts of new battles (in FILE):"
 
 
-def _facts(report: Report) -> list[Markup]:
+def _facts(report: Report) -> list[str]:
     summary, data, cost = report["summary"], report["data"], report["cost"]
-    facts = [
+    facts: list[str] = [
         say("{n} battles in {g} groups of near-duplicate prompts", n=count(data["n"]), g=count(data["n_groups"])),
-        say("{k} folds", k=len(data["folds"])),
-        *(say("{file}", file=name) for name in data["schemas"]),
-        *([say("{day}", day=summary["date"])] if summary["date"] else []),
-        *(
-            say("{value}", value=summary["hardware"][key])
-            for key in ("system", "machine")
-            if key in summary["hardware"]
-        ),
+        f"{len(data['folds'])} folds",
+        *data["schemas"],
+        *([summary["date"]] if summary["date"] else []),
+        *(summary["hardware"][key] for key in ("system", "machine") if key in summary["hardware"]),
     ]
     if cost["seconds"]:
         facts.append(say("{time} of computing", time=duration(cost["seconds"])))
@@ -71,14 +71,6 @@ def _cards(report: Report) -> list[Card]:
         for label, key, name, other in rows
         if key in predictors
     ]
-
-
-def _legend() -> Markup:
-    """Say how to read the numbers of the cards."""
-    return say(
-        "Log loss on battles that the model was not trained on: lower is better, and a difference below 0 is a "
-        "gain. [Brackets]: 95&nbsp;% interval."
-    )
 
 
 def _gain(report: Report, predictor: str, member: str | None) -> Markup:

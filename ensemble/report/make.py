@@ -89,59 +89,42 @@ def contamination_report(run: RunData) -> dict[str, Any] | None:
     return manifest | {"n_seen": int(run.in_corpus.sum()), "share": float(run.in_corpus.mean())}
 
 
-def write_report(folder: Path, price_per_hour: float = 0.0) -> Path:
-    """Write ``report/report.json`` and ``report/index.html`` of a run; return the path of the page.
+def write_report(folder: Path, price_per_hour: float = 0.0, form: str = "html") -> Path:
+    """Write a run's report: ``report/index.html`` and ``report.json``, or in the form ``md`` ``report/markdown``.
+
+    Returns:
+        The path of the page, or of the Markdown text.
 
     Raises:
         UserError: stage one has not finished there, or a file is damaged.
     """
-    report = collect(load_run(folder), price_per_hour)
-    return _write(folder / "report", report, render_report(report))
-
-
-def write_markdown(folder: Path, price_per_hour: float = 0.0) -> Path:
-    """Write ``report/markdown`` of a run, ``report.md`` and each figure as SVG and PNG; return the text's path.
-
-    Raises:
-        UserError: as :func:`write_report`.
-    """
-    report = collect(load_run(folder), price_per_hour)
+    report, target = collect(load_run(folder), price_per_hour), folder / "report"
+    if form == "html":
+        return _write(target, report, render_report(report))
     figures = drawings(sections_of(report))
-    return _write_markdown(folder / "report" / "markdown", report, render_markdown(report, figures), figures)
+    return _write_markdown(target / "markdown", report, render_markdown(report, figures), figures)
 
 
-def write_comparison(folders: Sequence[Path]) -> Path:
-    """Write the comparison of two or more runs to the first run's ``report/compare``; return the path of the page."""
-    comparison = _compare(folders)
-    return _write(folders[0] / "report" / "compare", comparison, render_comparison(comparison))
-
-
-def write_comparison_markdown(folders: Sequence[Path]) -> Path:
-    """Write the comparison as Markdown to the first run's ``report/compare/markdown``; return the text's path."""
-    comparison = _compare(folders)
+def write_comparison(folders: Sequence[Path], form: str = "html") -> Path:
+    """Write the comparison of two or more runs to the first run's ``report/compare``, as :func:`write_report` does."""
+    comparison = dict(plain(compare_runs([load_run(folder) for folder in folders])))
+    target = folders[0] / "report" / "compare"
+    if form == "html":
+        return _write(target, comparison, render_comparison(comparison))
     figures = drawings(run_comparison(comparison))
-    target = folders[0] / "report" / "compare" / "markdown"
-    return _write_markdown(target, comparison, render_comparison_markdown(comparison), figures)
-
-
-FORMATS = {"html": (write_report, write_comparison), "md": (write_markdown, write_comparison_markdown)}
+    return _write_markdown(target / "markdown", comparison, render_comparison_markdown(comparison), figures)
 
 
 def write_reports(folders: Sequence[Path], price_per_hour: float = 0.0, form: str = "html") -> list[Path]:
-    """Write each run's report in a form of ``FORMATS`` and the comparison of several; return the paths.
+    """Write each run's report as html or md, and the comparison of several; return the paths.
 
     Raises:
         UserError: as :func:`write_report`; a run is named twice.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run is named twice; a comparison needs different runs: make report RUN='runs/a runs/b'")
-    write, compare = FORMATS[form]
-    pages = [write(folder, price_per_hour) for folder in folders]
-    return [*pages, compare(folders)] if len(folders) > 1 else pages
-
-
-def _compare(folders: Sequence[Path]) -> dict[str, Any]:
-    return dict(plain(compare_runs([load_run(folder) for folder in folders])))
+    pages = [write_report(folder, price_per_hour, form) for folder in folders]
+    return [*pages, write_comparison(folders, form)] if len(folders) > 1 else pages
 
 
 def _write(folder: Path, report: dict[str, Any], page: str) -> Path:

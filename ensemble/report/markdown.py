@@ -5,12 +5,12 @@ Command: ``arena-distill report RUN [RUN …] --format md``; of several runs the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import escape
 
 from ensemble.report.advice import advice
-from ensemble.report.conclusion import say
 from ensemble.report.head import head
 from ensemble.report.names import predictor_name
 from ensemble.report.page_elements import Block, Section, interval, number, percent
@@ -38,15 +38,15 @@ def render_markdown(report: Report, figures: list[tuple[str, Drawing]]) -> str:
     """
     first = head(report)
     parts = [
-        f"# {_plain(say('Report of {run}', run=report['run']))}",
+        f"# Report of {_plain(report['run'])}",
         " · ".join(_plain(fact) for fact in first.facts),
         _plain(first.conclusion),
-        _table([["", "log loss", ""]], [[_plain(say("{c}", c=card.name if card.label == "member" else
-               f"{card.label}: {card.name}")), _plain(card.value), _plain(card.note)] for card in first.cards]),
+        _table([["", "log loss", ""]], [[_plain(card.name if card.label == "member" else
+               f"{card.label}: {card.name}"), _plain(card.value), _plain(card.note)] for card in first.cards]),
         _plain(first.legend),
         f"```bash\n{first.command}\n```",
         _plain(first.reason),
-        *_list("Warnings", [say("{w}", w=warning) for warning in report["summary"]["warnings"]]),
+        *_list("Warnings", report["summary"]["warnings"]),
         *_list("Findings", story(report)),
         *_list("What to try next", advice(report)),
         "## Leaderboard",
@@ -60,9 +60,9 @@ def render_markdown(report: Report, figures: list[tuple[str, Drawing]]) -> str:
 
 def render_comparison_markdown(comparison: Report) -> str:
     """Return the Markdown text of the content of a comparison's ``report.json``."""
-    parts = [f"# {_plain(say('Comparison of {runs}', runs=', '.join(comparison['runs'])))}"]
+    parts = [f"# Comparison of {_plain(', '.join(comparison['runs']))}"]
     for section in run_comparison(comparison):
-        parts.append(f"## {_plain(say('{title}', title=section.title))}")
+        parts.append(f"## {_plain(section.title)}")
         for block in section.blocks:
             parts += _block(block)
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -74,23 +74,23 @@ def _block(block: Block) -> list[str]:
         return [_figure(block.caption, block.svg)]
     if block.kind == "text":
         return [_plain(block.text)]
-    title = f"### {_plain(say('{c}', c=block.caption))}"
+    title = f"### {_plain(block.caption)}"
     if block.kind == "list":
         return [title, "\n".join(f"- {_plain(row[0])}" for row in block.rows)]
-    return [title, _table(*([[_plain(say("{c}", c=cell)) for cell in row] for row in rows]
+    return [title, _table(*([[_plain(cell) for cell in row] for row in rows]
                             for rows in ([block.head], block.rows)))]  # fmt: skip
 
 
 def _figure(caption: str, drawing: Drawing) -> str:
-    return f"![{_plain(say('{c}', c=caption))}]({FIGURES}/{drawing.name}.png)"
+    return f"![{_plain(caption)}]({FIGURES}/{drawing.name}.png)"
 
 
-def _plain(text: Markup) -> str:
-    """Return HTML text as Markdown: tags are dropped, and characters that Markdown would read are escaped."""
-    return str(text.striptags()).translate(SPECIAL)
+def _plain(text: object) -> str:
+    """Return text, plain or HTML, as Markdown: without tags, and with what Markdown would read escaped."""
+    return str(escape(text).striptags()).translate(SPECIAL)
 
 
-def _list(title: str, rows: list[Markup]) -> list[str]:
+def _list(title: str, rows: Sequence[str]) -> list[str]:
     return [f"## {title}", "\n".join(f"- {_plain(row)}" for row in rows)] if rows else []
 
 
@@ -102,7 +102,7 @@ def _table(head: list[list[str]], rows: list[list[str]]) -> str:
 def _leaderboard(report: Report) -> str:
     rows = sorted(report["summary"]["table"], key=lambda row: float(row["log_loss"]["value"]))
     cells = [
-        [str(row["rank"] or ""), _plain(say("{name}", name=predictor_name(row["predictor"]))),
+        [str(row["rank"] or ""), _plain(predictor_name(row["predictor"])),
          _plain(interval(row["log_loss"])), _plain(interval(row["behind"], signed=True)) if row["behind"] else "",
          _plain(percent(row["accuracy"])), _plain(number(row["ece"]))]
         for row in rows

@@ -70,8 +70,6 @@ def predictor_name(name: str) -> str:
     """Return the name of a predictor on the page; of a member its own."""
     if name.startswith("combiner:"):
         return combiner_name(name.removeprefix("combiner:"))
-    if name.startswith("student, "):  # before calibration
-        return name
     return PREDICTORS.get(name, name)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import replace
 from importlib import resources
 from typing import Any
@@ -24,6 +22,7 @@ from ensemble.report.columns import in_columns
 from ensemble.report.head import head
 from ensemble.report.page_elements import Head, Section
 from ensemble.report.sections_comparison import run_comparison
+from oof.common.digests import content_hash
 
 
 def sections_of(report: dict[str, Any]) -> list[Section]:
@@ -66,7 +65,6 @@ def _render(title: str, sections: list[Section], head: Head | None = None) -> st
     )
     script, style = (_asset(name) for name in ("report.js", "report.css"))
     # The browser runs this script only and fetches nothing, so that an error in escaping would have no effect.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
         title=title,
         head=head,
@@ -77,7 +75,7 @@ def _render(title: str, sections: list[Section], head: Head | None = None) -> st
         ],
         script=Markup(script),  # noqa: S704  # a file of this package
         style=Markup(style),  # noqa: S704
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {content_hash(script)}",
     )
 
 

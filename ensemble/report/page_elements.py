@@ -76,7 +76,7 @@ class Card:
 class Head:
     """First screen: facts about the run, its conclusion, the large numbers, the next command, how far to trust them."""
 
-    facts: list[Markup]
+    facts: list[str]  # plain text, or Markup
     conclusion: Markup
     cards: list[Card]
     legend: Markup  # how to read the cards
@@ -151,8 +151,8 @@ def table(caption: str, head: list[str], rows: list[list[Any]], folded: bool = F
     return Block("table", caption=caption, head=head, rows=rows, folded=folded, best=best)
 
 
-def sentences(caption: str, rows: Sequence[Markup]) -> Block:
-    """Return a list of sentences under a heading."""
+def sentences(caption: str, rows: Sequence[str]) -> Block:
+    """Return a list of sentences, plain text or Markup, under a heading."""
     return Block("list", caption=caption, rows=[[row] for row in rows])
 
 

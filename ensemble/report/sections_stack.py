@@ -18,7 +18,7 @@ EXPECTED = {  # further columns of a calibration error, and their headings
     "expected_if_calibrated": "by chance alone",
     "upper_if_calibrated": "95 % of chance below",
 }
-COLUMNS = {"name": "predictor", "of": "part", "first": "first", "second": "second"}
+COLUMNS = {"name": "predictor", "first": "first", "second": "second"}
 SCORES = {"predictors": "All scores of all predictors", "paired": "All paired differences (first minus second)"}
 
 
@@ -40,7 +40,7 @@ def stack(report: Report) -> Section:
         blocks.append(text("Ablations have not been measured: <code>arena-distill ablate --run RUN</code>."))
     for name, flat_rows in content["scores"].items():
         head, rows = long_table(flat_rows)
-        blocks.append(table(SCORES.get(name, name.replace("_", " ")), head, rows, folded=len(rows) > FOLD))
+        blocks.append(table(SCORES[name], head, rows, folded=len(rows) > FOLD))
     return Section("stack", "Stack", blocks)
 
 

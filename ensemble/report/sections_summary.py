@@ -8,7 +8,6 @@ from markupsafe import Markup
 
 from ensemble.report import charts
 from ensemble.report.advice import advice
-from ensemble.report.conclusion import say
 from ensemble.report.names import predictor_meaning, predictor_name
 from ensemble.report.page_elements import (
     MISSING,
@@ -32,7 +31,7 @@ MARGIN = 0.05  # of the contenders' scale, at both ends
 
 def story(report: Report) -> Section:
     """Return the section that says in words what the run shows, what to heed and what to try next."""
-    warnings = [say("{warning}", warning=warning) for warning in report["summary"]["warnings"]]
+    warnings = report["summary"]["warnings"]
     blocks = [sentences("Warnings", warnings)] if warnings else []
     blocks += [sentences("Findings", sentences_of(report)), sentences("What to try next", advice(report))]
     return Section("story", "What this run shows", blocks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -77,20 +76,10 @@ def ablation_tables(ablations: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def scores_tables(scores: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the tables of ``stack/scores.json``: each entry that is a list or a mapping of rows, with flat columns."""
-    tables = {name: list(_rows(content)) for name, content in scores.items() if name not in ("key", "files")}
-    return {name: rows for name, rows in tables.items() if rows}
-
-
-def _rows(content: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(content, list):
-        rows = [_numbers(row) for row in content if isinstance(row, dict)]
-    elif isinstance(content, dict):
-        rows = [{"name": str(name), **_numbers(value if isinstance(value, dict) else {"value": value})}
-                for name, value in content.items()]  # fmt: skip
-    else:
-        return
-    yield from (row for row in rows if any(isinstance(value, int | float) for value in row.values()))
+    """Return the tables of ``stack/scores.json`` with flat columns: predictors, and their paired differences."""
+    predictors = [{"name": name, **_numbers(row)} for name, row in scores.get("predictors", {}).items()]
+    paired = [_numbers(row) for row in scores.get("paired", [])]
+    return {name: rows for name, rows in (("predictors", predictors), ("paired", paired)) if rows}
 
 
 def _numbers(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

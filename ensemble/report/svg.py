@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,6 @@ STYLE_OF_FIGURES: dict[str, Any] = {
 VARIABLE = re.compile(r"var\(--c\d, (#\w+)\)")
 DOTS_PER_INCH = 200  # of PNG files
 
-mpl.rcParams["svg.fonttype"] = "none"
-
 
 class Drawing(Markup):
     """A figure as an ``svg`` element, with its name and the matplotlib figure that it was made from."""
@@ -77,21 +75,18 @@ def write_png(drawing: Drawing, path: Path) -> None:
 
 
 @contextmanager
-def figure_of(
-    height: float, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
-) -> Iterator[tuple[Figure, Any]]:
+def figure_of(height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
     """Yield a figure and its (rows, columns) axes in the report's style.
 
     Args:
         height: in inches.
         rows: of axes.
         columns: of axes.
-        heights: ratios of the rows' heights; None = equal.
     """
     with mpl.rc_context(STYLE_OF_FIGURES):  # type: ignore[arg-type]  # its keys are a Literal of 300 names
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
-        yield figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+        yield figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def svg_of(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from functools import cache
 from pathlib import Path
+
+from oof.common.digests import content_hash
 
 
 @cache
@@ -32,5 +32,4 @@ def page_headers() -> dict[str, str]:
 
 
 def _hash_of(tag: str) -> str:
-    content = re.findall(rf"<{tag}>(.*?)</{tag}>", page(), re.S)[0]
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+    return content_hash(re.findall(rf"<{tag}>(.*?)</{tag}>", page(), re.S)[0])

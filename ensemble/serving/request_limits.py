@@ -12,7 +12,6 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -97,7 +96,7 @@ class RequestLimits:
     def _check_key(self, scope: Scope) -> None:
         if not self.key or scope["path"] in OPEN_PATHS:
             return
-        given = _headers(scope).get(b"authorization", b"")
+        given = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(given, f"Bearer {self.key}".encode()):
             raise RequestError(401, "this service needs its key: send the header 'Authorization: Bearer KEY'")
 
@@ -116,7 +115,7 @@ class RequestLimits:
             ) from None
 
     async def _read(self, scope: Scope, receive: Receive, held: _Held) -> bytes | None:
-        most, headers = self.limits.body_bytes, _headers(scope)
+        most, headers = self.limits.body_bytes, dict(scope["headers"])
         too_large = RequestError(413, f"the body is larger than {most:,} bytes; send the battles in several requests")
         announced = int(headers.get(b"content-length", b"0"))  # h11 has checked that it is a number
         refusal = too_large if announced > most else None
@@ -211,10 +210,6 @@ async def _gone(receive: Receive) -> None:
     """Wait until the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _headers(scope: Scope) -> Mapping[bytes, bytes]:
-    return dict(scope["headers"])
 
 
 def _log(scope: Scope, error: Exception) -> None:

@@ -74,10 +74,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Source:
-    """Test battles and the model that predicts them.
+    """Test battles, and what their prediction needs.
 
     Attributes:
-        model: "student", "ensemble" or "cascade".
         names: of the files of test battles.
         files: path and sha256 of every file that the prediction depends on.
         settings: that it depends on.
@@ -86,7 +85,6 @@ class _Source:
         remembered: settings that the run remembers.
     """
 
-    model: str
     names: list[str]
     files: list[tuple[str, str]]
     settings: list[Any]
@@ -171,7 +169,6 @@ def _run_source(config: Config) -> _Source:
             raise UserError(f"{stack}: no ensemble here yet; run 'make stack' with this RUN first")
         settings += [["cascade", without_speed_settings(config.predict.cascade), read_json(stack)["key"]]]
     return _Source(
-        config.predict.model if requested(config) is None else "cascade",
         data.test,
         _digests(data.test),
         settings,
@@ -194,7 +191,6 @@ def _own_logits_source(config: Config, own: OwnLogitsTest | None) -> _Source:
         return lambda table: battles.probabilities(stack, table)
 
     return _Source(
-        "ensemble",
         names,
         _digests([*config.data.test, *paths.values()]),
         settings,

@@ -42,22 +42,15 @@ def hit_credits(probs: Floats) -> NDArray[np.float64]:
 
 
 def scores(probs: Floats, labels: Integers) -> dict[str, Any]:
-    """Return means of the row-wise scores, per-class losses, tie recall and calibration error as plain JSON values."""
+    """Return means of the row-wise scores, tie recall and calibration error as plain JSON values."""
     rows, ece = row_scores(probs, labels), top_label_ece(probs, labels)
     return {
         **{name: float(values.mean()) for name, values in rows.items()},
-        "per_class_log_loss": per_class_log_loss(probs, labels),
         "tie_recall": tie_recall(probs, labels),
         "ece": ece["ece"],
         "ece_bias": ece["bias"],
         "n": len(labels),
     }
-
-
-def per_class_log_loss(probs: Floats, labels: Integers) -> dict[str, float | None]:
-    """Return the mean loss of the rows of each class; None for a class without rows."""
-    losses = row_log_loss(probs, labels)
-    return {name: float(losses[labels == c].mean()) if (labels == c).any() else None for c, name in enumerate(CLASSES)}
 
 
 def tie_recall(probs: Floats, labels: Integers) -> float | None:

@@ -6,6 +6,7 @@ content, and plain values whose JSON differs, have different digests.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -43,6 +44,11 @@ def digest_of_lists(*lists: Iterable[list[object]]) -> str:
             before = True
         sha.update(b"]\0")
     return sha.hexdigest()
+
+
+def content_hash(text: str) -> str:
+    """Return the source of a Content-Security-Policy that lets a browser use this script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def file_digest(path: Path) -> str:

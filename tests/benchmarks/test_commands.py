@@ -43,7 +43,6 @@ ELSEWHERE = {
     "evidence": "tests/benchmarks/test_evidence.py",
     "recipes": "tests/benchmarks/test_recipes.py",
     "gpu.attention_kernels": "needs a GPU",
-    "gpu.compile_attention": "needs flash-attn-4",
     "quality.other_calibrators": "started by quality.choice, in an environment of its own",
     "quality.other_judges": "started by quality.peers, in an environment of its own",
     "quality.our_fold_job": "started by quality.peers",

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from ensemble.__main__ import main
-from ensemble.report.make import write_comparison_markdown
+from ensemble.report.make import write_comparison
 from tests.fixtures.report_runs import make_report_arena, write_run
 
 
@@ -45,7 +45,7 @@ def test_a_comparison_as_markdown_has_runs_of_any_number_and_warns_at_the_top(tm
     arena = make_report_arena(120, seed=22)
     other = arena._replace(table=arena.table.with_columns(id=pl.col("id") + "x"))
     arenas = {"one": arena, "two": arena, "apart|": other}
-    path = write_comparison_markdown([write_run(tmp_path / name, a, stages=False) for name, a in arenas.items()])
+    path = write_comparison([write_run(tmp_path / name, a, stages=False) for name, a in arenas.items()], "md")
     target = tmp_path / "one" / "report" / "compare" / "markdown"
     assert path == target / "report.md"
     text = path.read_text(encoding="utf-8")

@@ -206,16 +206,15 @@ def test_many_battles_have_a_scatter_of_a_sample_and_a_heat_map_of_all(tmp_path:
     assert "Heat map of all battles" in page
 
 
-def test_every_table_of_scores_json_is_shown() -> None:
-    tables = scores_tables(
-        {"key": "x", "ablations": {"no lengths": {"log_loss": 1.1, "interval": {"low": 1.0}}, "note": "text"},
-         "learning_curve": [{"share": 0.5, "log_loss": 1.2}], "version": 2, "flat": {"a": 1}}
-    )  # fmt: skip
-    assert tables == {
-        "ablations": [{"name": "no lengths", "log_loss": 1.1, "interval low": 1.0}],
-        "learning_curve": [{"share": 0.5, "log_loss": 1.2}],
-        "flat": [{"name": "a", "value": 1}],
+def test_both_tables_of_scores_json_are_shown() -> None:
+    loss, difference = {"value": 1.1, "low": 1.0, "high": None}, {"value": -0.1, "low": None, "high": None, "groups": 3}
+    scores = {"predictors": {"stack": {"log_loss": loss, "n": 7}},
+              "paired": [{"first": "stack", "second": "mean", "groups": 3, "log_loss": difference}]}  # fmt: skip
+    assert scores_tables({"key": "x", "files": {}, **scores}) == {
+        "predictors": [{"name": "stack", "log_loss value": 1.1, "log_loss low": 1.0, "n": 7}],
+        "paired": [{"first": "stack", "second": "mean", "groups": 3, "log_loss value": -0.1}],
     }
+    assert scores_tables({}) == {}
 
 
 @pytest.mark.slow

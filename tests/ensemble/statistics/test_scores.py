@@ -12,8 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from ensemble.statistics.scores import per_class_log_loss, row_scores, scores, tie_recall, top_label_ece
-from oof.classes import CLASSES
+from ensemble.statistics.scores import row_scores, scores, tie_recall, top_label_ece
 from oof.metrics import log_loss, softmax
 
 logit_rows = hnp.arrays(np.float64, st.tuples(st.integers(1, 30), st.just(3)), elements=st.floats(-30, 30))
@@ -40,14 +39,6 @@ def test_accuracy_and_brier_equal_scikit_learn(logits: NDArray[np.float64], seed
     )
     if (np.sort(probs)[:, 2] > np.sort(probs)[:, 1]).all():
         assert result["accuracy"] == pytest.approx(sk.accuracy_score(labels, probs.argmax(axis=1)))
-
-
-def test_per_class_losses_average_to_the_whole() -> None:
-    probs, labels = predictions(300)
-    each = per_class_log_loss(probs, labels)
-    weights = np.bincount(labels, minlength=3) / 300
-    assert sum(w * each[c] for w, c in zip(weights, CLASSES, strict=True)) == pytest.approx(log_loss(probs, labels))
-    assert per_class_log_loss(probs[:1], np.array([0]))["tie"] is None
 
 
 def test_tie_recall_equals_scikit_learn() -> None:
