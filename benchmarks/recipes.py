@@ -84,7 +84,7 @@ def totals(recipe: Recipe, price: float | None = None) -> dict[str, Totals | Non
     config = configuration.load(recipe.path)
     plan = make_plan(config, recipe.cards)
     prices = {card: PRICES[card] if price is None else price for card in recipe.cards}
-    return {card: plan_totals(config, card, recipe.n_cards, prices[card], plan=plan) for card in recipe.cards}
+    return {card: plan_totals(plan, card, recipe.n_cards, prices[card]) for card in recipe.cards}
 
 
 def page(listed: Sequence[Recipe], price: float | None = None) -> str:

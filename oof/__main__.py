@@ -123,11 +123,8 @@ def _chosen_job(config: configuration.Config, member: str, fold: int | None) -> 
 
     table = dataset.load_battles(Path(config.run), unlabelled=False)
     jobs = [j for j in fold_job.pinned_fold_jobs(config, table, member) if j.name == member]
-    if fold is None:
-        pretraining = [j.pretrain for j in jobs[:1] if j.pretrain is not None]
-        chosen: list[FoldJob] | list[PretrainJob] = pretraining
-    else:
-        chosen = [j for j in jobs if j.fold == fold]
+    pretraining = [j.pretrain for j in jobs[:1] if j.pretrain is not None]
+    chosen: Sequence[FoldJob | PretrainJob] = pretraining if fold is None else [j for j in jobs if j.fold == fold]
     if not chosen:
         option = "--pretrain" if fold is None else f"--fold {fold}"
         existing = f"members {', '.join(config.members)}, folds 0 to {config.folds.k - 1}"

@@ -40,7 +40,6 @@ def check_files(
     data: Data | None = None,
     tokenizer: str | None = None,
     groups: Groups | None = None,
-    seed: int = 0,
     write: str | None = None,
     document: dict[str, Any] | None = None,
 ) -> int:
@@ -51,7 +50,6 @@ def check_files(
         data: the settings of reading, such as ``columns`` and ``verdicts``; its files are not read.
         tokenizer: a folder with the ``tokenizer.json`` to count tokens with.
         groups: settings of the grouping by near-duplicate prompts.
-        seed: draws the side of the chosen response in chosen/rejected pairs.
         write: a YAML file for the settings of reading: those of ``data``, and those suggested for a file that cannot
             be read, unless there are two possibilities.
         document: filled with what is printed, as JSON values.
@@ -60,8 +58,6 @@ def check_files(
         UserError: the arguments are wrong: no such file, an unknown name in ``columns``, no tokenizer in its folder.
     """
     files = readers.expand(paths)
-    if not files:
-        raise UserError("no files to check; name at least one")
     measure = length_measure(tokenizer)
     grouping = groups or Groups()
     data = data or Data()
@@ -74,7 +70,7 @@ def check_files(
     votes = read_votes(data)
     for path in files:
         try:
-            of_path = parse_file(path, "any", data, seed, votes=votes)
+            of_path = parse_file(path, "any", data, 0, votes=votes)
         except UserError as error:
             usable = False
             print(f"{path}\n  cannot be used: {error}\n")

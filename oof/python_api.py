@@ -7,8 +7,7 @@ arguments of these functions where those of a command name settings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
@@ -18,7 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from oof.common.errors import UserError
-from oof.common.wording import Replacement, reworded
+from oof.common.wording import Replacement, errors_reworded
 from oof.config import Config, Data, Groups
 from oof.config.load import resolve
 from oof.data import readers
@@ -70,7 +69,7 @@ def read_battles(
     Raises:
         UserError: a file or row cannot be used, with row, column, value and remedy.
     """
-    with _messages_name_arguments():
+    with errors_reworded(WORDS):
         data = _config({"data": {"columns": columns or {}, "verdicts": verdicts or {}, **reading}}).data
         if isinstance(source, str | Path):
             files = [file for path in readers.expand([str(source)]) for file in parse_file(path, "any", data, seed)]
@@ -116,7 +115,7 @@ def group_folds(
     Raises:
         UserError: a row cannot be used, or there are too few groups for k folds.
     """
-    with _messages_name_arguments():
+    with errors_reworded(WORDS):
         data = {"columns": columns or {}, "verdicts": verdicts or {}, **reading}
         config = _config({"data": data, "folds": {"k": k}, "groups": {"threshold": threshold}})
         parsed = _parse_frame(frame, "train", config.data, seed)
@@ -176,12 +175,3 @@ WORDS: tuple[Replacement, ...] = (  # of a command -> of a call
     (r"\bgroups\.threshold\b", "threshold"),
     (r"\bgroups\.column\b", "columns={'group_key': …}"),
 )
-
-
-@contextmanager
-def _messages_name_arguments() -> Iterator[None]:
-    """Turn settings in the message of an error into arguments of a call."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(reworded(str(error), WORDS)) from error

@@ -30,9 +30,11 @@ from benchmarks.gpu.random_classifier import (
     sequence_lengths,
     vocabulary_of,
 )
+from oof.model.cards import CARDS
 from oof.model.cost_model import as_installed
 from oof.model.fused_layers import FusedLayers
-from oof.model.predicted_time import predicted_scoring_seconds
+from oof.model.predicted_time import Prediction, scoring_batches
+from oof.model.predicted_time import seconds as predicted_seconds
 from oof.training.inference import predict_logits
 
 REFERENCE = "bfloat16"
@@ -69,7 +71,10 @@ def measure(case: Case, context: Context) -> Row:
     sixteen_bit = replace(member, dtype="bfloat16")
     plan = planned(sixteen_bit, attention, size.max_tokens, size.score_budget, False, False)
     card = planned_card()
-    predicted = predicted_scoring_seconds(card, as_installed(sixteen_bit), lengths, attention) if card else None
+    predicted = None
+    if card:
+        prediction = Prediction(as_installed(sixteen_bit), CARDS[card], attention)
+        predicted = predicted_seconds(prediction.scoring(scoring_batches(lengths, sixteen_bit)))
     return {
         "attention": attention,
         "fused_layers": fused.kinds,

@@ -44,7 +44,8 @@ from benchmarks.quality.choice_page import Outcome, merged, page, row_of
 from benchmarks.quality.choice_peers import Losses, autogluon_losses, probmetrics_losses
 from benchmarks.quality.choice_settings import DATA_VERSION, SETTINGS, Battles
 from ensemble.stacking import STACKING_VERSION
-from ensemble.stacking.calibration import Calibrator, fit_temperature
+from ensemble.stacking.calibration import Calibrator
+from ensemble.stacking.calibration_fit import best_log_temperature
 from ensemble.stacking.cross_fit import cross_fit_rules
 from ensemble.stacking.selection import RULES
 from oof.config import Stack
@@ -82,7 +83,7 @@ def single_members(battles: Battles) -> Losses:
         scaled = np.empty_like(logits)
         for fold in np.unique(battles.folds):
             rest, held = battles.folds != fold, battles.folds == fold
-            temperature = fit_temperature(logits[rest], battles.labels[rest])
+            temperature = float(np.exp(best_log_temperature(logits[rest], battles.labels[rest])))
             scaled[held] = Calibrator(temperature).apply(logits[held])
         probs |= {f"member:{name}": softmax(logits), f"scaled:{name}": scaled}
     return probs

@@ -42,7 +42,7 @@ def students_logits(settings: list[str], battles: pl.DataFrame) -> dict[str, NDA
     """Return each final student's (n, 3) logits of battles, averaged over orders and calibrated."""
     from ensemble.distillation.average_temperature import average_temperature
     from ensemble.distillation.merge import fold_average
-    from ensemble.distillation.train import StudentJob, run_student_job, train_fold_students
+    from ensemble.distillation.train import StudentJob, run_student_job, train_students
     from oof.jobs.encoded_battles import EncodedBattles
     from oof.model.classifier import load_classifier
     from oof.model.precision import device
@@ -52,7 +52,7 @@ def students_logits(settings: list[str], battles: pl.DataFrame) -> dict[str, NDA
     config = configuration.load(settings[0], settings[1:])
     plan = plan_student(config)
     folder = students_step(plan).folder
-    held_out = train_fold_students(plan, folder)
+    held_out = train_students(plan, folder, final=False)
     final = StudentJob(plan, folder, FINAL)
     if not final.step.done:
         run_student_job(final)

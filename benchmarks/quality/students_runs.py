@@ -48,11 +48,11 @@ def train(settings: Sequence[str]) -> None:
     step = students_step(plan)
     if not step.done:
         from ensemble.distillation.run_teacher_jobs import run_teacher_jobs
-        from ensemble.distillation.train import train_fold_students
+        from ensemble.distillation.train import train_students
 
         run_teacher_jobs(plan)
         step.begin()
-        logits = train_fold_students(plan, step.folder)
+        logits = train_students(plan, step.folder, final=False)
         frame = logits_frame(plan.inputs.table["id"], logits, plan.inputs.folds)
         write_parquet(step.folder / "logits.parquet", frame)
         step.finish()

@@ -32,7 +32,7 @@ from oof import config as configuration
 from oof.common.logging_setup import quiet_libraries
 from oof.common.process_tuning import prepare_process
 from oof.encoding.batches import TrainingSteps, targets_in_both_orders
-from oof.jobs.dataset import prepare
+from oof.jobs.dataset import draft_battles
 from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import fold_jobs
 from oof.jobs.run_fold_job import predict_and_store
@@ -56,7 +56,9 @@ class Job:
             del self.config.members[name]
 
     def prepare(self) -> int:
-        self.table = prepare(self.config)
+        draft = draft_battles(self.config)
+        draft.write()
+        self.table = draft.table
         self.job = fold_jobs(self.config, self.table)[0]
         self.texts = EncodedBattles(self.job.member, self.table, self.config)
         folds = self.table["fold"].to_numpy()

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common import argument_parser, median_seconds, paragraphs, run_script, write_page
 from ensemble import Judge
-from ensemble.stacking.stage import load_ensemble, load_inputs
+from ensemble.stacking.stage import load_inputs, load_stack
 from oof import config as configuration
 from oof.common.errors import UserError
 from oof.common.logging_setup import quiet_libraries
@@ -71,7 +71,7 @@ def beside_ensemble(judge: Judge, config: Config, table: pl.DataFrame, rounds: i
         student_seconds.append(ours)
         multiples[job.label] = theirs / ours
         logits[job.name] = call()
-    _, result = load_ensemble(config)
+    result = load_stack(config, load_inputs(config))
     ours, theirs = median_seconds([student, lambda: result.predict(result.design(table, logits))], rounds)
     multiples["features and stack"] = theirs / ours
     return float(np.median(student_seconds)), multiples

@@ -34,7 +34,7 @@ from oof import config as configuration
 from oof.common.atomic_files import write_parquet
 from oof.common.logits_format import logits_frame
 from oof.config import Config
-from oof.jobs.dataset import load_battles, prepare
+from oof.jobs.dataset import draft_battles, load_battles
 from oof.jobs.encoded_battles import EncodedBattles
 
 TRAIN = 200
@@ -59,7 +59,7 @@ def config_of(folder: Path) -> Config:
 
 
 def read(config: Config) -> dict[str, float]:
-    prepare(config)
+    draft_battles(config).write()
     return {}
 
 

@@ -30,7 +30,8 @@ class Observed:
     @classmethod
     def of(cls, probs: Floats, labels: Integers, groups: Integers) -> Observed:
         """Return the shares of (n, 3) probabilities, (n,) labels and groups."""
-        sure, weights = confidence(probs), group_weights(groups)
+        _, unit, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        sure, weights = confidence(probs), 1 / sizes[unit]
         both = (at_or_above(sure, w) for w in (weights, weights * is_wrong(probs, labels)))
         answered, wrong = (sums / weights.sum() for sums in both)
         return cls(answered, wrong)
@@ -51,12 +52,6 @@ class Observed:
         """Return the smallest threshold whose observed error rate is at most ``level``, which guarantees nothing."""
         fine = np.flatnonzero((self.answered > 0) & (self.error <= level))
         return float(GRID[fine[-1]]) if len(fine) else None
-
-
-def group_weights(groups: Integers) -> NDArray[np.float64]:
-    """Return (n,) weights of battles: one over the number of battles in the group."""
-    _, unit, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    return np.asarray(1 / sizes[unit])
 
 
 def answered_interval(probs: Floats, groups: Integers, threshold: float | None, seed: int) -> Interval:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,19 +60,15 @@ class Abstention:
             raise UserError(f"{path}: missing, so max_error cannot be kept; {REMEDY}")
         content = read_json(path)
         try:
-            return cls._of(content)
+            answered, wrong = (np.array(content[name], dtype=np.int64) for name in ("answered", "wrong"))
+            thresholds = Thresholds(answered, wrong, float(content["delta"]))
+            if content["grid"] != GRID.tolist() or answered.shape != GRID.shape or wrong.shape != GRID.shape:
+                raise ValueError("another grid of thresholds")
+            if content["thresholds"] != _by_level(thresholds) or content["groups"] != thresholds.groups:
+                raise ValueError("its thresholds are not those of its counts")
+            return cls(thresholds, TrainingRanges(**content["training"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not as this version writes it ({error}); delete it and {REMEDY}") from error
-
-    @classmethod
-    def _of(cls, content: dict[str, Any]) -> Abstention:
-        answered, wrong = (np.array(content[name], dtype=np.int64) for name in ("answered", "wrong"))
-        thresholds = Thresholds(answered, wrong, float(content["delta"]))
-        if content["grid"] != GRID.tolist() or answered.shape != GRID.shape or wrong.shape != GRID.shape:
-            raise ValueError("another grid of thresholds")
-        if content["thresholds"] != _by_level(thresholds) or content["groups"] != thresholds.groups:
-            raise ValueError("its thresholds are not those of its counts")
-        return cls(thresholds, TrainingRanges(**content["training"]))
 
 
 def checked_level(max_error: float) -> float:

@@ -18,12 +18,13 @@ import numpy as np
 import polars as pl
 
 from ensemble.cascade.policy import AB, BA
+from ensemble.distillation.plan import finished_jobs
 from oof.common.atomic_files import read_json, write_json
 from oof.common.digests import digest
 from oof.common.errors import UserError
 from oof.config import Config
 from oof.jobs.dataset import load_battles
-from oof.jobs.fold_job import FoldJob, by_member, fold_jobs
+from oof.jobs.fold_job import FoldJob, by_member
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,7 @@ def costs_of_run(config: Config) -> dict[str, float]:
     """
     run = Path(config.run)
     battles = load_battles(run, unlabelled=False)
-    jobs = fold_jobs(config, battles)
-    for job in jobs:
-        if not job.step.done:
-            raise UserError(f"{job.folder}: this fold job's trained model is missing; run 'make oof' with this RUN")
+    jobs = finished_jobs(config, battles, "run 'make oof' with this RUN")
     student = run / "distill" / "manifest.json"
     if not student.is_file():
         raise UserError(f"{student}: a cascade needs the student; run 'make distill' with this RUN first")
@@ -55,7 +53,6 @@ def costs_of_run(config: Config) -> dict[str, float]:
     sample = scored[np.sort(rows)]
     seconds = _measured_student(config, sample)
     seconds |= {name: _measured_member(config, of_member, sample) for name, of_member in by_member(jobs).items()}
-    path.parent.mkdir(exist_ok=True)
     write_json(path, {"key": key, "battles": sample.height, "seconds": seconds})
     logger.info("cascade: seconds a battle: %s", ", ".join(f"{name} {value:.3g}" for name, value in seconds.items()))
     return seconds

@@ -21,7 +21,7 @@ from ensemble.cascade.request import Request
 from ensemble.cascade.scores import Output
 from ensemble.features.design_matrix import join_logits
 from ensemble.stacking.inputs import Inputs
-from ensemble.stacking.stage import load_inputs, load_stack, load_teacher, read_predictions
+from ensemble.stacking.stage import load_inputs, load_predictions, load_stack
 from ensemble.statistics.interval_words import in_words
 from oof.classes import class_counts
 from oof.common.atomic_files import read_json, read_parquet, verified, write_json
@@ -85,8 +85,7 @@ def load_cascade(config: Config) -> CascadeOfRun:
     from ensemble.cascade.measure import costs_of_run
 
     run, inputs = Path(config.run), load_inputs(config)
-    load_teacher(config, inputs)  # raises if stage two is missing or out of date
-    ensemble = read_predictions(run / "stack" / "predictions.parquet", inputs.table["id"])["calibrated"]
+    ensemble = load_predictions(config, inputs)["calibrated"]
     path = run / "distill" / "logits.parquet"
     if not path.is_file():
         raise UserError(f"{path}: a cascade needs the student; run 'make distill' with this RUN first")

@@ -36,10 +36,8 @@ def read_prompts(path: Path, column: str | None, start: int, size: int) -> Itera
         size: most rows in one chunk.
 
     Raises:
-        UserError: the file is missing, of another kind or damaged, or has no such column.
+        UserError: the file is of another kind or damaged, or has no such column.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check --corpus")
     try:
         if path.suffix == ".parquet":
             yield from _table(pl.scan_parquet(path), path, column, start, size)

@@ -22,7 +22,7 @@ from ensemble.distillation.start import start_jobs, start_pretraining
 from ensemble.distillation.text_digests import texts_key
 from ensemble.stacking.calibration import shrunk_temperature
 from ensemble.stacking.inputs import Inputs
-from ensemble.stacking.stage import load_inputs, load_teacher
+from ensemble.stacking.stage import load_inputs, load_predictions
 from oof.common.digests import checkpoint_digest, digest
 from oof.common.errors import UserError
 from oof.config import Config, Distill, StudentPrompts, without_speed_settings
@@ -32,7 +32,7 @@ from oof.jobs.dataset import FORMAT, ONLY_LOGITS, load_battles
 from oof.jobs.first_weights import first_weights
 from oof.jobs.fold_job import FoldJob, check_frozen, fold_jobs
 from oof.jobs.pretrain import PretrainJob
-from oof.metrics import softmax
+from oof.metrics import mean_of_orders, softmax
 
 FINAL = -1  # in place of a fold number: the student that is exported
 VARIANTS = ("int8", "nf4")
@@ -125,7 +125,7 @@ def plan_student(config: Config) -> StudentPlan:
     """
     _check_settings(config)
     inputs = load_inputs(config)
-    ensemble_probs = load_teacher(config, inputs)
+    ensemble_probs = load_predictions(config, inputs)["teacher"]
     config = with_recorded_commits(config)
     battles = load_battles(Path(config.run))
     table = pl.concat([inputs.table.select(battles.columns), *unscored_battles(battles, config.distill)])
@@ -138,7 +138,7 @@ def plan_student(config: Config) -> StudentPlan:
     needs_jobs = config.distill.teacher != "oof" or table.height > inputs.table.height
     first = first_weights(config)
     remedy = "run 'make oof' with this RUN" + ("" if needs_jobs else ", or set distill.start=base")
-    finished = _finished_jobs(config, battles, remedy) if needs_jobs or first == "member" else []
+    finished = finished_jobs(config, battles, remedy) if needs_jobs or first == "member" else []
     jobs, start = finished if needs_jobs else [], start_jobs(config, finished)
     # The base, where all students of older versions started, adds nothing to the key.
     named = Distill.start if first == "base" else first
@@ -222,7 +222,8 @@ def _check_settings(config: Config) -> None:
         raise UserError(f"distill.variants: {unknown[0]!r} is unknown; choose from {', '.join(VARIANTS)}")
 
 
-def _finished_jobs(config: Config, battles: pl.DataFrame, remedy: str) -> list[FoldJob]:
+def finished_jobs(config: Config, battles: pl.DataFrame, remedy: str) -> list[FoldJob]:
+    """Return the run's fold jobs. Raises: UserError: one is not finished; the message ends with the ``remedy``."""
     jobs = fold_jobs(config, battles)
     for job in jobs:
         if not job.step.done:
@@ -232,8 +233,8 @@ def _finished_jobs(config: Config, battles: pl.DataFrame, remedy: str) -> list[F
 
 def member_probs(inputs: Inputs, name: str) -> NDArray[np.float64]:
     """Return a member's (n_scored, 3) out-of-fold probabilities, calibrated by a cross-fitted temperature."""
-    mean_logits = inputs.logits[name].astype(np.float64).mean(axis=1)
-    return cross_fitted_temperature(mean_logits, inputs.labels, inputs.folds, inputs.groups)[0]
+    logits = mean_of_orders(inputs.logits[name])
+    return cross_fitted_temperature(logits, inputs.labels, inputs.folds, inputs.groups)[0]
 
 
 def cross_fitted_temperature(

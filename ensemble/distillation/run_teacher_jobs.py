@@ -18,7 +18,6 @@ from oof.common.atomic_files import write_parquet
 from oof.common.logits_format import logits_frame
 from oof.data.targets import training_targets
 from oof.jobs.encoded_battles import EncodedBattles
-from oof.jobs.pretrain import start_of
 from oof.jobs.process_pool import run_all, run_alone
 from oof.jobs.run_fold_job import fit_classifier, job_seed
 from oof.model.cpu_limit import refuse_too_large_for_cpu
@@ -40,10 +39,11 @@ def run_teacher_jobs(plan: StudentPlan) -> None:
             n_seen,
         )
     todo = [job for job in teacher_jobs(plan) if not job.done]
-    for kind in (ScoringJob, NestedJob):  # the latter train, and need the memory of the former's base
+    # Nested jobs train, and need the memory of the base that the others scored with.
+    for kind, run in ((ScoringJob, run_scoring_job), (NestedJob, run_nested_job)):
         jobs = [job for job in todo if isinstance(job, kind)]
         try:
-            run_all(partial(run_alone, run_teacher_job), jobs, [job.label for job in jobs], plan.config.jobs.workers)
+            run_all(partial(run_alone, run), jobs, plan.config.jobs.workers)
         finally:
             release_base()
     if plan.config.distill.teacher == "nested" and plan.teachers == ["stack"]:
@@ -51,15 +51,7 @@ def run_teacher_jobs(plan: StudentPlan) -> None:
             nested_stack(plan, fold)
 
 
-def run_teacher_job(job: ScoringJob | NestedJob) -> None:
-    """Compute and store the scores of one job."""
-    if isinstance(job, ScoringJob):
-        _score(job)
-    else:
-        _train_and_score(job)
-
-
-def _score(job: ScoringJob) -> None:
+def run_scoring_job(job: ScoringJob) -> None:
     """Score those of the job's battles that its fold job has not scored yet, ``CHUNK`` at a time, and keep all."""
     plan, fold_job, step = job.plan, job.fold_job, job.step
     table, scores = plan.table[job.rows], job.scores
@@ -89,7 +81,8 @@ def _for_audit(job: ScoringJob | NestedJob) -> dict[str, object]:
     return {"teacher": job.plan.config.distill.teacher, "fold_job": job.fold_job.step.key}
 
 
-def _train_and_score(job: NestedJob) -> None:
+def run_nested_job(job: NestedJob) -> None:
+    """Train a member without two folds, and store its scores of both."""
     plan, step = job.plan, job.step
     step.begin()
     # Unlabelled battles, the last ones of the table, are neither trained on nor scored.
@@ -98,7 +91,8 @@ def _train_and_score(job: NestedJob) -> None:
     held_out = job.rows
     targets = training_targets(plan.table[rows]).astype(np.float32)
     seed = job_seed(plan.config.seed, job.name, *job.without)
-    start = start_of(job.fold_job.pretrain)
+    pretrain = job.fold_job.pretrain
+    start = None if pretrain is None else pretrain.start
     model, summary = fit_classifier(
         texts, rows, targets, plan.weights[rows], cross_entropy, step.folder, seed, job.label, start
     )

@@ -17,7 +17,7 @@ from ensemble.distillation.card_section import finished_student, put_section
 from ensemble.distillation.student import Student
 from ensemble.statistics.bootstrap import Interval, group_interval
 from ensemble.statistics.interval_words import in_words
-from oof.classes import CLASSES
+from oof.classes import TIE, A, B
 from oof.common.errors import UserError
 from oof.common.steps import locked
 from oof.data.battles import read_file
@@ -26,7 +26,6 @@ from oof.folds.groups import normalise
 from oof.jobs.dataset import load_battles
 
 HEADING = "## Stress test"
-A, B, TIE = range(len(CLASSES))
 CHUNK = 512  # battles scored at a time
 
 
@@ -65,7 +64,8 @@ def add_stress_section(run: Path, path: Path) -> list[StressRow]:
     judged = read_file(path, "train").table
     with locked(run):
         decided = judged.filter(pl.col("label") != TIE)
-        new = decided.filter(~normalise(prompt_texts(decided)).is_in(_prompts_of(run).to_list()))
+        read = normalise(prompt_texts(load_battles(run))).unique()
+        new = decided.filter(~normalise(prompt_texts(decided)).is_in(read.to_list()))
         if new.is_empty():
             raise UserError(f"{path}: no battle with a verdict for one side and a prompt that {run} has not read")
         student = Student.from_pretrained(step.folder / "student")
@@ -102,11 +102,6 @@ def stress_rows(table: pl.DataFrame, logits: NDArray[np.float64]) -> list[Stress
 def _credit(a_minus_b: NDArray[np.float64], labels: NDArray[np.int8]) -> NDArray[np.float64]:
     """Return (n,) 1 where the better response has the greater value, 0 where the smaller one, 0.5 at equal ones."""
     return (1 + np.sign(a_minus_b) * np.where(labels == A, 1, -1)) / 2
-
-
-def _prompts_of(run: Path) -> pl.Series:
-    battles = load_battles(run)
-    return normalise(prompt_texts(battles)).unique()
 
 
 def _section(name: str, left_out: tuple[int, int], rows: list[StressRow]) -> str:

@@ -46,7 +46,7 @@ from oof.common.steps import Step
 from oof.config import without_speed_settings
 from oof.data.targets import training_targets
 from oof.jobs.dataset import FORMAT
-from oof.metrics import log_softmax, softmax
+from oof.metrics import log_softmax, mean_of_orders, softmax
 
 ROWS = 20_000  # battles whose design is in memory at a time
 
@@ -93,7 +93,7 @@ def _teacher_probs(plan: StudentPlan, logits: Logits, stacked: Floats | None, te
         stacked: (m, 3) of the ensemble; None = the log-linear pool of the members replaces it.
         temperatures: of the members; 1 where there is none.
     """
-    means = {name: z.astype(np.float64).mean(axis=1) / temperatures.get(name, 1.0) for name, z in logits.items()}
+    means = {name: mean_of_orders(z) / temperatures.get(name, 1.0) for name, z in logits.items()}
     if plan.teachers == ["stack"]:
         pool = softmax(np.mean([log_softmax(z) for z in means.values()], axis=0)) if stacked is None else stacked
         return pool[:, None]
@@ -146,10 +146,9 @@ def _nested(plan: StudentPlan, fold: int) -> Floats:
         predictions = nested_stack(plan, fold).folder / "predictions.parquet"
         out[rows, 0] = read_predictions(predictions, plan.table["id"][rows])["teacher"]
         return out
-    logits, labels, folds = _nested_logits(plan, fold), plan.labels[rows], plan.folds[rows]
+    logits, of_rows = _nested_logits(plan, fold), (plan.labels[rows], plan.folds[rows], plan.inputs.groups[rows])
     for i, name in enumerate(plan.teachers):
-        mean_logits = logits[name].astype(np.float64).mean(axis=1)
-        out[rows, i] = cross_fitted_temperature(mean_logits, labels, folds, plan.inputs.groups[rows])[0]
+        out[rows, i] = cross_fitted_temperature(mean_of_orders(logits[name]), *of_rows)[0]
     return out
 
 
@@ -241,7 +240,7 @@ def _unscored_probs(
     nested = mode == "nested" and fold != FINAL
     fitted_on = _nested_logits(plan, fold) if nested else {name: inputs.logits[name][outside] for name in logits}
     temperatures = {
-        name: shrunk_temperature(values.astype(np.float64).mean(axis=1), inputs.labels[outside], inputs.groups[outside])
+        name: shrunk_temperature(mean_of_orders(values), inputs.labels[outside], inputs.groups[outside])
         for name, values in fitted_on.items()
     }
     return _teacher_probs(plan, logits, None, temperatures)
@@ -256,5 +255,5 @@ def _stacked(plan: StudentPlan, stack: StackResult, table: pl.DataFrame, logits:
     for start in range(0, table.height, ROWS):
         rows = slice(start, start + ROWS)
         design = stack.design(with_counts(table[rows], counts), {name: z[rows] for name, z in logits.items()})
-        probs.append(stack.calibrator.apply_symmetric(stack.combiner.logits(design)))
+        probs.append(stack.calibrator.symmetric().apply(stack.combiner.logits(design)))
     return np.concatenate(probs)

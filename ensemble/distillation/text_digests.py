@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 
 import polars as pl
 
@@ -19,7 +18,8 @@ ROWS = 8192  # battles whose texts are Python strings at a time
 
 def texts_key(table: pl.DataFrame) -> str:
     """Return the digest of the battles' ids and texts, in the table's order."""
-    return digest_of_lists(*(_parts(table[name]) for name in ("id", *TEXTS)))
+    columns = (table.select(name).iter_slices(ROWS) for name in ("id", *TEXTS))
+    return digest_of_lists(*((part.to_series().to_list() for part in parts) for parts in columns))
 
 
 def battle_hashes(table: pl.DataFrame) -> pl.Series:
@@ -30,8 +30,3 @@ def battle_hashes(table: pl.DataFrame) -> pl.Series:
         for texts in part.iter_rows()
     ]
     return pl.Series("battle", hashes, dtype=pl.String)
-
-
-def _parts(column: pl.Series) -> Iterator[list[object]]:
-    for start in range(0, len(column), ROWS):
-        yield column[start : start + ROWS].to_list()

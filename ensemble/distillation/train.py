@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from oof.common.digests import digest
 from oof.common.logits_format import logits_frame, logits_of
 from oof.common.steps import TRAINED, Step
 from oof.jobs.encoded_battles import EncodedBattles
-from oof.jobs.pretrain import start_of
 from oof.jobs.process_pool import run_all, run_alone
 from oof.jobs.run_fold_job import fit_classifier, job_seed, run_pretrain
 from oof.metrics import log_loss, softmax
@@ -86,27 +84,22 @@ def fold_student_jobs(plan: StudentPlan, folder: Path) -> list[StudentJob]:
 def pretrain_student(plan: StudentPlan) -> None:
     """Run the pretraining that every student starts from, if it is configured and not done."""
     if plan.pretrain is not None and not plan.pretrain.step.done:
-        run_all(run_pretrain, [plan.pretrain], [plan.pretrain.label], plan.config.jobs.workers)
+        run_all(run_pretrain, [plan.pretrain], plan.config.jobs.workers)
 
 
-def train_students(plan: StudentPlan, folder: Path) -> NDArray[np.float32]:
-    """Train every student of the plan; return the fold students' (n_scored, 2, 3) held-out logits."""
-    final = [] if plan.config.distill.final == "fold_average" else [StudentJob(plan, folder, FINAL)]
-    return train_fold_students(plan, folder, also=final)
-
-
-def train_fold_students(plan: StudentPlan, folder: Path, also: Sequence[StudentJob] = ()) -> NDArray[np.float32]:
-    """Train the K fold students, and ``also`` others beside them; return the (n_scored, 2, 3) held-out logits.
+def train_students(plan: StudentPlan, folder: Path, final: bool = True) -> NDArray[np.float32]:
+    """Train the unfinished students of the plan; return the fold students' (n_scored, 2, 3) held-out logits.
 
     Args:
         plan: battles, targets and recipe.
         folder: the students' folders are made in it.
-        also: further students; finished ones are skipped, as finished fold students are.
+        final: whether to train the final student, too, if it is not the average of the fold students.
     """
     jobs = fold_student_jobs(plan, folder)
+    also = [StudentJob(plan, folder, FINAL)] if final and plan.config.distill.final != "fold_average" else []
     for number in (*range(1, plan.config.distill.rounds), 0):
         todo = [job for job in (replace(job, round=number) for job in (*jobs, *also)) if not job.step.done]
-        run_all(partial(run_alone, run_student_job), todo, [job.label for job in todo], plan.config.jobs.workers)
+        run_all(partial(run_alone, run_student_job), todo, plan.config.jobs.workers)
     logits = np.empty((plan.n_scored, 2, 3), dtype=np.float32)
     for job in jobs:
         logits[plan.inputs.folds == job.fold] = logits_of(read_parquet(job.folder / "logits.parquet"))
@@ -130,7 +123,7 @@ def _start(job: StudentJob, tokenizer: Any) -> Path | None:
     """
     plan = job.plan
     if not plan.start:
-        return start_of(plan.pretrain)
+        return None if plan.pretrain is None else plan.pretrain.start
     if job.fold != FINAL:
         (fold_job,) = (start for start in plan.start if start.fold == job.fold)
         return fold_job.folder / "adapter"
@@ -170,11 +163,6 @@ class _StudentTexts:
 
     battles: EncodedBattles
     rows: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, job: StudentJob, rows: NDArray[np.int64]) -> _StudentTexts:
-        plan, rows = job.plan, np.unique(rows)
-        return cls(EncodedBattles(plan.config.distill.student, plan.table[rows], plan.config.for_student()), rows)
 
     def at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions among the encoded battles of ``rows`` of the plan's table."""
@@ -232,7 +220,8 @@ def run_student_job(job: StudentJob) -> None:
     # FINAL is also the fold number of battles that no fold holds out, and those belong to every training set.
     rows = np.flatnonzero(((plan.folds != job.fold) | (job.fold == FINAL)) & (plan.weights > 0))
     held_out = np.flatnonzero(plan.inputs.folds == job.fold)
-    texts = _StudentTexts.of(job, np.concatenate([rows, held_out, job.predicted]))
+    read, config = np.unique(np.concatenate([rows, held_out, job.predicted])), plan.config
+    texts = _StudentTexts(EncodedBattles(config.distill.student, plan.table[read], config.for_student()), read)
     job.step.begin()
     model, summary = _trained(job, texts, rows, held_out)
     shutil.rmtree(job.folder / START, ignore_errors=True)

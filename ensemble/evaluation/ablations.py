@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ensemble.features.design_matrix import Design, build_design
 from ensemble.stacking.calibration import fit_calibrator
 from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.lightgbm_stacker import Stacker
-from ensemble.stacking.stage import load_ensemble, predictions_frame, read_predictions
+from ensemble.stacking.stage import load_inputs, load_stack, predictions_frame, read_predictions
 from ensemble.stacking.tuning import inner_folds
 from ensemble.statistics.interval_words import too_few
 from ensemble.statistics.resamples import Resamples
@@ -88,7 +89,8 @@ def run_ablations(config: Config) -> dict[str, Any]:
     """
     if config.stack.text_member:
         raise UserError("ablations do not support stack.text_member; use a run folder where it is false")
-    inputs, _ = load_ensemble(config)
+    inputs = load_inputs(config)
+    load_stack(config, inputs)  # raises if stage two is missing or out of date
     folder = Path(config.run) / "stack"
     manifest = read_json(folder / "manifest.json")
     tuned = {int(entry["fold"]): entry for entry in manifest["folds"]}
@@ -120,24 +122,16 @@ def _fit_item(
 
 def list_items(inputs: Inputs, design: Design) -> list[Item]:
     """Return the items of these inputs; ``full`` is the first."""
-    table, logits = inputs.table, inputs.scaled_logits
-
-    def without_member(name: str) -> Callable[[], Design]:
-        return lambda: build_design(table, {other: z for other, z in logits.items() if other != name})
-
-    def without_family(name: str) -> Callable[[], Design]:
-        return lambda: drop_family(design, name)
-
-    def first_order() -> Design:
-        return build_design(table, {name: np.repeat(z[:, :1], 2, axis=1) for name, z in logits.items()})
-
+    logits, of_logits = inputs.scaled_logits, partial(build_design, inputs.table)
     items = [Item("full", "full", lambda: design)]
-    if len(logits) > 1:
-        items += [Item(f"without-member-{name}", "member", without_member(name)) for name in logits]
+    for name in logits if len(logits) > 1 else ():
+        others = {other: z for other, z in logits.items() if other != name}
+        items.append(Item(f"without-member-{name}", "member", partial(of_logits, others)))
     families = [name for name in dict.fromkeys(design.families.values()) if not name.startswith("member:")]
-    items += [Item(f"without-family-{name}", "family", without_family(name)) for name in families]
+    items += [Item(f"without-family-{name}", "family", partial(drop_family, design, name)) for name in families]
     if any((z[:, 0] != z[:, 1]).any() for z in logits.values()):
-        items.append(Item("without-other-order", "order", first_order))
+        first_order = {name: np.repeat(z[:, :1], 2, axis=1) for name, z in logits.items()}
+        items.append(Item("without-other-order", "order", partial(of_logits, first_order)))
     return items + [Item(f"battles-{share:g}", "battles", lambda: design, share) for share in SHARES]
 
 

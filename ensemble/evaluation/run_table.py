@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble.stacking.selection import ROWS as COMBINERS
-from ensemble.stacking.stage import load_inputs, load_teacher, read_predictions
+from ensemble.stacking.stage import load_inputs, load_predictions, read_predictions
 from ensemble.statistics.bootstrap import Interval, group_interval
 from ensemble.statistics.interval_words import in_words
 from oof.classes import WINNER_COLUMNS
@@ -50,8 +50,7 @@ def compute_metrics(config: Config) -> dict[str, Any]:
     run = Path(config.run)
     inputs = load_inputs(config)
     ids, labels = inputs.table["id"], inputs.labels
-    load_teacher(config, inputs)  # raises if stage two is missing or out of date
-    probs = read_predictions(run / "stack" / "predictions.parquet", ids)
+    probs = load_predictions(config, inputs)
     if not config.stack.logits:  # logits that were made elsewhere have no student
         student = run / "distill" / "predictions.parquet"
         if not student.is_file():
@@ -66,8 +65,7 @@ def compute_metrics(config: Config) -> dict[str, Any]:
         return group_interval(values, inputs.groups, seed=config.seed)
 
     members = {name: interval(losses[f"member:{name}"]) for name in inputs.logits}
-    table: dict[str, Any] = {name: interval(losses[name]) for name in ROWS if name in losses}
-    table |= {"members": members}
+    table: dict[str, Any] = {name: interval(losses[name]) for name in ROWS if name in losses} | {"members": members}
     if "student" in losses:
         table["student"] = interval(losses["student"])
     if truth is not None:

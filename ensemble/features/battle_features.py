@@ -252,10 +252,8 @@ def blocks_of(table: pl.DataFrame) -> Iterator[pl.DataFrame]:
 
 def has_text(table: pl.DataFrame) -> bool:
     """Return whether any battle has any text."""
-    names = ("prompt", "response_a", "response_b")
-    return bool(
-        table.select(pl.any_horizontal(pl.col(n).list.join("").str.len_bytes().max() > 0 for n in names)).item()
-    )
+    longest = (pl.col(name).list.join("").str.len_bytes().max() for name in TEXTS)
+    return bool(table.select(pl.any_horizontal(size > 0 for size in longest)).item())
 
 
 def swap_features(frame: pl.DataFrame) -> pl.DataFrame:

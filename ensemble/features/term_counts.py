@@ -36,10 +36,6 @@ class TermCounts:
     def take(self, rows: NDArray[np.integer]) -> TermCounts:
         return TermCounts(self.a[rows], self.b[rows], self.log_words[rows])
 
-    def swapped(self) -> TermCounts:
-        """Return the counts of the battles with A and B swapped."""
-        return TermCounts(self.b, self.a, self.log_words[:, ::-1])
-
 
 def count_terms(table: pl.DataFrame) -> TermCounts:
     """Return the term counts of (n) battles in the table's order."""

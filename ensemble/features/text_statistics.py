@@ -66,14 +66,13 @@ def script_shares(codes: NDArray[np.uint32], text: NDArray[np.int64], n: int) ->
 def gram_bitmaps(codes: NDArray[np.uint32], text: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
     """Return (n, CELLS): the cells that the 5-grams of each text hash to; arguments as of :func:`script_shares`."""
     bits = np.zeros(n * CELLS, dtype=bool)
-    if len(codes) >= GRAM:
-        hashed = codes[: 1 - GRAM].astype(np.uint32)
-        for i in range(1, GRAM):
-            hashed = hashed * np.uint32(0x01000193) ^ codes[i : len(codes) - GRAM + 1 + i]
-        hashed = (hashed ^ hashed >> np.uint32(15)) * np.uint32(0x2C1B3C6D)  # wraps round, as a hash may
-        cell = hashed >> np.uint32(32 - 13)
-        begins = codes[: 1 - GRAM] != 0
-        bits[(text[: 1 - GRAM] * CELLS + cell)[begins]] = True
+    hashed = codes[: 1 - GRAM]
+    for i in range(1, GRAM):
+        hashed = hashed * np.uint32(0x01000193) ^ codes[i : len(codes) - GRAM + 1 + i]
+    hashed = (hashed ^ hashed >> np.uint32(15)) * np.uint32(0x2C1B3C6D)  # wraps round, as a hash may
+    cell = hashed >> np.uint32(32 - 13)
+    begins = codes[: 1 - GRAM] != 0
+    bits[(text[: 1 - GRAM] * CELLS + cell)[begins]] = True
     return bits.reshape(n, CELLS)
 
 

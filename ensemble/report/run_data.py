@@ -17,7 +17,7 @@ from ensemble.contamination import check
 from ensemble.evaluation.run_table import true_probabilities
 from ensemble.features.battle_features import has_text
 from ensemble.features.design_matrix import join_logits
-from ensemble.stacking.stage import load_inputs, load_teacher, read_predictions
+from ensemble.stacking.stage import load_inputs, load_predictions, read_predictions
 from oof.common.atomic_files import read_json, read_parquet, verified
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS
@@ -168,9 +168,8 @@ def _own_logits_run(folder: Path) -> RunData | None:
     with chdir("."):  # the paths start where the run was made
         config = load_for_run(None, [f"run={folder.absolute()}"])
         inputs = load_inputs(config)
-        load_teacher(config, inputs)  # raises if stage two is missing or out of date
+        predictions = load_predictions(config, inputs)
     probs = {name: softmax_mean(values) for name, values in inputs.logits.items()}
-    predictions = read_predictions(folder / "stack" / "predictions.parquet", inputs.table["id"])
     probs |= {name: p for name, p in predictions.items() if not name.startswith("member:")}
     return RunData(
         folder=folder,

@@ -34,7 +34,7 @@ from ensemble.serving.earlier_submission import (
 from ensemble.serving.own_logits import OwnLogitsTest
 from ensemble.serving.submission_file import write_submission
 from ensemble.stacking.prediction_inputs import test_logits_paths
-from ensemble.stacking.stage import load_ensemble, load_inputs, load_stack
+from ensemble.stacking.stage import load_inputs, load_stack
 from oof.classes import WINNER_COLUMNS
 from oof.common.atomic_files import read_json, write_parquet
 from oof.common.digests import digest, file_digest
@@ -240,7 +240,7 @@ def _student_scorer(config: Config) -> Scorer:
 
 
 def _ensemble_scorer(config: Config) -> Scorer:
-    _, result = load_ensemble(config)
+    result = load_stack(config, load_inputs(config))
     jobs = fold_job.fold_jobs(config, load_battles(Path(config.run), unlabelled=False))
 
     def score(table: pl.DataFrame) -> NDArray[np.float64]:

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 
 from ensemble.features.battle_features import text_features
-from ensemble.features.design_matrix import Design, design_of
 from oof.classes import CLASSES
 from oof.common.errors import UserError
 from oof.data.frames import open_frame
@@ -158,12 +157,6 @@ def features_of_arrays(n: int, features: Any, battles: pl.DataFrame | None) -> F
     if height != n:
         raise InputError(f"features: {height:,} rows, but the logits have {n:,}")
     return columns, families
-
-
-def design_of_arrays(logits: Mapping[str, NDArray[np.floating[Any]]], features: Features) -> Design:
-    """Return the design of n battles with each member's (n, 2, 3) logits and the features of these battles."""
-    n = len(next(iter(logits.values())))
-    return design_of([str(i) for i in range(n)], *features, logits)
 
 
 def _feature_columns(features: Any) -> pl.DataFrame:

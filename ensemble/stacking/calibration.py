@@ -32,10 +32,8 @@ from ensemble.stacking.calibration_fit import (
     TEMPERATURE_AND_TIE,
     Block,
     InSampleError,
-    best_log_temperature,
     finite_logits,
     fit_blocks,
-    warn_if_worthless,
 )
 from ensemble.statistics.standard_errors import standard_error
 from oof.classes import TIE as TIE_CLASS
@@ -73,10 +71,6 @@ class Calibrator:
         """Return (n, 3) probabilities of (n, 3) logits in class order."""
         return softmax(self.calibrated(logits))
 
-    def apply_symmetric(self, logits: Floats) -> NDArray[np.float64]:
-        """Return the (n, 3) probabilities without the asymmetric terms."""
-        return self.symmetric().apply(logits)
-
     def symmetric(self) -> Calibrator:
         """Return the calibrator without the asymmetric terms."""
         return replace(self, position_bias=0.0, position_scale=1.0)
@@ -99,26 +93,8 @@ class Calibrator:
         return cls(**{names.get(name, name): value for name, value in saved.items()})
 
 
-def fit_temperature(logits: Floats, labels: Integers) -> float:
-    """Return T > 0 that minimises the log loss of ``softmax(logits / T)``; it is not shrunk.
-
-    Args:
-        logits: (n, 3) held-out logits in class order (a, b, tie), never of rows the model was trained on.
-        labels: (n,) integers in {0, 1, 2}.
-
-    Raises:
-        UserError: a logit is not finite.
-        InSampleError: T lands on its lower bound. At the upper bound the logits are worthless, which is a warning.
-
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
-    """
-    log_t = best_log_temperature(logits, labels)
-    warn_if_worthless(log_t)
-    return float(np.exp(log_t))
-
-
 def shrunk_temperature(logits: Floats, labels: Integers, groups: Integers) -> float:
-    """Return the temperature of :func:`fit_temperature`, shrunk to 1 by its standard error by groups.
+    """Return T > 0 that minimises the log loss of ``softmax(logits / T)``, shrunk to 1 by its standard error by groups.
 
     Arguments are those of :func:`fit_temperature_scaling`. The temperature is 1 where the logits separate the labels,
     with a warning.

@@ -62,6 +62,8 @@ def best_log_temperature(logits: Floats, labels: Integers) -> float:
     Raises:
         UserError: a logit is not finite.
         InSampleError: T lands on its lower bound.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
     """
     z = finite_logits(logits)
     z = z[:, :TIE_CLASS] if without_ties(z) and (labels < TIE_CLASS).all() else z
@@ -80,12 +82,6 @@ def best_log_temperature(logits: Floats, labels: Integers) -> float:
     if slope(LOG_T_BOUND) <= 0:
         return LOG_T_BOUND
     return float(brentq(slope, -LOG_T_BOUND, LOG_T_BOUND, xtol=1e-12))
-
-
-def warn_if_worthless(log_t: float) -> None:
-    """Log a warning where the temperature is at its upper bound."""
-    if log_t == LOG_T_BOUND:
-        logger.warning("the logits say nothing about the labels of the held-out battles (temperature at its bound)")
 
 
 def fit_blocks(logits: Floats, labels: Integers, groups: Integers, blocks: Sequence[Block]) -> NDArray[np.float64]:
@@ -113,8 +109,8 @@ def fit_blocks(logits: Floats, labels: Integers, groups: Integers, blocks: Seque
             fitted[list(block)] = _minimise(parameters, list(block), logp, labels)
         saved = len(labels) * (_mean_loss(parameters, logp, labels) - _mean_loss(fitted, logp, labels))
         factor = shrinkage_factor(saved, *derivatives(fitted, list(block), logp, labels), groups)
-        if factor and block == TEMPERATURE:
-            warn_if_worthless(float(fitted[0]))
+        if factor and block == TEMPERATURE and fitted[0] == LOG_T_BOUND:
+            logger.warning("the logits say nothing about the labels of the held-out battles (temperature at its bound)")
         parameters += factor * (fitted - parameters)
     return parameters
 

@@ -174,7 +174,7 @@ def _fit_all(data: _Data, tasks: list[int]) -> dict[int, _Fit]:
     workers = data.config.workers or (cores() if len(data.labels) * data.config.trials >= MIN_PARALLEL_WORK else 1)
     fits: dict[int, _Fit] = {}
     with progress("stack", len(tasks), "fits") as shown:
-        for i, fit in map_tasks(_fit, data, tasks, min(workers, len(tasks))):
+        for i, fit in map_tasks(_fit, data, tasks, workers):
             fits[tasks[i]] = fit
             shown.update()
     return fits
@@ -231,7 +231,7 @@ def _fill(predictions: Probabilities, data: _Data, fold: int, fit: _Fit) -> dict
             predictions[_row(kind)][held] = softmax(values)
     predictions["stack"][held] = softmax(logits)
     predictions["calibrated"][held] = calibrator.apply(logits)
-    predictions["teacher"][held] = calibrator.apply_symmetric(logits)
+    predictions["teacher"][held] = calibrator.symmetric().apply(logits)
     chosen_entry = {"combiner": choice.kind, "reason": choice.reason, "left_out": fit.left_out}
     entry = {"fold": fold, **calibrator.to_dict(), **chosen_entry, "rounds": fit.rounds, "params": fit.params}
     return entry | _importances(fit)

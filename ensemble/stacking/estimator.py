@@ -6,8 +6,7 @@ calibration, and with the same inputs and settings the same probabilities. No to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -20,13 +19,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
-from ensemble.features.design_matrix import Design, add_terms
+from ensemble.features.design_matrix import Design, add_terms, design_of
 from ensemble.stacking.arrays import (
     InputError,
     Logits,
     battles_of,
     classes_of,
-    design_of_arrays,
     features_of_arrays,
     members_of,
 )
@@ -35,8 +33,7 @@ from ensemble.stacking.job_scales import JobScales, fit_job_scales
 from ensemble.stacking.leakage import leaked_members
 from ensemble.stacking.lightgbm_stacker import Stacker
 from ensemble.stacking.selection import RULES
-from oof.common.errors import UserError
-from oof.common.wording import reworded
+from oof.common.wording import errors_reworded
 from oof.config import Config, Groups
 from oof.config.load import resolve
 from oof.data.schemas import TABLE_SCHEMA, TEXTS
@@ -140,7 +137,7 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         Raises:
             InputError: shapes, labels, groups or folds do not fit; it is a UserError and a ValueError.
         """
-        with _messages_name_arguments():
+        with errors_reworded(WORDS, InputError):
             config = self._config()
             seed = config.seed
             if y is None:
@@ -159,7 +156,8 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
             self.folds_ = _folds(labels, groups_of, folds, battles, self.k, seed)
             known = folds is not None
             self.job_scales_ = fit_job_scales(members, self.folds_, groups_of) if known else JobScales()
-            design = design_of_arrays(self.job_scales_.out_of_fold(members, self.folds_), columns)
+            scaled = self.job_scales_.out_of_fold(members, self.folds_)
+            design = design_of([str(i) for i in range(len(labels))], *columns, scaled)
             self._feature_names = design.names if features is not None else None
             design = design if battles is None else add_terms(design, battles)
             with TemporaryDirectory() as studies:
@@ -192,11 +190,12 @@ class Stack(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
             InputError: members or features differ from those of ``fit``.
         """
         check_is_fitted(self)
-        with _messages_name_arguments():
+        with errors_reworded(WORDS, InputError):
             members = self._same_members(X)
             n = len(next(iter(members.values())))
             battles = battles_of(features)
-            design = design_of_arrays(members, features_of_arrays(n, features, battles))
+            columns = features_of_arrays(n, features, battles)
+            design = design_of([str(i) for i in range(n)], *columns, members)
             self._refuse_other_features(design, features)
             if battles is not None and self._combiner.reads_terms:
                 design = add_terms(design, battles)
@@ -279,12 +278,3 @@ def _column(values: ArrayLike, n: int, name: str) -> NDArray[Any]:
     if column.shape != (n,):
         raise InputError(f"{name}: expected the shape ({n},), not {column.shape}")
     return column
-
-
-@contextmanager
-def _messages_name_arguments() -> Iterator[None]:
-    """Turn settings in the message of an error into arguments, and the error into a ValueError, too."""
-    try:
-        yield
-    except UserError as error:
-        raise InputError(reworded(str(error), WORDS)) from error

@@ -45,9 +45,10 @@ def fit_pool(pool: Pool, labels: Integers, ridge: float = 0.0, tie: bool = True)
 
     Exact slopes: one evaluation per step, however many members there are.
     """
-    start = _equal_weights(pool)
+    m = pool.shape[1]
+    start = np.append(np.full(m, 1.0 / max(m, 1)), 0.0)
     targets = np.eye(len(CLASSES))[labels]
-    penalised = np.append(np.ones(len(start) - 1), 0.0)
+    penalised = np.append(np.ones(m), 0.0)
 
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         logp = log_softmax(pool_logits(pool, parameters[:-1], float(parameters[-1])))
@@ -56,7 +57,7 @@ def fit_pool(pool: Pool, labels: Integers, ridge: float = 0.0, tie: bool = True)
         moved = penalised * (parameters - start)
         return float(ridge * (moved**2).sum() - (logp * targets).sum() / len(labels)), slope + 2 * ridge * moved
 
-    limits = np.append(np.full(len(start) - 1, BOUND), BOUND if tie else 0.0)
+    limits = np.append(np.full(m, BOUND), BOUND if tie else 0.0)
     bounds = list(zip(-limits, limits, strict=True))
     return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
 
@@ -84,8 +85,3 @@ def fit_convex_pool(pool: Pool, labels: Integers, ridge: float) -> NDArray[np.fl
     found = minimize(loss, start, jac=True, method="SLSQP", tol=1e-12, bounds=bounds, constraints=[convex])
     weights = np.clip(found.x, 0.0, None)
     return np.asarray(weights / weights.sum())
-
-
-def _equal_weights(pool: Pool) -> NDArray[np.float64]:
-    m = pool.shape[1]
-    return np.append(np.full(m, 1.0 / max(m, 1)), 0.0)

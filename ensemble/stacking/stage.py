@@ -187,23 +187,17 @@ def _keep_battles(config: Config, inputs: Inputs, step: Step) -> None:
         write_parquet(path, inputs.table)
 
 
-def load_teacher(config: Config, inputs: Inputs) -> NDArray[np.float64]:
-    """Return the (n, 3) calibrated out-of-fold probabilities that the student learns from.
+def load_predictions(config: Config, inputs: Inputs) -> dict[str, NDArray[np.float64]]:
+    """Return each predictor's (n, 3) out-of-fold probabilities.
 
-    A modelled position bias is left out: the student is trained on both orders of every battle, which share one
-    target.
+    The student learns from "teacher", without a modelled position bias: it is trained on both orders of every battle,
+    which share one target.
 
     Raises:
         UserError: stage two is missing or out of date.
     """
     step = _finished_step(config, inputs)
-    return read_predictions(step.folder / "predictions.parquet", inputs.table["id"])["teacher"]
-
-
-def load_ensemble(config: Config) -> tuple[Inputs, StackResult]:
-    """Return the inputs and the final stack, for battles that were never in the run."""
-    inputs = load_inputs(config)
-    return inputs, load_stack(config, inputs)
+    return read_predictions(step.folder / "predictions.parquet", inputs.table["id"])
 
 
 def load_stack(config: Config, inputs: Inputs) -> StackResult:

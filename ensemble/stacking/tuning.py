@@ -167,7 +167,8 @@ def tune(
     with progress(f"tuning, {journal.stem}", trials, "trials", bar=False) as shown:
         shown.resume_at(len(_finished(study)))
         for n in range(shown.done, trials):
-            study.sampler = optuna.samplers.TPESampler(seed=_trial_seed(seed, n), multivariate=True)
+            trial_seed = int(np.random.SeedSequence([seed, n]).generate_state(1)[0])
+            study.sampler = optuna.samplers.TPESampler(seed=trial_seed, multivariate=True)
             if n == 0:
                 study.enqueue_trial(first_parameters(len(labels)))
             study.optimize(search.objective, n_trials=1)
@@ -255,10 +256,6 @@ def _tuned(
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """Return the completed and pruned trials, in the order in which they ran."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-
-
-def _trial_seed(seed: int, n: int) -> int:
-    return int(np.random.SeedSequence([seed, n]).generate_state(1)[0])
 
 
 def _study(journal: Path, name: str) -> optuna.Study:

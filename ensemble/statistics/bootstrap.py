@@ -96,7 +96,7 @@ def without_bounds(value: float, n_groups: int) -> Interval:
     return {"value": value, "low": None, "high": None, "groups": n_groups}
 
 
-def paired_difference(first: Floats, second: Floats, groups: Integers, seed: int, level: float = LEVEL) -> Interval:
+def paired_difference(first: Floats, second: Floats, groups: Integers, seed: int) -> Interval:
     """Return the interval of mean(first - second) of two (n,) row-wise losses of the same battles, in the same order.
 
     Negative values favour ``first``. Much narrower than the difference of two intervals: a battle that is hard for
@@ -105,16 +105,11 @@ def paired_difference(first: Floats, second: Floats, groups: Integers, seed: int
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"expected equal shapes, got {first.shape} and {second.shape}")
-    return group_interval(first - second, groups, seed, level)
+    return group_interval(first - second, groups, seed)
 
 
 def contrast(
-    values: Floats,
-    flags: NDArray[np.bool_],
-    groups: Integers,
-    seed: int,
-    strata: Integers | None = None,
-    level: float = LEVEL,
+    values: Floats, flags: NDArray[np.bool_], groups: Integers, seed: int, strata: Integers | None = None
 ) -> Interval:
     """Return the interval of mean(values[flags]) - mean(values[~flags]), by groups.
 
@@ -128,7 +123,6 @@ def contrast(
         groups: (n,).
         seed: of the resampling.
         strata: (n,) numbers 0..s-1.
-        level: of the interval.
     """
     values, flags = np.asarray(values, dtype=np.float64), np.asarray(flags, dtype=bool)
     if strata is None:
@@ -150,9 +144,9 @@ def contrast(
     effective = min(effective_groups(sizes) for sizes in sides)
     if effective < FEW_GROUPS:
         left_out = _contrast_of_sums(*((column.sum() - column)[None] for column in columns), axis=0)
-        half = half_width(jackknife_error(left_out, value), effective, level)
+        half = half_width(jackknife_error(left_out, value), effective)
         return {"value": value, "low": value - half, "high": value + half}
-    low, high = _percentile_bounds(columns, _contrast_of_sums, level, RESAMPLES, rng)
+    low, high = _percentile_bounds(columns, _contrast_of_sums, LEVEL, RESAMPLES, rng)
     return {"value": value, "low": low, "high": high}
 
 

@@ -82,10 +82,9 @@ def _scores(
     intervals: dict[str, Any] = {name: resampled.mean(values) for name, values in rows.items()}
     by_class = {name: labels == c for c, name in enumerate(classes)}
     intervals |= {f"log_loss_of_{name}": resampled.mean(rows["log_loss"], at) for name, at in by_class.items()}
-    if len(classes) > TIE:
-        intervals["log_loss_of_decided"] = resampled.mean(rows["log_loss"], ~ties)
     intervals |= {f"recall_of_{name}": resampled.mean(rows["accuracy"], at) for name, at in by_class.items()}
     if len(classes) > TIE:
+        intervals["log_loss_of_decided"] = resampled.mean(rows["log_loss"], ~ties)
         intervals["mean_probability_of_tie_minus_share"] = resampled.mean(probs[:, TIE] - ties)
     return intervals | _calibration_errors(probs, labels, resampled, seed, classes)
 

@@ -59,7 +59,7 @@ def tie_recall(probs: Floats, labels: Integers) -> float | None:
     return float(hits.mean()) if len(hits) else None
 
 
-def top_label_ece(probs: Floats, labels: Integers, bins: int = CALIBRATION_BINS) -> dict[str, float]:
+def top_label_ece(probs: Floats, labels: Integers) -> dict[str, float]:
     """Return {"ece", "bias"}: top-label expected calibration error over bins of equal mass, and its chance level.
 
     A binned ECE is never 0, even of a perfect model: ``bias`` is its expectation if these very confidences were
@@ -70,9 +70,9 @@ def top_label_ece(probs: Floats, labels: Integers, bins: int = CALIBRATION_BINS)
     Mitigating Bias in Calibration Error Estimation, AISTATS 2022.
     """
     confidence, hits = np.asarray(probs, dtype=np.float64).max(axis=1), row_scores(probs, labels)["accuracy"]
-    bin_of = equal_mass_bins(confidence, bins)
-    gaps = np.bincount(bin_of, hits - confidence, minlength=bins)
-    spread = np.sqrt(np.bincount(bin_of, confidence * (1 - confidence), minlength=bins))
+    bin_of = equal_mass_bins(confidence, CALIBRATION_BINS)
+    gaps = np.bincount(bin_of, hits - confidence, minlength=CALIBRATION_BINS)
+    spread = np.sqrt(np.bincount(bin_of, confidence * (1 - confidence), minlength=CALIBRATION_BINS))
     return {
         "ece": float(np.abs(gaps).sum() / len(hits)),
         "bias": float(np.sqrt(2 / np.pi) * spread.sum() / len(hits)),

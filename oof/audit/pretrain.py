@@ -87,10 +87,8 @@ def _far_from_scored(folder: Path, pairs: pl.DataFrame, scored: pl.DataFrame, th
     status = f"{len(near):,} pairs are near a scored prompt, {equal:,} have an equal one"
     total = scored.height + test.height
     message = f"{status}; {compared:,} distinct prompts of {total:,} scored battles compared exactly with all"
-    if near or equal:
-        examples = tuple(f"{pair.one} and {pair.other}: similarity {pair.similarity:.2f}" for pair in near[:3])
-        return Finding(f"{NAME} pairs near scored prompts", "violated", message, examples)
-    return Finding(f"{NAME} pairs near scored prompts", "ok", message)
+    examples = tuple(f"{pair.one} and {pair.other}: similarity {pair.similarity:.2f}" for pair in near[:3])
+    return Finding(f"{NAME} pairs near scored prompts", "violated" if near or equal else "ok", message, examples)
 
 
 def _member(run: Path, name: str, pairs: pl.DataFrame, jobs: list[Path]) -> Finding:

@@ -178,13 +178,11 @@ class Step:
 
 def _leftovers(run: Path) -> list[Path]:
     """Return the run's temporary files, except in folders that are written without the lock of the run."""
-    temporary = [path.relative_to(run) for path in run.rglob(TEMPORARY)]
-    in_use = [
-        path
-        for path in temporary
-        if path.parts[0] in ("report", "pretrain") or (path.parts[0] == "oof" and len(path.parts) > 3)
-    ]
-    return [run / path for path in temporary if path not in in_use]
+
+    def in_use(parts: tuple[str, ...]) -> bool:
+        return parts[0] in ("report", "pretrain") or (parts[0] == "oof" and len(parts) > 3)
+
+    return [path for path in run.rglob(TEMPORARY) if not in_use(path.relative_to(run).parts)]
 
 
 @contextmanager

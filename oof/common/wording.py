@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from oof.common.errors import UserError
 
 CALLER = "ARENA_DISTILL_CALLER"  # environment variable that the Makefile sets
 Replacement = tuple[str, str | Callable[[re.Match[str]], str]]  # pattern, and what stands in its place
@@ -42,3 +45,12 @@ def reworded(message: str, replacements: Sequence[Replacement]) -> str:
     for pattern, replacement in replacements:
         message = re.sub(pattern, replacement, message)
     return message
+
+
+@contextmanager
+def errors_reworded(replacements: Sequence[Replacement], kind: type[UserError] = UserError) -> Iterator[None]:
+    """Turn settings in the message of an error into arguments of a call, and the error into one of a ``kind``."""
+    try:
+        yield
+    except UserError as error:
+        raise kind(reworded(str(error), replacements)) from error

@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import os
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import distributed, nn
 
 from oof.common import interrupts
@@ -101,13 +99,6 @@ def wait() -> None:
         distributed.barrier()
 
 
-def add_up(values: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
-    """Return the sum of every process's array of this shape."""
-    if not distributed.is_initialized():
-        return values
-    return np.asarray(sum_over_processes(torch.from_numpy(values).to(device)).cpu().numpy())
-
-
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum of every process's tensor of this shape, in place."""
     if distributed.is_initialized():
@@ -120,13 +111,10 @@ def add_up_gradients(parameters: list[nn.Parameter], flat: torch.Tensor) -> None
     if not distributed.is_initialized():
         return
     distributed.all_reduce(flat)
-    start = 0
-    for parameter in parameters:
-        part = flat[start : start + parameter.numel()].view_as(parameter)
-        start += parameter.numel()
+    for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
         if parameter.grad is None:
             parameter.grad = torch.empty_like(parameter)
-        parameter.grad.copy_(part)
+        parameter.grad.copy_(part.view_as(parameter))
 
 
 def flat_gradients(parameters: list[nn.Parameter]) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Battles of a run: read, grouped and split into folds once, then read back by every later stage.
 
-:func:`prepare` writes ``battles.parquet`` (the canonical table with ``group`` and ``fold``), ``folds.parquet`` and,
-if rows were dropped, ``dropped.csv``. Later stages call :func:`load_battles`, so all stages read the same rows.
+:func:`draft_battles` has ``battles.parquet`` written (the canonical table with ``group`` and ``fold``),
+``folds.parquet`` and, if rows were dropped, ``dropped.csv``. Later stages call :func:`load_battles`, so all stages read
+the same rows.
 """
 
 from __future__ import annotations
@@ -91,17 +92,6 @@ class Draft:
 
     table: pl.DataFrame
     write: Callable[[], None]
-
-
-def prepare(config: Config) -> pl.DataFrame:
-    """Return the battles of the run with ``group`` and ``fold``; they are read and written first if needed.
-
-    Raises:
-        UserError: as :func:`draft_battles`.
-    """
-    draft = draft_battles(config)
-    draft.write()
-    return draft.table
 
 
 def draft_battles(config: Config) -> Draft:

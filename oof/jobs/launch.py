@@ -31,18 +31,17 @@ def run_jobs(config: Config, todo: Sequence[Job]) -> None:
         UserError: a checkpoint cannot be opened; a job failed (by name).
         interrupts.Stopped: asked to stop; run again to go on.
     """
-    names = [job.label for job in todo]
     if not todo:
         return
     if config.jobs.backend == "ray":
         from oof.jobs.ray_cluster import run_on_ray
 
-        run_on_ray(partial(run_alone, run_one), todo, names, config.jobs)
+        run_on_ray(partial(run_alone, run_one), todo, config.jobs)
     elif config.jobs.nproc > 1:
         write_json(Path(config.run) / RESOLVED, to_dict(config))
-        run_all(_run_under_torchrun, todo, names, workers=1, one_gpu=False)
+        run_all(_run_under_torchrun, todo, workers=1, one_gpu=False)
     else:
-        run_all(partial(run_alone, run_one), todo, names, config.jobs.workers)
+        run_all(partial(run_alone, run_one), todo, config.jobs.workers)
 
 
 def run_one(job: Job) -> None:

@@ -104,11 +104,6 @@ class PretrainJob:
         return self.folder / "adapter"
 
 
-def start_of(job: PretrainJob | None) -> Path | None:
-    """Return the folder to start from; None = start from a fresh head and fresh adapters."""
-    return None if job is None else job.start
-
-
 def pretrain_job(config: Config, name: str | None, battles: str = "") -> PretrainJob | None:
     """Return the pretraining of a member, or of the student (``name`` None); None if the run has no pretraining.
 

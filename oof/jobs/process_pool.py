@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from typing import Any, Protocol
 
 import torch
@@ -44,9 +44,7 @@ def run_alone(function: Callable[[Any], object], task: Task) -> None:
             function(task)
 
 
-def run_all(
-    function: Callable[[Any], object], tasks: Sequence[Any], names: Sequence[str], workers: int, one_gpu: bool = True
-) -> None:
+def run_all(function: Callable[[Any], object], tasks: Sequence[Any], workers: int, one_gpu: bool = True) -> None:
     """Call ``function`` on every task, ``workers`` at a time.
 
     The number of threads per job depends on ``workers`` alone, so a job's result does not depend on how many
@@ -54,8 +52,7 @@ def run_all(
 
     Args:
         function: a module-level function; it stores its own result.
-        tasks: its arguments, picklable where ``workers`` is more than 1.
-        names: of the tasks, for error messages.
+        tasks: its arguments, picklable where ``workers`` is more than 1; their ``label`` names them in errors.
         workers: processes.
         one_gpu: with one worker, hide all GPUs but one from this process; False where ``function`` starts processes.
 
@@ -67,21 +64,21 @@ def run_all(
     if workers == 1:
         if one_gpu:
             see_one_gpu(0)
-        for task, name in zip(tasks, names, strict=True):
+        for task in tasks:
             interrupts.check()
             try:
                 function(task)
             except (UserError, OSError):
                 raise
             except Exception as error:
-                raise failure(name, error) from error
+                raise failure(task.label, error) from error
         return
     spawn = multiprocessing.get_context("spawn")  # a forked torch hangs in its thread pools
     next_index = spawn.Value("i", 0)
     arguments = (os.getpid(), workers, next_index)
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=arguments)
     with progress("jobs", silent=True), pool:  # its processes write lines of their own
-        futures = {pool.submit(_unless_due, function, task): name for task, name in zip(tasks, names, strict=True)}
+        futures = {pool.submit(_unless_due, function, task): task.label for task in tasks}
         try:
             finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
         except (interrupts.Stopped, KeyboardInterrupt):
@@ -90,15 +87,11 @@ def run_all(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         for future in finished:
-            _raise_from(future, futures[future], pool)
-
-
-def _raise_from(future: Future[object], name: str, pool: ProcessPoolExecutor) -> None:
-    error = future.exception()
-    if error is None:
-        return
-    pool.shutdown(wait=True, cancel_futures=True)
-    raise error if isinstance(error, UserError | OSError | interrupts.Stopped) else failure(name, error)
+            raised = future.exception()
+            if raised is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
+                known = isinstance(raised, UserError | OSError | interrupts.Stopped)
+                raise raised if known else failure(futures[future], raised)
 
 
 def failure(name: str, error: BaseException) -> UserError:

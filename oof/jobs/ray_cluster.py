@@ -17,7 +17,7 @@ from oof.distributed.process_group import ignore_stray_environment
 from oof.jobs.process_pool import failure
 
 
-def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], names: Sequence[str], jobs: Jobs) -> None:
+def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], jobs: Jobs) -> None:
     """Call ``function`` on every task, each in a Ray worker with the CPUs and GPUs that ``jobs`` reserves.
 
     A task whose worker dies is retried up to ``jobs.retries`` times, from the job's last checkpoint. A job that raises
@@ -43,11 +43,8 @@ def run_on_ray(function: Callable[[Any], object], tasks: Sequence[Any], names: S
     task = ray.remote(_in_worker).options(retry_exceptions=False, **options)
     threads = max(1, int(jobs.cpus_per_job))
     try:
-        pending = {
-            task.remote(function, item, working_folder, threads, jobs.device): name
-            for item, name in zip(tasks, names, strict=True)
-        }
-        with progress("jobs on Ray", len(names), "jobs") as shown:
+        pending = {task.remote(function, item, working_folder, threads, jobs.device): item.label for item in tasks}
+        with progress("jobs on Ray", len(tasks), "jobs") as shown:
             while pending:
                 interrupts.check()
                 done, _ = ray.wait(list(pending), timeout=1.0)

@@ -25,7 +25,7 @@ from oof.encoding.encode import Encoded
 from oof.jobs.dataset import load_battles
 from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import FoldJob
-from oof.jobs.pretrain import PretrainJob, load_pairs, start_of
+from oof.jobs.pretrain import PretrainJob, load_pairs
 from oof.metrics import log_loss, softmax
 from oof.model.attention_choice import with_attention_for
 from oof.model.classifier import load_classifier, load_trainable, model_summary
@@ -163,8 +163,8 @@ def predict_and_store(
     return logits
 
 
-def run_job(job: FoldJob, battles: EncodedBattles) -> float:
-    """Train, predict and store one fold job; return the held-out log loss of the mean of both orders."""
+def run_job(job: FoldJob, battles: EncodedBattles) -> None:
+    """Train, predict and store one fold job, with the held-out log loss of the mean of both orders."""
     table = battles.table
     if rank() == 0:
         job.step.begin()
@@ -182,7 +182,7 @@ def run_job(job: FoldJob, battles: EncodedBattles) -> float:
         job.folder,
         seed,
         job.label,
-        start_of(job.pretrain),
+        None if job.pretrain is None else job.pretrain.start,
         held_out=(held_out, labels[held_out].astype(int)),
     )
     model, drift = battles.scorer(model, held_out, job.folder / "adapter", job.label)
@@ -196,7 +196,6 @@ def run_job(job: FoldJob, battles: EncodedBattles) -> float:
         seconds = summary["seconds"]
         logger.info("%s: log loss %.4f on %d held-out battles, %.0f s", job.label, loss, len(held_out), seconds)
     wait()
-    return loss
 
 
 def run_pretrain(job: PretrainJob) -> None:
@@ -222,12 +221,12 @@ def run_pretrain(job: PretrainJob) -> None:
 _ENCODED: dict[tuple[str, str], EncodedBattles] = {}
 
 
-def run_fold_job(job: FoldJob) -> float:
-    """Run a fold job on its run folder's battles; return as :func:`run_job`."""
+def run_fold_job(job: FoldJob) -> None:
+    """Run a fold job on its run folder's battles."""
     key = (job.battles, job.name)
     if key not in _ENCODED or _ENCODED[key].config != job.config:  # of an earlier run in this process
         _ENCODED.clear()
         # Unlabelled battles may be many more than the others, and no fold job reads them.
         labelled = load_battles(Path(job.config.run), unlabelled=False)
         _ENCODED[key] = EncodedBattles(job.member, labelled, job.config)
-    return run_job(job, _ENCODED[key])
+    run_job(job, _ENCODED[key])

@@ -63,10 +63,9 @@ def trainings(jobs: Sequence[FoldJob | PretrainJob]) -> list[Training]:
     """Return the trainings of fold jobs, with the pretraining that they start from."""
     found: dict[Path, Training] = {}
     for job in jobs:
-        if isinstance(job, PretrainJob):
-            found[job.folder] = Training(job.name or "student", "pretraining", job.step, job.depends)
-            continue
-        if job.pretrain is not None:
-            found |= {training.step.folder: training for training in trainings([job.pretrain])}
-        found[job.folder] = Training(job.name, f"fold {job.fold}", job.step, job.depends)
+        first = job if isinstance(job, PretrainJob) else job.pretrain
+        if first is not None:
+            found[first.folder] = Training(first.name or "student", "pretraining", first.step, first.depends)
+        if isinstance(job, FoldJob):
+            found[job.folder] = Training(job.name, f"fold {job.fold}", job.step, job.depends)
     return list(found.values())

@@ -65,7 +65,7 @@ def score_test_battles(config: Config, jobs: list[FoldJob], test: pl.DataFrame) 
     todo = [scoring for _, scorings in by_step for scoring in scorings if not scoring.result.is_file()]
     workers = config.jobs.workers if test.height >= MIN_BATTLES_FOR_WORKERS else 1
     try:
-        run_all(_score, todo, [scoring.label for scoring in todo], workers)
+        run_all(_score, todo, workers)
     finally:
         release_base()
     for step, scorings in by_step:

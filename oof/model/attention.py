@@ -50,8 +50,12 @@ def resolve_attention(config: Any, wanted: str, softcap: str = "on", dtype: torc
     Raises:
         UserError: ``wanted`` drops the model's soft-capping, cannot run here, or fails its self-check.
     """
-    configured_attention(config, wanted, softcap)
     model, machine = model_attention(config, softcap), this_machine()
+    if model.capped and wanted == "sdpa":
+        raise UserError(
+            f"attn=sdpa drops the soft-capping of {config.model_type}; use attn=auto, or train and score with "
+            "attn_softcap=off"
+        )
     names = candidates(model, dtype, machine)
     if wanted != "auto":
         names = tuple(name for name in (wanted, HUB_KERNELS.get(wanted, "")) if name in names)
@@ -64,26 +68,6 @@ def resolve_attention(config: Any, wanted: str, softcap: str = "on", dtype: torc
                 _log_choice(name, model, dtype, machine)
             return name
     raise UserError(f"attn={wanted} does not compute eager's attention on this machine; use attn=auto")
-
-
-def configured_attention(config: Any, wanted: str, softcap: str) -> str:
-    """Return the attention implementation of a member's setting, without FlashAttention and a check of this machine.
-
-    Raises:
-        UserError: ``wanted`` drops the model's soft-capping, or needs a soft-cap that the model lacks.
-    """
-    model = model_attention(config, softcap)
-    if model.capped and wanted == "sdpa":
-        raise UserError(
-            f"attn=sdpa drops the soft-capping of {config.model_type}; use attn=auto, or train and score with "
-            "attn_softcap=off"
-        )
-    if wanted == blockwise_attention.NAME and not model.blockwise:
-        raise UserError(
-            "attn=blockwise computes soft-capped, causal attention without dropout, which is not the attention of this "
-            f"{config.model_type}; use attn=auto"
-        )
-    return candidates(model, torch.float32, Machine())[0] if wanted == "auto" else wanted
 
 
 def model_attention(config: Any, softcap: str) -> ModelAttention:

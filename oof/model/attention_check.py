@@ -22,6 +22,8 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
+from oof.model.precision import largest_difference
+
 logger = logging.getLogger(__name__)
 
 CHECK_TOKENS, CHECK_WINDOW, CHECK_CAP = (40, 200), 16, 2.0  # scores are about as large as the cap
@@ -42,17 +44,18 @@ def agrees_with_eager(
         capped: with soft-capped scores.
     """
     try:
-        difference = max(
+        differences = [
             _difference(attention, shape, dtype, device, capped, length, window)
             for length in CHECK_TOKENS
             for window in (None, CHECK_WINDOW)
-        )
+        ]
     except Exception as error:  # a kernel can fail in many ways; after any failure another attention is used
         first = (f"{error}".splitlines() or [type(error).__name__])[0]
         logger.warning("%s attention is not usable here (%s)", attention, first[:120])
         return False
-    if not difference <= TOLERANCE[dtype]:  # also true of NaN
-        logger.warning("%s attention differs from eager by %.2g here and is not used", attention, difference)
+    wrong = [difference for difference in differences if not difference <= TOLERANCE[dtype]]  # also a NaN
+    if wrong:
+        logger.warning("%s attention differs from eager by %.2g here and is not used", attention, wrong[0])
         return False
     return True
 
@@ -90,13 +93,9 @@ def _difference(
     tested_inputs = [x.requires_grad_() for x in inputs]
     settings |= {"attention_mask": _mask(attention, length, window, dtype, device), "sliding_window": window}
     tested = ALL_ATTENTION_FUNCTIONS[attention](module, *tested_inputs, **settings)[0] * real
-    pairs = zip(
+    return largest_difference(
         (tested, *torch.autograd.grad(tested, tested_inputs, upstream)),
         (expected, *torch.autograd.grad(expected, exact_inputs, upstream.float())),
-        strict=True,
-    )
-    return max(
-        float((mine.float() - theirs).detach().abs().max() / theirs.detach().abs().max()) for mine, theirs in pairs
     )
 
 

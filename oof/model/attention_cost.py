@@ -65,7 +65,7 @@ def _fused(
     moved = (4 * heads + 4 * key_heads) * per_head + 8 * tokens * heads * size if backward else 0
     moved = moved or (2 * heads + 2 * key_heads) * per_head
     label = str(dtype).removeprefix("torch.")
-    return Operation(name, ATTENTION, label, float(flops), float(moved), "", (1, tokens, heads, size))
+    return Operation(name, ATTENTION, label, float(flops), float(moved), (1, tokens, heads, size))
 
 
 @cache

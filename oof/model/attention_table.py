@@ -88,12 +88,8 @@ def obstacle(name: str, model: ModelAttention, dtype: torch.dtype, machine: Mach
     if name == blockwise_attention.NAME:
         return "" if model.blockwise else "it computes soft-capped, causal attention without dropout only"
     version = int(name[-1])
-    obstacles = (
-        _card_obstacle(version, dtype, machine),
-        _model_obstacle(version, model, machine.capability),
-        "" if name in machine.installed else _missing(name),
-    )
-    return next(filter(None, obstacles), "")
+    missing = "" if name in machine.installed else _missing(name)
+    return _card_obstacle(version, dtype, machine) or _model_obstacle(version, model, machine.capability) or missing
 
 
 def _card_obstacle(version: int, dtype: torch.dtype, machine: Machine) -> str:

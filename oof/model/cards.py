@@ -36,7 +36,8 @@ class Card:
     capability: tuple[int, int]
 
     def dtype(self, name: str) -> str:
-        """Return the precision in which a member computes here: float16 in place of bfloat16 where it has none."""
+        """Return the precision of a member here: bfloat16 for "auto", and float16 in place of bfloat16 without it."""
+        name = "bfloat16" if name == "auto" else name
         return name if name in self.rates or name != "bfloat16" else "float16"
 
     def seconds(self, dtype: str, flops: Any, moved: Any) -> Any:

@@ -199,7 +199,7 @@ def _from_pretrained(member: Member, config: Any) -> Any:
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # a reward model's head of another size is replaced by a fresh one
             output_loading_info=True,
-            **(_placement(device()) | _quantised_loading(member.quantise, dtype)),
+            **_placement_and_quantisation(member.quantise, dtype),
         )
     # transformers has drawn weights that are missing, or of another shape, at random: only a head may be.
     mismatched = {name for name, *_ in loading_info["mismatched_keys"]}
@@ -214,27 +214,20 @@ def _from_pretrained(member: Member, config: Any) -> Any:
     return model
 
 
-def _quantised_loading(kind: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the arguments of ``from_pretrained`` for a base that is quantised as ``kind``."""
-    if kind == "none":
-        return {}
-    if not is_bitsandbytes_available():
-        raise UserError(f"quantise={kind} needs bitsandbytes; run 'make setup EXTRAS=gpu'")
-    return {
-        "quantization_config": quantization_config(kind, dtype),
-        **(_placement(device()) or {"device_map": {"": device()}}),
-    }
+def _placement_and_quantisation(kind: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that quantise a base as ``kind``, and read it straight to a GPU.
 
-
-def _placement(place: torch.device) -> dict[str, Any]:
-    """Return the arguments of ``from_pretrained`` that read weights straight to a GPU, tensor by tensor.
-
-    Without them each process first holds the whole base in host memory: eight workers with a 9B base, 150 GB.
+    Without the latter each process first holds the whole base in host memory: eight workers with a 9B base, 150 GB.
     The index is named because Trainer takes a model on another device than its own for a model spread over several.
     """
-    if place.type != "cuda":
-        return {}
-    return {"device_map": {"": torch.device("cuda", torch.cuda.current_device())}}
+    place = device()
+    if place.type == "cuda":
+        place = torch.device("cuda", torch.cuda.current_device())
+    if kind == "none":
+        return {"device_map": {"": place}} if place.type == "cuda" else {}
+    if not is_bitsandbytes_available():
+        raise UserError(f"quantise={kind} needs bitsandbytes; run 'make setup EXTRAS=gpu'")
+    return {"device_map": {"": place}, "quantization_config": quantization_config(kind, dtype)}
 
 
 def with_adapter(base: Any, folder: Path, trainable: bool = False) -> Any:

@@ -67,7 +67,6 @@ class PassOperations:
         weights: (n,) how often the operation runs; negative for those of the depth that is subtracted.
         flops, bytes: (n, 2) constant and amount per padded token.
         forwards, backwards: attention layers that run in each direction.
-        attention_dtype: of queries, keys and values.
     """
 
     kinds: NDArray[np.str_]
@@ -78,7 +77,6 @@ class PassOperations:
     bytes: NDArray[np.float64]
     forwards: float
     backwards: float
-    attention_dtype: str
 
 
 def traced_attention(attention: str, config: Any, dtype: torch.dtype) -> str:
@@ -193,7 +191,6 @@ def _pass_operations(member: Member, training: bool, checkpointing: bool) -> Pas
         bytes=moved,
         forwards=sum(w for w, _ in attention) - backwards,
         backwards=backwards,
-        attention_dtype=attention[0][1].dtype,
     )
 
 

@@ -39,6 +39,11 @@ COPIES = GATHERS | OVERWRITES | {
     "new_zeros", "ones", "ones_like", "repeat", "select_backward", "slice_backward", "stack", "zeros", "zeros_like",
 }  # fmt: skip
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach"}
+KINDS = {
+    **dict.fromkeys(SOFTMAXES, SOFTMAX), **dict.fromkeys(COPIES, COPY), "dequantised": DEQUANTISE,
+    "planned_attention": ATTENTION, "planned_attention_backward": ATTENTION, "fused_norm": NORM,
+    "fused_norm_backward": NORM,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,6 @@ class Operation:
         dtype: of the factors of a matrix product, else of the result, such as "bfloat16".
         flops: floating-point operations; 0 for attention, whose cost depends on its implementation.
         bytes: read and written.
-        place: name of the innermost module, for messages.
         shape: of the result.
         product: whether it is a matrix product, wherever it is.
     """
@@ -61,7 +65,6 @@ class Operation:
     dtype: str
     flops: float
     bytes: float
-    place: str
     shape: tuple[int, ...]
     product: bool = False
 
@@ -74,7 +77,7 @@ class OperationLog(TorchDispatchMode):
 
     Attributes:
         operations: those so far.
-        stack: name and class of each module whose forward pass runs, the innermost last.
+        stack: class of the operations of each module whose forward pass runs, the innermost last; "" = told apart.
         default: class of operations outside of all modules; "" = told apart.
     """
 
@@ -82,19 +85,17 @@ class OperationLog(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.meter = meter
         self.operations: list[Operation] = []
-        self.stack: list[tuple[str, str]] = []
+        self.stack: list[str] = []
         self.default = ""
-        self._places: dict[
-            int, tuple[str, str]
-        ] = {}  # sequence number of an autograd node -> place of its forward pass
+        self._kinds: dict[int, str] = {}  # sequence number of an autograd node -> class of its forward pass
 
     @contextmanager
     def inside(self, model: nn.Module) -> Iterator[None]:
         """Follow the modules of a model, so that operations know the module that they belong to."""
         with ExitStack() as stack:
             for name, module in model.named_modules():
-                place = name, _place_kind(name, module)
-                enter = module.register_forward_pre_hook(lambda *_, place=place: self.stack.append(place))
+                kind = _module_kind(name, module)
+                enter = module.register_forward_pre_hook(lambda *_, kind=kind: self.stack.append(kind))
                 leave = module.register_forward_hook(lambda *_: self._leave(), always_call=True)
                 stack.callback(enter.remove)
                 stack.callback(leave.remove)
@@ -112,18 +113,18 @@ class OperationLog(TorchDispatchMode):
         finally:
             self.default = before
 
-    def _place(self) -> tuple[str, str]:
+    def _kind(self) -> str:
         if self.stack:  # also while activation checkpointing recomputes a layer inside the backward pass
-            # The kind is that of the innermost module that has one: a head may be wrapped, a norm may have parts.
-            place = self.stack[-1][0], next((kind for _, kind in reversed(self.stack) if kind), self.default)
+            # That of the innermost module that has one: a head may be wrapped, a norm may have parts.
+            kind = next((kind for kind in reversed(self.stack) if kind), self.default)
         else:
             node = torch._C._current_autograd_node()
             if node is not None:
-                return self._places.get(node._sequence_nr(), ("", ""))
-            place = "", self.default
+                return self._kinds.get(node._sequence_nr(), "")
+            kind = self.default
         # The node of a differentiable operation has just been made, and has the last number.
-        self._places.setdefault(torch._C._autograd._get_sequence_nr() - 1, place)
-        return place
+        self._kinds.setdefault(torch._C._autograd._get_sequence_nr() - 1, kind)
+        return kind
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -131,21 +132,20 @@ class OperationLog(TorchDispatchMode):
         if self.meter is not None:
             for tensor in tensors_in(out):
                 self.meter.add(tensor)
-        place, kind = self._place()
-        operation = operation_of(func, args, kwargs, out, place, kind)
+        operation = operation_of(func, args, kwargs, out, self._kind())
         if operation is not None:
             self.operations.append(operation)
         return out
 
 
-def _place_kind(name: str, module: nn.Module) -> str:
+def _module_kind(name: str, module: nn.Module) -> str:
     """Return the class of all operations of a module, or "" where they are told apart."""
     if "Norm" in type(module).__name__:
         return NORM
     return HEAD if name.split(".")[-1] == "score" else ""
 
 
-def operation_of(func: Any, args: Any, kwargs: Any, out: Any, place: str, place_kind: str) -> Operation | None:
+def operation_of(func: Any, args: Any, kwargs: Any, out: Any, module_kind: str) -> Operation | None:
     """Return the record of an operation, or None where it neither computes nor moves anything."""
     packet = func._overloadpacket
     results, inputs = tensors_in(out), tensors_in([*args, *kwargs.values()])
@@ -155,9 +155,9 @@ def operation_of(func: Any, args: Any, kwargs: Any, out: Any, place: str, place_
     if not mutable and any(_same_storage(result, value) for result in results for value in inputs):
         return None  # a view
     formula = flop_registry.get(FORMULA_OF.get(packet, packet))
-    kind = _kind(packet, formula is not None)
-    if place_kind and kind != ATTENTION:
-        kind = place_kind
+    kind = MATRIX if formula is not None else KINDS.get(packet.__name__, ELEMENTWISE)
+    if module_kind and kind != ATTENTION:
+        kind = module_kind
     result = (results or inputs)[0]
     dtype = inputs[-1].dtype if formula is not None else result.dtype
     flops = 0.0
@@ -168,21 +168,7 @@ def operation_of(func: Any, args: Any, kwargs: Any, out: Any, place: str, place_
     moved = args[0].numel() * (args[1] + 2.0) if kind == DEQUANTISE else _bytes(func, inputs, results, args)
     shape = tuple(result.shape)
     name, label = packet.__name__, str(dtype).removeprefix("torch.")
-    return Operation(name, kind, label, flops, moved, place, shape, formula is not None)
-
-
-def _kind(packet: Any, product: bool) -> str:
-    if product:
-        return MATRIX
-    if packet.__name__ in SOFTMAXES:
-        return SOFTMAX
-    if packet.__name__ in COPIES:
-        return COPY
-    return OF_OWN_OPERATORS.get(packet.__name__, ELEMENTWISE)
-
-
-OF_OWN_OPERATORS = {"planned_attention": ATTENTION, "planned_attention_backward": ATTENTION, "dequantised": DEQUANTISE}
-OF_OWN_OPERATORS |= {"fused_norm": NORM, "fused_norm_backward": NORM}
+    return Operation(name, kind, label, flops, moved, shape, formula is not None)
 
 
 def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:

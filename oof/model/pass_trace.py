@@ -6,7 +6,6 @@ layers, activation checkpointing and the last tokens cost here what they cost in
 
 from __future__ import annotations
 
-import copy
 import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from oof.classes import CLASSES
-from oof.config import Lora, Member
+from oof.config import Member
 from oof.model.attention import sdpa_allowed
 from oof.model.checkpoint_shapes import base_config
 from oof.model.cuda_autocast import emulated_autocast
@@ -26,7 +25,7 @@ from oof.model.fake_tensors import TensorMeter, fake_weights
 from oof.model.lora import add_adapters
 from oof.model.operations import HEAD, OPTIMIZER, Operation, OperationLog
 from oof.model.optimizations import FusedLora, LastTokens, checkpoint_trainable_layers
-from oof.model.planned_operators import PLANNED, QuantisedLayers, fuse_layers
+from oof.model.planned_operators import PLANNED, fuse_layers, quantise_layers
 from oof.model.score_head import Float32Head
 
 
@@ -77,9 +76,11 @@ def trace_pass(
         if checkpointing:
             checkpoint_trainable_layers(model)
         model.train(training)
-        products = QuantisedLayers(model, member.quantise) if member.quantise != "none" else FusedLora(model)
-        for optimization in (LastTokens(model, pad_id=0), products):
-            stack.callback(optimization.remove)
+        if member.quantise != "none":
+            quantise_layers(model, member.quantise)
+        else:
+            FusedLora(model)
+        LastTokens(model, pad_id=0)
         if member.fused_layers == "auto":
             fuse_layers(model)
         trained = [p for p in model.parameters() if p.requires_grad] if training else []
@@ -142,7 +143,7 @@ def build_on_meta(member: Member, depth: int, dtype: torch.dtype, attention: str
         dtype: of the base; adapters and head are float32.
         attention: registered name of the implementation; all but "eager" stand for kernels that cap by themselves.
     """
-    config = copy.deepcopy(base_config(member.checkpoint, member.revision))
+    config = base_config(member.checkpoint, member.revision)
     text_config = config.get_text_config()
     text_config.num_hidden_layers = depth
     if getattr(text_config, "layer_types", None):
@@ -153,4 +154,4 @@ def build_on_meta(member: Member, depth: int, dtype: torch.dtype, attention: str
             config, attn_implementation=attention, dtype=dtype
         )
         model.score = Float32Head(text_config.hidden_size, len(CLASSES), bias=False, dtype=torch.float32)
-        return add_adapters(model, member.lora if member.lora.rank else Lora(rank=0), 0)
+        return add_adapters(model, member.lora, 0)

@@ -112,24 +112,14 @@ class _QuantisedProduct(torch.autograd.Function):
         return gradients[0] @ dequantised(weight, ctx.bytes_per_weight), None, None
 
 
-class QuantisedLayers:
-    """Lets the frozen linear layers of a traced model compute as bitsandbytes and peft compute quantised ones."""
-
-    def __init__(self, model: nn.Module, kind: str) -> None:
-        """``kind``: "int8" or "nf4"."""
-        self.layers: list[Any] = []
-        for name, module in model.named_modules():
-            layer: Any = module
-            if type(layer) is nn.Linear and ".layers." in name and not layer.weight.requires_grad:
-                layer.forward = MethodType(_product(BYTES_PER_WEIGHT[kind]), layer)  # type: ignore[method-assign]
-                self.layers.append(layer)
-            elif type(layer) is LoraLinear:
-                layer.forward = MethodType(_lora_forward, layer)  # type: ignore[method-assign]
-                self.layers.append(layer)
-
-    def remove(self) -> None:
-        for layer in self.layers:
-            del layer.forward
+def quantise_layers(model: nn.Module, kind: str) -> None:
+    """Let the frozen linear layers of a traced model compute as bitsandbytes and peft compute "int8" or "nf4" ones."""
+    for name, module in model.named_modules():
+        layer: Any = module
+        if type(layer) is nn.Linear and ".layers." in name and not layer.weight.requires_grad:
+            layer.forward = MethodType(_product(BYTES_PER_WEIGHT[kind]), layer)  # type: ignore[method-assign]
+        elif type(layer) is LoraLinear:
+            layer.forward = MethodType(_lora_forward, layer)  # type: ignore[method-assign]
 
 
 def _product(bytes_per_weight: float) -> Any:

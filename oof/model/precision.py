@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -57,6 +58,13 @@ def resolve_dtype(name: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def largest_difference(tested: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> float:
+    """Return the largest difference of two lists of tensors, relative to the largest value of each; NaN if one is."""
+    pairs = zip(tested, expected, strict=True)
+    each = [(mine.float() - theirs).detach().abs().max() / theirs.detach().abs().max() for mine, theirs in pairs]
+    return float(torch.stack(each).max())  # Python's max would lose a NaN that is not the first
 
 
 def weights_dtype(member: Member) -> torch.dtype:

@@ -81,12 +81,8 @@ def attentions_on(card: Card, member: Member) -> tuple[str, ...]:
     config = shared_config(member.checkpoint, member.revision)
     model = model_attention(config, member.attn_softcap)
     machine = Machine(card.capability, frozenset({"flash_attention_4"}))
-    names = candidates(model, DTYPES[card.dtype(_named(member.dtype))], machine)
+    names = candidates(model, DTYPES[card.dtype(member.dtype)], machine)
     return names if member.attn == "auto" else tuple(name for name in names if name == member.attn)
-
-
-def _named(dtype: str) -> str:
-    return "bfloat16" if dtype == "auto" else dtype
 
 
 @dataclass(frozen=True)
@@ -119,18 +115,11 @@ class Prediction:
         once = operations.kinds == OPTIMIZER
         for count, sequences, tokens in representative(batches.shapes):
             rows = self._priced(operations, ~once, sequences * tokens)
-            rows.append(((ATTENTION, self._dtype(member)), self._attention(member, operations, sequences, tokens)))
+            amounts = self._attention(member, operations, sequences, tokens)
+            rows.append(((ATTENTION, self.card.dtype(member.dtype)), amounts))
             _add(total, rows, count)
         _add(total, self._priced(operations, once, 0.0), batches.steps)
         return total
-
-    @property
-    def dtype(self) -> str:
-        """Precision of the products in training on this card."""
-        return self._dtype(self.member)
-
-    def _dtype(self, member: Member) -> str:
-        return self.card.dtype(_named(member.dtype))
 
     def _priced(self, operations: PassOperations, chosen: Any, tokens: float) -> list[tuple[Row, Amounts]]:
         """Return the amounts of the chosen operations of one pass over ``tokens`` padded tokens."""
@@ -153,7 +142,7 @@ class Prediction:
     def _attention(self, member: Member, operations: PassOperations, sequences: float, tokens: int) -> Amounts:
         """Return the amounts of all layers' attention of one pass."""
         model = model_attention(shared_config(member.checkpoint, member.revision), member.attn_softcap)
-        dtype, windows = self._dtype(member), [min(w or tokens, tokens) for w in attention_windows(member)]
+        dtype, windows = self.card.dtype(member.dtype), [min(w or tokens, tokens) for w in attention_windows(member)]
         total = np.zeros(3)
         for backward, layers in ((False, operations.forwards), (True, operations.backwards)):
             for window in set(windows) if layers else ():
@@ -217,8 +206,3 @@ def predicted_on_this_gpu(
         return {}
     arguments = as_installed(member), lengths, budget, checkpointing, attention
     return {"predicted_seconds": round(predicted_training_seconds(card, *arguments), 1)}
-
-
-def predicted_scoring_seconds(gpu: str, member: Member, lengths: NDArray[np.integer], attention: str) -> float:
-    """Return the predicted seconds of scoring both orders of (n,) battles, as :func:`predicted_training_seconds`."""
-    return seconds(Prediction(member, CARDS[gpu], attention).scoring(scoring_batches(lengths, member)))

@@ -8,21 +8,9 @@ a sample of the real battles, or from the arena's lengths where no data are set.
 
 from __future__ import annotations
 
-from oof.model.cards import CARDS
-from oof.plan.card_settings import CardSetting
 from oof.plan.document import plan_document
-from oof.plan.members import MemberPlan, Plan, make_plan
+from oof.plan.members import Plan, make_plan
 from oof.plan.text import format_plan
 from oof.plan.totals import Totals, plan_totals
 
-__all__ = [
-    "CARDS",
-    "CardSetting",
-    "MemberPlan",
-    "Plan",
-    "Totals",
-    "format_plan",
-    "make_plan",
-    "plan_document",
-    "plan_totals",
-]
+__all__ = ["Plan", "Totals", "format_plan", "make_plan", "plan_document", "plan_totals"]

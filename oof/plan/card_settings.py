@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from oof.config import Config, Member
+from oof.config import Member, Prompts
 from oof.model.attention_choice import RECOMPUTE, faster_attention
 from oof.model.cards import CARDS
 from oof.model.checkpoint_shapes import shared_config
@@ -29,7 +29,7 @@ from oof.model.predicted_time import (
     seconds,
     training_batches,
 )
-from oof.plan.lengths import BattleLengths
+from oof.plan.lengths import Lengths
 
 SAMPLE = 2000  # battles whose batches are planned
 
@@ -61,41 +61,28 @@ class CardSetting:
     others: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class SampledBattles:
-    """Lengths of a sample of battles, cut as a configuration cuts them.
-
-    Attributes:
-        trained, scored: (n,) tokens in training and in scoring.
-    """
-
-    trained: NDArray[np.int64]
-    scored: NDArray[np.int64]
-
-
-def sampled_battles(config: Config, lengths: BattleLengths) -> SampledBattles:
-    """Return the battles whose batches are planned: evenly spread over all lengths."""
-    ordered = np.sort(lengths.train)
+def sampled_battles(prompts: Prompts, lengths: Lengths) -> list[NDArray[np.int64]]:
+    """Return the tokens, cut as in training and as in scoring, of a sample that is evenly spread over all lengths."""
+    ordered = np.sort(lengths)
     chosen = ordered[np.linspace(0, len(ordered) - 1, min(SAMPLE, len(ordered))).round().astype(int)]
-    prompts = config.prompts
     limits = prompts.max_tokens, prompts.score_max_tokens or prompts.max_tokens
-    trained, scored = (np.maximum(1, np.minimum(chosen, limit)).astype(np.int64) for limit in limits)
-    return SampledBattles(trained, scored)
+    return [np.maximum(1, np.minimum(chosen, limit)).astype(np.int64) for limit in limits]
 
 
 class CardPlanner:
     """Finds the settings of one member on cards."""
 
-    def __init__(self, member: Member, battles: SampledBattles, longest: int) -> None:
+    def __init__(self, member: Member, prompts: Prompts, lengths: Lengths, longest: int) -> None:
         """``longest``: padded tokens of the longest training sequence, which decides the memory."""
-        self.member, self.battles, self.longest = member, battles, longest
+        self.member, self.longest = member, longest
+        self.trained, scored = sampled_battles(prompts, lengths)
         self._batches: dict[int, Batches] = {}
-        self._scoring = scoring_batches(battles.scored, member)
+        self._scoring = scoring_batches(scored, member)
 
     def training_batches(self, budget: int) -> Batches:
         """Return the micro-batches of one epoch over the sampled battles."""
         if budget not in self._batches:
-            self._batches[budget] = training_batches(self.battles.trained, self.member.train, budget)
+            self._batches[budget] = training_batches(self.trained, self.member.train, budget)
         return self._batches[budget]
 
     def fastest(self, card: str) -> CardSetting | None:
@@ -126,9 +113,8 @@ class CardPlanner:
         if not attentions or frozen_bytes(member) >= device.memory:
             return None
         prediction = Prediction(member, device, attentions[0])
-        kind = traced_attention(
-            attentions[0], shared_config(member.checkpoint, member.revision), DTYPES[prediction.dtype]
-        )
+        dtype, config = device.dtype(member.dtype), shared_config(member.checkpoint, member.revision)
+        kind = traced_attention(attentions[0], config, DTYPES[dtype])
         budget = max(self.longest, member.train.tokens_per_batch)
         while budget >= self.longest:
             sequences = max(1, budget // self.longest)
@@ -138,16 +124,10 @@ class CardPlanner:
                 chosen = faster_attention(prediction, batches, (sequences, self.longest), checkpointing, usable)
                 if chosen is not prediction:
                     cost = trace(member, sequences, self.longest, True, checkpointing, chosen.attention)
-                return self._priced(card, chosen, checkpointing, budget, cost.peak_bytes / 1e9)
+                settings = chosen.attention, dtype, member.quantise, checkpointing, budget
+                return CardSetting(card, *settings, cost.peak_bytes / 1e9, *self.rates(chosen, checkpointing, budget))
             budget = budget // 2 if budget > self.longest and halve else 0
         return None
-
-    def _priced(
-        self, card: str, prediction: Prediction, checkpointing: bool, budget: int, gigabytes: float
-    ) -> CardSetting:  # fmt: skip
-        train, score = self.rates(prediction, checkpointing, budget)
-        settings = prediction.attention, prediction.dtype, prediction.member.quantise, checkpointing, budget
-        return CardSetting(card, *settings, gigabytes, train, score)
 
     def rates(self, prediction: Prediction, checkpointing: bool, budget: int) -> tuple[float, float]:
         """Return the seconds per real token of training and of scoring."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from oof.plan.card_settings import CardSetting
 from oof.plan.members import MemberPlan, Plan
 from oof.plan.totals import plan_totals
 
@@ -33,7 +32,6 @@ def plan_document(plan: Plan, n_cards: int | None = None, price: float | None = 
 
 
 def _member(plan: MemberPlan) -> dict[str, Any]:
-    settings = {"configured": plan.configured, "fastest": plan.fastest}
     return {
         **{name: getattr(plan, name) for name in OF_A_MEMBER},
         **asdict(plan.cost),
@@ -47,18 +45,15 @@ def _member(plan: MemberPlan) -> dict[str, Any]:
             for (kind, dtype), (training, scoring) in plan.operations.items()
         ],
         "cards": {
-            card: {name: _setting(of_card[card]) for name, of_card in settings.items()} for card in plan.configured
+            card: {"configured": setting and asdict(setting), "fastest": fastest and asdict(fastest)}
+            for (card, setting), fastest in zip(plan.configured.items(), plan.fastest.values(), strict=True)
         },
     }
-
-
-def _setting(setting: CardSetting | None) -> dict[str, Any] | None:
-    return None if setting is None else asdict(setting)
 
 
 def _totals(plan: Plan, n_cards: int | None, price: float | None) -> Iterator[dict[str, Any]]:
     for settings in ("configured", "fastest"):
         for card in plan.cards:
-            totals = plan_totals(plan.config, card, n_cards, price, settings == "configured", plan)
+            totals = plan_totals(plan, card, n_cards, price, settings == "configured")
             values = {name: getattr(totals, name, None) for name in OF_TOTALS}
             yield {"card": card, "settings": settings, "fits": totals is not None, **values}

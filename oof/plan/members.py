@@ -17,7 +17,7 @@ from oof.model.cards import CARDS
 from oof.model.checkpoint_shapes import shared_config
 from oof.model.cost_model import Cost, trace
 from oof.model.predicted_time import Amounts, Row
-from oof.plan.card_settings import CardPlanner, CardSetting, sampled_battles
+from oof.plan.card_settings import CardPlanner, CardSetting
 from oof.plan.lengths import BattleLengths, battle_lengths
 
 STUDENT = "student"
@@ -103,7 +103,8 @@ def make_plan(config: Config, cards: Sequence[str] = tuple(CARDS), workers: int 
     Raises:
         UserError: a checkpoint's configuration, or the data, cannot be read.
     """
-    lengths, members = battle_lengths(config), planned_members(config)
+    lengths, student = battle_lengths(config), config.distill.student
+    members = config.members | ({STUDENT: student} if student.checkpoint else {})
     plan_one = partial(_plan_members, config, lengths=lengths, cards=cards)
     bases: dict[tuple[str, str], dict[str, Member]] = {}
     for name, member in members.items():
@@ -124,12 +125,6 @@ def _plan_members(
     return [_plan_member(config, name, member, lengths, cards) for name, member in members.items()]
 
 
-def planned_members(config: Config) -> dict[str, Member]:
-    """Return the members by name, and the student, if there is one."""
-    student = config.distill.student
-    return config.members | ({STUDENT: student} if student.checkpoint else {})
-
-
 def token_counts(config: Config, member: Member, lengths: BattleLengths) -> TokenCounts:
     """Return the tokens that a member reads."""
     prompts = config.prompts
@@ -146,7 +141,7 @@ def _plan_member(config: Config, name: str, member: Member, lengths: BattleLengt
     counts = token_counts(config, member, lengths)
     if name == STUDENT and first_weights(config) != "base":  # it starts from a member's training, after its pretraining
         counts = replace(counts, pretrain=0.0)
-    planner = CardPlanner(member, sampled_battles(config, lengths), counts.longest)
+    planner = CardPlanner(member, config.prompts, lengths.train, counts.longest)
     batch = max(1, member.train.tokens_per_batch // counts.longest)
     cost = trace(member, batch, counts.longest, True, member.train.activation_checkpointing == "on", "sdpa")
     score = trace(member, batch, counts.longest, False, False, "sdpa")

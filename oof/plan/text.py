@@ -94,7 +94,7 @@ def _percent(shares: np.ndarray) -> str:
 
 def _totals(plan: Plan, n_cards: int | None, price: float | None) -> Iterator[str]:
     for as_configured in (True, False):
-        each = {card: plan_totals(plan.config, card, n_cards, price, as_configured, plan) for card in plan.cards}
+        each = {card: plan_totals(plan, card, n_cards, price, as_configured) for card in plan.cards}
         counted = next((totals for totals in each.values() if totals), None)
         settings = "the configuration's settings" if as_configured else "the fastest settings that fit"
         yield f"Totals in hours with {settings}" + (f" ({_counts(counted)})" if counted else "")

@@ -19,7 +19,7 @@ from oof.config import Config
 from oof.jobs.first_weights import first_weights
 from oof.plan.card_settings import CardSetting
 from oof.plan.lengths import BattleLengths, Lengths
-from oof.plan.members import STUDENT, Plan, make_plan
+from oof.plan.members import STUDENT, Plan
 
 STAGE_ONE, FOLD_STUDENTS, FINAL_STUDENT, TEST = "stage one", "fold students", "final student", "test battles"
 
@@ -52,7 +52,6 @@ class Totals:
 
     Attributes:
         card, n_cards: kind and number.
-        as_configured: with the configuration's settings; else with the fastest ones that fit.
         n_jobs: trainings and scorings that are counted, by part.
         stage_one_hours, fold_student_hours, final_student_hours: of one card, pretraining and teacher jobs included.
         test_hours: of one card, for scoring the test battles; None where no test file is set.
@@ -62,7 +61,6 @@ class Totals:
 
     card: str
     n_cards: int
-    as_configured: bool
     n_jobs: dict[str, int]
     stage_one_hours: float
     fold_student_hours: float
@@ -78,27 +76,18 @@ class Totals:
 
 
 def plan_totals(
-    config: Config,
-    card: str,
-    n_cards: int | None = None,
-    price: float | None = None,
-    as_configured: bool = True,
-    plan: Plan | None = None,
+    plan: Plan, card: str, n_cards: int | None = None, price: float | None = None, as_configured: bool = True
 ) -> Totals | None:
     """Return the totals of a configuration on cards of one kind; None where a model does not fit on the card.
 
     Args:
-        config: of the run.
+        plan: of the configuration, on this card among others.
         card: a name of :data:`oof.model.cards.CARDS`.
         n_cards: cards; None = ``jobs.workers`` x ``jobs.nproc``.
         price: of one card for an hour.
         as_configured: with the configuration's settings; else with the fastest ones that fit.
-        plan: of this configuration, where it is at hand.
-
-    Raises:
-        UserError: as :func:`oof.plan.members.make_plan`.
     """
-    plan = plan or make_plan(config, [card])
+    config = plan.config
     settings: dict[str, CardSetting] = {}
     for member in plan.members:
         setting = (member.configured if as_configured else member.fastest)[card]
@@ -119,7 +108,6 @@ def plan_totals(
     return Totals(
         card,
         n,
-        as_configured,
         n_jobs,
         hours.get(STAGE_ONE, 0.0),
         hours.get(FOLD_STUDENTS, 0.0),

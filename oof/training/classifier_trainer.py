@@ -58,7 +58,7 @@ class ClassifierTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # The plan is already in order: no sampler may shuffle it, and accelerate must not deal it out.
-        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only_item)
+        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=lambda items: items[0])
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
@@ -160,7 +160,3 @@ class ClassifierTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the stock estimate expects one dict of tensors; the subcommand plan counts FLOPs
-
-
-def _only_item(items: list[MicroBatches]) -> MicroBatches:
-    return items[0]

@@ -78,7 +78,7 @@ class FiniteSteps:
         logger.warning("%s: step %d skipped: loss %g, gradient norm %g", self.label, state.global_step, value, size)
 
     def _refuse_too_many(self, state: Any, value: float, size: float) -> None:
-        steps = skipped_steps(state)
+        steps = recorded(state, "skipped_step")
         in_a_row = 0
         while state.global_step - in_a_row in steps:
             in_a_row += 1
@@ -106,16 +106,6 @@ class FiniteSteps:
         del recent[:-RECENT]
 
 
-def skipped_steps(state: Any) -> list[int]:
-    """Return the numbers of the steps that were skipped, from 0, of a trainer's state."""
-    return [entry["skipped_step"] for entry in state.log_history if "skipped_step" in entry]
-
-
-def overflow_steps(state: Any) -> list[int]:
-    """Return the numbers of the steps that were skipped because scaled gradients overflowed, from 0."""
-    return [entry["overflow_step"] for entry in state.log_history if "overflow_step" in entry]
-
-
-def loss_spikes(state: Any) -> int:
-    """Return how many steps had a loss more than ``SPIKE`` deviations above the recent median."""
-    return sum("loss_spike" in entry for entry in state.log_history)
+def recorded(state: Any, kind: str) -> list[int]:
+    """Return the numbers, from 0, of the steps that a trainer's log history has as ``kind``, such as "skipped_step"."""
+    return [entry[kind] for entry in state.log_history if kind in entry]

@@ -62,7 +62,7 @@ def predict_logits(
     config: Any = model.config
     n, n_orders = encoded.lengths.shape
     logits_so_far = _open(partial, n * n_orders, config.num_labels)
-    own_batches = _own_batches(encoded, member)
+    own_batches = cut(encoded.lengths.reshape(-1), score_tokens(member))[process_group.rank() :: process_group.ranks()]
     with torch.inference_mode(), ExitStack() as stack:
         for optimization in (LastTokens(model, pad_id), FusedLora(model), FusedLayers(model, member)):
             stack.callback(optimization.remove)
@@ -85,17 +85,13 @@ def predict_logits(
     return logits
 
 
-def _own_batches(encoded: Encoded, member: Member) -> list[NDArray[np.int64]]:
-    """Return this process's batches: rows of (n * orders)."""
-    return cut(encoded.lengths.reshape(-1), score_tokens(member))[process_group.rank() :: process_group.ranks()]
-
-
 def _gathered(rows: NDArray[np.float32], own_batches: list[NDArray[np.int64]]) -> NDArray[np.float32]:
     """Return every process's rows in one array; collective."""
     # A partial file of an earlier call with another number of processes may hold rows that another process owns now.
     foreign = np.delete(np.arange(len(rows)), np.concatenate([np.zeros(0, int), *own_batches]))
     rows[foreign] = 0.0
-    return process_group.add_up(np.nan_to_num(rows, nan=0.0, posinf=np.inf, neginf=-np.inf), device())
+    own = torch.from_numpy(np.nan_to_num(rows, nan=0.0, posinf=np.inf, neginf=-np.inf)).to(device())
+    return np.asarray(process_group.sum_over_processes(own).cpu().numpy())
 
 
 def _score(

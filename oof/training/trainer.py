@@ -26,7 +26,7 @@ from oof.training.callbacks import (
     tracker_callbacks,
 )
 from oof.training.classifier_trainer import ClassifierTrainer
-from oof.training.finite_steps import loss_spikes, overflow_steps, skipped_steps
+from oof.training.finite_steps import recorded
 from oof.training.held_out_loss import HeldOut
 from oof.training.losses import RowLoss
 from oof.training.progress import MetricsFile, TrainingProgress
@@ -110,8 +110,8 @@ def train_classifier(
         "oom_halvings": trainer.halvings,
         "checkpointed_layers": checkpointed_layers(model),
         "oom_checkpointing_step": trainer.recomputes_from,
-        "skipped_steps": skipped_steps(trainer.state),
-        "loss_spikes": loss_spikes(trainer.state),
+        "skipped_steps": recorded(trainer.state, "skipped_step"),
+        "loss_spikes": len(recorded(trainer.state, "loss_spike")),
         "fused_layers": fused.kinds,
         **_loss_scaling(trainer),
     }
@@ -119,7 +119,8 @@ def train_classifier(
 
 def _loss_scaling(trainer: ClassifierTrainer) -> dict[str, object]:
     scaler = trainer.accelerator.scaler
-    return {} if scaler is None else {"overflow_steps": overflow_steps(trainer.state), "loss_scale": scaler.get_scale()}
+    overflows = recorded(trainer.state, "overflow_step")
+    return {} if scaler is None else {"overflow_steps": overflows, "loss_scale": scaler.get_scale()}
 
 
 def _arguments(

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.recipes import WITHOUT_A_CARD, Recipe, main, page, read_recipe, recipes, totals
 from oof import config as configuration
 from oof.common.errors import UserError
-from oof.plan import CARDS
+from oof.model.cards import CARDS
 from tests.fixtures.demo_run import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "recipes.md"

@@ -10,11 +10,12 @@ import pytest
 
 from ensemble.distillation import plan as planning
 from ensemble.distillation.plan import cross_fitted_temperature
-from ensemble.stacking.calibration import fit_temperature, shrunk_temperature
+from ensemble.stacking.calibration import shrunk_temperature
 from oof import config as configuration
 from oof.common.errors import UserError
 from oof.metrics import softmax
 from tests.fixtures.demo_run import ROOT
+from tests.fixtures.temperatures import fit_temperature
 
 
 def test_the_temperature_of_a_fold_does_not_depend_on_its_labels() -> None:

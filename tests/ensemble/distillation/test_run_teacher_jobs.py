@@ -47,7 +47,7 @@ def test_nested_members_train_on_soft_labels_as_members_do(tmp_path: Path, monke
 
     monkeypatch.setattr(run_teacher_jobs, "fit_classifier", capture)
     with pytest.raises(KeyboardInterrupt):
-        run_teacher_jobs.run_teacher_job(NestedJob(plan, "gemma2", (0, 1)))
+        run_teacher_jobs.run_nested_job(NestedJob(plan, "gemma2", (0, 1)))
     rows, targets = training
     expected = np.where(voted[rows, None], list(shares.values()), np.eye(3)[plan.labels[rows]])
     np.testing.assert_allclose(targets, expected, atol=1e-7)
@@ -59,7 +59,7 @@ def test_battles_are_scored_once_in_chunks_after_a_kill_and_with_more_battles_to
 ) -> None:
     plan = with_fold_jobs(plan_of(tmp_path, np.arange(SMALL) % 3, "distill.teacher=fold_matched"))
     job = ScoringJob(plan, plan.start[0])
-    run_teacher_jobs.run_teacher_job(job)
+    run_teacher_jobs.run_scoring_job(job)
     whole = logits_of(pl.read_parquet(job.step.folder / "logits.parquet"))
     assert len(whole) == 16
 
@@ -75,8 +75,8 @@ def test_battles_are_scored_once_in_chunks_after_a_kill_and_with_more_battles_to
 
     monkeypatch.setattr(EncodedBattles, "logits", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        run_teacher_jobs.run_teacher_job(job)
-    run_teacher_jobs.run_teacher_job(job)
+        run_teacher_jobs.run_scoring_job(job)
+    run_teacher_jobs.run_scoring_job(job)
     assert sizes == [6, 6, 6, 4]
     frame = pl.read_parquet(job.step.folder / "logits.parquet")
     assert frame["id"].to_list() == plan.table["id"][job.rows].to_list()
@@ -87,7 +87,7 @@ def test_battles_are_scored_once_in_chunks_after_a_kill_and_with_more_battles_to
     new = plan.table[:2].with_columns(role=pl.lit("unlabelled"), id="new " + pl.col("id"), prompt=pl.col("response_a"))
     table = pl.concat([plan.table, new])
     more = ScoringJob(replace(plan, table=table, folds=np.append(plan.folds, [-1, -1])), plan.start[0])
-    run_teacher_jobs.run_teacher_job(more)
+    run_teacher_jobs.run_scoring_job(more)
     assert sizes[4:] == [2]
     appended = pl.read_parquet(more.step.folder / "logits.parquet")
     assert appended[:-2].equals(frame)

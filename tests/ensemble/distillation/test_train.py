@@ -13,7 +13,7 @@ import torch
 
 from ensemble.distillation.merge import merge
 from ensemble.distillation.plan import FINAL, StudentPlan
-from ensemble.distillation.train import StudentJob, _targets, load_final, train_fold_students
+from ensemble.distillation.train import StudentJob, _targets, load_final, train_students
 from oof.common.logits_format import logits_of
 from oof.encoding.batches import TrainingSteps
 from oof.jobs.encoded_battles import EncodedBattles
@@ -104,7 +104,7 @@ def plan_with_rounds(folder: Path, labels: np.ndarray) -> StudentPlan:
 @pytest.mark.slow
 def test_in_the_second_round_unlabelled_battles_have_the_first_student_s_predictions(tmp_path: Path) -> None:
     plan = plan_with_rounds(tmp_path, LABELS)
-    train_fold_students(plan, tmp_path / "distill")
+    train_students(plan, tmp_path / "distill", final=False)
     for fold in range(K):
         first = tmp_path / "distill" / "round-1" / f"fold-{fold}"
         frame = pl.read_parquet(first / "logits.parquet")
@@ -117,7 +117,7 @@ def test_in_the_second_round_unlabelled_battles_have_the_first_student_s_predict
     last = tmp_path / "distill" / "fold-0"
     assert any((adapter(last)[name] != value).any() for name, value in adapter(first).items())
     before = contents(last)
-    train_fold_students(plan, tmp_path / "distill")
+    train_students(plan, tmp_path / "distill", final=False)
     assert contents(last) == before
 
 
@@ -127,7 +127,7 @@ def test_no_label_of_a_fold_reaches_its_student_through_the_rounds(tmp_path: Pat
     files = {}
     for variant, labels in enumerate((LABELS, changed)):
         folder = tmp_path / str(variant)
-        train_fold_students(plan_with_rounds(folder, labels), folder / "distill")
+        train_students(plan_with_rounds(folder, labels), folder / "distill", final=False)
         for fold in (0, 1):
             files[variant, fold] = (folder / "distill" / f"fold-{fold}" / "logits.parquet").read_bytes()
     assert files[0, 0] == files[1, 0]

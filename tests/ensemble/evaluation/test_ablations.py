@@ -22,7 +22,7 @@ from ensemble.evaluation.ablations import (
 from ensemble.features.battle_features import FAMILIES
 from ensemble.features.design_matrix import build_design
 from ensemble.stacking.inputs import Inputs
-from ensemble.stacking.stage import load_ensemble, predictions_frame
+from ensemble.stacking.stage import load_inputs, load_stack, predictions_frame
 from ensemble.statistics.bootstrap import group_interval
 from oof.common.atomic_files import read_json, write_json, write_parquet
 from oof.common.logits_format import logits_frame
@@ -101,7 +101,8 @@ def test_every_part_is_left_out_once_and_only_missing_items_are_made_again(
     assert {path.parent.name for path in times if times[path] != again[path]} == {"without-member-one"}
     assert (folder / "ablations.json").read_bytes() == before
     assert main(["stack", *arguments]) == 0
-    assert load_ensemble(load(arguments[0], arguments[1:]))  # the stack itself is still intact
+    config = load(arguments[0], arguments[1:])
+    assert load_stack(config, load_inputs(config))  # the stack itself is still intact
 
 
 @pytest.mark.slow

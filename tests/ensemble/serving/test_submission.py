@@ -14,7 +14,7 @@ from ensemble.__main__ import main as ensemble_main
 from ensemble.serving import submission
 from ensemble.serving.chunks import chunks
 from ensemble.serving.submission_file import check_submission, write_submission
-from ensemble.stacking.stage import load_ensemble
+from ensemble.stacking.stage import load_inputs, load_stack
 from oof.classes import WINNER_COLUMNS
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS, logits_of
@@ -152,7 +152,7 @@ def test_the_ensemble_brings_each_fold_job_to_one_scale_before_their_mean(small_
     shutil.copytree(small_run, run)
     assert ensemble_main(["predict", f"run={run}", "predict.model=ensemble"]) == 0
     config = load_for_run(None, [f"run={run}"])
-    _, stack = load_ensemble(config)
+    stack = load_stack(config, load_inputs(config))
     [table] = chunks(config, resolve_data(config), tmp_path)
     logits = {}
     for name, constants in stack.job_scales.members.items():

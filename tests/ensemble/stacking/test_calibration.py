@@ -15,7 +15,6 @@ from ensemble.stacking.calibration import (
     CALIBRATORS,
     Calibrator,
     fit_calibrator,
-    fit_temperature,
     identity_if_better,
     shrunk_temperature,
 )
@@ -24,6 +23,7 @@ from ensemble.stacking.leakage import temperature_with_error
 from oof.common.errors import UserError
 from oof.config import Stack
 from oof.metrics import log_loss, log_softmax, row_log_loss, softmax
+from tests.fixtures.temperatures import fit_temperature
 
 
 def planted(n: int, temperature: float, position_bias: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +119,7 @@ def test_every_term_has_the_meaning_that_the_table_says() -> None:
     calibrator = Calibrator(1.6, 0.2, 0.6, -np.log(2), 1.3)
     np.testing.assert_allclose(calibrator.apply(logits), raw / raw.sum(axis=1, keepdims=True), rtol=1e-12)
     raw = np.stack([a ** (1 / 1.6), b ** (1 / 1.6), tie ** (0.6 / 1.6) / 2], axis=1)
-    np.testing.assert_allclose(calibrator.apply_symmetric(logits), raw / raw.sum(axis=1, keepdims=True), rtol=1e-12)
+    np.testing.assert_allclose(calibrator.symmetric().apply(logits), raw / raw.sum(axis=1, keepdims=True), rtol=1e-12)
     np.testing.assert_allclose(calibrator.apply(logits + 7), calibrator.apply(logits), rtol=1e-12)
 
 
@@ -216,7 +216,7 @@ def test_auto_decides_by_the_cross_validated_gain_and_its_standard_error_as_by_h
         for k in range(5):
             rest, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             fit = fit_calibrator("temperature", "position", logits[rest], labels[rest], groups[rest], 0)
-            odds = np.log(fit.apply(logits[held])) - np.log(fit.apply_symmetric(logits[held]))
+            odds = np.log(fit.apply(logits[held])) - np.log(fit.symmetric().apply(logits[held]))
             gain[held] = odds[np.arange(len(held)), labels[held]]
         sums = (gain - gain.mean()).reshape(200, 2).sum(axis=1)
         ratios.append(gain.mean() / (np.sqrt(np.square(sums).sum() * 200 / 199) / 400))
@@ -298,7 +298,7 @@ class TestEveryCalibrator:
         probs = calibrator.apply(logits)
         np.testing.assert_allclose(probs.sum(axis=1), 1)
         np.testing.assert_array_equal(calibrator.apply(logits[:, [1, 0, 2]]), probs[:, [1, 0, 2]])
-        np.testing.assert_array_equal(calibrator.apply_symmetric(logits), probs)
+        np.testing.assert_array_equal(calibrator.symmetric().apply(logits), probs)
 
     def test_is_never_worse_than_none_on_its_rows(self, kind: str) -> None:
         for seed in range(5):
@@ -315,8 +315,8 @@ class TestEveryCalibrator:
         logits, labels = planted(400, 1.3, position_bias=0.5)
         assert fit_symmetric(kind, logits, labels).position_bias == 0
         biased = fit_calibrator(kind, "position", logits, labels, np.arange(400), 0)
-        without = biased.apply_symmetric(logits)
-        np.testing.assert_array_equal(biased.apply_symmetric(logits[:, [1, 0, 2]]), without[:, [1, 0, 2]])
+        without = biased.symmetric().apply(logits)
+        np.testing.assert_array_equal(biased.symmetric().apply(logits[:, [1, 0, 2]]), without[:, [1, 0, 2]])
         assert biased.position_bias > 0.3 or kind == "none"
 
     def test_accepts_an_absent_class_and_refuses_nan(self, kind: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ensemble.features.design_matrix import Design, add_terms, build_design
+from ensemble.features.term_counts import TermCounts
 from ensemble.stacking.baselines import BASELINES
 from ensemble.stacking.combiners import Combiner
 from ensemble.stacking.lightgbm_stacker import ExtraTrees, Stacker
@@ -37,14 +38,15 @@ def fit_mixture(design: Design, labels: np.ndarray) -> Combiner:
 
 
 def swapped(design: Design) -> Design:
-    assert design.terms is not None
+    terms = design.terms
+    assert terms is not None
     return replace(
         design,
         x=design.x_swapped,
         x_swapped=design.x,
         pool=design.pool[:, :, SWAP],
         orders=design.orders[:, :, ::-1, SWAP],
-        terms=design.terms.swapped(),
+        terms=TermCounts(terms.b, terms.a, terms.log_words[:, ::-1]),
     )
 
 

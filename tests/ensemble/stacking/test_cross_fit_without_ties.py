@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ensemble.features.design_matrix import Design, design_of
 from ensemble.stacking.baselines import prior_probs
-from ensemble.stacking.calibration import CALIBRATORS, Calibrator, fit_temperature
+from ensemble.stacking.calibration import CALIBRATORS, Calibrator
 from ensemble.stacking.combiners import COMBINERS
 from ensemble.stacking.cross_fit import cross_fit
 from ensemble.stacking.log_pool import fit_pool, pool_logits
@@ -21,6 +21,7 @@ from ensemble.statistics.scores import scores
 from oof.classes import swap_orders, with_tie, without_ties
 from oof.config import Stack
 from oof.metrics import softmax
+from tests.fixtures.temperatures import fit_temperature
 
 N = 300
 

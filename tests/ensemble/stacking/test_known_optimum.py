@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from ensemble.features.design_matrix import build_design
-from ensemble.stacking.calibration import fit_temperature
 from ensemble.stacking.cross_fit import cross_fit
 from ensemble.stacking.lightgbm_stacker import Split, Stacker, fit_early_stopped
 from ensemble.statistics.bootstrap import group_interval
 from oof.config import Stack
 from oof.metrics import log_loss, row_log_loss, softmax
 from tests.fixtures.arenas import make_arena
+from tests.fixtures.temperatures import fit_temperature
 
 TIE, LENGTH, QUALITY = 0.8, 0.8, 1.5
 SHARED, OWN = 0.5, (0.6, 0.9)  # standard deviations of the members' noise

@@ -12,10 +12,10 @@ from scipy.special import softmax
 from sklearn.base import clone
 
 from ensemble import Temperature
-from ensemble.stacking.calibration import fit_temperature
 from ensemble.stacking.calibration_fit import InSampleError
 from oof import UserError
 from oof.metrics import log_loss
+from tests.fixtures.temperatures import fit_temperature
 
 
 def scaled_logits(n: int, factor: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -10,7 +10,7 @@ import pytest
 from oof.common.errors import UserError
 from oof.config import Config, Data, Folds
 from oof.data.prompt_quality import SCORES, prompt_flags, prompt_quality
-from oof.jobs.dataset import leave_out_junk, load_battles, prepare
+from oof.jobs.dataset import draft_battles, leave_out_junk, load_battles
 
 
 def test_a_quality_is_the_lowest_score_of_the_kinds_found() -> None:
@@ -42,7 +42,7 @@ def test_junk_keeps_its_fold_and_its_score_but_weighs_nothing_in_training(tmp_pa
     for name, least in (("all", 0.0), ("good", 0.5)):
         data = Data(train=[str(tmp_path / "train.csv")], min_prompt_quality=least)
         config = Config(run=str(tmp_path / name), data=data, folds=Folds(k=2))
-        prepare(config)
+        draft_battles(config).write()
         tables[name] = load_battles(Path(config.run))
     assert tables["all"].drop("weight").equals(tables["good"].drop("weight"))
     junk = tables["good"]["prompt"].list.first().str.starts_with("asdf")

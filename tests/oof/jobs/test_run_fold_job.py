@@ -16,7 +16,7 @@ from oof.audit.run import audit_run
 from oof.common.errors import UserError
 from oof.data.synth import write_arena
 from oof.jobs import run_fold_job
-from oof.jobs.dataset import load_battles, prepare
+from oof.jobs.dataset import draft_battles, load_battles
 from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import fold_jobs
 from oof.jobs.run_fold_job import run_job
@@ -123,12 +123,13 @@ def test_a_fold_job_holds_no_unlabelled_battle(
     monkeypatch.chdir(ROOT)
     settings = [f"run={tmp_path}", f"data.unlabelled=[{extra}]"]
     config = configuration.load(base[0], [*base[1:], *settings])
-    table = prepare(config)
+    draft = draft_battles(config)
+    draft.write()
     held: list[pl.DataFrame] = []
     monkeypatch.setattr(run_fold_job, "run_job", lambda _, battles: held.append(battles.table))
-    run_fold_job.run_fold_job(fold_jobs(config, table)[0])
-    assert table.height == 60 + N_EXTRA
-    assert held[0].equals(table.filter(pl.col("role") == "train"))
+    run_fold_job.run_fold_job(fold_jobs(config, draft.table)[0])
+    assert draft.table.height == 60 + N_EXTRA
+    assert held[0].equals(draft.table.filter(pl.col("role") == "train"))
 
 
 def test_a_training_set_whose_battles_all_have_weight_0_is_refused_in_one_sentence(
@@ -136,7 +137,7 @@ def test_a_training_set_whose_battles_all_have_weight_0_is_refused_in_one_senten
 ) -> None:
     monkeypatch.chdir(ROOT)
     config = configuration.load(base[0], [*base[1:], f"run={tmp_path}"])
-    prepare(config)
+    draft_battles(config).write()
     table = load_battles(tmp_path)
     only_fold_0 = table.with_columns(weight=(pl.col("fold") == 0).cast(pl.Float64))
     jobs = fold_jobs(config, table)

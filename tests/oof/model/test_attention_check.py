@@ -90,7 +90,16 @@ def test_an_attention_that_raises_or_gives_nan_or_wrong_gradients_is_rejected(mo
         out, _ = blockwise_attention.attention(*args, **kwargs)
         return out * 0.5 + out.detach() * 0.5, None
 
-    for function in (fails, fails_without_a_message, broken, half_gradient):
+    def nan_gradient_of_value(module: Any, query: torch.Tensor, key: Any, value: Any, *rest: Any, **kwargs: Any) -> Any:
+        value.register_hook(lambda gradient: gradient * float("nan"))
+        return blockwise_attention.attention(module, query, key, value, *rest, **kwargs)
+
+    def nan_of_long_texts(module: Any, query: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
+        out, _ = blockwise_attention.attention(module, query, *rest, **kwargs)
+        return out * float("nan") if query.shape[2] > 100 else out, None
+
+    functions = (fails, fails_without_a_message, broken, half_gradient, nan_gradient_of_value, nan_of_long_texts)
+    for function in functions:
         assert not accepted(monkeypatch, function), function.__name__
 
 

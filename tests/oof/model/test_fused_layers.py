@@ -187,6 +187,20 @@ def failing(*arguments: Any) -> torch.Tensor:
     raise RuntimeError("no compiler found\nmore")
 
 
+class _NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] * float("nan")
+
+
+def with_nan_gradient_of_up(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return STAND_IN.geglu(gate, _NanGradient.apply(up))  # type: ignore[no-untyped-call]
+
+
 def without_gradient_of_up(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return STAND_IN.geglu(gate, up.detach()) + 0 * up
 
@@ -198,6 +212,7 @@ def without_gradient_of_up(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor
         (STAND_IN._replace(rms_norm=failing), ["geglu"], "is not usable here (no compiler found)"),
         (STAND_IN._replace(geglu=STAND_IN.swiglu), ["rms_norm"], "differs from eager by"),
         (STAND_IN._replace(geglu=without_gradient_of_up), ["rms_norm"], "fused geglu of Gemma2MLP"),
+        (STAND_IN._replace(geglu=with_nan_gradient_of_up), ["rms_norm"], "differs from eager by nan"),
     ],
 )
 def test_a_kernel_that_fails_its_self_check_is_not_used(

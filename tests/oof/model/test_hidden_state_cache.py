@@ -13,7 +13,7 @@ import torch
 from oof import config as configuration
 from oof.common.errors import UserError
 from oof.config import Config, Lora, Member, Prompts, Train
-from oof.jobs.dataset import prepare
+from oof.jobs.dataset import draft_battles
 from oof.jobs.encoded_battles import EncodedBattles
 from oof.jobs.fold_job import fold_jobs
 from oof.jobs.run_fold_job import fit_classifier
@@ -157,7 +157,9 @@ def test_the_plan_counts_the_cache_s_disk_space(tmp_path: Path) -> None:
     run = tmp_path / "run"
     configs = [configuration.load(str(path), [f"run={run}", f"members.a.frozen={mode}"]) for mode in MODES]
     less, more = (make_plan(config).members[0].disk_bytes for config in configs)
-    table = prepare(configs[1])
+    draft = draft_battles(configs[1])
+    draft.write()
+    table = draft.table
     encoded = EncodedBattles(configs[1].members["a"], table, configs[1])
     training_set = np.arange(60), np.eye(3, dtype=np.float32)[table["label"].to_numpy()], np.ones(60)
     fit_classifier(encoded, *training_set, cross_entropy, tmp_path / "job", seed=1, label="test")
@@ -174,5 +176,5 @@ def test_the_setting_changes_no_content_key(tmp_path: Path) -> None:
     keys = []
     for mode in MODES:
         config = configuration.load(str(path), [f"run={tmp_path / 'run'}", f"members.a.frozen={mode}"])
-        keys.append([job.step.key for job in fold_jobs(config, prepare(config))])
+        keys.append([job.step.key for job in fold_jobs(config, draft_battles(config).table)])
     assert keys[0] == keys[1]

@@ -20,7 +20,6 @@ from oof.model.predicted_time import (
     Prediction,
     attentions_on,
     predicted_on_this_gpu,
-    predicted_scoring_seconds,
     predicted_training_seconds,
     representative,
     scoring_batches,
@@ -154,7 +153,7 @@ def test_training_and_scoring_seconds_follow_the_recipe() -> None:
     one = predicted_training_seconds("H100", LLAMA, *arguments)
     two = predicted_training_seconds("H100", replace(LLAMA, train=replace(LLAMA.train, epochs=2.0)), *arguments)
     assert two == pytest.approx(2 * one)
-    scored = predicted_scoring_seconds("H100", LLAMA, LENGTHS, "sdpa")
+    scored = seconds(Prediction(LLAMA, CARDS["H100"], "sdpa").scoring(scoring_batches(LENGTHS, LLAMA)))
     assert scored < one / 2  # there is no backward pass
 
 

@@ -35,7 +35,7 @@ def test_the_document_has_the_numbers_of_the_plan(plan: Plan) -> None:
     assert [(entry["card"], entry["settings"], entry["fits"]) for entry in totals] == [
         (CARD, "configured", True), (CARD, "fastest", True),
     ]  # fmt: skip
-    expected = plan_totals(plan.config, CARD, 2, 2.5, True, plan)
+    expected = plan_totals(plan, CARD, 2, 2.5, True)
     assert expected is not None
     assert (totals[0]["n_cards"], totals[0]["wall_hours"], totals[0]["money"], totals[0]["card_hours"]) == (
         2, expected.wall_hours, expected.money, expected.card_hours,

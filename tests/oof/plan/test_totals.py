@@ -55,7 +55,7 @@ def jobs(config: Config, lengths: BattleLengths) -> dict[tuple[str, str, bool], 
 
 def test_the_hours_of_each_stage_are_those_of_a_count_by_hand() -> None:
     config = config_of()
-    totals = plan_totals(config, "H100", plan=plan_of(config, lengths_of()))
+    totals = plan_totals(plan_of(config, lengths_of()), "H100")
     assert totals is not None
     # 50 battles x 100 tokens in two orders; a job trains on 4/5 of them and scores 1/5.
     everything = 2 * 50 * 100 * SECONDS / 3600
@@ -71,7 +71,7 @@ def test_the_hours_of_each_stage_are_those_of_a_count_by_hand() -> None:
 def test_ten_jobs_on_eight_cards_take_two_waves_and_idle_cards_are_paid() -> None:
     config = config_of("distill.student.checkpoint=''")
     plan = plan_of(config, lengths_of())
-    one, eight, ten = (plan_totals(config, "H100", n, 2.0, plan=plan) for n in (1, 8, 10))
+    one, eight, ten = (plan_totals(plan, "H100", n, 2.0) for n in (1, 8, 10))
     assert one is not None and eight is not None and ten is not None  # noqa: PT018
     assert one.wall_hours == pytest.approx(10 * ten.wall_hours)
     assert eight.wall_hours == pytest.approx(2 * ten.wall_hours)
@@ -81,14 +81,14 @@ def test_ten_jobs_on_eight_cards_take_two_waves_and_idle_cards_are_paid() -> Non
 
 def test_cards_are_by_default_those_that_the_run_uses() -> None:
     config = config_of("jobs.workers=3")
-    totals = plan_totals(config, "H100", plan=plan_of(config, lengths_of()))
+    totals = plan_totals(plan_of(config, lengths_of()), "H100")
     assert totals is not None
     assert totals.n_cards == 3
 
 
 def test_a_fold_job_on_several_cards_takes_its_share_of_the_time() -> None:
     config = config_of("jobs.nproc=4", "distill.student.checkpoint=''")
-    totals = plan_totals(config, "H100", plan=plan_of(config, lengths_of()))
+    totals = plan_totals(plan_of(config, lengths_of()), "H100")
     assert totals is not None
     assert totals.n_cards == 4
     assert totals.wall_hours == pytest.approx(totals.card_hours / 4)
@@ -96,7 +96,7 @@ def test_a_fold_job_on_several_cards_takes_its_share_of_the_time() -> None:
 
 def test_a_model_that_does_not_fit_has_no_totals() -> None:
     config = config_of()
-    assert plan_totals(config, "T4", plan=plan_of(config, lengths_of())) is None
+    assert plan_totals(plan_of(config, lengths_of()), "T4") is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from oof.config import Member
 from oof.model.classifier import load_base
 from oof.model.lora import add_adapters
 from oof.training.classifier_trainer import ClassifierTrainer
-from oof.training.finite_steps import FiniteSteps, loss_spikes
+from oof.training.finite_steps import FiniteSteps, recorded
 from oof.training.losses import cross_entropy
 from oof.training.trainer import train_classifier
 from tests.fixtures.tiny_classifiers import training_steps
@@ -187,4 +187,4 @@ def test_a_spike_is_8_deviations_above_the_median_of_the_last_50_losses() -> Non
         guard.check(torch.tensor(loss), state)
         state.global_step += 1
     assert [entry["loss_spike"] for entry in state.log_history] == [62]
-    assert loss_spikes(state) == 1
+    assert recorded(state, "loss_spike") == [62]
