@@ -58,6 +58,8 @@ def check_files(
         UserError: the arguments are wrong: no such file, an unknown name in ``columns``, no tokenizer in its folder.
     """
     files = readers.expand(paths)
+    if not files:
+        raise UserError("no files to check; name at least one")
     measure = length_measure(tokenizer)
     grouping = groups or Groups()
     data = data or Data()

@@ -143,7 +143,6 @@ def plan_student(config: Config) -> StudentPlan:
     # The base, where all students of older versions started, adds nothing to the key.
     named = Distill.start if first == "base" else first
     recipe = without_speed_settings(replace(config.distill, start=named, variants=[], prompts=StudentPrompts()))
-    recipe["losses"]["consistency"] = 0.0  # a term of older versions, which the keys of their students contain
     prompts = without_speed_settings(config.for_student().prompts)
     stack_settings = without_speed_settings(config.stack) if jobs else None
     sources = [[job.step.key for job in jobs], digest(ensemble_probs.round(9)), stack_settings]

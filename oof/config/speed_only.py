@@ -15,6 +15,8 @@ from oof.config.setting import default_of, named_sections, sections, settings
 # runs held another value. A change here changes the content key of every existing run. Settings that were added
 # later are left out (``added``).
 FIXED_VALUES = {"score_tokens_per_batch": 0}
+# Settings that are gone, by their section: content keys keep the value that left them out.
+GONE = {"Losses": {"consistency": 0.0}}
 
 
 def without_speed_settings(section: Any, schema: type | None = None) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def without_speed_settings(section: Any, schema: type | None = None) -> dict[str
         return without_speed_settings(dataclasses.asdict(section), type(section))
     fields, nested, named = settings(schema), sections(schema), named_sections(schema)
     speed_only = {name: field for name, field in fields.items() if field.metadata["speed_only"]}
-    kept: dict[str, Any] = {}
+    kept: dict[str, Any] = dict(GONE.get(schema.__name__, {}))
     for name, value in section.items():
         if name in nested:
             inner = without_speed_settings(value, nested[name])
