@@ -21,9 +21,9 @@ from oof.common.wording import Replacement, errors_reworded
 from oof.config import Config, Data, Groups
 from oof.config.load import resolve
 from oof.data import readers
-from oof.data.build_table import BattleSet, build_table
+from oof.data.battles import join_files
 from oof.data.frames import NAME, frame_cells
-from oof.data.parse_file import ParsedFile, parse_file, parse_table, refuse_unused_columns, wanted_columns
+from oof.data.parse_file import ParsedFile, parse_file, parse_table, wanted_columns
 from oof.folds.assignment import assign_folds
 from oof.folds.groups import group_battles
 
@@ -76,7 +76,7 @@ def read_battles(
             name = str(source)
         else:
             files, name = [_parse_frame(source, "any", data, seed)], NAME
-        table = _battles(files, data).table
+        table = join_files(files, data).table
         if table.height == 0:
             raise UserError(f"{name}: no row that can be used as a battle")
         return table
@@ -120,7 +120,7 @@ def group_folds(
         config = _config({"data": data, "folds": {"k": k}, "groups": {"threshold": threshold}})
         parsed = _parse_frame(frame, "train", config.data, seed)
         # By id, as in a run; folds that the frame may have would be taken over.
-        table = _battles([parsed], config.data).table.sort("id").with_columns(fold=pl.lit(None, pl.Int32))
+        table = join_files([parsed], config.data).table.sort("id").with_columns(fold=pl.lit(None, pl.Int32))
         if table["row"].is_duplicated().any():
             raise UserError(
                 f"{NAME}: its rows are rankings, which give several battles each; fold the table that "
@@ -135,11 +135,6 @@ def group_folds(
 def _parse_frame(frame: IntoDataFrame, role: str, data: Data, seed: int) -> ParsedFile:
     cells = frame_cells(frame, wanted_columns(data))
     return parse_table(cells, role, data, seed, column=lambda name: frame_cells(frame, {name}).columns[name])
-
-
-def _battles(files: list[ParsedFile], data: Data) -> BattleSet:
-    refuse_unused_columns(files, data.columns)
-    return build_table(files, data.on_bad_row)
 
 
 def _config(sections: dict[str, dict[str, Any]]) -> Config:

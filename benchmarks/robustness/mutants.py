@@ -32,7 +32,6 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 MODULES = {
     "oof/metrics.py": ["tests/oof/test_metrics.py"],
     "oof/folds/assignment.py": ["tests/oof/folds"],
-    "oof/folds/balance.py": ["tests/oof/folds"],
     "oof/folds/given_folds.py": ["tests/oof/folds"],
     "oof/folds/groups.py": ["tests/oof/folds"],
     "oof/encoding/batches.py": ["tests/oof/encoding"],

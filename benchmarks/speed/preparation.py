@@ -37,7 +37,8 @@ from benchmarks.common import argument_parser, paragraphs, peak_gb, run_script, 
 from oof.classes import WINNER_COLUMNS
 from oof.config import Data, Groups, Prompts
 from oof.data.battles import read_battles
-from oof.encoding.encode import PARTS, encode_battles
+from oof.data.schemas import TEXTS
+from oof.encoding.encode import encode_battles
 from oof.encoding.templates import prepare_tokenizer
 from oof.folds.assignment import assign_folds
 from oof.folds.groups import group_battles
@@ -87,7 +88,7 @@ def write_csv(path: Path, n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     columns = synthetic_texts(rng, n)
     frame = {"id": np.arange(n), "model_a": ["m1"] * n, "model_b": ["m2"] * n}
-    frame |= {name: [json.dumps(turns) for turns in column] for name, column in zip(PARTS, columns, strict=True)}
+    frame |= {name: [json.dumps(turns) for turns in column] for name, column in zip(TEXTS, columns, strict=True)}
     label = rng.choice(3, size=n, p=[0.349, 0.342, 0.309])
     pl.DataFrame(frame | {name: (label == i).astype(int) for i, name in enumerate(WINNER_COLUMNS)}).write_csv(path)
 
@@ -96,7 +97,7 @@ def per_row(table: pl.DataFrame, tokenizer: Any, max_tokens: int) -> int:
     """Prepare row by row, as competition code does; return the number of tokens."""
     n_tokens = 0
     for swapped in (False, True):
-        for row in table.select(PARTS).iter_rows():
+        for row in table.select(TEXTS).iter_rows():
             prompt, a, b = (" ".join("\n".join(turns).split(" ")[:700]) for turns in row)
             n_prompt, ids_a, ids_b = len(tokenizer.encode(prompt)), tokenizer.encode(a), tokenizer.encode(b)
             if n_prompt + len(ids_a) + len(ids_b) > max_tokens:
@@ -151,7 +152,7 @@ def compare(table: pl.DataFrame, tokenizer: Any, arguments: argparse.Namespace) 
 
 
 def distinct(table: pl.DataFrame) -> list[str]:
-    return list(dict.fromkeys(text.strip() for part in PARTS for text in table[part].explode().to_list()))
+    return list(dict.fromkeys(text.strip() for name in TEXTS for text in table[name].explode().to_list()))
 
 
 def measure(csv: Path, cache: Path, arguments: argparse.Namespace) -> dict[str, Any]:

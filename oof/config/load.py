@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +24,7 @@ from oof.common.errors import UserError
 from oof.config.schema import Config, Distill, Member
 from oof.config.setting import named_sections, sections, settings
 from oof.config.shipped_recipes import resolve_checkpoints
-from oof.config.user_values import ALIASES, fit, join_words, nearest_setting, one_line, plain_value, short
+from oof.config.user_values import ALIASES, fitted, join_words, nearest_setting, one_line, plain_value, short
 
 # Both build plain values alone; the one in C, which PyYAML has where libyaml is, takes a fraction of the time.
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -97,8 +97,7 @@ def resolve(layers: Mapping[str, dict[str, Any]], run: str) -> Config:
         UserError: a key is unknown, a value has the wrong type or range.
     """
     for origin, values in layers.items():
-        _refuse_unknown(origin, values, Config)
-        fit(origin, values, Config)
+        _fit(origin, values, Config)
     try:
         merged = OmegaConf.merge(_schema(), *layers.values())
         assert isinstance(merged, DictConfig)
@@ -173,11 +172,14 @@ def _first_line(error: BaseException) -> str:
     return " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
 
 
-def _refuse_unknown(origin: str, tree: object, schema: type, prefix: str = "") -> None:
-    """Compare ``tree`` with the dataclass ``schema``; the keys of free-form mappings (``data.columns``) may be any."""
+def _fit(origin: str, tree: object, schema: type, prefix: str = "") -> None:
+    """Change the values of ``tree`` in place so that they fit the dataclass ``schema``; refuse keys that it lacks.
+
+    The keys of free-form mappings (``data.columns``) may be any.
+    """
     if not isinstance(tree, dict):
         raise UserError(f"{origin}: {prefix[:-1]}: expected settings below it ('key: value'), not {tree!r:.60}")
-    nested, named = sections(schema), named_sections(schema)
+    nested, named, hints = sections(schema), named_sections(schema), get_type_hints(schema)
     known = [field.name for field in dataclasses.fields(schema)]
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -190,18 +192,21 @@ def _refuse_unknown(origin: str, tree: object, schema: type, prefix: str = "") -
         if isinstance(value, int) and abs(value) > sys.float_info.max:  # OmegaConf fails to convert it to a float
             raise UserError(f"{origin}: {name}: a number of more than 308 digits; no setting takes one")
         if key in nested:
-            _refuse_unknown(origin, value, nested[key], f"{name}.")
+            _fit(origin, value, nested[key], f"{name}.")
         elif key in named:
-            _refuse_unknown_members(origin, value, named[key])
+            _fit_members(origin, value, named[key])
+        else:
+            choices = settings(schema)[key].metadata["choices"] or ()
+            tree[key] = fitted(f"{origin}: {name}", value, hints[key], choices)
 
 
-def _refuse_unknown_members(origin: str, members: object, schema: type) -> None:
+def _fit_members(origin: str, members: object, schema: type) -> None:
     if not isinstance(members, dict):
         raise UserError(f"{origin}: members: expected settings under each member's name, not {members!r:.60}")
     for name, member in members.items():
         if not MEMBER_NAME.fullmatch(str(name)):
             raise UserError(f"{origin}: member name {str(name)!r}: use letters, digits, '_', '-' and '.'")
-        _refuse_unknown(origin, member, schema, f"members.{name}.")
+        _fit(origin, member, schema, f"members.{name}.")
 
 
 def _origin(layers: Mapping[str, dict[str, Any]], path: tuple[str, ...]) -> str:

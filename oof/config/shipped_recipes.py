@@ -60,7 +60,7 @@ def find_recipe(name: str) -> str:
     """Return the path of a configuration: the user's file, or else the shipped recipe of that name.
 
     Raises:
-        UserError: the path is a folder, or a file that is missing here while a shipped recipe has its name.
+        UserError: the file is missing here while a shipped recipe has its name.
     """
     path = Path(name)
     shipped = None if path.is_file() else shipped_recipe(path.name)
@@ -70,6 +70,4 @@ def find_recipe(name: str) -> str:
             f"{name}: no such file; 'arena-distill init' writes {FOLDER}/{stem}.yaml, or name the shipped recipe: "
             f"CONFIG={stem}"
         )
-    if shipped is None and path.is_dir():
-        raise UserError(f"{name}: a folder, not a configuration; to go on with a run, name it run={name} (RUN={name})")
     return shipped or name

@@ -94,47 +94,36 @@ def stored_settings(run: Path) -> dict[str, Any] | None:
     path = run / STORED
     try:
         if path.is_file():
-            return with_older_values(_known(read_yaml(path), Config, f"{path}: "))
+            return with_older_values(read_yaml(path), place=f"{path}: ")
         path = run / "run.json"
         if not path.is_file():
             return None
-        tree = parse_json(path)["config"]
-        return with_older_values(_known(tree, Config, f"{path}: "))
+        return with_older_values(parse_json(path)["config"], place=f"{path}: ")
     except (UserError, OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: damaged, the run's settings cannot be read ({error}); name them: CONFIG=FILE"
         ) from error
 
 
-def with_older_values(tree: dict[str, Any], schema: Any = Config) -> dict[str, Any]:
-    """Return a run's remembered values with those of settings that its version lacked and whose default is new."""
-    full = dict(tree)
-    for name, field in settings(schema).items():
-        if name not in full and field.metadata["older"] != default_of(field):
-            full[name] = field.metadata["older"]
-    for name, inner in sections(schema).items():
-        full[name] = with_older_values(full.get(name) or {}, inner)
-    for name, inner in named_sections(schema).items():
-        full[name] = {key: with_older_values(value, inner) for key, value in (full.get(name) or {}).items()}
-    return full
+def with_older_values(tree: dict[str, Any], schema: Any = Config, place: str = "") -> dict[str, Any]:
+    """Return a run's remembered values as this version reads them.
 
-
-def _known(tree: dict[str, Any], schema: Any, place: str) -> dict[str, Any]:
-    """Return the values without settings of another version, which are named in the log."""
+    Settings that the run's version lacked have the value under which it was made, where their default is new. Settings
+    that this version lacks are left out, and named in the log after ``place``.
+    """
     nested, named, fields = sections(schema), named_sections(schema), settings(schema)
-    known: dict[str, Any] = {}
-    for name, value in tree.items():
-        if name in nested:
-            known[name] = _known(value or {}, nested[name], f"{place}{name}.")
-        elif name in named:
-            known[name] = {
-                key: _known(inner or {}, named[name], f"{place}{name}.{key}.") for key, inner in (value or {}).items()
-            }
-        elif name in fields:
-            known[name] = value
-        else:
+    older = {name: field.metadata["older"] for name, field in fields.items()}
+    full = {name: value for name, value in older.items() if value != default_of(fields[name])}
+    full |= {name: value for name, value in tree.items() if name in fields}
+    for name in tree:
+        if name not in {*nested, *named, *fields}:
             logger.warning("%s%s: this version has no such setting; it is left out", place, name)
-    return known
+    for name, inner in nested.items():
+        full[name] = with_older_values(tree.get(name) or {}, inner, f"{place}{name}.")
+    for name, inner in named.items():
+        models = (tree.get(name) or {}).items()
+        full[name] = {key: with_older_values(model or {}, inner, f"{place}{name}.{key}.") for key, model in models}
+    return full
 
 
 def working_folder(run: Path) -> Path:

@@ -11,12 +11,13 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
+from os.path import exists
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from oof.common.errors import UserError
-from oof.config.setting import named_sections, sections, settings
+from oof.config.setting import named_sections, sections
 
 # Names that other tools use -> ours.
 ALIASES = {
@@ -40,7 +41,7 @@ def split_paths(text: str) -> list[str]:
     """
     if not text.strip():
         return []
-    if _exists(text):
+    if exists(text):
         return [text]
     try:
         words = shlex.split(text)
@@ -48,18 +49,11 @@ def split_paths(text: str) -> list[str]:
         words = text.split()
     paths: list[str] = []
     while words:
-        ends = [n for n in range(len(words), 1, -1) if _exists(" ".join(words[:n]))]
-        n = ends[0] if ends and not _exists(words[0]) else 1
+        ends = [n for n in range(len(words), 1, -1) if exists(" ".join(words[:n]))]
+        n = ends[0] if ends and not exists(words[0]) else 1
         paths.append(" ".join(words[:n]))
         words = words[n:]
     return paths
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def join_words(words: list[str]) -> list[str]:
@@ -94,26 +88,12 @@ def plain_value(name: str, text: str, schema: Any) -> object | None:
     return split_paths(text) if is_list and not is_number and not text.startswith("[") else None
 
 
-def fit(origin: str, tree: dict[Any, Any], schema: Any, prefix: str = "") -> None:
-    """Change the values of ``tree`` in place so that they fit the schema; its keys are known to be settings.
+def fitted(place: str, value: object, hint: Any, choices: tuple[str, ...]) -> object:
+    """Return a value so that it fits the type of its setting.
 
     Raises:
-        UserError: a value does not fit its setting.
+        UserError: it does not.
     """
-    nested, named, hints = sections(schema), named_sections(schema), get_type_hints(schema)
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if key in nested:
-            fit(origin, value, nested[key], f"{name}.")
-        elif key in named:
-            for inner, member in value.items():
-                fit(origin, member, named[key], f"{name}.{inner}.")
-        else:
-            choices = settings(schema)[key].metadata["choices"] or ()
-            tree[key] = _fitted(f"{origin}: {name}", value, hints[key], choices)
-
-
-def _fitted(place: str, value: object, hint: Any, choices: tuple[str, ...]) -> object:
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if isinstance(value, bool) and "off" in choices:
         return "on" if value else "off"  # YAML reads these as true and false
@@ -133,18 +113,11 @@ def _fitted(place: str, value: object, hint: Any, choices: tuple[str, ...]) -> o
                 return value
             if isinstance(value, float) and value.is_integer():
                 return int(value)
-            if kind is float and isinstance(value, str) and _is_float(value):
-                return float(value)  # YAML reads 1e-4 as a text
+            if kind is float and isinstance(value, str):
+                with suppress(ValueError):
+                    return float(value)  # YAML reads 1e-4 as a text
     expected = " or ".join(KINDS.get(kind, "null") for kind in kinds)
     raise UserError(f"{place}={short(value)}; it must be {expected}")
-
-
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _list(place: str, value: object, kind: Any) -> object:

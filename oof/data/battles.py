@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +31,10 @@ from oof.data import readers
 from oof.data.build_table import BattleSet, build_table
 from oof.data.parse_file import ParsedFile, parse_file, refuse_unused_columns
 from oof.data.parse_in_chunks import parse_in_chunks
-from oof.data.problems import Problem
 from oof.data.schemas import OPTIONAL_SCHEMA, ROLES, TABLE_SCHEMA
-from oof.data.votes import read_votes
+from oof.data.votes import Votes, read_votes
 
-__all__ = ["BattleSet", "Problem", "content_fingerprint", "read_battles", "read_file", "write_dropped"]
+__all__ = ["BattleSet", "content_fingerprint", "join_files", "read_battles", "read_file", "write_dropped"]
 CONTENT_COLUMNS = [name for name in (*TABLE_SCHEMA, *OPTIONAL_SCHEMA) if name not in ("file", "row")]
 HASHED_CELLS = 8192  # texts that are Python strings at a time
 
@@ -59,19 +57,15 @@ def read_battles(data: Data, *, seed: int, roles: Sequence[str] = ROLES) -> Batt
     votes = read_votes(data) if "train" in roles and data.train else None
     for role in roles:
         patterns: list[str] = getattr(data, role)
-        weight = data.extra_weight if role == "extra" else 1.0
         paths = readers.expand(patterns)
         if role == "unlabelled":  # may be much larger than the others
             of_role = [file for path in paths for file in parse_in_chunks(path, role, data, seed)]
         else:
-            of_role = [file for path in paths for file in parse_file(path, role, data, seed, weight, votes)]
+            of_role = [file for path in paths for file in parse_file(path, role, data, seed, votes)]
         if patterns and not sum(file.n_read for file in of_role):
             raise UserError(f"{', '.join(patterns)}: no rows; data.{role} needs at least one battle")
         files += of_role
-    refuse_unused_columns(files, data.columns, votes)
-    of_votes = votes.all_problems() if votes else []
-    battles = build_table(files, data.on_bad_row)
-    battles.problems.extend(of_votes)
+    battles = join_files(files, data, votes)
     for name, shown in battles.shown.items():
         logger.info("%s: %s", name, "\n  ".join(shown))
     for role in dict.fromkeys(file.role for file in files):
@@ -80,38 +74,34 @@ def read_battles(data: Data, *, seed: int, roles: Sequence[str] = ROLES) -> Batt
     return battles
 
 
-def read_file(
-    path: str | Path,
-    role: str,
-    *,
-    seed: int = 0,
-    columns: Mapping[str, str] | None = None,
-    on_bad_row: str = "error",
-    weight: float = 1.0,
-    data: Data | None = None,
-) -> BattleSet:
+def read_file(path: str | Path, role: str, data: Data | None = None, *, seed: int = 0) -> BattleSet:
     """Return the battles of one file, as :func:`read_battles` does for several; no rows give an empty table.
 
     Args:
         path: a file.
         role: train, extra, unlabelled or test.
+        data: the settings of reading, such as ``columns``, ``verdicts`` and ``on_bad_row``.
         seed: draws the side of the chosen response in chosen/rejected pairs.
-        columns: as ``data.columns``.
-        on_bad_row: "error" or "drop".
-        weight: of each battle in training.
-        data: the other settings of reading, such as ``verdicts``.
 
     Raises:
         UserError: as :func:`read_battles`, or the role is unknown.
     """
     if role not in ROLES:
         raise UserError(f"role {role!r}: choose one of {', '.join(ROLES)}")
-    data = replace(data or Data(), columns=dict(columns or {}), on_bad_row=on_bad_row)
+    data = data or Data()
     votes = read_votes(data) if role == "train" else None
-    files = parse_file(str(path), role, data, seed, weight, votes)
+    return join_files(parse_file(str(path), role, data, seed, votes), data, votes)
+
+
+def join_files(files: list[ParsedFile], data: Data, votes: Votes | None = None) -> BattleSet:
+    """Return the battles of parsed files, with the problems of the votes on them.
+
+    Raises:
+        UserError: a column of ``data.columns`` is in no file, no battle has votes, or as :func:`build_table`.
+    """
     refuse_unused_columns(files, data.columns, votes)
     of_votes = votes.all_problems() if votes else []
-    battles = build_table(files, on_bad_row)
+    battles = build_table(files, data.on_bad_row)
     battles.problems.extend(of_votes)
     return battles
 

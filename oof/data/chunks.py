@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,21 +44,19 @@ class Chunk:
         return UserError(f"{message} (row 1 here is row {self.first + 1} of the file)")
 
 
-def cut_file(source: Path, rows: int, folder: Path, whole_bytes: int | None = None) -> Iterator[Chunk]:
+def cut_file(source: Path, rows: int, folder: Path) -> Iterator[Chunk]:
     """Yield the chunks of a file; each is overwritten by the next one.
 
     Args:
-        source: CSV, TSV, JSON lines or Parquet; a file of another kind is one chunk, itself.
+        source: CSV, TSV, JSON lines or Parquet; a small file, or one of another kind, is one chunk, itself.
         rows: data rows of a chunk.
         folder: where chunks are written.
-        whole_bytes: a file up to this size is one chunk, itself; None = ``WHOLE_BYTES``.
 
     Raises:
         UserError: a Parquet file cannot be decoded.
     """
     kind = FORMATS.get(source.suffix.lower())
-    whole_bytes = WHOLE_BYTES if whole_bytes is None else whole_bytes
-    if source.stat().st_size <= whole_bytes or kind is None or (kind == "json" and _is_array(source)):
+    if source.stat().st_size <= WHOLE_BYTES or kind is None or (kind == "json" and _is_array(source)):
         yield Chunk(source, source, 0)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,27 +74,11 @@ def _is_array(source: Path) -> bool:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
-class _RecordingLines:
-    """Iterator over lines that keeps those read since the last :meth:`take`: a CSV record may span several."""
-
-    def __init__(self, lines: Iterator[str]) -> None:
-        self.lines = lines
-        self.read: list[str] = []
-        self.n_taken = 0
-
-    def __iter__(self) -> _RecordingLines:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self.lines)
-        self.read.append(line)
-        return line
-
-    def take(self) -> str:
-        text = "".join(self.read)
-        self.n_taken += len(self.read)
-        self.read.clear()
-        return text
+def _recorded(lines: Iterable[str], read: list[str]) -> Iterator[str]:
+    """Yield lines and append them to ``read``, since a CSV record may span several."""
+    for line in lines:
+        read.append(line)
+        yield line
 
 
 # Each cutter writes a chunk to ``path`` and yields its rows and lines, until the file ends.
@@ -105,11 +87,11 @@ def _cut_csv(source: Path, rows: int, path: Path) -> Iterator[tuple[int, int]]:
     # surrogateescape: bytes that are not UTF-8 stay as they are, so that the reader reports them.
     with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         header = text.readline()
-        lines = _RecordingLines(iter(text))
-        reader = csv.reader(lines, delimiter=max(",\t;", key=header.count), strict=True)
+        read: list[str] = []  # lines of the record that was read last
+        reader = csv.reader(_recorded(text, read), delimiter=max(",\t;", key=header.count), strict=True)
         n = rows
         while n == rows:
-            n = lines.n_taken = 0
+            n = n_lines = 0
             with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as chunk:
                 chunk.write(header)
                 while n < rows:
@@ -119,10 +101,11 @@ def _cut_csv(source: Path, rows: int, path: Path) -> Iterator[tuple[int, int]]:
                         break
                     except csv.Error:
                         n += 1  # an invalid record counts too; the reader reports it
-                    chunk.write(lines.take())
-                chunk.write(lines.take())
+                    chunk.writelines(read)
+                    n_lines += len(read)
+                    read.clear()
             if n:
-                yield n, lines.n_taken
+                yield n, n_lines
 
 
 def _cut_lines(source: Path, rows: int, path: Path) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from typing import IO, Any
 
 import polars as pl
@@ -135,8 +134,8 @@ def read_json(name: str, opener: Opener, wanted: Collection[str], array: bool) -
                 records.append(value)
                 rows.append(row)
             else:
-                broken = value if isinstance(value, _BrokenLine) else _BrokenLine(f"not a JSON object: {value!r:.40}")
-                faults.append(RowFault(row, None, broken.reason, broken.remedy))
+                shown = f"not a JSON object: {value!r:.40}"
+                faults.append(value if isinstance(value, RowFault) else RowFault(row, None, shown, JSON_OBJECT))
     if faults and not records:
         raise UserError(f"{name}: no row is a JSON object; the first reason: {faults[0].reason}; {faults[0].remedy}")
     names = list(dict.fromkeys(key for record in records for key in record))
@@ -144,25 +143,20 @@ def read_json(name: str, opener: Opener, wanted: Collection[str], array: bool) -
     return RawTable(name, names, columns, rows, faults)
 
 
-@dataclass(frozen=True)
-class _BrokenLine:
-    """Reason and remedy of a line that is not a JSON object."""
-
-    reason: str
-    remedy: str = JSON_OBJECT
-
-
 def _json_lines(stream: Iterable[bytes]) -> Iterator[Any]:
+    """Yield the value of each line that is not blank; a fault where it is not JSON."""
+    row = 0
     for i, line in enumerate(stream):
         line = line.removeprefix(b"\xef\xbb\xbf") if i == 0 else line
         if not line.strip():
             continue
+        row += 1
         try:
             yield json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            yield _BrokenLine(f"byte 0x{line[error.start]:02x} is not UTF-8 (line {i + 1})", ENCODING)
+            yield RowFault(row, None, f"byte 0x{line[error.start]:02x} is not UTF-8 (line {i + 1})", ENCODING)
         except (ValueError, RecursionError) as error:
-            yield _BrokenLine(f"not valid JSON (line {i + 1}): {error}")
+            yield RowFault(row, None, f"not valid JSON (line {i + 1}): {error}", JSON_OBJECT)
 
 
 def _json_array(name: str, data: bytes) -> list[Any]:

@@ -33,10 +33,6 @@ class HubSplit(NamedTuple):
     revision: str
 
 
-def is_hub_name(pattern: str) -> bool:
-    return pattern.startswith(PREFIX)
-
-
 def hub_file(name: str) -> str:
     """Return the Parquet file of a split, downloaded first unless it is in the cache.
 

@@ -40,18 +40,14 @@ def show(cell: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def flow_mapping(values: Mapping[str, str]) -> str:
-    """Return a mapping as one line of YAML."""
-    return "{" + ", ".join(f"{_plain(key)}: {_plain(value)}" for key, value in values.items()) + "}"
-
-
 def _plain(text: str) -> str:
     return text if PLAIN_YAML.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
 def setting_word(name: str, values: Mapping[str, str]) -> str:
     """Return a mapping as an override that may be pasted into a shell or ARGS; quoted where a shell would change it."""
-    word = f"{name}={flow_mapping(values)}"
+    pairs = ", ".join(f"{_plain(key)}: {_plain(value)}" for key, value in values.items())
+    word = f"{name}={{{pairs}}}"
     return shlex.quote(word) if SHELL_CHARACTERS.search(word) else word
 
 
@@ -66,18 +62,14 @@ def turns_from_text(cell: object) -> Turns:
     """Return a plain text as its single turn; a missing cell is null."""
     if type(cell) is str:
         return [cell]
-    if is_missing(cell):
-        return None
-    return turns_from_value(cell)
+    return None if is_missing(cell) else turns_from_value(cell)
 
 
 def turns_from_json(cell: object) -> Turns:
     """Return the turns of a JSON list of texts (``null`` allowed), given as text or as a list."""
-    if type(cell) is not str:
-        return None if is_missing(cell) else turns_from_value(cell)
-    if cell == "":
+    if is_missing(cell):
         return None
-    return turns_from_value(parse_json(cell))
+    return turns_from_value(parse_json(cell) if type(cell) is str else cell)
 
 
 def parse_json(cell: str, items: str = "turns") -> Any:
@@ -91,14 +83,9 @@ def parse_json(cell: str, items: str = "turns") -> Any:
 
 
 def turns_from_value(value: object) -> Turns:
-    if type(value) is list:
-        for turn in value:
-            if turn is not None and type(turn) is not str:
-                return [None if turn is None else content_text(turn) for turn in value]
-        return value or None
-    if value is None:
-        return None
-    return [content_text(value)]
+    if isinstance(value, list):
+        return [content_text(turn) for turn in value] or None
+    return None if value is None else [content_text(value)]
 
 
 def content_text(content: object) -> str | None:
@@ -127,7 +114,7 @@ def content_text(content: object) -> str | None:
 def one_hot(a: object, b: object, tie: object) -> int:
     """Return the class of three 0/1 cells."""
     try:
-        flags = [FLAGS[_folded(cell)] for cell in (a, b, tie)]
+        flags = [FLAGS[cell.strip().lower() if isinstance(cell, str) else cell] for cell in (a, b, tie)]
     except (KeyError, TypeError):
         raise CellError(
             f"the winner columns contain {show(a)}, {show(b)}, {show(tie)}; expected one 1 and two 0"
@@ -135,10 +122,6 @@ def one_hot(a: object, b: object, tie: object) -> int:
     if sum(flags) != 1:
         raise CellError(f"the winner columns are not one-hot: {flags[0]}, {flags[1]}, {flags[2]}")
     return flags.index(1)
-
-
-def _folded(cell: object) -> object:
-    return cell.strip().lower() if isinstance(cell, str) else cell
 
 
 def number(cell: object) -> float:
@@ -195,6 +178,4 @@ def content_id(*content: object) -> str:
 
 def optional_name(cell: object) -> str | None:
     """Return the name of a model, language or group, or None where it is missing."""
-    if is_missing(cell):
-        return None
-    return cell if isinstance(cell, str) else str(cell)
+    return None if is_missing(cell) else str(cell)

@@ -57,9 +57,7 @@ class ParsedFile:
         return self.rows.raw.n_read
 
 
-def parse_file(
-    path: str, role: str, data: Data, seed: int, weight: float = 1.0, votes: Votes | None = None
-) -> list[ParsedFile]:
+def parse_file(path: str, role: str, data: Data, seed: int, votes: Votes | None = None) -> list[ParsedFile]:
     """Return a parsed file, or those of an archive, in a role of :data:`oof.data.schemas.ROLES`.
 
     In the role "any", a file with verdicts is read as train and one without as unlabelled.
@@ -69,14 +67,13 @@ def parse_file(
         role: of its battles.
         data: columns, verdicts and the other settings of reading.
         seed: draws the side of the chosen response in chosen/rejected pairs.
-        weight: of its battles in training.
         votes: on train battles; the battles of the file get theirs.
 
     Raises:
         UserError: the file cannot be read, has no known schema, or lacks columns that the role needs.
     """
     tables = readers.read_raw(path, wanted_columns(data))
-    return [parse_table(cells, role, data, seed, weight, votes, file_column(path, cells.name)) for cells in tables]
+    return [parse_table(cells, role, data, seed, file_column(path, cells.name), votes) for cells in tables]
 
 
 def wanted_columns(data: Data) -> set[str]:
@@ -85,17 +82,11 @@ def wanted_columns(data: Data) -> set[str]:
 
 
 def parse_table(
-    cells: RawTable,
-    role: str,
-    data: Data,
-    seed: int,
-    weight: float = 1.0,
-    votes: Votes | None = None,
-    column: ColumnReader | None = None,
+    cells: RawTable, role: str, data: Data, seed: int, column: ColumnReader, votes: Votes | None = None
 ) -> ParsedFile:
     """Return the parsed file of one table of cells; arguments and errors are those of :func:`parse_file`.
 
-    ``column`` reads one more column of the table, for a suggestion in an error; by default it must be in ``cells``.
+    ``column`` reads one more column of the table, for a suggestion in an error.
     """
     columns = data.columns
     if not cells.names:
@@ -111,8 +102,7 @@ def parse_table(
         if file_role in LABELLED_ROLES and not votes_here:
             schemas.require_verdict(raw, schema, columns)
     except schemas.UnknownColumnsError as error:
-        read_column = column or cells.columns.__getitem__
-        raise UnreadableColumnsError(error, suggested_settings(read_column, cells, error.columns, data)) from None
+        raise UnreadableColumnsError(error, suggested_settings(column, cells, error.columns, data)) from None
     schema = replace(schema, name=f"{ranking}: rankings as pairs") if ranking else schema
     rows = parse_rows(raw, schema, file_role in LABELLED_ROLES, seed, data)
     if votes_here:
@@ -122,7 +112,7 @@ def parse_table(
     if role == "test" and rows.n and not rows.ids_given:
         raise UserError(f"{raw.name}: missing column id, which a submission needs; set data.columns.id")
     mapped = frozenset(ours for ours, theirs in columns.items() if theirs in cells.names)
-    parsed = _usable_rows(rows, file_role, weight, mapped, data.both_bad)
+    parsed = _usable_rows(rows, file_role, mapped, data)
     for columns_of_cells in (cells.columns, raw.columns):  # the frame holds the texts; one copy in memory is enough
         columns_of_cells.clear()
     rows.forget_texts()
@@ -149,7 +139,7 @@ def refuse_unused_columns(files: list[ParsedFile], columns: Mapping[str, str], v
         )
 
 
-def _usable_rows(rows: ParsedRows, role: str, weight: float, mapped: frozenset[str], both_bad: str) -> ParsedFile:
+def _usable_rows(rows: ParsedRows, role: str, mapped: frozenset[str], data: Data) -> ParsedFile:
     counts: Counter[str] = Counter(both_bad=sum(rows.both_bad))
     faulty = {fault.position for fault in rows.faults}
     good = [i for i in range(rows.n) if i not in faulty]
@@ -160,13 +150,13 @@ def _usable_rows(rows: ParsedRows, role: str, weight: float, mapped: frozenset[s
     columns: dict[str, object] = {
         "id": strings(usable(rows.ids)),
         "role": [role] * len(good),
-        "weight": [weight] * len(good),
+        "weight": [data.extra_weight if role == "extra" else 1.0] * len(good),
         "label": usable(rows.labels),
         **{name: turn_lists(usable(getattr(rows, name)), counts) for name in TEXTS},
         **{name: strings(usable(values)) for name, values in rows.names.items()},
         "fold": usable(rows.folds),
         **{name: [share and share[i] for share in usable(rows.soft)] for i, name in enumerate(SOFT_COLUMNS)},
-        "both_bad": usable(rows.both_bad) if both_bad == "keep" and any(rows.both_bad) else [None] * len(good),
+        "both_bad": usable(rows.both_bad) if data.both_bad == "keep" and any(rows.both_bad) else [None] * len(good),
         "file": [rows.raw.name] * len(good),
         "row": usable(rows.raw.rows),
         "ids_given": [rows.ids_given] * len(good),

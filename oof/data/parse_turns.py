@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,18 +47,7 @@ def _is_context(cell: object) -> bool:
 
 
 def _contexts(rows: ParsedRows) -> TurnColumns:
-    texts: TurnColumns = ([], [], [])
-    sides = [rows.raw.columns[name] for name in TEXTS[1:]]
-    for i, (context, *answers) in enumerate(zip(rows.raw.columns["prompt"], *sides, strict=True)):
-        try:
-            messages = conversations.parse_messages(context)
-            a, b = (conversations.split_turns(conversations.answered(messages, answer)) for answer in answers)
-        except CellError as error:
-            rows.fault(i, "prompt", error)
-            a = b = ([None], [None])
-        for column, turns in zip(texts, (a[0], a[1], b[1]), strict=True):
-            column.append(turns)
-    return texts
+    return _answers(rows, TEXTS[1:], conversations.parse_messages)
 
 
 def _conversations(rows: ParsedRows) -> TurnColumns:
@@ -77,26 +67,28 @@ def _conversations(rows: ParsedRows) -> TurnColumns:
 
 
 def _pairs(rows: ParsedRows) -> TurnColumns:
-    prompts: list[Turns] = []
-    chosen: list[Turns] = []
-    rejected: list[Turns] = []
-    prompt_column = rows.raw.columns.get("prompt")
-    for i in range(rows.n):
-        prompt: Any = prompt_column[i] if prompt_column else None
-        column = "chosen"
+    return _answers(rows, ("chosen", "rejected"), lambda prompt: prompt)
+
+
+def _answers(rows: ParsedRows, sides: Sequence[str], parse_prompt: Callable[[Any], Any]) -> TurnColumns:
+    """Return the turns of a prompt and of two answers to it, which may be whole conversations."""
+    texts: TurnColumns = ([], [], [])
+    prompts = rows.raw.columns.get("prompt") or [None] * rows.n
+    for i, (prompt, *answers) in enumerate(zip(prompts, *(rows.raw.columns[side] for side in sides), strict=True)):
+        column, turns = "prompt", list[tuple[list[str | None], list[str | None]]]()
         try:
-            first = conversations.split_turns(conversations.answered(prompt, rows.raw.columns["chosen"][i]))
-            column = "rejected"
-            second = conversations.split_turns(conversations.answered(prompt, rows.raw.columns["rejected"][i]))
-            if first[0] != second[0]:
-                raise CellError("its user messages differ from chosen's")
+            context = parse_prompt(prompt)
+            for side, answer in zip(sides, answers, strict=True):
+                column = side
+                turns.append(conversations.split_turns(conversations.answered(context, answer)))
+            if turns[0][0] != turns[1][0]:
+                raise CellError(f"its user messages differ from {sides[0]}'s")
         except CellError as error:
             rows.fault(i, column, error)
-            first = second = ([None], [None])
-        prompts.append(first[0])
-        chosen.append(first[1])
-        rejected.append(second[1])
-    return prompts, chosen, rejected
+            turns = [([None], [None]), ([None], [None])]
+        for values, cell in zip(texts, (*turns[0], turns[1][1]), strict=True):
+            values.append(cell)
+    return texts
 
 
 def _no_texts(rows: ParsedRows) -> TurnColumns:

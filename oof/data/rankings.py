@@ -13,7 +13,7 @@ from itertools import combinations, product
 from typing import Any, NamedTuple
 
 from oof.data.conversations import HH_TURN, parse_hh_text
-from oof.data.parse_cells import CellError, is_missing, number, parse_json, show
+from oof.data.parse_cells import CellError, number, optional_name, parse_json, show
 from oof.data.raw_table import RawTable, RowFault
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "chosen_model", "rejected_model", "tied")
@@ -87,13 +87,13 @@ def _nectar(cells: dict[str, Any]) -> list[Pair]:
         messages = messages[:-1] if messages[-1][0] == "assistant" and not messages[-1][1] else messages
         prompt = [{"role": role, "content": text} for role, text in messages]
     answers = _list(cells["answers"], "answers")
-    return _pairs(prompt, [Ranked(_text(a, "answer"), _name(a), -number(a.get("rank"))) for a in answers])
+    return _pairs(prompt, [_ranked(a, "answer", -number(a.get("rank"))) for a in answers])
 
 
 def _ultrafeedback(cells: dict[str, Any]) -> list[Pair]:
     completions = _list(cells["completions"], "completions")
     scores = [number(c.get("overall_score", c.get("fine-grained_score"))) for c in completions]
-    ranked = [Ranked(_text(c, "response"), _name(c), score) for c, score in zip(completions, scores, strict=True)]
+    ranked = [_ranked(c, "response", score) for c, score in zip(completions, scores, strict=True)]
     return _pairs(cells["instruction"], ranked)
 
 
@@ -117,12 +117,8 @@ def _list(cell: object, name: str, kind: type = dict) -> list[Any]:
     return value
 
 
-def _text(item: dict[str, Any], key: str) -> str | None:
+def _ranked(item: dict[str, Any], key: str, merit: float) -> Ranked:
     text = item.get(key)
     if text is not None and not isinstance(text, str):
         raise CellError(f"{key}: {show(text)} is not text")
-    return text
-
-
-def _name(item: dict[str, Any]) -> str | None:
-    return None if is_missing(item.get("model")) else str(item["model"])
+    return Ranked(text, optional_name(item.get("model")), merit)

@@ -16,7 +16,7 @@ from typing import IO, cast
 
 from oof.common.errors import UserError
 from oof.data.formats import Opener, read_csv, read_json, read_parquet
-from oof.data.hub_datasets import hub_file, is_hub_name
+from oof.data.hub_datasets import PREFIX, hub_file
 from oof.data.raw_table import RawTable
 
 FORMATS = {
@@ -41,7 +41,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         if "\0" in pattern:
             raise UserError(f"{pattern!r}: a file name cannot contain a NUL character; remove it")
-        if is_hub_name(pattern):
+        if pattern.startswith(PREFIX):
             files = [hub_file(pattern)]
         elif Path(pattern).exists():
             files = [pattern]

@@ -10,6 +10,8 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from oof.data.verdicts import FORMS
+
 ENDINGS = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"), ("one", "two"), ("i", "ii"))
 PAIRED = {  # our pair of columns -> stems of a pair of columns
     ("response_a", "response_b"): (
@@ -46,16 +48,7 @@ SINGLE = {  # our column -> common names of it, most specific first
     "language": ("language", "lang"),
 }  # fmt: skip
 VERDICT_STEMS = ("prefer", "winn", "verdict", "judg", "vote", "better", "label")  # in names such as preferred_by_user
-VERDICTS = (
-    "winner",
-    "label",
-    "winner_model_a",
-    "signed_score",
-    "signed_scores",
-    "preference_1_to_2",
-    "votes_a",
-    "prob_a",
-)
+VERDICTS = {columns[0] for columns in FORMS.values()}  # a file with one of them has a verdict
 
 
 def suggest_columns(names: Sequence[str], known: Collection[str]) -> dict[str, str]:
@@ -74,7 +67,7 @@ def suggest_columns(names: Sequence[str], known: Collection[str]) -> dict[str, s
     for our_name, candidates in SINGLE.items():
         if our_name in names or (our_name in ("chosen", "rejected") and has_pair):
             continue
-        if our_name == "label" and {*names, *columns} & set(VERDICTS):
+        if our_name == "label" and {*names, *columns} & VERDICTS:
             continue
         left = {plain: name for plain, name in free.items() if name not in columns.values()}
         match = next((left[candidate] for candidate in candidates if candidate in left), None)
@@ -121,7 +114,7 @@ def _misspelt(free: Mapping[str, str], columns: Mapping[str, str], names: Sequen
     for ours in wanted:
         rest = {plain: name for plain, name in free.items() if name not in {*columns.values(), *near.values()}}
         match = difflib.get_close_matches(ours, list(rest), n=1, cutoff=0.8)
-        verdict_known = ours == "label" and {*names, *columns} & set(VERDICTS)
+        verdict_known = ours == "label" and {*names, *columns} & VERDICTS
         same_side = match and (ours[-2:] not in ("_a", "_b") or match[0][-1] == ours[-1])  # "responses" is no side
         if match and same_side and ours not in names and ours not in columns and not verdict_known:
             near[ours] = rest[match[0]]

@@ -24,7 +24,6 @@ VERDICT_WORDS = {
     "tie(bothbad)": 2,
     "tie (inconsistent)": 2,
 }
-BOTH_BAD_WORDS = {word for word in VERDICT_WORDS if "bad" in word}
 LABEL_NUMBERS = ("0", "1", "2")  # of a label without data.verdicts
 MAPPED_VALUES = 8  # a longer mapping is not suggested
 A_VALUES = {
@@ -38,6 +37,7 @@ B_VALUES = {
     "b>a", "b>>a", "b_wins",
 }  # fmt: skip
 TIE_VALUES = {"draw", "equal", "same", "both", "neither", "none", "0", "no preference", "tied", "ties", "[[c]]", "a=b"}
+GUESSES = {**dict.fromkeys(A_VALUES, "a"), **dict.fromkeys(B_VALUES, "b"), **dict.fromkeys(TIE_VALUES, "tie")}
 
 
 class Meaning(NamedTuple):
@@ -47,7 +47,7 @@ class Meaning(NamedTuple):
     both_bad: bool = False
 
 
-WORDS = {word: Meaning(label, word in BOTH_BAD_WORDS) for word, label in VERDICT_WORDS.items()}
+WORDS = {word: Meaning(label, "bad" in word) for word, label in VERDICT_WORDS.items()}
 
 
 def verdict_value(cell: object) -> str:
@@ -159,17 +159,9 @@ def guessed_verdicts(unknown: Sequence[str]) -> dict[str, str]:
     """Return value -> class as ``data.verdicts`` takes it, "?" where it cannot be guessed; {} for too many values."""
     if len(unknown) > MAPPED_VALUES or not all(value.isprintable() and len(value) <= 40 for value in unknown):
         return {}
-    return {value: _guess(value) or "?" for value in unknown}
+    return {value: GUESSES.get(value, "?") for value in unknown}
 
 
 def hint_for(verdicts: Mapping[str, str]) -> str:
     """Return what to write for the values whose meaning could not be guessed; "" if there are none."""
     return " (a, b, tie or both_bad for each ?)" if "?" in verdicts.values() else ""
-
-
-def _guess(value: str) -> str | None:
-    """Return the class that a value most probably means, as ``data.verdicts`` names it."""
-    for values, name in ((A_VALUES, "a"), (B_VALUES, "b"), (TIE_VALUES, "tie")):
-        if value in values:
-            return name
-    return None

@@ -15,15 +15,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from oof.classes import ORDERS
 from oof.common.errors import UserError
 from oof.config import Prompts
+from oof.data.schemas import TEXTS
 from oof.encoding.markers import Markers
 from oof.encoding.templates import TemplatePieces, bos_of, chat_template, family_of, length_hint
 from oof.encoding.tokenization import TokenPool, gather, offsets_of, tokenize
 from oof.encoding.truncation import TemplateCosts, TruncationPlan, head_and_tail, least_budget, plan_rounds
 
-ORDERS = ("ab", "ba")
-PARTS = ("prompt", "response_a", "response_b")
 PRESENTED = {"ab": (0, 1, 2), "ba": (0, 2, 1)}  # order -> parts presented as Prompt, Response A, Response B
 SPANS = 4  # of one segment: lead (template before the text), head of the text, marker, tail of the text
 
@@ -96,9 +96,7 @@ def encode_battles(
     family = family_of(tokenizer)
     if tokenizer.chat_template != chat_template(family, bos_of(tokenizer, family), config.hints):
         raise ValueError(f"the tokenizer was not prepared: call prepare_tokenizer(tokenizer, {config.hints!r}) first")
-    texts = _DistinctTexts.of(table)
-    pool = tokenize(texts.distinct, tokenizer, cache)
-    battles = _Battles(texts, pool, tokenizer, config)
+    battles = _Battles(table, tokenizer, config, cache)
     plan = battles.plan(max_tokens, config.prompt_share)
     return battles.assemble(plan, orders, config.layout)
 
@@ -117,44 +115,34 @@ def joined(parts: Sequence[Encoded]) -> Encoded:
     )
 
 
-@dataclass(frozen=True)
-class _DistinctTexts:
-    """The distinct texts of a table.
+def _distinct_texts(table: pl.DataFrame) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Return every text of a table once, (r, 3) the position of each round's prompt, A and B, and (n + 1,) offsets.
 
-    Attributes:
-        distinct: every text once.
-        index: (r, 3) position in ``distinct`` of each round's prompt, A and B.
-        offsets: (n + 1,) battle i has the rounds ``offsets[i]:offsets[i + 1]``.
+    Battle i has the rounds ``offsets[i]:offsets[i + 1]``.
     """
-
-    distinct: list[str]
-    index: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, table: pl.DataFrame) -> _DistinctTexts:
-        turns = table.select(pl.col(part).list.len() for part in PARTS).to_numpy().astype(np.int64)
-        if len(turns) and not ((turns == turns[:, :1]).all() and turns.min() > 0):
-            raise ValueError("every battle needs as many turns in each response as in its prompt, at least one")
-        distinct: dict[str, int] = {}
-        columns = [
-            [distinct.setdefault(text.strip(), len(distinct)) for text in table[part].explode()] if len(turns) else []
-            for part in PARTS
-        ]
-        return cls(list(distinct), np.array(columns, dtype=np.int64).reshape(3, -1).T, offsets_of(turns[:, 0]))
+    turns = table.select(pl.col(text).list.len() for text in TEXTS).to_numpy().astype(np.int64)
+    if len(turns) and not ((turns == turns[:, :1]).all() and turns.min() > 0):
+        raise ValueError("every battle needs as many turns in each response as in its prompt, at least one")
+    distinct: dict[str, int] = {}
+    columns = [
+        [distinct.setdefault(text.strip(), len(distinct)) for text in table[name].explode()] if len(turns) else []
+        for name in TEXTS
+    ]
+    return list(distinct), np.array(columns, dtype=np.int64).reshape(3, -1).T, offsets_of(turns[:, 0])
 
 
 class _Battles:
     """Tokenised battles, with methods that plan the truncation and assemble the sequences."""
 
-    def __init__(self, texts: _DistinctTexts, pool: TokenPool, tokenizer: Any, config: Prompts) -> None:
-        self.index, self.offsets, self.pool = texts.index, texts.offsets, pool
+    def __init__(self, table: pl.DataFrame, tokenizer: Any, config: Prompts, cache: Path | None) -> None:
+        texts, self.index, self.offsets = _distinct_texts(table)
+        self.pool = tokenize(texts, tokenizer, cache)
         self.battle = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-        self.lengths = pool.lengths[self.index]
-        self.n_tokens = _sum_by_battle(self.lengths, self.offsets)
+        self.lengths = self.pool.lengths[self.index]
+        self.n_tokens = np.add.reduceat(self.lengths, self.offsets[:-1])
         characters = np.zeros_like(self.index)
         if config.hints == "lengths":
-            characters = np.array([len(text) for text in texts.distinct], dtype=np.int64)[self.index]
+            characters = np.array([len(text) for text in texts], dtype=np.int64)[self.index]
         # Hints of the oldest kept round count its own texts and those of the rounds dropped before it.
         own, so_far = length_hint(characters), length_hint(_running(characters, self.offsets))
         self.pieces = TemplatePieces(tokenizer, config.hints, np.unique(np.concatenate([own, so_far])))
@@ -193,7 +181,7 @@ class _Battles:
 
     def assemble(self, plan: TruncationPlan, orders: tuple[str, ...], layout: str) -> Encoded:
         head, tail = head_and_tail(self.lengths, plan.kept, self.costs.marker)
-        n_kept = _sum_by_battle(np.where(plan.dropped[:, None], 0, head + tail), self.offsets)
+        n_kept = np.add.reduceat(np.where(plan.dropped[:, None], 0, head + tail), self.offsets[:-1])
         rows = np.flatnonzero(~plan.dropped)
         rounds = np.bincount(self.battle[rows], minlength=len(self.offsets) - 1)
         size = SPANS * 3 * rounds + 1  # spans of one sequence, the closing header last
@@ -253,12 +241,6 @@ class _Battles:
 def _spans(pool: TokenPool, start: int) -> NDArray[np.int64]:
     """Return (texts, 2) start and length of each text of a pool whose ids begin at ``start``."""
     return np.stack([pool.offsets[:-1] + start, pool.lengths], axis=1)
-
-
-def _sum_by_battle(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum the rows of (r, 3) values over each battle."""
-    sums = np.concatenate([np.zeros((1, 3), dtype=np.int64), np.cumsum(values, axis=0)])
-    return np.asarray(sums[offsets[1:]] - sums[offsets[:-1]])
 
 
 def _running(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:

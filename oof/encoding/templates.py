@@ -166,7 +166,7 @@ class TemplatePieces:
         closing = family.after_text + family.header(CLOSING)
         backend = tokenizer.backend_tokenizer
         self.pool: TokenPool = encode_all([*texts, closing], backend)
-        if family is not PLAIN:
+        if texts and family is not PLAIN:
             _warn_if_joined_differ(texts[0], "probe", closing, backend)
 
     def code(self, values: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -72,12 +72,8 @@ def plan_rounds(
     Raises:
         ValueError: a battle's newest round does not fit even when trimmed (budget below :func:`least_budget`).
     """
-    n, rows = len(offsets) - 1, np.arange(len(lengths))
-    if n == 0:
-        return TruncationPlan(
-            lengths, np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
-        )
-    battle = np.repeat(np.arange(n), np.diff(offsets))
+    rows = np.arange(len(lengths))
+    battle = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     spent = np.cumsum(lengths.sum(axis=1) + costs.whole)
     newer = spent[offsets[1:] - 1][battle] - spent  # tokens of the whole rounds after this one
     total = spent[offsets[1:] - 1] - np.concatenate([[0], spent])[offsets[:-1]]

@@ -24,6 +24,7 @@ from oof.classes import CLASSES, classes_of_data
 from oof.common.errors import UserError
 from oof.data.schemas import TEXTS
 from oof.folds.given_folds import given_extra_folds, given_folds
+from oof.folds.groups import numbered
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +150,7 @@ def _split_extra(extra: pl.DataFrame, groups: NDArray[np.int64], k: int, seed: i
 def _canonical(train: pl.DataFrame, groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return group numbers 0..G-1 in the order of the groups' smallest content keys (ids break ties)."""
     order = np.lexsort((train["id"].rank("ordinal").to_numpy(), np.array(_content_keys(train), dtype="S32")))
-    _, first, inverse = np.unique(groups[order], return_index=True, return_inverse=True)
-    numbers = np.empty(len(groups), dtype=np.int64)
-    numbers[order] = np.argsort(np.argsort(first))[inverse]
-    return numbers
+    return numbered(groups, order)
 
 
 def _content_keys(train: pl.DataFrame) -> list[bytes]:

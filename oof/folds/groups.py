@@ -56,7 +56,7 @@ def group_battles(table: pl.DataFrame, config: Groups) -> NDArray[np.int64]:
         links, keys = _column_links(table, alike, config.column), _column_keys(table, keys)
     if config.responses:
         links.append(_response_link(table))
-    return _number(_closure(table.height, links), keys)
+    return numbered(_closure(table.height, links), np.argsort(keys))  # no key occurs in two groups
 
 
 def normalise(texts: pl.Series) -> pl.Series:
@@ -171,10 +171,9 @@ def _closure(n: int, links: list[Link]) -> NDArray[np.int64]:
     return near_duplicates.connected(nodes, np.concatenate(edges))[:n]
 
 
-def _number(labels: NDArray[np.int64], keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """Return (n,) group numbers 0..G-1 in the order of the groups' smallest keys; no key occurs in two groups."""
-    _, first, inverse = np.unique(labels[np.argsort(keys)], return_index=True, return_inverse=True)
-    ranks = np.argsort(np.argsort(first))
+def numbered(labels: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (n,) numbers 0..G-1 of (n,) labels: labels are numbered as they first occur when rows are in ``order``."""
+    _, first, inverse = np.unique(labels[order], return_index=True, return_inverse=True)
     numbers = np.empty(len(labels), dtype=np.int64)
-    numbers[np.argsort(keys)] = ranks[inverse]
+    numbers[order] = np.argsort(np.argsort(first))[inverse]
     return numbers

@@ -29,12 +29,7 @@ ESTIMATE_MARGIN = 0.22
 def cap(texts: pl.Series) -> pl.Series:
     """Return the texts, those of more than ``CAP`` characters as their first and last ``CAP // 2`` characters."""
     half = CAP // 2
-    short = pl.concat_str(pl.col("t").str.head(half), pl.col("t").str.tail(half))
-    return (
-        pl.DataFrame({"t": texts})
-        .select(pl.when(pl.col("t").str.len_chars() > CAP).then(short).otherwise(pl.col("t")).alias("t"))
-        .to_series()
-    )
+    return texts.zip_with(texts.str.len_chars() <= CAP, texts.str.head(half) + texts.str.tail(half))
 
 
 def jaccard(left: Sequence[str], right: Sequence[str]) -> NDArray[np.float64]:
@@ -75,7 +70,8 @@ def minhash(
     for start, stop in chunks(texts.str.len_chars().to_numpy()):
         hashes, offsets = _shingle_hashes(texts[start:stop].to_list())
         if families is not None and excluded is not None:
-            kept = ~_is_excluded(_columns(hashes), offsets, families[start:stop], excluded)
+            codes = _family_codes(_columns(hashes), offsets, families[start:stop])
+            kept = excluded[np.minimum(np.searchsorted(excluded, codes), len(excluded) - 1)] != codes
             hashes = hashes[kept]
             offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(kept, offsets[:-1], dtype=np.int64))])
         offsets = offsets.astype(np.uint64)
@@ -91,13 +87,6 @@ def family_shingles(texts: pl.Series, families: NDArray[np.int64]) -> NDArray[np
         hashes, offsets = _shingle_hashes(texts[start:stop].to_list())
         codes = distinct(codes, _family_codes(_columns(hashes), offsets, families[start:stop]))
     return codes
-
-
-def _is_excluded(
-    columns: NDArray[np.integer], offsets: NDArray[np.integer], families: NDArray[np.int64], excluded: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    codes = _family_codes(columns, offsets, families)
-    return np.equal(excluded[np.minimum(np.searchsorted(excluded, codes), len(excluded) - 1)], codes)
 
 
 def _family_codes(

@@ -33,7 +33,6 @@ from oof.data.prompt_quality import prompt_quality
 from oof.data.subset import draw_subset, subset_size
 from oof.data.text_columns import prompt_texts
 from oof.folds.assignment import assign_folds
-from oof.folds.balance import fold_report
 from oof.folds.groups import group_battles
 from oof.jobs.source_files import digested_files
 
@@ -114,10 +113,9 @@ def draft_battles(config: Config) -> Draft:
     folds = assign_folds(table, groups, config.folds.k, config.seed, data.ties)
     table = table.with_columns(pl.Series("group", groups), pl.Series("fold", folds.astype(np.int32)))
     table, n_left_out = leave_out_junk(table, data.min_prompt_quality)
-    balance = fold_report(table, groups, folds, config.folds.k)
     counts = battles.counts | ({"not_trained_on": n_left_out} if data.min_prompt_quality else {})
     counts |= {"not_in_subset": battles.table.height - table.height} if data.subset < 1 else {}
-    summary = {"balance": balance, "counts": counts, "schemas": battles.schemas, "truth": data.truth}
+    summary = {"counts": counts, "schemas": battles.schemas, "truth": data.truth}
     summary["codings"] = battles.codings()
 
     def write() -> None:
@@ -128,7 +126,7 @@ def draft_battles(config: Config) -> Draft:
             write_dropped(battles.dropped, run / "dropped.csv")
             files.append("dropped.csv")
         step.finish({**summary, "fingerprint": content_fingerprint(table)}, files=files)
-        _log_summary(table, balance, battles.schemas)
+        _log_summary(table, config.folds.k, battles.schemas)
 
     return Draft(table, write)
 
@@ -153,23 +151,23 @@ def _battles_step_key(config: Config, data: Data) -> str:
     return digest("battles", FORMAT, sources, *settings)
 
 
-def _log_summary(table: pl.DataFrame, balance: dict[str, Any], schemas: Mapping[str, str]) -> None:
-    per_fold = [fold["extra"] for fold in balance["folds"]]
-    if sum(per_fold):
-        logger.info("extra: %d battles, held out by fold: %s", sum(per_fold), ", ".join(map(str, per_fold)))
-    held_out, free = balance["unlabelled"]["held_out"], balance["unlabelled"]["free"]
-    if held_out or free:
+def _log_summary(table: pl.DataFrame, k: int, schemas: Mapping[str, str]) -> None:
+    extra, unlabelled = (table.filter(pl.col("role") == role)["fold"].to_numpy() for role in ("extra", "unlabelled"))
+    if len(extra):
+        per_fold = ", ".join(map(str, np.bincount(extra, minlength=k)))
+        logger.info("extra: %d battles, held out by fold: %s", len(extra), per_fold)
+    if len(unlabelled):
         logger.info(
             "unlabelled: %d battles; %d of them have the prompt of a scored battle and are held out with its fold",
-            held_out + free,
-            held_out,
+            len(unlabelled),
+            (unlabelled >= 0).sum(),
         )
     scored = table.filter(pl.col("role") == "train")
     logger.info(
         "battles: %d scored in %d groups and %d folds (%s)",
         scored.height,
         scored["group"].n_unique(),
-        balance["k"],
+        k,
         ", ".join(f"{name}: {schema}" for name, schema in schemas.items()),
     )
 

@@ -94,4 +94,4 @@ def test_a_path_that_is_no_configuration_is_one_sentence(
     (tmp_path / "some").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=re.escape(message)):
-        find_recipe(name)
+        load(find_recipe(name))

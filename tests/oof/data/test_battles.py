@@ -120,7 +120,7 @@ def test_bad_rows_are_refused_with_the_first_few_and_their_number(tmp_path: Path
 
 def test_dropped_rows_are_listed_with_every_reason(tmp_path: Path) -> None:
     rows = [battle(1), [2, ["p", "q"], ["a"], ["b"], "nobody"], battle(3), [4, "[oops", ["a"], ["b"], "tie"]]
-    battles = read_file(write(tmp_path / "a.csv", rows), "train", on_bad_row="drop")
+    battles = read_file(write(tmp_path / "a.csv", rows), "train", Data(on_bad_row="drop"))
     assert battles.table["id"].to_list() == ["1", "3"]
     assert battles.dropped.select("row", "id").rows() == [(2, "2"), (4, "4")]
     first, second = battles.dropped["reason"].to_list()
@@ -190,7 +190,7 @@ def test_repetitions_and_contradictions_of_an_id_are_bad_rows(tmp_path: Path) ->
         battle("7.0"),
         battle("fine"),
     ]
-    battles = read_file(write(tmp_path / "a.csv", rows), "train", on_bad_row="drop")
+    battles = read_file(write(tmp_path / "a.csv", rows), "train", Data(on_bad_row="drop"))
     assert battles.table["id"].to_list() == ["same", "7", "fine"]
     assert dropped(battles) == [
         (2, "column id: repeats row 1 (same id, same battle)"),
@@ -204,13 +204,13 @@ def test_repetitions_and_contradictions_of_an_id_are_bad_rows(tmp_path: Path) ->
 
 def test_ten_thousand_rows_with_one_id_are_rejected_quickly(tmp_path: Path) -> None:
     rows = [battle("1", a=f"a{i % 9000}") for i in range(10_000)]
-    battles = read_file(write(tmp_path / "a.csv", rows), "train", on_bad_row="drop")
+    battles = read_file(write(tmp_path / "a.csv", rows), "train", Data(on_bad_row="drop"))
     assert (battles.table.height, battles.dropped.height) == (0, 10_000)
 
 
 def test_counts_are_those_of_the_kept_rows(tmp_path: Path) -> None:
     rows = [[1, [None], ["a"], ["b"], "tie"], [2, [None], [None], ["b"], "nobody"]]
-    counts = read_file(write(tmp_path / "a.csv", rows), "train", on_bad_row="drop").counts
+    counts = read_file(write(tmp_path / "a.csv", rows), "train", Data(on_bad_row="drop")).counts
     assert (counts["null_turns"], counts["empty_responses"]) == (1, 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -13,10 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oof.common.errors import UserError
+from oof.data import chunks
 from oof.data.battles import read_file
 from oof.data.chunks import cut_file
 
+WHOLE_BYTES = chunks.WHOLE_BYTES
 TRICKY = ["plain", "two\nlines", 'say "x"', "a,b", "", "ünï", "\r\n", "é" * 50]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cut_small_files() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "WHOLE_BYTES", 0)
+        yield
 
 
 def write_csv(path: Path, texts: list[str]) -> None:
@@ -59,7 +68,7 @@ def test_chunks_of_other_formats_read_like_the_whole_file(
 def assert_same(path: Path, rows: int, n: int) -> None:
     columns = ["id", "prompt", "response_a", "response_b"]
     tables = []
-    for chunk in cut_file(path, rows, path.parent / "chunks", whole_bytes=0):
+    for chunk in cut_file(path, rows, path.parent / "chunks"):
         table = read_file(chunk.path, "test").table
         assert table.height <= rows
         assert table["row"].to_list() == list(range(1, table.height + 1))
@@ -84,7 +93,7 @@ def test_an_error_in_a_chunk_names_the_file_and_its_row(tmp_path: Path) -> None:
 
 def chunk_errors(path: Path) -> list[str]:
     errors = []
-    for chunk in cut_file(path, 3, path.parent / "chunks", whole_bytes=0):
+    for chunk in cut_file(path, 3, path.parent / "chunks"):
         try:
             read_file(chunk.path, "test")
         except UserError as error:
@@ -92,7 +101,8 @@ def chunk_errors(path: Path) -> list[str]:
     return errors
 
 
-def test_a_small_file_is_not_cut(tmp_path: Path) -> None:
+def test_a_small_file_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "WHOLE_BYTES", WHOLE_BYTES)
     write_csv(tmp_path / "test.csv", TRICKY)
     assert [chunk.path for chunk in cut_file(tmp_path / "test.csv", 2, tmp_path / "p")] == [tmp_path / "test.csv"]
     assert not (tmp_path / "p").exists()

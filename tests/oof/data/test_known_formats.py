@@ -165,10 +165,18 @@ def test_the_better_response_wins_wherever_it_is_shown(tmp_path: Path) -> None:
     assert (row["prompt"], row["response_a"]) == (["question 0", "and now?"], ["earlier", "answer a"])
 
 
+def test_answers_that_belong_to_different_questions_are_a_named_row(tmp_path: Path) -> None:
+    other = [{"role": "assistant", "content": "answer b"}, {"role": "user", "content": "something else"}]
+    whole = {"response2": [*other, {"role": "assistant", "content": "another answer"}]}
+    (tmp_path / "h.jsonl").write_bytes(encode([help_steer(0), {**help_steer(1), **whole}], "jsonl"))
+    with pytest.raises(UserError, match="row 2, column response_b: its user messages differ from response_a's"):
+        read_file(tmp_path / "h.jsonl", "train")
+
+
 def test_a_row_that_is_no_ranking_is_named_and_the_others_are_read(tmp_path: Path) -> None:
     rows = [nectar(0), {**nectar(1), "answers": "none"}, nectar(2)]
     (tmp_path / "n.jsonl").write_bytes(encode(rows, "jsonl"))
-    battles = read_file(tmp_path / "n.jsonl", "train", on_bad_row="drop")
+    battles = read_file(tmp_path / "n.jsonl", "train", Data(on_bad_row="drop"))
     assert battles.table["row"].to_list() == [1, 1, 1, 3, 3, 3]
     assert battles.dropped["row"].to_list() == [2]
     assert battles.counts["rows_read"] == 7
@@ -177,7 +185,7 @@ def test_a_row_that_is_no_ranking_is_named_and_the_others_are_read(tmp_path: Pat
 def test_each_battle_of_a_ranking_that_cannot_be_used_is_listed(tmp_path: Path) -> None:
     rows = [nectar(0), {**nectar(1), "prompt": [{"role": "tool", "content": "42"}]}]
     (tmp_path / "n.jsonl").write_bytes(encode(rows, "jsonl"))
-    battles = read_file(tmp_path / "n.jsonl", "train", on_bad_row="drop")
+    battles = read_file(tmp_path / "n.jsonl", "train", Data(on_bad_row="drop"))
     assert (battles.table.height, battles.dropped.height, battles.counts["rows_read"]) == (3, 3, 6)
     assert "3 of 6 rows cannot be used, column chosen: row 2: role 'tool'" in str(battles.problems[0])
 
@@ -215,10 +223,10 @@ def test_scores_of_several_annotators_alone_are_votes(tmp_path: Path) -> None:
     rows = [{**texts, "prompt": str(i), "scores": s} for i, s in enumerate(([-1, -2, 3], [1], [-1, 2]))]
     (tmp_path / "s.jsonl").write_bytes(encode(rows, "jsonl"))
     columns = {"signed_scores": "scores"}
-    battles = read_file(tmp_path / "s.jsonl", "train", columns=columns, data=Data(positive_score="a"))
+    battles = read_file(tmp_path / "s.jsonl", "train", Data(columns=columns, positive_score="a"))
     assert battles.table["label"].to_list() == [1, 0, 2]
     assert battles.table["soft_b"].to_list() == [pytest.approx(2 / 3), 0.0, 0.5]
     rows[1]["scores"] = "many"
     (tmp_path / "s.jsonl").write_bytes(encode(rows, "jsonl"))
     with pytest.raises(UserError, match=r"row 2, column signed_scores: .*write a list of scores"):
-        read_file(tmp_path / "s.jsonl", "train", columns=columns, data=Data(positive_score="a"))
+        read_file(tmp_path / "s.jsonl", "train", Data(columns=columns, positive_score="a"))

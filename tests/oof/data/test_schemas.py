@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oof.common.errors import UserError
+from oof.config import Data
 from oof.data import conversations, parse_cells
 from oof.data.battles import read_file
 from oof.data.parse_cells import CellError
@@ -32,9 +33,11 @@ from tests.fixtures.battle_files import (
 )
 
 
-def load(tmp_path: Path, rows: list[Row], form: str = "jsonl", role: str = "train", **options: Any) -> pl.DataFrame:
+def load(
+    tmp_path: Path, rows: list[Row], form: str = "jsonl", role: str = "train", seed: int = 0, **settings: Any
+) -> pl.DataFrame:
     (tmp_path / f"a.{form}").write_bytes(encode(rows, form))
-    return read_file(tmp_path / f"a.{form}", role, **options).table
+    return read_file(tmp_path / f"a.{form}", role, Data(**settings), seed=seed).table
 
 
 def say(user: str | None, answer: str | None) -> list[Row]:

@@ -20,9 +20,7 @@ def read(tmp_path: Path, column: str, cells: list[Any], **settings: Any) -> Batt
     texts = [{"prompt": f"p{i}", "response_a": "first", "response_b": "second"} for i in range(len(cells))]
     rows = [{**text, column: cell} for text, cell in zip(texts, cells, strict=True)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    on_bad_row = settings.pop("on_bad_row", "error")
-    columns = settings.pop("columns", {})
-    return read_file(tmp_path / "a.jsonl", "train", columns=columns, on_bad_row=on_bad_row, data=Data(**settings))
+    return read_file(tmp_path / "a.jsonl", "train", Data(**settings))
 
 
 def test_labels_1_and_2_are_refused_with_both_mappings_which_work_when_pasted(tmp_path: Path) -> None:

@@ -300,8 +300,9 @@ def test_unequal_turn_counts_are_refused() -> None:
             encode([battle], "gemma", 200)
 
 
-def test_no_battles_give_no_sequences() -> None:
-    encoded = encode([], "gemma", 200)
+@pytest.mark.parametrize("hints", HINTS)
+def test_no_battles_give_no_sequences(hints: str) -> None:
+    encoded = encode([], "gemma", 200, hints=hints)
     assert encoded.lengths.shape == (0, 2)
     assert encoded.n_kept.shape == (0, 3)
     assert len(encoded.ids) == 0
