@@ -222,7 +222,11 @@ def _check_settings(config: Config) -> None:
 
 
 def finished_jobs(config: Config, battles: pl.DataFrame, remedy: str) -> list[FoldJob]:
-    """Return the run's fold jobs. Raises: UserError: one is not finished; the message ends with the ``remedy``."""
+    """Return the run's fold jobs.
+
+    Raises:
+        UserError: one is not finished; the message ends with the ``remedy``.
+    """
     jobs = fold_jobs(config, battles)
     for job in jobs:
         if not job.step.done:
