@@ -17,6 +17,7 @@ from benchmarks.quality.vote_noise import lowest_loss
 from ensemble.evaluation.run_table import true_probabilities
 from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.stage import load_inputs, read_predictions
+from ensemble.statistics.bootstrap import group_interval
 from ensemble.statistics.interval_words import below_zero, in_words
 from oof.common.atomic_files import read_json, read_parquet
 from oof.common.errors import UserError
@@ -38,14 +39,14 @@ class Measured:
         losses: name -> (n,) losses out of fold, with the battles' "groups".
         floor: (n,) lowest possible losses, NaN where they are not known.
         minutes: setting -> minutes of training its fold students.
-        cut: share of the battles that the members did not read whole.
+        cut: (n,) whether the members read less than the whole battle.
     """
 
     part: Part
     losses: dict[str, NDArray[np.float64]]
     floor: NDArray[np.float64]
     minutes: dict[str, float]
-    cut: float
+    cut: NDArray[np.bool_]
 
 
 def measured(part: Part) -> Measured | None:
@@ -68,7 +69,8 @@ def measured(part: Part) -> Measured | None:
             minutes[name] = sum(seconds) / 60
     losses = {name: row_log_loss(p, inputs.labels) for name, p in probs.items()}
     losses["groups"] = inputs.groups + part.seed * GROUPS_OF_A_PART
-    return Measured(part, losses, floor_of(part, inputs), minutes, cut_share(run, next(iter(config.members))))
+    cut = cut_battles(run, next(iter(config.members)), inputs.table["id"])
+    return Measured(part, losses, floor_of(part, inputs), minutes, cut)
 
 
 def floor_of(part: Part, inputs: Inputs) -> NDArray[np.float64]:
@@ -86,11 +88,12 @@ def floor_of(part: Part, inputs: Inputs) -> NDArray[np.float64]:
     return np.where(several, lowest_loss(numbers[several]), np.nan)
 
 
-def cut_share(run: Path, member: str) -> float:
-    """Return the share of the scored battles of which a member read less than the whole."""
-    frame = read_parquet(run / "oof" / member / "logits.parquet").select(COUNT_COLUMNS)
-    counts = frame.to_numpy()
-    return float((counts[:, :3] > counts[:, 3:]).any(axis=1).mean())
+def cut_battles(run: Path, member: str, ids: pl.Series) -> NDArray[np.bool_]:
+    """Return (n,) whether a member read less than the whole of each of n battles."""
+    frame = read_parquet(run / "oof" / member / "logits.parquet").select("id", *COUNT_COLUMNS)
+    of_ids = pl.DataFrame({"id": ids}).join(frame, on="id", how="left", maintain_order="left", validate="1:1")
+    counts = of_ids.select(COUNT_COLUMNS).to_numpy()
+    return np.asarray((counts[:, :3] > counts[:, 3:]).any(axis=1))
 
 
 def section(name: str, parts: Sequence[Measured]) -> list[str]:
@@ -112,7 +115,7 @@ def section(name: str, parts: Sequence[Measured]) -> list[str]:
         cells = [f"{row}{of_all}", f"{outcome.mean(row):.4f}", *differences, above_floor(of_row, row)]
         lines.append(f"| {' | '.join([*cells, f'{minutes:.1f}' if minutes else ''])} |")
     if parts[0].part.section != ARENA:
-        lines += ["", *claims(outcome, parts, best)]
+        lines += ["", *claims(outcome, parts, best), "", *what_remains(outcome, parts[0])]
     if missing := [setting for setting in parts[0].part.settings if setting not in rows]:
         lines += ["", f"Not measured yet: {'; '.join(missing)}."]
     return lines
@@ -136,6 +139,26 @@ def claims(outcome: Outcome, parts: Sequence[Measured], best: str) -> list[str]:
     return lines
 
 
+def what_remains(outcome: Outcome, part: Measured) -> list[str]:
+    """Return sentences: which settings help, what the nearest leaves beside the stack, and on which battles."""
+    losses = part.losses
+    students = [name for name in part.part.settings if {name, PLAIN, "calibrated"} <= losses.keys()]
+    if not students:
+        return []
+    helping = [name for name in students if name != PLAIN and below_zero(outcome.difference(name, PLAIN))]
+    nearest = min(students, key=outcome.mean)
+    left = in_words(outcome.difference(nearest, "calibrated"))
+    lines = [f"Better than the plain student, interval below 0: {', '.join(helping) or 'none'}. Nearest to calibrated"]
+    lines.append(f"is *{nearest}*; it leaves {left}.")
+    if FROM_MEMBER in students and 0 < part.cut.sum() < len(part.cut):
+        behind, sides = losses[FROM_MEMBER] - losses["calibrated"], []
+        for rows, words in ((~part.cut, "were read whole"), (part.cut, "were cut")):
+            interval = in_words(group_interval(behind[rows], losses["groups"][rows], 0))
+            sides.append(f"{interval} on the {rows.sum():,} battles that {words}")
+        lines.append(f"*{FROM_MEMBER}* beside calibrated: {sides[0]}, {sides[1]}.")
+    return ["\n".join(lines)]
+
+
 def _both(parts: Sequence[Measured], row: str, other: str) -> bool:
     return any(row in part.losses and other in part.losses for part in parts)
 
@@ -150,13 +173,13 @@ def _battles(parts: Sequence[Measured]) -> str:
     """Return a sentence about the battles of a section, with the noise floor and the share that was cut."""
     groups = np.concatenate([part.losses["groups"] for part in parts])
     floor = np.concatenate([part.floor for part in parts])
-    config = parts[0].part.config
+    config, cut = parts[0].part.config, parts[0].cut.mean()
     epochs, known = config.distill.student.train.epochs, ~np.isnan(floor)
     seeds = f" of {len(parts)} seeds" if len(parts) > 1 else ""
     words = (
         f"{len(groups):,} battles in {len(np.unique(groups)):,} groups{seeds}; epochs of the plain student: {epochs:g}"
     )
-    words += f"; texts of at most {config.prompts.max_tokens} tokens, which cut {parts[0].cut:.0%} of the battles. "
+    words += f"; texts of at most {config.prompts.max_tokens} tokens, which cut {cut:.0%} of the battles. "
     if not known.any():
         return words + "The floor is not known: there are no votes on these battles."
     which = "all battles" if known.all() else f"the {known.sum():,} battles with several votes"

@@ -106,7 +106,7 @@ def of_seed(seed: int, set_name: str = "arena", **losses: float) -> Measured:
     rows = {name.replace("__", ":"): np.full(20, loss) for name, loss in losses.items()}
     part = Part(set_name, seed, DEMO, ["run=unused"])
     floor = np.where(np.arange(20) < 10, 0.5, np.nan)
-    return Measured(part, {**rows, "groups": np.arange(20) + 100 * seed}, floor, {PLAIN: 1.5}, 0.25)
+    return Measured(part, {**rows, "groups": np.arange(20) + 100 * seed}, floor, {PLAIN: 1.5}, np.arange(20) < 5)
 
 
 def test_a_section_pools_seeds_and_says_what_is_missing() -> None:
@@ -129,6 +129,18 @@ def test_claims_on_real_battles_have_a_verdict_each_by_interval_or_limit() -> No
     assert f"| {FROM_MEMBER} beside calibrated: at most 0.03 behind | yes: +0.0300 [+0.0300, +0.0300] |" in text
     behind = "\n".join(section("chats", [of_seed(0, "chats", **losses | {FROM_MEMBER: 0.84})]))
     assert f"| {FROM_MEMBER} beside calibrated: at most 0.03 behind | **no**: +0.0400" in behind
+
+
+def test_what_remains_names_the_nearest_setting_and_splits_the_distance_by_cut() -> None:
+    losses = {"calibrated": 0.8, "member__one": 0.9, PLAIN: 0.85, FROM_MEMBER: 0.9, "length hints": 0.82}
+    measured = of_seed(0, "chats", **losses)
+    measured.losses[FROM_MEMBER] = np.where(measured.cut, 1.0, 0.83)
+    text = "\n".join(section("chats", [measured]))
+    assert "interval below 0: length hints. Nearest to calibrated\nis *length hints*; it leaves +0.0200 [" in text
+    assert f"*{FROM_MEMBER}* beside calibrated: +0.0300 [+0.0300, +0.0300] on the 15 battles that were read" in text
+    assert "too few groups for a verdict (5) on the 5 battles that were cut" in text
+    none = "\n".join(section("chats", [of_seed(0, "chats", **losses | {"length hints": 1})]))
+    assert "interval below 0: none" in none
 
 
 def test_differences_are_over_the_seeds_that_have_both() -> None:
