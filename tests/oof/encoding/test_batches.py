@@ -6,13 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oof.config import Train
-from oof.encoding.batches import OptimizerStep, TrainingSteps, collate, cut, plan_steps
+from oof.config import Member, Train
+from oof.encoding.batches import (
+    OptimizerStep,
+    TrainingSteps,
+    collate,
+    cut,
+    plan_steps,
+    score_tokens,
+    targets_in_both_orders,
+)
 from oof.encoding.encode import Encoded
 
+SWAPS = ["none", "random", "paired"]
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=120).map(np.array)
 
 
@@ -34,7 +44,7 @@ def test_cut_holds_every_sequence_once_within_the_budget(lengths: np.ndarray, bu
 
 
 @settings(max_examples=60)
-@given(LENGTHS, st.integers(1, 20), st.sampled_from(["none", "random", "paired"]), st.integers(0, 9))
+@given(LENGTHS, st.integers(1, 20), st.sampled_from(SWAPS), st.integers(0, 9))
 def test_an_epoch_visits_each_battle_once(lengths: np.ndarray, size: int, swap: str, seed: int) -> None:
     recipe = Train(epochs=2, batch_battles=size, swap=swap)
     steps = plan_steps(lengths, recipe, seed)
@@ -51,6 +61,24 @@ def test_an_epoch_visits_each_battle_once(lengths: np.ndarray, size: int, swap: 
     for one, other in zip(steps, again, strict=True):
         assert (one.battles == other.battles).all()
         assert (one.orders == other.orders).all()
+
+
+def test_the_plan_of_a_training_is_the_same_in_every_version() -> None:
+    """A training goes on at a step number, maybe with a newer version."""
+    lengths = np.arange(70) * 37 % 64 + 1
+    random, paired = (plan_steps(lengths, Train(epochs=1.1, batch_battles=4, swap=swap), 3) for swap in SWAPS[1:])
+    assert [step.battles.tolist() for step in random[:3]] == [[25, 18, 5, 51], [61, 27, 32, 17], [35, 16, 49, 44]]
+    assert [step.orders.tolist() for step in random[:3]] == [[0, 1, 0, 1], [0, 1, 1, 1], [0, 1, 0, 0]]
+    assert [step.battles.tolist() for step in random[18:]] == [[56, 44], [17, 25, 1, 16]]  # of the second epoch
+    assert [step.battles.tolist() for step in paired] == [np.repeat(step.battles, 2).tolist() for step in random]
+    assert paired[0].orders.tolist() == [0, 1] * 4
+    none = plan_steps(lengths, Train(epochs=1.1, batch_battles=4, swap="none"), 3)
+    assert not any(step.orders.any() for step in none)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.01, 1), (0.5, 9), (1.0, 18), (1.01, 19), (1.5, 27)])
+def test_a_fractional_epoch_stops_early_and_the_shortest_training_has_one_step(epochs: float, steps: int) -> None:
+    assert len(plan_steps(np.full(70, 9), Train(epochs=epochs, batch_battles=4), 0)) == steps
 
 
 def test_random_swap_swaps_another_half_of_the_battles_in_each_epoch() -> None:
@@ -83,6 +111,36 @@ def test_a_battle_without_weight_is_refused_because_its_steps_would_still_move_t
     targets = np.full((2, 2, 3), 1 / 3)
     with pytest.raises(ValueError, match="weight 0 cannot be trained on"):
         TrainingSteps(encoded(np.array([9, 9])), targets, np.array([1.0, weight]), Train(), 0, 0)
+
+
+def test_swapping_every_battle_and_its_label_gives_the_same_training_set() -> None:
+    targets = np.random.default_rng(0).dirichlet(np.ones(3), size=4)
+    orders = targets_in_both_orders(targets)
+    np.testing.assert_allclose(orders[:, ::-1], targets_in_both_orders(targets[:, [1, 0, 2]]))
+    blocks = targets_in_both_orders(np.concatenate([targets, targets], axis=1))
+    np.testing.assert_allclose(blocks, np.concatenate([orders, orders], axis=2))
+
+
+def test_without_ties_targets_have_two_classes_in_both_orders() -> None:
+    blocks = np.array([[0.2, 0.8, 0.0, 1.0, 0.0, 0.0]])
+    orders = targets_in_both_orders(blocks, ties=False)
+    np.testing.assert_array_equal(orders, np.float32([[[0.2, 0.8, 1, 0], [0.8, 0.2, 0, 1]]]))
+    assert orders.dtype == np.float32
+
+
+def test_tokens_and_the_longest_sequence_of_a_step_are_those_of_its_orders() -> None:
+    lengths, targets = np.array([3, 17, 9, 30, 8]), np.full((5, 2, 3), 1 / 3)
+    data = TrainingSteps(encoded(lengths), targets, np.ones(5), Train(batch_battles=2, swap="paired"), 0, 0)
+    assert data.tokens().tolist() == [2 * lengths[np.unique(step.battles)].sum() for step in data.steps]
+    longest = [data.longest(i) for i in range(len(data))]
+    assert longest == [-(-int(lengths[step.battles].max()) // 8) * 8 for step in data.steps]
+    assert max(longest) == 32
+
+
+def test_a_scoring_pass_has_the_member_s_tokens_or_the_device_s() -> None:
+    default = 16384 if torch.cuda.is_available() else 4096
+    assert score_tokens(Member(checkpoint="x")) == default
+    assert score_tokens(Member(checkpoint="x", score_tokens_per_batch=77)) == 77
 
 
 def test_length_bucketing_saves_padding_and_passes_on_arena_lengths() -> None:

@@ -228,3 +228,4 @@ def test_no_battles_need_no_budget() -> None:
     rounds = np.zeros((0, 3), dtype=np.int64)
     plan = plan_rounds(rounds, np.zeros(1, dtype=np.int64), TemplateCosts(empty, empty, rounds), 0, 0.25)
     assert len(plan.kept) == len(plan.fits) == 0
+    assert least_budget(TemplateCosts(empty, empty, rounds), empty) == 0

@@ -106,14 +106,6 @@ def test_a_timed_checkpoint_without_room_on_the_disk_is_left_out_with_a_warning(
     assert sum("no checkpoint" in record.message for record in caplog.records) == 1
 
 
-def test_swapping_every_battle_and_its_label_gives_the_same_training_set() -> None:
-    targets = np.random.default_rng(0).dirichlet(np.ones(3), size=4)
-    orders = targets_in_both_orders(targets)
-    np.testing.assert_allclose(orders[:, ::-1], targets_in_both_orders(targets[:, [1, 0, 2]]))
-    blocks = targets_in_both_orders(np.concatenate([targets, targets], axis=1))
-    np.testing.assert_allclose(blocks, np.concatenate([orders, orders], axis=2))
-
-
 def test_running_out_of_memory_halves_the_batch_and_keeps_the_optimisation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
