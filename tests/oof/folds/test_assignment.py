@@ -68,6 +68,17 @@ def test_the_seed_changes_the_folds() -> None:
     assert assign_folds(table, groups, 5, 0).tolist() != assign_folds(table, groups, 5, 1).tolist()
 
 
+def test_the_folds_of_a_seed_are_the_same_in_every_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members and students are trained without a fold: were a battle in another one later, its label would be seen."""
+    table, groups = battles(40, 30)
+    few, many = with_extra(3, 30, 1), with_extra(20, 30, 1)
+    assert "".join(map(str, assign_folds(table, groups, 4, 7))) == "2310022312020223301310203011100331231223"
+    assert "".join(map(str, assign_folds(*many, 4, 7)[30:])) == "30131232033112223210"
+    assert "".join(map(str, assign_folds(*few, 4, 7)[30:])) == "001"
+    monkeypatch.setattr(assignment, "MAX_UNITS", 12)
+    assert "".join(map(str, assign_folds(table, groups, 4, 7))) == "0001122200313112333231310013120220000020"
+
+
 def test_unlabelled_battles_change_no_fold_of_a_scored_one() -> None:
     rng = np.random.default_rng(0)
     prompts = [sentence(rng, 8) for _ in range(80)]
