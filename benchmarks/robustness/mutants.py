@@ -47,7 +47,11 @@ MODULES = {
 }
 # Lines whose change is one of a message, a name for people, or nothing that runs.
 UNCHANGED_LINES = ["UserError\\(", "ValueError\\(", "logger\\.", '^\\s*f?"', "TypeVar\\("]
-SETTINGS = "pyproject.toml"
+SETTINGS, PRELOADED = "pyproject.toml", "preloaded.txt"
+# Libraries whose import takes seconds, imported once before mutmut forks a process for each change. Ours are imported
+# after that, from mutmut's copy.
+LIBRARIES = ["torch", "transformers.models.auto.modeling_auto", "transformers.modeling_utils", "peft", "lightgbm"]
+LIBRARIES += ["optuna", "polars", "scipy.optimize", "sklearn.model_selection", "hypothesis", "huggingface_hub.repocard"]
 KILLED = ("killed", "timeout", "suspicious", "segfault")
 
 
@@ -92,7 +96,11 @@ def prepare(tree: Path, packages: Path, modules: Sequence[str]) -> None:
         "pytest_add_cli_args_test_selection": tests,
         "do_not_mutate_patterns": UNCHANGED_LINES,
         "process_isolation": "forkserver",  # torch's threads do not survive a fork
+        "forkserver_warmup": "import",
+        "preload_modules_file": PRELOADED,
     }
+    tree.mkdir(parents=True, exist_ok=True)
+    (tree / PRELOADED).write_text("\n".join(LIBRARIES), encoding="utf-8")
     # Strings, and lists of strings, are written alike in JSON and TOML.
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     text = "\n".join([(ROOT / SETTINGS).read_text(encoding="utf-8"), "[tool.mutmut]", *lines, ""])
