@@ -72,3 +72,9 @@ def test_mean_of_orders_is_taken_in_float64() -> None:
 def test_invalid_probabilities_and_labels_are_refused(probs: list[list[float]], labels: list[float]) -> None:
     with pytest.raises(ValueError, match=r"probabilities|labels|rows"):
         metrics.row_log_loss(np.array(probs), np.array(labels))
+
+
+def test_predictions_of_any_number_type_become_float64_and_int64() -> None:
+    probs, labels = metrics.checked_predictions(np.eye(3, dtype=np.float32), np.arange(3, dtype=np.uint8))
+    assert (probs.dtype, labels.dtype) == (np.float64, np.int64)
+    assert metrics.checked_predictions(np.eye(3, dtype=np.int32), np.arange(3))[0].dtype == np.float64
