@@ -111,8 +111,11 @@ def share_room(texts: Counts, room: Counts, floor: Counts, prompt_share: float) 
     prompt = np.maximum.reduce([cap, room - a - b, floor[:, 0]])
     prompt = np.minimum.reduce([prompt, room - floor[:, 1] - floor[:, 2], p])
     rest = room - prompt
-    half = rest // 2
-    return np.stack([prompt, np.minimum(a, np.maximum(half, rest - b)), np.minimum(b, np.maximum(half, rest - a))], 1)
+    half, floor_a, floor_b = rest // 2, floor[:, 1], floor[:, 2]
+    # Floors differ where markers do: a text of more digits' tokens has a larger one.
+    kept_a = np.clip(np.minimum(a, np.maximum(half, rest - b)), floor_a, rest - floor_b)
+    kept_b = np.clip(np.minimum(b, np.maximum(half, rest - a)), floor_b, rest - floor_a)
+    return np.stack([prompt, kept_a, kept_b], axis=1)
 
 
 def head_and_tail(lengths: Counts, kept: Counts, marker: Counts) -> tuple[Counts, Counts]:

@@ -147,7 +147,10 @@ def test_a_battle_is_truncated_exactly_where_it_does_not_fit(case: Case, extra: 
 
 
 def shorten_longest(texts: list[int], room: int, floor: list[int], share: float) -> list[int]:
-    """Brute force: cap the prompt, then take tokens from the longer response (from both where they are equal)."""
+    """Brute force: cap the prompt, then take tokens from the longer response (from both where they are equal).
+
+    A response at its floor gives none.
+    """
     a, b = texts[1:]
     prompt = texts[0]
     cap = max(int(room * round(share * 1_000_000) // 1_000_000), floor[0])
@@ -156,8 +159,8 @@ def shorten_longest(texts: list[int], room: int, floor: list[int], share: float)
     while prompt > room - floor[1] - floor[2]:
         prompt -= 1
     while prompt + a + b > room:
-        longer = max(a, b)
-        a, b = a - (a == longer), b - (b == longer)
+        longer = max(n for n, least in ((a, floor[1]), (b, floor[2])) if n > least)
+        a, b = a - (a == longer and a > floor[1]), b - (b == longer and b > floor[2])
     return [prompt, a, b]
 
 
@@ -190,6 +193,13 @@ def test_room_is_divided_as_by_brute_force(
 def test_worked_examples(texts: tuple[int, ...], room: int, expected: tuple[int, ...]) -> None:
     floor = np.minimum([texts], 6)
     assert tuple(share_room(np.array([texts]), np.array([room]), floor, 0.25)[0]) == expected
+
+
+def test_a_response_whose_marker_is_longer_keeps_as_many_tokens_of_its_text() -> None:
+    """Its marker counts more tokens, in more digits; half of the room would leave it one token fewer."""
+    texts, floor = np.array([[5, 6, 7]]), np.array([[5, 5, 6]])  # markers of 1, 1 and 2 tokens
+    assert share_room(texts, np.array([16]), floor, 0.0).tolist() == [[5, 5, 6]]
+    assert share_room(texts[:, [0, 2, 1]], np.array([16]), floor[:, [0, 2, 1]], 0.0).tolist() == [[5, 6, 5]]
 
 
 def test_one_more_token_of_room_never_shrinks_a_text_at_a_share_just_below_one() -> None:
