@@ -17,7 +17,7 @@ from oof.classes import pinned_as, swap_classes, with_tie, without_ties
 pairs = hnp.arrays(np.float64, st.tuples(st.integers(1, 30), st.just(2)), elements=st.floats(-30, 30))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(logits=pairs, seed=st.integers(0, 99), temperature=st.sampled_from([0.02, 1.0, 50.0]))
 def test_the_loss_with_a_pinned_tie_is_the_two_class_loss(
     logits: NDArray[np.float64], seed: int, temperature: float
@@ -33,14 +33,14 @@ def test_the_loss_with_a_pinned_tie_is_the_two_class_loss(
     assert metrics.log_loss(probs, labels) == pytest.approx(expected, abs=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(logits=pairs)
 def test_at_temperature_one_a_pinned_tie_has_no_probability_at_all(logits: NDArray[np.float64]) -> None:
     assert (metrics.softmax(with_tie(logits))[:, 2] == 0).all()
     assert (metrics.softmax(with_tie(logits.astype(np.float32)))[:, 2] == 0).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(logits=pairs)
 def test_pinning_and_swapping_commute_and_three_classes_stay(logits: NDArray[np.float64]) -> None:
     pinned = with_tie(logits)

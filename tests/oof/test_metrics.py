@@ -15,7 +15,7 @@ from oof import metrics
 logit_rows = hnp.arrays(np.float64, st.tuples(st.integers(1, 30), st.just(3)), elements=st.floats(-30, 30))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(logits=logit_rows, seed=st.integers(0, 99))
 def test_log_loss_equals_scikit_learn(logits: NDArray[np.float64], seed: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 3, len(logits))
@@ -25,7 +25,7 @@ def test_log_loss_equals_scikit_learn(logits: NDArray[np.float64], seed: int) ->
     assert metrics.log_loss(probs, labels) == pytest.approx(sk.log_loss(labels, clipped, labels=[0, 1, 2]), abs=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(logits=logit_rows)
 def test_softmax_is_exp_of_log_softmax_and_ignores_shifts(logits: NDArray[np.float64]) -> None:
     assert metrics.softmax(logits) == pytest.approx(np.exp(metrics.log_softmax(logits)))

@@ -85,7 +85,7 @@ def test_the_frontier_is_that_of_trying_every_threshold(seed: int, steps: int) -
 
 
 @given(st.integers(0, 10_000), st.floats(0.11, 1.2))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_policy_keeps_its_budget_on_its_own_battles_and_survives_a_file(seed: int, budget: float) -> None:
     outputs, labels = known_optimum(400, seed)
     policy = candidates(outputs, labels).choose(budget).policy

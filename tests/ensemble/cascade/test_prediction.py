@@ -144,7 +144,7 @@ def test_the_ends_are_the_student_and_the_ensemble(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @given(st.floats(0.08, 1.3), st.floats(0.2, 5.0), st.floats(0.2, 5.0), st.floats(0.0, 1.0), st.integers(1, 20))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_time_is_overrun_by_at_most_one_piece(
     tmp_path_factory: pytest.TempPathFactory, share: float, first: float, later: float, at: float, rows: int
 ) -> None:

@@ -42,7 +42,7 @@ def check(folder: Path, battles: list[int]) -> None:
     np.testing.assert_array_equal(frame.select(LOGIT_COLUMNS).to_numpy(), np.array(battles)[:, None] * FACTORS)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(REQUESTS, st.integers(1, 8))
 def test_each_battle_is_scored_once_by_all_requests_together(requests: list[list[int]], size: int) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -53,7 +53,7 @@ def test_each_battle_is_scored_once_by_all_requests_together(requests: list[list
         assert sorted(scored) == sorted({i for battles in requests for i in battles})
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.permutations(range(12)), st.integers(1, 5), st.integers(0, 4))
 def test_after_a_kill_the_files_are_those_of_an_undisturbed_call(battles: list[int], size: int, kill: int) -> None:
     with tempfile.TemporaryDirectory() as name:

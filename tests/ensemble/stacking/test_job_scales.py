@@ -78,7 +78,7 @@ def test_scaled_jobs_have_nearly_the_same_statistics() -> None:
     assert (np.ptp(after, axis=0) < 0.01).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.floats(0.8, 1.5), min_size=3, max_size=3),
     st.lists(st.floats(0.8, 1.5), min_size=3, max_size=3),
@@ -134,7 +134,7 @@ def test_few_groups_carry_no_scale() -> None:
     assert JobScale() not in fit_job_scales({"m": logits}, folds, in_twenty).members["m"].values()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(arrays(np.float32, (60, 2, 3), elements=st.floats(-5, 5, width=32)), st.floats(0.3, 3), st.floats(-2, 2))
 def test_swapping_a_and_b_swaps_the_scaled_logits_exactly(logits: Floats, factor: float, shift: float) -> None:
     folds, groups = np.arange(60) % 3, np.arange(60)

@@ -25,7 +25,7 @@ def predictions(n: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.
     return probs, (rng.random((n, 1)) > probs.cumsum(axis=1)).sum(axis=1).clip(0, 2)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(logits=logit_rows, seed=st.integers(0, 99))
 def test_accuracy_and_brier_equal_scikit_learn(logits: NDArray[np.float64], seed: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 3, len(logits))

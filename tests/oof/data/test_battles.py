@@ -58,7 +58,7 @@ hostile = st.one_of(st.none(), st.text(max_size=12), st.text('",\n\r\0\\[]{}\ud8
 rounds = st.integers(1, 3).flatmap(lambda n: st.tuples(*[st.lists(hostile, min_size=n, max_size=n)] * 3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(rounds, st.sampled_from(["model_a", "model_b", "tie"])), min_size=1, max_size=8))
 def test_every_turn_follows_the_rule(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[tuple[Turns, Turns, Turns], str]]
@@ -277,7 +277,7 @@ def tables(draw: st.DrawFn) -> pl.DataFrame:
     return pl.DataFrame(columns, schema=TABLE_SCHEMA)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tables())
 def test_swap_relabels_and_is_its_own_inverse(table: pl.DataFrame) -> None:
     swapped = swap_battles(table)
@@ -288,7 +288,7 @@ def test_swap_relabels_and_is_its_own_inverse(table: pl.DataFrame) -> None:
     assert swapped["label"].to_list() == [{0: 1, 1: 0}.get(label, label) for label in table["label"]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tables(), st.randoms(use_true_random=False))
 def test_the_fingerprint_does_not_depend_on_order(table: pl.DataFrame, rng: Any) -> None:
     order = list(range(table.height))

@@ -209,7 +209,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path, pattern: str, monkeypatch: p
         expand([pattern])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=8)] * 3), max_size=6))
 def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]) -> None:
     """Cells written by Python's own writer are read back unchanged."""

@@ -88,7 +88,7 @@ def test_random_swap_swaps_another_half_of_the_battles_in_each_epoch() -> None:
     assert first != second
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(LENGTHS, st.integers(1, 8), st.integers(8, 3000))
 def test_a_steps_weights_add_up_to_one_however_it_is_cut(lengths: np.ndarray, size: int, budget: int) -> None:
     n = len(lengths)

@@ -103,7 +103,7 @@ def check_equal_to_chat_template(battles: list[Battle], name: str, layout: str, 
 
 
 @pytest.mark.parametrize("name", [*FENCED, *REAL, *OTHERS, *DEMO])
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(battles=battles_of(SOUP), layout=st.sampled_from(LAYOUTS), hints=st.sampled_from(HINTS))
 def test_ids_equal_apply_chat_template_where_a_battle_fits(
     name: str, battles: list[Battle], layout: str, hints: str
@@ -112,7 +112,7 @@ def test_ids_equal_apply_chat_template_where_a_battle_fits(
     check_equal_to_chat_template(battles, name, layout, hints)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(battles_of(WORDS), st.sampled_from(LAYOUTS), st.sampled_from(HINTS))
 def test_plain_family_agrees_on_ordinary_texts(battles: list[Battle], layout: str, hints: str) -> None:
     assume(all(turn.strip() for battle in battles for part in battle for turn in part))
@@ -126,7 +126,7 @@ SMALLEST_BUDGET = {
 
 
 @pytest.mark.parametrize("name", [*TINY, *REAL])
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(
     battles_of(WORDS, 4),
     st.integers(0, 300),
@@ -169,7 +169,7 @@ def test_sequences_fit_the_budget_with_a_whole_template_and_the_same_texts_in_bo
 
 
 @pytest.mark.parametrize("name", ["gemma", "llama3"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     battles_of(WORDS, 4),
     st.integers(0, 200),
@@ -214,7 +214,7 @@ LONG = st.integers(0, 3000).map(lambda n: "The capital of France is Paris. " * (
 
 
 @pytest.mark.parametrize("name", [*TINY, *REAL, *DEMO])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.tuples(LONG, LONG, LONG), st.integers(200, 400), st.sampled_from(LAYOUTS))
 def test_counted_markers_say_exactly_the_tokens_that_each_text_has_lost(
     name: str, texts: tuple[str, str, str], budget: int, layout: str

@@ -52,7 +52,7 @@ def test_no_marker_is_larger_than_the_size_set_aside_for_a_text_of_that_length(n
     assert (aside - largest_so_far).max() <= 2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 10**10), max_size=6), st.integers(0, 10**10))
 def test_the_size_set_aside_depends_on_the_texts_own_length_alone(lengths: list[int], length: int) -> None:
     together = COUNTED.largest(np.array([*lengths, length]))[-1]

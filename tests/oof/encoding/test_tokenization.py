@@ -62,7 +62,7 @@ def test_ids_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> No
     assert as_lists(tokenize([], tokenizer)) == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 20)), max_size=30), st.integers(1, 50))
 def test_gather_joins_spans(spans: list[tuple[int, int]], chunk: int) -> None:
     pool = np.arange(100, 160, dtype=np.int32)

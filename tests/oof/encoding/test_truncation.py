@@ -64,7 +64,7 @@ def body(case: Case, plan: TruncationPlan) -> np.ndarray:
     return np.where(plan.dropped[:, None], 0, head + tail)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), budgets)
 def test_kept_tokens_and_template_stay_within_the_budget(case: Case, extra: int) -> None:
     budget = case.least + extra
@@ -76,7 +76,7 @@ def test_kept_tokens_and_template_stay_within_the_budget(case: Case, extra: int)
         assert plan.kept[start:end].sum() + template <= budget
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), budgets)
 def test_no_kept_text_becomes_empty_and_the_newest_round_is_always_kept(case: Case, extra: int) -> None:
     plan = case.plan(case.least + extra)
@@ -86,7 +86,7 @@ def test_no_kept_text_becomes_empty_and_the_newest_round_is_always_kept(case: Ca
     assert (kept <= case.lengths).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), budgets)
 def test_early_rounds_are_dropped_whole_and_only_the_oldest_kept_one_is_trimmed(case: Case, extra: int) -> None:
     plan = case.plan(case.least + extra)
@@ -102,7 +102,7 @@ def test_early_rounds_are_dropped_whole_and_only_the_oldest_kept_one_is_trimmed(
             assert rest + whole + case.costs.oldest[oldest - 1] + stub > case.least + extra
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases(battles=3), st.integers(0, 500), st.integers(1, 40))
 def test_larger_budget_never_keeps_less_of_any_text(case: Case, extra: int, step: int) -> None:
     small, large = case.plan(case.least + extra), case.plan(case.least + extra + step)
@@ -117,7 +117,7 @@ def test_larger_budget_never_keeps_less_of_any_text(case: Case, extra: int, step
         assert (of_small[cut] <= of_large[cut]).all()
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75)
 @given(cases(), budgets)
 def test_swapping_the_responses_swaps_their_kept_tokens(case: Case, extra: int) -> None:
     costs = replace(case.costs, marker=case.costs.marker[:, [0, 2, 1]])
@@ -125,7 +125,7 @@ def test_swapping_the_responses_swaps_their_kept_tokens(case: Case, extra: int) 
     assert (swapped.plan(case.least + extra).kept == case.plan(case.least + extra).kept[:, [0, 2, 1]]).all()
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75)
 @given(cases(), budgets)
 def test_a_battle_keeps_the_same_tokens_alone_and_among_others(case: Case, extra: int) -> None:
     budget, together = case.least + extra, case.plan(case.least + extra)
@@ -135,7 +135,7 @@ def test_a_battle_keeps_the_same_tokens_alone_and_among_others(case: Case, extra
         assert (alone.kept == together.kept[start:end]).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(), budgets)
 def test_a_battle_is_truncated_exactly_where_it_does_not_fit(case: Case, extra: int) -> None:
     plan = case.plan(case.least + extra)
@@ -164,7 +164,7 @@ def shorten_longest(texts: list[int], room: int, floor: list[int], share: float)
     return [prompt, a, b]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     st.tuples(*[st.integers(0, 90)] * 3),
     st.tuples(*[st.integers(1, 9)] * 3),

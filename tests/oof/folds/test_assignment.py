@@ -31,7 +31,7 @@ def n_split_groups(groups: NDArray[np.int64], folds: NDArray[np.int32]) -> int:
     return sum(len(set(folds[groups == group])) > 1 for group in set(groups.tolist()))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(n_groups=st.integers(10, 40), more=st.integers(0, 60), k=st.integers(2, 5), seed=st.integers(0, 2**31 - 1))
 def test_a_group_is_never_split(n_groups: int, more: int, k: int, seed: int) -> None:
     table, groups = battles(n_groups + more, n_groups, seed % 1000)
@@ -42,7 +42,7 @@ def test_a_group_is_never_split(n_groups: int, more: int, k: int, seed: int) -> 
     assert set(folds.tolist()) == set(range(k))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), relabel=st.integers(0, 1000))
 def test_shuffled_rows_and_renumbered_groups_change_no_fold(seed: int, relabel: int) -> None:
     table, groups = battles(120, 60)
@@ -115,7 +115,7 @@ def with_extra(n_extra: int, n_groups: int, seed: int) -> tuple[pl.DataFrame, ND
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(n_extra=st.integers(1, 60), n_groups=st.integers(1, 50), k=st.integers(2, 7), seed=st.integers(0, 999))
 def test_every_extra_battle_gets_one_fold_with_its_group_and_moves_no_scored_battle(
     n_extra: int, n_groups: int, k: int, seed: int
@@ -130,7 +130,7 @@ def test_every_extra_battle_gets_one_fold_with_its_group_and_moves_no_scored_bat
     assert n_split_groups(groups, folds) == 0
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(n_extra=st.sampled_from([1, 3, 6, 40]), seed=st.integers(0, 999))
 def test_folds_of_extra_battles_depend_on_seed_and_content_only(n_extra: int, seed: int) -> None:
     table, groups = with_extra(n_extra, 30, seed)
@@ -231,7 +231,7 @@ def test_a_train_battle_without_label_is_refused_with_its_place() -> None:
         assign_folds(table, np.arange(3), 2, 0)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=12),
     k=st.integers(2, 6),

@@ -85,7 +85,7 @@ def related_texts(draw: st.DrawFn) -> list[str]:
     return texts
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(texts=related_texts(), threshold=st.sampled_from([0.3, 0.5, 0.7, 0.9]))
 def test_groups_equal_brute_force(texts: list[str], threshold: float) -> None:
     table = table_of(texts)
@@ -93,7 +93,7 @@ def test_groups_equal_brute_force(texts: list[str], threshold: float) -> None:
     assert partition(table["id"].to_list(), found) == partition(table["id"].to_list(), brute_force(texts, threshold))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(texts=related_texts(), seed=st.integers(0, 1000))
 def test_row_order_changes_no_groups_number(texts: list[str], seed: int) -> None:
     table = table_of(texts).with_columns(pl.Series("group", groups_of(*texts)))
@@ -101,7 +101,7 @@ def test_row_order_changes_no_groups_number(texts: list[str], seed: int) -> None
     assert group_battles(shuffled, Groups()).tolist() == shuffled["group"].to_list()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=40)), min_size=1, max_size=20))
 def test_exact_jaccard_equals_python_sets(pairs: list[tuple[str, str]]) -> None:
     found = minhash.jaccard([one for one, _ in pairs], [two for _, two in pairs])
@@ -142,7 +142,7 @@ def test_texts_that_differ_are_different_after_normalisation(one: str, two: str)
     assert first != second
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_normalising_twice_changes_nothing_more(text: str) -> None:
     once = normalise(pl.Series([text]))

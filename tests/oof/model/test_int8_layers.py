@@ -27,7 +27,7 @@ def rounded_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (x / token).round() @ (weight / output).round().T * token * output.T
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 70), st.integers(1, 40), st.integers(1, 9), st.floats(-6, 6), st.integers(0, 99))
 def test_products_are_those_of_rounded_tokens_and_weights(
     width: int, outputs: int, tokens: int, log_scale: float, seed: int
