@@ -90,8 +90,8 @@ def _gathered(rows: NDArray[np.float32], own_batches: list[NDArray[np.int64]]) -
     # A partial file of an earlier call with another number of processes may hold rows that another process owns now.
     foreign = np.delete(np.arange(len(rows)), np.concatenate([np.zeros(0, int), *own_batches]))
     rows[foreign] = 0.0
-    own = torch.from_numpy(np.nan_to_num(rows, nan=0.0, posinf=np.inf, neginf=-np.inf)).to(device())
-    return np.asarray(process_group.sum_over_processes(own).cpu().numpy())
+    # A logit of its own that is not a number stays one in the sum, so that every process refuses it.
+    return np.asarray(process_group.sum_over_processes(torch.from_numpy(rows).to(device())).cpu().numpy())
 
 
 def _score(
