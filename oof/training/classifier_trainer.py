@@ -88,6 +88,9 @@ class ClassifierTrainer(Trainer):
         super().log(logs, start_time)
         if self.held_out is not None and "loss" in logs:
             loss = held_out_loss(self.model, self.member, self.held_out, self.steps.pad_id, self.steps.budget)
+            if loss is None:
+                logger.warning("step %d: the held-out loss is not finite, and is left out", self.state.global_step)
+                return
             self.control = self.callback_handler.on_log(self.args, self.state, self.control, {HELD_OUT_LOSS: loss})
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:

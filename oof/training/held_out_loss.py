@@ -33,8 +33,10 @@ def sample(rows: NDArray[np.integer], n: int) -> NDArray[np.integer]:
     return rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(np.int64)]
 
 
-def held_out_loss(model: Any, member: Member, held_out: HeldOut, pad_id: int, budget: int) -> float:
-    """Return the log loss of the mean logits of both orders; each process of the job scores its share.
+def held_out_loss(model: Any, member: Member, held_out: HeldOut, pad_id: int, budget: int) -> float | None:
+    """Return the log loss of the mean logits of both orders, None if a logit is not finite.
+
+    Each process of the job scores its share.
 
     The model is left in training mode, and no random number is drawn. The adapter is not merged into the base.
 
@@ -57,5 +59,7 @@ def held_out_loss(model: Any, member: Member, held_out: HeldOut, pad_id: int, bu
             logits[battles, orders] = model(input_ids=batch["input_ids"].to(device())).logits.float().cpu().numpy()
     model.train()
     everyones = sum_over_processes(torch.from_numpy(logits).to(device())).cpu().numpy()
+    if not np.isfinite(everyones).all():
+        return None
     everyones[:, 1] = swap_classes(everyones[:, 1])
     return log_loss(softmax(with_tie(everyones.mean(axis=1))), held_out.labels)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import LlamaModel, TrainerCallback
 
 from oof.metrics import log_loss, softmax
 from oof.model.classifier import load_base
@@ -60,6 +60,24 @@ def test_it_is_the_log_loss_of_the_mean_of_both_orders(tmp_path: Path) -> None:
     assert lines_of(tmp_path)[-1]["held_out_loss"] == pytest.approx(
         log_loss(softmax(logits.mean(axis=1)), LABELS), abs=1e-5
     )
+
+
+def test_training_goes_on_where_a_held_out_logit_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forward = LlamaModel.forward
+
+    def broken_on_held_out_battles(self: LlamaModel, *args: Any, **more: Any) -> Any:
+        output = forward(self, *args, **more)
+        if not self.training:
+            output.last_hidden_state.mul_(torch.nan)
+        return output
+
+    monkeypatch.setattr(LlamaModel, "forward", broken_on_held_out_battles)
+    model, _, _, _ = train(tmp_path, monitored=True)
+    assert bool(trained(model).isfinite().all())
+    assert not any("held_out_loss" in line for line in lines_of(tmp_path))
+    assert caplog.messages.count("step 4: the held-out loss is not finite, and is left out") == 1
 
 
 class Tracker(TrainerCallback):
