@@ -47,9 +47,9 @@ def test_metrics_have_the_promised_shape(small_run: Path) -> None:
 
 
 def test_the_submission_has_the_competition_s_format(small_run: Path) -> None:
-    frame = pl.read_csv(small_run / "submission.csv")
+    frame = pl.read_csv(small_run / "submission.csv", glob=False)
     assert frame.columns == ["id", "winner_model_a", "winner_model_b", "winner_tie"]
-    assert frame["id"].to_list() == pl.read_csv(small_run / "synth" / "test.csv")["id"].to_list()
+    assert frame["id"].to_list() == pl.read_csv(small_run / "synth" / "test.csv", glob=False)["id"].to_list()
     np.testing.assert_allclose(frame.drop("id").to_numpy().sum(axis=1), 1, atol=1e-9)
 
 
@@ -58,7 +58,7 @@ def test_oof_rows_equal_a_forward_by_hand(small_run: Path, member: str) -> None:
     config, table = config_of(small_run), load_battles(small_run)
     recipe = config.members[member]
     tokenizer = load_tokenizer(recipe.checkpoint)
-    frame = pl.read_parquet(small_run / "oof" / member / "logits.parquet")
+    frame = pl.read_parquet(small_run / "oof" / member / "logits.parquet", glob=False)
     rows = [0, 50, 119]
     encoded = encode_battles(table[rows], tokenizer, config.prompts, config.prompts.max_tokens)
     for i, row in enumerate(rows):
@@ -174,7 +174,7 @@ def test_the_ensemble_predicts_on_request(small_run: Path, tmp_path: Path) -> No
     run = tmp_path / "copy"
     shutil.copytree(small_run, run)
     assert ensemble_main(["predict", *small_arguments(run, "predict.model=ensemble")]) == 0
-    ensemble, student = (pl.read_csv(folder / "submission.csv") for folder in (run, small_run))
+    ensemble, student = (pl.read_csv(folder / "submission.csv", glob=False) for folder in (run, small_run))
     assert ensemble["id"].to_list() == student["id"].to_list()
     assert not ensemble.equals(student)
 

@@ -40,11 +40,11 @@ def read_prompts(path: Path, column: str | None, start: int, size: int) -> Itera
     """
     try:
         if path.suffix == ".parquet":
-            yield from _table(pl.scan_parquet(path), path, column, start, size)
+            yield from _table(pl.scan_parquet(path, glob=False), path, column, start, size)
         elif path.name.endswith(JSON_LINES):
             yield from _lines(path, column, start, size)
         elif path.suffix == ".csv":
-            yield from _table(pl.scan_csv(path, infer_schema=False), path, column, start, size)
+            yield from _table(pl.scan_csv(path, glob=False, infer_schema=False), path, column, start, size)
         else:
             raise UserError(f"{path}: not a .parquet, .jsonl (.gz, .zst) or .csv file; convert it to one of them")
     except (pl.exceptions.PolarsError, OSError, EOFError, zstandard.ZstdError, UnicodeDecodeError) as error:

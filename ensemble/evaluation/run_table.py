@@ -103,7 +103,7 @@ def true_probabilities(run: Path, ids: pl.Series) -> NDArray[np.float64] | None:
         path = run / "synth" / Path(path).name  # the run folder was moved or copied
     if not path or not Path(path).is_file():
         return None
-    frame = pl.read_csv(path, schema_overrides={"id": pl.String})
+    frame = pl.read_csv(path, glob=False, schema_overrides={"id": pl.String})
     joined = pl.DataFrame({"id": ids}).join(frame, on="id", how="left", maintain_order="left")
     probs = joined.select(WINNER_COLUMNS).to_numpy()
     return probs if len(probs) == len(ids) and np.isfinite(probs).all() else None

@@ -58,6 +58,6 @@ def dropped_rows(path: Path) -> list[dict[str, Any]]:
     """Return the most frequent reasons for dropped rows and their numbers of rows; values in a reason become "…"."""
     if not path.is_file():
         return []
-    reasons = pl.read_csv(path, infer_schema=False)["reason"].str.replace_all(r"'[^']*'|\d+", "…")
+    reasons = pl.read_csv(path, glob=False, infer_schema=False)["reason"].str.replace_all(r"'[^']*'|\d+", "…")
     counts = reasons.value_counts().sort("count", "reason", descending=[True, False])
     return [{"reason": row["reason"], "n": row["count"]} for row in counts.head(REASONS).to_dicts()]

@@ -124,7 +124,7 @@ def _submission_drift(run: RunData, shares: Floats) -> list[str]:
     if not path.is_file():
         return []
     try:
-        frame = pl.read_csv(path)
+        frame = pl.read_csv(path, glob=False)
         if "winner" in frame.columns:  # predict.format: winner, which has no mean probability
             return []
         frame = frame.select(pl.col(WINNER_COLUMNS).cast(pl.Float64))

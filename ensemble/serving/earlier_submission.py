@@ -97,7 +97,7 @@ def keep_other_battles(run: Path, battles: PredictedBattles) -> Path | None:
 def submission_ids(path: Path) -> set[str] | None:
     """Return the ids of a submission; None if there is none or it cannot be read."""
     try:
-        return set(pl.read_csv(path, columns=["id"], schema_overrides={"id": pl.String})["id"])
+        return set(pl.read_csv(path, glob=False, columns=["id"], schema_overrides={"id": pl.String})["id"])
     except (OSError, pl.exceptions.PolarsError):
         return None
 

@@ -62,7 +62,7 @@ def _pairs(folder: Path) -> tuple[pl.DataFrame, list[Finding]]:
     faults = _changed(folder, record)
     pairs = read_columns(folder / "battles.parquet", ("id", "prompt"))
     counts = record.get("counts", {})
-    left_out = pl.read_csv(folder / "dropped.csv").height if (folder / "dropped.csv").is_file() else 0
+    left_out = pl.read_csv(folder / "dropped.csv", glob=False).height if (folder / "dropped.csv").is_file() else 0
     near = counts.get("near_train", 0) + counts.get("near_test", 0)
     if counts.get("kept") != pairs.height or counts.get("bad_rows", 0) + near != left_out:
         faults.append(f"{pairs.height:,} pairs and {left_out:,} left-out rows, but battles.json counts {counts}")

@@ -155,6 +155,8 @@ def read_parquet(path: Path, rows: pl.Expr | None = None) -> pl.DataFrame:
         UserError: it cannot be read or is damaged.
     """
     try:
-        return pl.read_parquet(path) if rows is None else pl.scan_parquet(path, glob=False).filter(rows).collect()
+        if rows is None:
+            return pl.read_parquet(path, glob=False)  # a folder may be named lr[1e-4]
+        return pl.scan_parquet(path, glob=False).filter(rows).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error}); delete it and run the stage again") from error

@@ -46,7 +46,7 @@ def folder(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(small_run, folder / "runs" / "demo")
     for name in ("train", "test"):
         shutil.copy(small_run / "synth" / f"{name}.csv", folder / f"{name}.csv")
-    battles = pl.read_parquet(small_run / "battles.parquet")
+    battles = pl.read_parquet(small_run / "battles.parquet", glob=False)
     texts = {"prompt": "Why?", "response_a": "Because.", "response_b": "Who knows."}
     pl.DataFrame([{"id": i, **texts} for i in range(3)]).write_ndjson(folder / "battles.jsonl")
     pl.DataFrame({"text": [turns[0] for turns in battles["prompt"].head(20)]}).write_ndjson(folder / "corpus.jsonl")
@@ -164,7 +164,7 @@ def test_the_exit_statuses_of_the_reference_are_those_of_the_command(
     monkeypatch.chdir(folder)
     shutil.copytree(folder / "runs" / "demo", tmp_path / "broken")
     folds = tmp_path / "broken" / "oof" / "gemma2" / "fold-0" / "logits.parquet"
-    pl.read_parquet(folds).head(3).write_parquet(folds)
+    pl.read_parquet(folds, glob=False).head(3).write_parquet(folds)
     assert main(["audit", str(tmp_path / "broken")]) == 1
     capsys.readouterr()
 

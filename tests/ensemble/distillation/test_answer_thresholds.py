@@ -25,8 +25,8 @@ from tests.fixtures.demo_run import small_arguments
 
 def test_the_thresholds_are_those_of_the_held_out_predictions(small_run: Path) -> None:
     stored = Abstention.read(small_run / "distill" / "student")
-    frame = pl.read_parquet(small_run / "distill" / "predictions.parquet")
-    battles = frame.join(pl.read_parquet(small_run / "battles.parquet"), on="id", maintain_order="left")
+    frame = pl.read_parquet(small_run / "distill" / "predictions.parquet", glob=False)
+    battles = frame.join(pl.read_parquet(small_run / "battles.parquet", glob=False), on="id", maintain_order="left")
     probs = frame.select("student|a", "student|b", "student|tie").to_numpy()
     groups = battles["group"].to_numpy()
     again = calibrate(probs, battles["label"].to_numpy(), groups, 0)

@@ -207,7 +207,7 @@ def test_every_teacher_mode_runs_with_extra_and_unlabelled_battles(tmp_path: Pat
     files = {}
     for i, role in enumerate(("extra", "unlabelled")):
         path = write_arena(tmp_path / role, 40, 10 + i, 2)["train"]
-        frame = pl.read_csv(path).with_columns(pl.col("id") + 10_000 * (i + 1))
+        frame = pl.read_csv(path, glob=False).with_columns(pl.col("id") + 10_000 * (i + 1))
         frame = frame if role == "extra" else frame.drop("winner_model_a", "winner_model_b", "winner_tie")
         frame.write_csv(path)
         files[role] = path

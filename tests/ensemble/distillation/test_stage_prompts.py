@@ -69,12 +69,12 @@ def test_a_student_reads_by_its_own_settings_in_training_scoring_and_serving(sma
     config = configuration.load(run / "config.yaml", [f"run={run}"])
     member, own = config.distill.student, config.for_student().prompts
     tokenizer = load_tokenizer(member.checkpoint, "lengths")
-    table = pl.read_parquet(run / "battles.parquet").filter(fold=0, role="train")
+    table = pl.read_parquet(run / "battles.parquet", glob=False).filter(fold=0, role="train")
     encoded = encode_battles(table, tokenizer, own, 130)
     assert encoded.lengths.max() <= 130
     model = load_classifier(member, run / "distill" / "fold-0" / "adapter", tokenizer, seed=0)
     logits = predict_logits(model, member, encoded, tokenizer.pad_token_id, "again")
-    stored = pl.read_parquet(run / "distill" / "fold-0" / "logits.parquet")
+    stored = pl.read_parquet(run / "distill" / "fold-0" / "logits.parquet", glob=False)
     stored = table.select("id").join(stored, on="id", how="left", maintain_order="left")
     np.testing.assert_allclose(logits_of(stored), logits, atol=1e-4)
 
@@ -85,7 +85,7 @@ def test_a_student_reads_by_its_own_settings_in_training_scoring_and_serving(sma
     assert " characters, " in text  # hints
     assert " tokens] …" in text  # counts of trimmed texts
     columns = [test[name].to_list() for name in ("prompt", "response_a", "response_b")]
-    submission = pl.read_csv(run / "submission.csv").drop("id").to_numpy()
+    submission = pl.read_csv(run / "submission.csv", glob=False).drop("id").to_numpy()
     np.testing.assert_allclose(judge.compare_many(*columns), submission, atol=1e-9)
 
 

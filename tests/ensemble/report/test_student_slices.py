@@ -43,7 +43,7 @@ def test_the_slices_of_a_run_are_those_of_its_out_of_fold_predictions(small_run:
     battles = load_battles(run).filter(pl.col("role") == "train")
     losses = {}
     for stage, name in (("distill", "student"), ("stack", "calibrated")):
-        frame = pl.read_parquet(run / stage / "predictions.parquet")
+        frame = pl.read_parquet(run / stage / "predictions.parquet", glob=False)
         own = battles.join(frame, on="id", maintain_order="left").select(f"^{name}\\|.*$").to_numpy()
         losses[name] = -np.log(own[np.arange(battles.height), battles["label"].to_numpy()])
     difference = losses["student"] - losses["calibrated"]
@@ -56,7 +56,7 @@ def test_the_slices_of_a_run_are_those_of_its_out_of_fold_predictions(small_run:
 
     for fold in range(3):  # as if half of the battles had been cut to half
         file = run / "distill" / f"fold-{fold}" / "logits.parquet"
-        frame = pl.read_parquet(file)
+        frame = pl.read_parquet(file, glob=False)
         half = pl.int_range(pl.len()) % 2 == 0
         kept = [pl.when(half).then(pl.col(name) // 2).otherwise(pl.col(name)) for name in COUNT_COLUMNS[3:]]
         write_parquet(file, frame.with_columns(kept))

@@ -80,7 +80,7 @@ def test_compare_many_equals_compare_and_the_submission(small_run: Path, judge: 
     many = judge.compare_many(*columns)
     one = [judge.compare(*battle) for battle in zip(*columns, strict=True)]
     np.testing.assert_allclose(many, one, atol=1e-6)
-    submission = pl.read_csv(small_run / "submission.csv").drop("id").to_numpy()
+    submission = pl.read_csv(small_run / "submission.csv", glob=False).drop("id").to_numpy()
     np.testing.assert_allclose(many, submission, atol=1e-9)
 
 

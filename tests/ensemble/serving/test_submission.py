@@ -36,7 +36,7 @@ def test_a_submission_has_the_rows_of_its_parts_in_order(tmp_path: Path) -> None
     (tmp_path / "parts").mkdir()
     parts = [part(tmp_path / "parts", ["7", "a,b"], probs[:2]), part(tmp_path / "parts", ["3", "1", "0"], probs[2:])]
     assert write_submission(tmp_path / "submission.csv", parts) == 5
-    frame = pl.read_csv(tmp_path / "submission.csv", schema_overrides={"id": pl.String})
+    frame = pl.read_csv(tmp_path / "submission.csv", glob=False, schema_overrides={"id": pl.String})
     assert frame["id"].to_list() == ["7", "a,b", "3", "1", "0"]
     np.testing.assert_array_equal(frame.drop("id").to_numpy(), probs)
 
@@ -92,7 +92,10 @@ def test_another_format_rewrites_the_submission(small_run: Path, tmp_path: Path)
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
     assert ensemble_main(["predict", *small_arguments(run, "predict.format=winner")]) == 0
-    before, after = pl.read_csv(small_run / "submission.csv"), pl.read_csv(run / "submission.csv")
+    before, after = (
+        pl.read_csv(small_run / "submission.csv", glob=False),
+        pl.read_csv(run / "submission.csv", glob=False),
+    )
     names = np.where(before["winner_model_b"] > before["winner_model_a"], "model_b", "model_a")
     assert after.to_dict(as_series=False) == {"id": before["id"].to_list(), "winner": names.tolist()}
 
@@ -118,7 +121,7 @@ def test_the_chunk_size_changes_nothing_and_a_killed_prediction_resumes(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
-    before = pl.read_csv(run / "submission.csv")
+    before = pl.read_csv(run / "submission.csv", glob=False)
     (run / "submission.json").unlink()
     monkeypatch.setattr(file_chunks, "WHOLE_BYTES", 0)
     scored: list[int] = []
@@ -141,7 +144,7 @@ def test_the_chunk_size_changes_nothing_and_a_killed_prediction_resumes(
     assert (run / "submission.csv").read_bytes() == (small_run / "submission.csv").read_bytes()
     assert ensemble_main(["predict", *small_arguments(run, "predict.chunk=5")]) == 0
     assert scored == [5, 0, 5, 2]
-    after = pl.read_csv(run / "submission.csv")
+    after = pl.read_csv(run / "submission.csv", glob=False)
     assert after["id"].equals(before["id"])
     np.testing.assert_allclose(after.drop("id").to_numpy(), before.drop("id").to_numpy(), atol=1e-6)
     assert not (run / "predict").exists()
@@ -156,13 +159,13 @@ def test_the_ensemble_brings_each_fold_job_to_one_scale_before_their_mean(small_
     [table] = chunks(config, resolve_data(config), tmp_path)
     logits = {}
     for name, constants in stack.job_scales.members.items():
-        frames = [pl.read_parquet(next(run.glob(f"oof/{name}/test/*/fold-{k}.parquet"))) for k in range(3)]
+        frames = [pl.read_parquet(next(run.glob(f"oof/{name}/test/*/fold-{k}.parquet")), glob=False) for k in range(3)]
         logits[name] = np.mean([constants[k].apply(logits_of(frame)) for k, frame in enumerate(frames)], axis=0)
-        stored = pl.read_parquet(next(run.glob(f"oof/{name}/test/*/logits.parquet")))
+        stored = pl.read_parquet(next(run.glob(f"oof/{name}/test/*/logits.parquet")), glob=False)
         assert np.abs(logits[name] - logits_of(stored)).max() > 0.01  # the plain mean
-    counts = pl.read_parquet(next(run.glob("oof/gemma2/test/*/logits.parquet"))).select(COUNT_COLUMNS)
+    counts = pl.read_parquet(next(run.glob("oof/gemma2/test/*/logits.parquet")), glob=False).select(COUNT_COLUMNS)
     expected = stack.predict(stack.design(table.with_columns(*counts), logits))
-    made = pl.read_csv(run / "submission.csv").select(WINNER_COLUMNS).to_numpy()
+    made = pl.read_csv(run / "submission.csv", glob=False).select(WINNER_COLUMNS).to_numpy()
     np.testing.assert_allclose(made, expected, atol=1e-6)
 
 
@@ -187,7 +190,7 @@ def test_a_submission_of_other_ids_is_replaced_only_on_request_and_kept(
 ) -> None:
     run, test = tmp_path / "run", tmp_path / "fewer.csv"
     shutil.copytree(small_run, run)
-    pl.read_csv(run / "synth" / "test.csv").head(5).write_csv(test)
+    pl.read_csv(run / "synth" / "test.csv", glob=False).head(5).write_csv(test)
     old, before = (run / "submission.csv").read_bytes(), digests(run)
     assert ensemble_main(["predict", f"run={run}", f"data.test=[{test}]"]) == 2
     assert "holds predictions of 12 battles, of which" in capsys.readouterr().err
@@ -195,7 +198,7 @@ def test_a_submission_of_other_ids_is_replaced_only_on_request_and_kept(
     assert ensemble_main(["predict", f"run={run}", f"data.test=[{test}]", "--redo"]) == 0
     assert f"kept in {run / 'submission-1.csv'}" in capsys.readouterr().out
     assert (run / "submission-1.csv").read_bytes() == old
-    assert pl.read_csv(run / "submission.csv").height == 5
+    assert pl.read_csv(run / "submission.csv", glob=False).height == 5
 
 
 def test_equal_ids_with_other_texts_are_another_test_set(
@@ -203,7 +206,7 @@ def test_equal_ids_with_other_texts_are_another_test_set(
 ) -> None:
     run, test, copy = tmp_path / "Läufe 1" / "run", tmp_path / "other texts.csv", tmp_path / "same texts.csv"
     shutil.copytree(small_run, run)
-    table = pl.read_csv(run / "synth" / "test.csv")
+    table = pl.read_csv(run / "synth" / "test.csv", glob=False)
     table.with_columns(prompt=pl.col("prompt").reverse()).write_csv(test)
     table.reverse().write_csv(copy)
     old, before = (run / "submission.csv").read_bytes(), digests(run)
@@ -232,7 +235,7 @@ def test_a_killed_call_that_replaced_a_submission_keeps_the_earlier_one_once(
 ) -> None:
     run, test = tmp_path / "run", tmp_path / "other texts.csv"
     shutil.copytree(small_run, run)
-    pl.read_csv(run / "synth" / "test.csv").with_columns(prompt=pl.col("prompt").reverse()).write_csv(test)
+    pl.read_csv(run / "synth" / "test.csv", glob=False).with_columns(prompt=pl.col("prompt").reverse()).write_csv(test)
     old = (run / "submission.csv").read_bytes()
 
     def killed(*_: object) -> None:

@@ -21,7 +21,7 @@ def copy_of(run: Path, folder: Path) -> Path:
 
 
 def probs(run: Path) -> np.ndarray:
-    return pl.read_csv(run / "submission.csv").select(WINNER_COLUMNS).to_numpy()
+    return pl.read_csv(run / "submission.csv", glob=False).select(WINNER_COLUMNS).to_numpy()
 
 
 def predict(run: Path, *words: str) -> int:
