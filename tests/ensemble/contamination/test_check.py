@@ -74,7 +74,7 @@ def write_corpus(path: Path, texts: list[list[str]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["c.parquet", "c.jsonl", "c.jsonl.gz", "c.csv"])
+@pytest.mark.parametrize("name", ["c[1].parquet", "c.jsonl", "c.jsonl.gz", "c[1].csv"])
 def test_exactly_the_planted_prompts_are_marked(name: str, planted: dict[str, Any], tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / name, planted["corpus"])
     frame = check.check_contamination(planted["run"], [str(corpus)])
