@@ -137,8 +137,11 @@ def test_tokens_and_the_longest_sequence_of_a_step_are_those_of_its_orders() -> 
     assert max(longest) == 32
 
 
-def test_a_scoring_pass_has_the_member_s_tokens_or_the_device_s() -> None:
-    default = 16384 if torch.cuda.is_available() else 4096
+@pytest.mark.parametrize(("gpu", "default"), [(False, 4096), (True, 16384)])
+def test_a_scoring_pass_has_the_member_s_tokens_or_the_device_s(
+    gpu: bool, default: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert score_tokens(Member(checkpoint="x")) == default
     assert score_tokens(Member(checkpoint="x", score_tokens_per_batch=77)) == 77
 

@@ -226,7 +226,8 @@ def test_threshold_one_joins_equal_sets_only() -> None:
 
 
 def test_each_row_without_any_text_is_its_own_group() -> None:
-    table = table_of([""] * 4, response_a=[[""]] * 4, response_b=[[""]] * 4)
+    nothing = [[""], [], [None], [""]]
+    table = table_of([""] * 4, response_a=nothing, response_b=nothing)
     assert len(set(group_battles(table, Groups()).tolist())) == 4
 
 
