@@ -44,13 +44,29 @@ def test_group_numbers_with_a_column_do_not_depend_on_row_order() -> None:
     assert group_battles(backwards, Groups(column="k")).tolist() == backwards["group"].to_list()
 
 
-def test_long_shared_responses_join_battles_only_if_the_setting_is_on() -> None:
+def test_long_shared_responses_join_battles_only_if_the_setting_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     argument = "a long argument that occurs in several pairs of the data"
     table = table_of(
-        ["first prompt", "second thing", "third matter", "fourth case"],
-        response_a=[[argument], ["yes"], [argument.upper()], ["yes"]],
-        response_b=[["other"], [argument], ["something"], ["no"]],
+        ["first prompt", "second thing", "third matter", "fourth case", "fifth point"],
+        response_a=[[argument], ["yes"], [argument.upper()], ["yes"], [argument.replace("several", "none of the")]],
+        response_b=[["other"], [argument], ["something"], ["no"], ["another long argument, which nobody repeats"]],
     )
-    assert len(set(group_battles(table, Groups()).tolist())) == 4
-    groups = group_battles(table, Groups(responses=True)).tolist()
-    assert groups[0] == groups[1] == groups[2] != groups[3]
+    assert len(set(group_battles(table, Groups()).tolist())) == 5
+    for rows in (20_000, 2):
+        monkeypatch.setattr("oof.folds.groups.CHUNK_ROWS", rows)
+        groups = group_battles(table, Groups(responses=True)).tolist()
+        assert groups[0] == groups[1] == groups[2]
+        assert len(set(groups)) == 3
+
+
+@pytest.mark.parametrize(("length", "joined"), [(31, False), (32, True)])
+def test_shared_responses_count_from_32_characters_on(length: int, joined: bool) -> None:
+    text = "x" * length
+    table = table_of(["first prompt", "second thing"], response_a=[[text], ["yes"]], response_b=[["no"], [text]])
+    assert (len(set(group_battles(table, Groups(responses=True)).tolist())) == 1) == joined
+
+
+def test_a_response_of_several_turns_is_one_text() -> None:
+    turns = ["the first part of an answer", "and its second part"]
+    table = table_of(["first prompt", "second thing"], response_a=[turns, [" ".join(turns)]])
+    assert len(set(group_battles(table, Groups(responses=True)).tolist())) == 1
