@@ -9,8 +9,7 @@ from the base, labelled battles alone. Every figure is out of fold: a battle is 
 trained on its fold, at the temperature of the other folds. Differences are paired, with 95 % intervals over groups of
 near-duplicate prompts, or over seeds from five on. ``above the floor`` is the distance from the best possible loss:
 known of synthetic battles, and for battles with several votes the entropy of their majority
-(``benchmarks/quality/vote_noise.py``). Minutes are those of training the fold students, whatever
-else the machine did.
+(``benchmarks/quality/vote_noise.py``). Minutes are those of training the fold students, whatever else the machine did.
 
 The arena is the demo's, with its tiny bases, one for each ``--seeds``. Real battles (arguments: UKPConvArg1; chats:
 Vicuna-80, LLMFAO, PandaLM, Tulu 1, with QA feedback to pseudo-label; members SmolLM2-135M and Gemma3-270M, student

@@ -112,7 +112,7 @@ def share_room(texts: Counts, room: Counts, floor: Counts, prompt_share: float) 
     prompt = np.minimum.reduce([prompt, room - floor[:, 1] - floor[:, 2], p])
     rest = room - prompt
     half, floor_a, floor_b = rest // 2, floor[:, 1], floor[:, 2]
-    # Floors differ where markers do: a text of more digits' tokens has a larger one.
+    # The floors differ where the markers do: that of a longer text may have more tokens.
     kept_a = np.clip(np.minimum(a, np.maximum(half, rest - b)), floor_a, rest - floor_b)
     kept_b = np.clip(np.minimum(b, np.maximum(half, rest - a)), floor_b, rest - floor_a)
     return np.stack([prompt, kept_a, kept_b], axis=1)
