@@ -46,13 +46,20 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def pages(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("pages")
-    shutil.copytree(small_run, folder / "run", ignore=shutil.ignore_patterns("adapter", "student"))
+def page(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the small run's page."""
+    run = tmp_path_factory.mktemp("page") / "run"
+    shutil.copytree(small_run, run, ignore=shutil.ignore_patterns("adapter", "student"))
+    return write_report(run)
+
+
+@pytest.fixture(scope="module")
+def pages(page: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    run, folder = page.parents[1], tmp_path_factory.mktemp("pages")
     hostile = hostile_run(folder / "hostile")
-    paths = {"run": write_report(folder / "run"), "hostile": write_report(hostile)}
-    shutil.copytree(folder / "run", folder / "again")
-    return paths | {"comparison": write_comparison([folder / "run", folder / "again", hostile])}
+    paths = {"run": page, "hostile": write_report(hostile)}
+    shutil.copytree(run, folder / "again")
+    return paths | {"comparison": write_comparison([run, folder / "again", hostile])}
 
 
 @pytest.mark.slow
@@ -85,8 +92,8 @@ def test_hostile_battles_are_shown_as_text(tab: Browser, pages: dict[str, Path])
     assert tab.evaluate("document.scripts.length") == 1
 
 
-def test_a_table_is_sorted_by_a_click_and_copied(tab: Browser, pages: dict[str, Path]) -> None:
-    tab.open(pages["run"], 1280)
+def test_a_table_is_sorted_by_a_click_and_copied(tab: Browser, page: Path) -> None:
+    tab.open(page, 1280)
     rows = "[...document.querySelector('#pair-0 table').tBodies[0].rows]"
     column = rows + ".map(r => Number(r.cells[2].textContent.replace(',', '')))"
     click = "document.querySelector('#pair-0 table').tHead.rows[0].cells[2].querySelector('button').click()"
@@ -105,12 +112,12 @@ def test_a_table_is_sorted_by_a_click_and_copied(tab: Browser, pages: dict[str, 
     assert tab.log_entries() == []
 
 
-def test_print_fits_the_paper_and_is_light(tab: Browser, pages: dict[str, Path]) -> None:
+def test_print_fits_the_paper_and_is_light(tab: Browser, page: Path) -> None:
     """An A4 page has about 720 pixels between its margins."""
     dark = {"name": "prefers-color-scheme", "value": "dark"}
     tab.send("Emulation.setEmulatedMedia", media="print", features=[dark])
     try:
-        tab.open(pages["run"], 720)
+        tab.open(page, 720)
         assert tab.evaluate("document.documentElement.scrollWidth") <= 720
         wide = (
             "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth).length"
@@ -122,11 +129,11 @@ def test_print_fits_the_paper_and_is_light(tab: Browser, pages: dict[str, Path])
         tab.send("Emulation.setEmulatedMedia", media="", features=[])
 
 
-def test_text_has_enough_contrast_on_light_and_dark_pages(tab: Browser, pages: dict[str, Path]) -> None:
+def test_text_has_enough_contrast_on_light_and_dark_pages(tab: Browser, page: Path) -> None:
     colours = {}
     for scheme in ("light", "dark"):
         tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        tab.open(pages["run"], 390)
+        tab.open(page, 390)
         tab.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
         if SHOTS:
             tab.screenshot(Path(SHOTS) / f"{scheme}-390.png")
@@ -138,8 +145,8 @@ def test_text_has_enough_contrast_on_light_and_dark_pages(tab: Browser, pages: d
     assert colours["dark"] == ["rgb(228, 231, 234)", "rgb(15, 19, 23)"]
 
 
-def test_the_section_in_view_is_marked_and_links_lead_to_their_section(tab: Browser, pages: dict[str, Path]) -> None:
-    tab.open(pages["run"], 1280)
+def test_the_section_in_view_is_marked_and_links_lead_to_their_section(tab: Browser, page: Path) -> None:
+    tab.open(page, 1280)
     assert tab.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))") is True
     tab.evaluate("document.querySelector('nav a[href=\"#ties\"]').click()")
     moved = """new Promise(done => { const look = () => {
@@ -150,8 +157,8 @@ def test_the_section_in_view_is_marked_and_links_lead_to_their_section(tab: Brow
     assert tab.evaluate("location.hash") == "#ties"
 
 
-def test_battles_are_paged_and_searched_and_rows_are_filtered(tab: Browser, pages: dict[str, Path]) -> None:
-    tab.open(pages["run"], 1280)
+def test_battles_are_paged_and_searched_and_rows_are_filtered(tab: Browser, page: Path) -> None:
+    tab.open(page, 1280)
     tab.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
     shown = """[...document.querySelector('#battles .battles').querySelectorAll('.battle')]
       .filter(battle => !battle.hidden).map(battle => battle.querySelector('h3').textContent)"""
@@ -203,10 +210,8 @@ def test_a_link_to_a_battle_opens_its_page_and_its_address_is_copied(tab: Browse
 
 
 @pytest.mark.slow
-def test_the_pointer_shows_the_value_of_a_mark_and_a_place_in_a_scatter_plot(
-    tab: Browser, pages: dict[str, Path]
-) -> None:
-    tab.open(pages["run"], 1280)
+def test_the_pointer_shows_the_value_of_a_mark_and_a_place_in_a_scatter_plot(tab: Browser, page: Path) -> None:
+    tab.open(page, 1280)
     place = """(() => { const mark = document.querySelector(%r); mark.scrollIntoView({block: 'center'});
       const box = mark.getBoundingClientRect(); return [box.left + box.width / 2, box.top + box.height / 2]; })()"""
     tip = "(() => { const tip = document.querySelector('.tip'); return tip.hidden ? '' : tip.textContent; })()"
@@ -221,8 +226,8 @@ def test_the_pointer_shows_the_value_of_a_mark_and_a_place_in_a_scatter_plot(
 
 
 @pytest.mark.slow
-def test_the_keyboard_reaches_every_control(tab: Browser, pages: dict[str, Path]) -> None:
-    tab.open(pages["run"], 1280)
+def test_the_keyboard_reaches_every_control(tab: Browser, page: Path) -> None:
+    tab.open(page, 1280)
     controls = "[...document.querySelectorAll('a[href], button, summary, input')].filter(c => c.checkVisibility())"
     assert tab.evaluate(f"{controls}.every(control => control.tabIndex === 0)") is True
     assert (
@@ -234,10 +239,10 @@ def test_the_keyboard_reaches_every_control(tab: Browser, pages: dict[str, Path]
 
 
 @pytest.mark.slow
-def test_the_page_is_whole_without_scripts(tab: Browser, pages: dict[str, Path]) -> None:
+def test_the_page_is_whole_without_scripts(tab: Browser, page: Path) -> None:
     tab.send("Emulation.setScriptExecutionDisabled", value=True)
     try:
-        tab.open(pages["run"], 1280)
+        tab.open(page, 1280)
         if SHOTS:
             tab.screenshot(Path(SHOTS) / "without-scripts.png")
     finally:
