@@ -115,7 +115,7 @@ def section(name: str, parts: Sequence[Measured]) -> list[str]:
         cells = [f"{row}{of_all}", f"{outcome.mean(row):.4f}", *differences, above_floor(of_row, row)]
         lines.append(f"| {' | '.join([*cells, f'{minutes:.1f}' if minutes else ''])} |")
     if parts[0].part.section != ARENA:
-        lines += ["", *claims(outcome, parts, best), "", *what_remains(outcome, parts[0])]
+        lines += ["", *claims(outcome, parts, best), "", *what_remains(outcome, parts[0], best)]
     if missing := [setting for setting in parts[0].part.settings if setting not in rows]:
         lines += ["", f"Not measured yet: {'; '.join(missing)}."]
     return lines
@@ -139,8 +139,8 @@ def claims(outcome: Outcome, parts: Sequence[Measured], best: str) -> list[str]:
     return lines
 
 
-def what_remains(outcome: Outcome, part: Measured) -> list[str]:
-    """Return sentences: which settings help, what the nearest leaves beside the stack, and on which battles."""
+def what_remains(outcome: Outcome, part: Measured, best: str) -> list[str]:
+    """Return sentences: which settings help, what is left beside the stack, on which battles, and what is kept."""
     losses = part.losses
     students = [name for name in part.part.settings if {name, PLAIN, "calibrated"} <= losses.keys()]
     if not students:
@@ -156,6 +156,11 @@ def what_remains(outcome: Outcome, part: Measured) -> list[str]:
             interval = in_words(group_interval(behind[rows], losses["groups"][rows], 0))
             sides.append(f"{interval} on the {rows.sum():,} battles that {words}")
         lines.append(f"*{FROM_MEMBER}* beside calibrated: {sides[0]}, {sides[1]}.")
+    if FROM_MEMBER in students and below_zero(outcome.difference("calibrated", best)):
+        share = (outcome.mean(best) - outcome.mean(FROM_MEMBER)) / (outcome.mean(best) - outcome.mean("calibrated"))
+        members, k = len(part.part.config.members), part.part.config.folds.k
+        lines.append(f"It keeps {share:.0%} of what calibrated gains on {best}. A new battle costs it one model, and")
+        lines.append(f"calibrated {members * k}: {members} members with {k} fold jobs each.")
     return ["\n".join(lines)]
 
 

@@ -143,6 +143,14 @@ def test_what_remains_names_the_nearest_setting_and_splits_the_distance_by_cut()
     assert "interval below 0: none" in none
 
 
+def test_what_the_student_keeps_is_said_where_the_ensemble_is_better_than_its_best_member() -> None:
+    losses = {"calibrated": 0.8, "member__one": 1.0, PLAIN: 0.9, FROM_MEMBER: 0.85}
+    text = "\n".join(section("chats", [of_seed(0, "chats", **losses)]))
+    assert "It keeps 75% of what calibrated gains on member:one." in text
+    assert "costs it one model, and\ncalibrated 6: 2 members with 3 fold jobs each." in text
+    assert "It keeps" not in "\n".join(section("chats", [of_seed(0, "chats", **losses | {"member__one": 0.7})]))
+
+
 def test_differences_are_over_the_seeds_that_have_both() -> None:
     seeds = [{"groups": np.arange(20), "one": np.full(20, 1.0), "two": np.full(20, 0.9)}]
     seeds.append({"groups": np.arange(20) + 100, "one": np.full(20, 9.0)})
