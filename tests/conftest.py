@@ -27,6 +27,7 @@ if not os.environ.get("ARENA_TEST_GPU"):
 LONGEST = ("test_launch.py", "test_process_group.py", "test_faults.py", "test_pipeline.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the modules, and keep each on one worker; those that read the small run share one, which makes it once."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
