@@ -88,10 +88,10 @@ demo: $(READY)  ## all three stages on the embedded synthetic arena, on a CPU
 
 # Two processes with one thread each: small models gain nothing from a second thread.
 test: $(DEV)  ## the tests without the slow ones
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(DEV)  ## all tests, slow ones included
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'slow or not slow'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow or not slow'
 
 test-gpu: $(DEV)  ## the tests of the GPU path on a CUDA GPU
 	@ARENA_TEST_GPU=1 $(PY) -m pytest -m gpu

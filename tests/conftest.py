@@ -27,13 +27,8 @@ if not os.environ.get("ARENA_TEST_GPU"):
 LONGEST = ("test_launch.py", "test_process_group.py", "test_faults.py", "test_pipeline.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the modules, and keep each on one worker; those that read the small run share one, which makes it once."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
-    reading = {item.path for item in items if "small_run" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("small_run" if item.path in reading else item.location[0]))
 
 
 def pytest_collection_finish() -> None:
