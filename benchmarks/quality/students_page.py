@@ -17,8 +17,10 @@ from benchmarks.quality.vote_noise import lowest_loss
 from ensemble.evaluation.run_table import true_probabilities
 from ensemble.stacking.inputs import Inputs
 from ensemble.stacking.stage import load_inputs, read_predictions
-from ensemble.statistics.bootstrap import group_interval
+from ensemble.statistics.bootstrap import Interval, group_interval
 from ensemble.statistics.interval_words import below_zero, in_words
+from ensemble.statistics.resamples import Resamples, percentiles
+from ensemble.statistics.standard_errors import effective_groups, half_width, jackknife_error
 from oof.common.atomic_files import read_json, read_parquet
 from oof.common.errors import UserError
 from oof.common.logits_format import COUNT_COLUMNS
@@ -157,11 +159,24 @@ def what_remains(outcome: Outcome, part: Measured, best: str) -> list[str]:
             sides.append(f"{interval} on the {rows.sum():,} battles that {words}")
         lines.append(f"*{FROM_MEMBER}* beside calibrated: {sides[0]}, {sides[1]}.")
     if FROM_MEMBER in students and below_zero(outcome.difference("calibrated", best)):
-        share = (outcome.mean(best) - outcome.mean(FROM_MEMBER)) / (outcome.mean(best) - outcome.mean("calibrated"))
+        kept = in_words(share_kept(losses, best), ".2f")
         members, k = len(part.part.config.members), part.part.config.folds.k
-        lines.append(f"It keeps {share:.0%} of what calibrated gains on {best}. A new battle costs it one model, and")
+        lines.append(f"It keeps {kept} of what calibrated gains on {best}. A new battle costs it one model, and")
         lines.append(f"calibrated {members * k}: {members} members with {k} fold jobs each.")
     return ["\n".join(lines)]
+
+
+def share_kept(losses: dict[str, NDArray[np.float64]], best: str) -> Interval:
+    """Return the share of calibrated's gain on the best member that the default student keeps, with its interval."""
+    groups = losses["groups"].astype(np.int64)
+    resampled = Resamples.draw(groups, 0)
+    kept = resampled.sums(losses[best] - losses[FROM_MEMBER]) / resampled.sums(losses[best] - losses["calibrated"])
+    value = float(kept[0])
+    if resampled.few:
+        half = half_width(jackknife_error(kept[1:], value), effective_groups(np.unique(groups, return_counts=True)[1]))
+        return {"value": value, "low": value - half, "high": value + half}
+    low, high = percentiles(kept[1:])
+    return {"value": value, "low": low, "high": high}
 
 
 def _both(parts: Sequence[Measured], row: str, other: str) -> bool:

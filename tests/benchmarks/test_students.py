@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.quality import students_settings
 from benchmarks.quality.choice_page import Outcome
 from benchmarks.quality.real_battles import sample_half
-from benchmarks.quality.students_page import Measured, section
+from benchmarks.quality.students_page import Measured, section, share_kept
 from benchmarks.quality.students_settings import FROM_MEMBER, PLAIN, Part, RealSet, arena, real, settings_of
 from benchmarks.quality.vote_noise import fit_dirichlet, lowest_loss
 from oof import config as configuration
@@ -146,9 +146,22 @@ def test_what_remains_names_the_nearest_setting_and_splits_the_distance_by_cut()
 def test_what_the_student_keeps_is_said_where_the_ensemble_is_better_than_its_best_member() -> None:
     losses = {"calibrated": 0.8, "member__one": 1.0, PLAIN: 0.9, FROM_MEMBER: 0.85}
     text = "\n".join(section("chats", [of_seed(0, "chats", **losses)]))
-    assert "It keeps 75% of what calibrated gains on member:one." in text
+    assert "It keeps 0.75 [0.75, 0.75] of what calibrated gains on member:one." in text
     assert "costs it one model, and\ncalibrated 6: 2 members with 3 fold jobs each." in text
     assert "It keeps" not in "\n".join(section("chats", [of_seed(0, "chats", **losses | {"member__one": 0.7})]))
+
+
+@pytest.mark.parametrize("n_groups", [8, 100])
+def test_the_share_that_is_kept_has_an_interval_that_holds_its_true_value(n_groups: int) -> None:
+    held = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        gain = np.repeat(rng.normal(0.2, 0.1, n_groups), 5)
+        kept = 0.7 * gain + np.repeat(rng.normal(0, 0.05, n_groups), 5)
+        losses = {"one": np.ones(5 * n_groups), "calibrated": 1 - gain, FROM_MEMBER: 1 - kept}
+        share = share_kept({**losses, "groups": np.repeat(np.arange(n_groups), 5)}, "one")
+        held += share["low"] <= 0.7 <= share["high"]
+    assert held >= 177  # of 200, where 95 % are 190: four standard errors below
 
 
 def test_differences_are_over_the_seeds_that_have_both() -> None:
