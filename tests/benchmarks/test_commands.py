@@ -23,6 +23,7 @@ SMALL = {
     "quality.label_canary": "",
     "quality.peers": "--data DATA --battles 24 --tokens 96 --epochs 0.5 --contenders member stack student",
     "quality.real_logits": "--data DATA --battles 300 --trials 2 --out real-logits.md",
+    "quality.stress": "runs/demo --data DATA",
     "quality.students": "--seeds 0 --battles 120 --only 'plain student' pseudo-labels",
     "quality.final_student": "--seeds 0 --battles 120 --write final-student.md",  # of the students before it
     "robustness.fuzz": "--files 20",
