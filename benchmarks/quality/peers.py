@@ -13,7 +13,8 @@ not have; ``pairjudge-lr`` has our learning rate, ``pairjudge-layout`` our templ
 at a time and learns from decided battles alone, at our learning rate; a threshold, fitted on the out-of-fold rewards of
 the other folds, makes ties of small differences.
 Ours is the recipe for CPUs: adapters in the upper half of the layers, the hidden states below them computed once for
-all folds and epochs.
+all folds and epochs. On a processor with bfloat16 units ours and RewardTrainer compute in bfloat16; pairjudge takes
+float32 alone on a CPU.
 
 ``calibrated``: at the temperature (RewardTrainer: scale and threshold) of the other folds. Training is the time of the
 training loop, for ours with reading the base and saving the adapter; scoring runs from texts to probabilities, of
