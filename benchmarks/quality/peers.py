@@ -39,7 +39,7 @@ import polars as pl
 
 from benchmarks.common import argument_parser, paragraphs, require, run_script, write_page
 from benchmarks.peer_environment import JUDGES, peer_python
-from benchmarks.quality.peers_page import Scored, class_shares, speed, table
+from benchmarks.quality.peers_page import Scored, beside_rewards, class_shares, speed, table
 from benchmarks.quality.peers_runs import MEMBER, OTHERS, OURS, Folds, finished, prepared, run_fold, scores
 from benchmarks.quality.students_runs import measure, plan_of, student_probs, students_step
 from benchmarks.quality.students_settings import FROM_MEMBER, HALVES, MEMBERS, REAL, real
@@ -132,7 +132,7 @@ def section(folds: Folds, arguments: argparse.Namespace, problems: dict[str, str
         f"{len(result.labels):,} battles in {len(np.unique(result.groups)):,} groups, {used} of {k} folds; epochs: "
         f"{epochs:g}; at most {config.prompts.max_tokens} tokens. {folds.validation.height} validation battles."
     )
-    lines += ["", *table(result, epochs), "", *speed(result, epochs)]
+    lines += ["", *table(result, epochs), "", *beside_rewards(result), *speed(result, epochs)]
     missing = [name for name in contenders if name not in result.plain and name not in problems]
     lines += [f"Not measured yet: {', '.join(missing)}.", ""] if missing else []
     return lines + [line for name, problem in problems.items() for line in (f"{name}: {problem}.", "")]

@@ -16,7 +16,7 @@ from ensemble.distillation.plan import cross_fitted_temperature
 from ensemble.stacking.baselines import prior_probs
 from oof.metrics import row_log_loss, softmax
 
-PEER = "pairjudge"
+PEER, REWARDS = "pairjudge", "reward-trainer"
 TITLES = {
     "prior": "class shares",
     "member": "ours: member",
@@ -25,7 +25,7 @@ TITLES = {
     "pairjudge": "pairjudge",
     "pairjudge-lr": "pairjudge, our learning rate",
     "pairjudge-layout": "pairjudge, our template",
-    "reward-trainer": "RewardTrainer, tie threshold",
+    REWARDS: "RewardTrainer, tie threshold",
 }
 LOG_SCALE, LOG_THRESHOLD = (-7.0, 5.0), (-7.0, 3.0)  # bounds of the fit
 TINY = 1e-15
@@ -162,6 +162,19 @@ def losses(scored: Scored, probs: Mapping[str, Floats], name: str) -> list[str]:
     if PEER not in probs or name == PEER:
         return [f"{own.mean():.4f}", ""]
     return [f"{own.mean():.4f}", cell(own - row_log_loss(probs[PEER], scored.labels), scored.groups, "+")]
+
+
+def beside_rewards(scored: Scored) -> list[str]:
+    """Return a sentence about each of ours minus RewardTrainer, if that was measured, both calibrated."""
+    if REWARDS not in scored.calibrated:
+        return []
+    losses = {name: row_log_loss(probs, scored.labels) for name, probs in scored.calibrated.items()}
+    cells = [
+        f"{TITLES[name]} {cell(losses[name] - losses[REWARDS], scored.groups, '+')}"
+        for name in ("member", "stack", "student")
+        if name in losses
+    ]
+    return [f"Minus RewardTrainer, both calibrated: {'; '.join(cells)}.", ""] if cells else []
 
 
 def speed(scored: Scored, epochs: float) -> list[str]:

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from benchmarks.quality import students_settings
 from benchmarks.quality.other_judges import _reward_ids
-from benchmarks.quality.peers_page import Scored, class_shares, cross_fitted_ties, fit_ties, speed, table
+from benchmarks.quality.peers_page import (
+    Scored,
+    beside_rewards,
+    class_shares,
+    cross_fitted_ties,
+    fit_ties,
+    speed,
+    table,
+)
 from benchmarks.quality.peers_runs import MEMBER, prepared, write_fold
 from benchmarks.quality.students_settings import RealSet, real
 from oof.classes import WINNER_COLUMNS
@@ -81,6 +89,12 @@ def test_the_table_is_plain_formulas_of_scores_and_costs() -> None:
     assert found["class shares"][0] == f"{-np.log(shares).mean():.4f}"
     assert found["RewardTrainer, tie threshold"][5:] == [""] * 5
     assert speed(scored, 2.0)[0].startswith("Our member trains 2.00 times and scores 1.25 times")
+    calibrated = {name: float(cells[2]) for name, cells in found.items() if name.startswith(("ours", "Reward"))}
+    (sentence, _) = beside_rewards(scored)
+    difference = float(sentence.removeprefix("Minus RewardTrainer, both calibrated: ours: member ").split(" ")[0])
+    rewards = calibrated["RewardTrainer, tie threshold"]
+    assert difference == pytest.approx(calibrated["ours: member"] - rewards, abs=1e-4)
+    assert beside_rewards(Scored(labels, folds, groups, calibrated={"member": scored.calibrated["member"]})) == []
 
 
 @pytest.fixture
