@@ -1,9 +1,10 @@
 """Stress test of a student that learned from real chats: LLMBar, most of whose worse responses have the better style.
 
-    python -m benchmarks.quality.stress runs/peers/chats-report/run --data DIR --write docs/evidence/stress.md
+    python -m benchmarks.quality.stress runs/peers/chats-report/run distill.start=member --data DIR
 
-The run is one that ``benchmarks/quality/peers.py`` or ``students.py`` has made. ``arena-distill distill`` finishes its
-student first, where that is missing, and the table also goes into the student's card, as by ``arena-distill stress``.
+The run is one whose stack ``benchmarks/quality/peers.py`` or ``students.py`` has made. ``arena-distill distill``, with
+the settings that are named, makes its student first, where that is missing. The table also goes into the student's
+card, as by ``arena-distill stress``.
 
 *Right* is the share of battles in which the better response has the greater probability; chance is 0.5, and a judge
 that goes by style alone is below it. *Longer* takes the response of more characters. Intervals: 95 %, over prompts.
@@ -43,14 +44,15 @@ def about(run: Run) -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run whose fold students are trained")
+    parser.add_argument("run", type=Path, help="folder of a run with a finished stack")
+    parser.add_argument("settings", nargs="*", help="of its student, such as distill.start=member")
     parser.add_argument("--data", type=Path, default=Path("data"), help=f"folder of {LLMBAR}")
     parser.add_argument("--write", type=Path, help="the page, e.g. docs/evidence/stress.md; default: in the run")
     arguments = parser.parse_args()
     quiet_libraries()
     path = arguments.data / LLMBAR
     require([path, arguments.run], "RUN and --data")
-    if status := ensemble_main(["distill", "--run", str(arguments.run)]):
+    if status := ensemble_main(["distill", "--run", str(arguments.run), *arguments.settings]):
         raise UserError(f"distill failed with status {status}; see above")
     rows = add_stress_section(arguments.run, path)
     lines = [
