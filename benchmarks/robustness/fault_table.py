@@ -16,7 +16,7 @@ def failures_of(entry: Mapping) -> list[str]:
     failures += ["half-written artifacts"] if entry["half_written"] else []
     failures += ["no clear sentence"] if not entry.get("refused_clearly", True) else []
     for kind, result in entry.get("kinds", {}).items():
-        failures += [f"{kind} not named"] if not result["named"] else []
+        failures += [f"{kind} not named"] if result["named"] is False else []
         failures += [f"{kind} not rebuilt"] if not result["same"] else []
     return failures
 
@@ -72,7 +72,8 @@ def kinds_table(entries: Iterable[Mapping]) -> list[str]:
 def _cell(result: Mapping | None) -> str:
     if result is None:
         return ""
-    return f"{'named' if result['named'] else 'NOT NAMED'}, {'rebuilt' if result['same'] else 'NOT REBUILT'}"
+    named = {True: "named, ", False: "NOT NAMED, ", None: "not read, "}[result["named"]]
+    return f"{named}{'rebuilt' if result['same'] else 'NOT REBUILT'}"
 
 
 def refusals(entries: Iterable[Mapping], run: str) -> list[str]:
@@ -94,9 +95,10 @@ def write_fault_page(
         "",
         *lines,
         "",
-        "Identical: every file of the run has the bytes that an uninterrupted run leaves, and there is no other file. "
-        "Manifests are compared without their times; of studies' journals, logs and the report, which name times, only "
-        "the presence is compared. Half-written: right after the fault, a file differs from its manifest's checksum.",
+        "Identical: every file of the run has the bytes that an uninterrupted run leaves, and there is no other file, "
+        "but for a damaged submission that has lost battles, which is kept beside the new one. Manifests are compared "
+        "without their times; of studies' journals, logs and the report, which name times, only the presence is "
+        "compared. Half-written: right after the fault, a file differs from its manifest's checksum.",
         "",
         f"Kills by running subcommand: {kills}.",
     ]

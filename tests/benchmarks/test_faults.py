@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks.robustness import corruptions, fault_conditions, fault_processes, fault_runs
+from benchmarks.robustness.fault_table import failures_of, kinds_table
 from ensemble.__main__ import main as ensemble_main
 from oof.__main__ import main as oof_main
 from oof.common.atomic_files import write_json
@@ -144,6 +145,22 @@ def test_each_kind_of_file_is_in_exactly_one_batch_of_the_benchmark(small_run: P
     assert set().union(*batches) == set(corruptions.kinds(small_run))
     assert sum(map(len, batches)) == len(corruptions.kinds(small_run))
     assert {"oof/MEMBER/fold-K/adapter/adapter_model.safetensors", "tokens/DIGEST/DIGEST.npz"} <= set().union(*batches)
+
+
+def test_only_a_file_that_is_read_has_to_be_named() -> None:
+    kinds = {
+        "config.yaml": {"named": None, "same": True},
+        "run.json": {"named": False, "same": True},
+        "folds.parquet": {"named": True, "same": False},
+    }
+    entry = {"fault": "damage: cut", "identical": True, "half_written": [], "kinds": kinds}
+    assert failures_of(entry) == ["run.json not named", "folds.parquet not rebuilt"]
+    rows = {line.split(" | ")[0].strip("| `"): line.split(" | ")[1].strip(" |") for line in kinds_table([entry])[2:]}
+    assert rows == {
+        "config.yaml": "not read, rebuilt",
+        "folds.parquet": "named, NOT REBUILT",
+        "run.json": "NOT NAMED, rebuilt",
+    }
 
 
 @pytest.mark.slow
