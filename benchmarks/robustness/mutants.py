@@ -4,8 +4,9 @@
     python -m benchmarks.robustness.mutants --only oof/metrics.py
 
 mutmut changes one operator, number, argument or name at a time and runs the fast tests that reach the changed function.
-A change that no test notices is a survivor, listed below with its line; those that cannot change a result are in
-`benchmarks/robustness/equivalent_mutants.json` with the reason, and do not count. Texts of messages are not changed.
+A change that no test notices is a survivor, listed below with its lines. Those that cannot change a result do not
+count: `benchmarks/robustness/equivalent_mutants.json` has them with the reason, one by one or by a rule. Texts of
+messages are not changed.
 
 mutmut is installed into ``--out`` and works on a copy of the tracked files there.
 """
@@ -14,13 +15,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import ROOT, argument_parser, chosen, paragraphs, run_script, write_page
 from oof.common.atomic_files import read_json
@@ -139,11 +143,21 @@ def _change(diff: str) -> tuple[str, ...]:
     return tuple(f"{line[0]} {line[1:].strip()}" for line in lines)
 
 
+def reason_of(mutant: Mutant, known: dict[str, list[dict[str, Any]]]) -> str:
+    """Return why a change that no test noticed is no error; empty: nothing says that it is none."""
+    if mutant.status in KILLED:
+        return ""
+    listed = (entry["reason"] for entry in known["equivalent"] if mutant.key in entry["mutants"])
+    by_rule = (rule["reason"] for rule in known["rules"] if re.fullmatch(rule["change"], "\n".join(mutant.change)))
+    return next(chain(listed, by_rule), "")
+
+
 def page(mutants: Sequence[Mutant]) -> list[str]:
-    """Return the lines of the page: shares by module, then the survivors."""
-    reasons = {tuple(entry["mutant"]): entry["reason"] for entry in read_json(EQUIVALENT)["equivalent"]}
-    equivalent = [mutant for mutant in mutants if mutant.status not in KILLED and tuple(mutant.key) in reasons]
-    counted = [mutant for mutant in mutants if mutant not in equivalent]
+    """Return the lines of the page: shares by module, then the survivors, then those argued away, by reason."""
+    known = read_json(EQUIVALENT)
+    because = [reason_of(mutant, known) for mutant in mutants]
+    equivalent = [mutant for mutant, reason in zip(mutants, because, strict=True) if reason]
+    counted = [mutant for mutant, reason in zip(mutants, because, strict=True) if not reason]
     survivors = [mutant for mutant in counted if mutant.status not in KILLED]
     lines = [
         paragraphs(__doc__, 2, 3),
@@ -152,22 +166,21 @@ def page(mutants: Sequence[Mutant]) -> list[str]:
         "|---" * 5 + "|",
     ]
     numbers = [Counter(mutant.module for mutant in of) for of in (counted, equivalent, survivors)]
-    for module in [*sorted(numbers[0]), "all"]:
+    for module in [*sorted({mutant.module for mutant in mutants}), "all"]:
         n, same, alive = (of.total() if module == "all" else of[module] for of in numbers)
         lines.append(f"| {module} | {n + same} | {n - alive} ({(n - alive) / max(n, 1):.1%}) | {same} | {alive} |")
-    lines += ["", "## Not noticed", ""]
-    lines += [f"- `{mutant.module}`, `{mutant.function}`: {_words(mutant)}" for mutant in survivors] or ["None."]
-    lines += ["", "## Equivalent", ""]
-    lines += [
-        f"- `{mutant.module}`, `{mutant.function}`: {_words(mutant)}: {reasons[tuple(mutant.key)]}"
-        for mutant in equivalent
-    ] or ["None."]
-    return lines
+    lines += ["", "## Not noticed", "", *([f"- {_words(mutant)}" for mutant in survivors] or ["None."])]
+    lines += ["", "## Equivalent"]
+    for reason in filter(None, dict.fromkeys(because)):
+        lines += ["", f"{reason}:", ""]
+        lines += [f"- {_words(mutant)}" for mutant, its in zip(mutants, because, strict=True) if its == reason]
+    return lines if equivalent else [*lines, "", "None."]
 
 
 def _words(mutant: Mutant) -> str:
     change = ", ".join(f"`{line}`" for line in mutant.change)
-    return change if mutant.status == "survived" else f"{change} ({mutant.status})"
+    status = "" if mutant.status == "survived" else f" ({mutant.status})"
+    return f"`{mutant.module}`, `{mutant.function}`: {change}{status}"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.robustness import mutants
-from benchmarks.robustness.mutants import EQUIVALENT, MODULES, Mutant, page, prepare, results
+from benchmarks.robustness.mutants import EQUIVALENT, MODULES, Mutant, page, prepare, reason_of, results
 from oof.common.atomic_files import read_json
 from tests.fixtures.demo_run import ROOT
 
@@ -46,19 +46,40 @@ def test_names_of_mutants_are_read_with_their_change(monkeypatch: pytest.MonkeyP
 def test_the_page_counts_equivalent_changes_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     same = Mutant("a.py", "f", "survived", ("- x = 1", "+ x = 1.0"))
     path = tmp_path / "equivalent.json"
-    path.write_text(json.dumps({"equivalent": [{"mutant": same.key, "reason": "numpy makes it a float"}]}))
+    rule = {"change": r"- (.*), strict=True\)\n\+ \1, strict=None\)", "reason": "lengths are equal"}
+    listed = [{"mutants": [same.key], "reason": "numpy makes it a float"}]
+    path.write_text(json.dumps({"rules": [rule], "equivalent": listed}))
     monkeypatch.setattr(mutants, "EQUIVALENT", path)
     alive = Mutant("a.py", "g", "no tests", ("- y = 1", "+ y = 2"))
     killed = [Mutant("a.py", "f", status) for status in ("killed", "killed", "timeout")]
-    text = "\n".join(page([same, alive, *killed, Mutant("b.py", "h", "killed")]))
+    unchecked = Mutant("b.py", "h", "survived", ("- zip(a, b, strict=True)", "+ zip(a, b, strict=None)"))
+    text = "\n".join(page([same, alive, *killed, Mutant("b.py", "h", "killed"), unchecked]))
     assert "| a.py | 5 | 3 (75.0%) | 1 | 1 |" in text
-    assert "| all | 6 | 4 (80.0%) | 1 | 1 |" in text
+    assert "| all | 7 | 4 (80.0%) | 2 | 1 |" in text
     assert "- `a.py`, `g`: `- y = 1`, `+ y = 2` (no tests)" in text.split("## Not noticed")[1].split("##")[0]
-    assert "`+ x = 1.0`: numpy makes it a float" in text.split("## Equivalent")[1]
+    equivalent = text.split("## Equivalent")[1]
+    assert "numpy makes it a float:\n\n- `a.py`, `f`: `- x = 1`, `+ x = 1.0`" in equivalent
+    assert "lengths are equal:\n\n- `b.py`, `h`: " in equivalent
 
 
 def test_every_change_that_is_argued_away_has_a_reason_and_a_module() -> None:
-    for entry in read_json(EQUIVALENT)["equivalent"]:
-        assert set(entry) == {"mutant", "reason"}
-        assert entry["mutant"][0] in MODULES
-        assert len(entry["reason"]) > 10
+    known = read_json(EQUIVALENT)
+    assert set(known) == {"rules", "equivalent"}
+    assert all(len(entry["reason"]) > 10 for entries in known.values() for entry in entries)
+    assert {key[0] for entry in known["equivalent"] for key in entry["mutants"]} <= set(MODULES)
+
+
+@pytest.mark.parametrize(
+    ("change", "argued"),
+    [
+        (("- pairs = zip(a, b, strict=True)", "+ pairs = zip(a, b, strict=None)"), True),
+        (("- f(zip(a, b, strict=True), 1)", "+ f(zip(a, b, ), 1)"), True),
+        (("- f(zip(a, b, strict=True), 1)", "+ f(zip(a, b, strict=True), 2)"), False),
+        (('- order = np.argsort(x, kind="stable")', '+ order = np.argsort(x, kind="STABLE")'), True),
+        (('- order = np.argsort(x, kind="stable")', "+ order = np.argsort(x, )"), False),
+    ],
+)
+def test_rules_argue_only_checks_and_spellings_away(change: tuple[str, str], argued: bool) -> None:
+    known = read_json(EQUIVALENT)
+    assert bool(reason_of(Mutant("oof/metrics.py", "f", "survived", change), known)) == argued
+    assert not reason_of(Mutant("oof/metrics.py", "f", "killed", change), known)

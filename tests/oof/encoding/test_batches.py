@@ -74,6 +74,9 @@ def test_the_plan_of_a_training_is_the_same_in_every_version() -> None:
     assert paired[0].orders.tolist() == [0, 1] * 4
     none = plan_steps(lengths, Train(epochs=1.1, batch_battles=4, swap="none"), 3)
     assert not any(step.orders.any() for step in none)
+    few_lengths = plan_steps(np.arange(300) % 3 + 1, Train(batch_battles=8, swap="none"), 3)
+    first = [[71, 122, 117, 42, 50, 68, 186, 198], [290, 92, 158, 131], [208, 226, 108, 78, 293, 200, 260, 47]]
+    assert [step.battles.tolist() for step in few_lengths[:3]] == first
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.01, 1), (0.5, 9), (1.0, 18), (1.01, 19), (1.5, 27)])
@@ -113,9 +116,21 @@ def test_a_battle_without_weight_is_refused_because_its_steps_would_still_move_t
         TrainingSteps(encoded(np.array([9, 9])), targets, np.array([1.0, weight]), Train(), 0, 0)
 
 
+def test_sequences_of_equal_length_keep_the_order_of_their_step() -> None:
+    """Else the order of the sums, and with it their last bits, would be that of numpy's fastest sort on a processor."""
+    lengths = np.arange(100) % 3 + 9
+    recipe, targets = Train(batch_battles=100, tokens_per_batch=1600, swap="none"), np.full((100, 2, 3), 1 / 3)
+    data = TrainingSteps(encoded(lengths), targets, np.ones(100), recipe, 0, 0)
+    (batch,) = data[0]
+    longest_first = sorted(data.steps[0].battles.tolist(), key=lambda battle: -lengths[battle])
+    assert (batch["input_ids"][:, 0].numpy() - 1).tolist() == longest_first
+    assert batch["targets"].dtype == batch["weights"].dtype == torch.float32
+
+
 def test_swapping_every_battle_and_its_label_gives_the_same_training_set() -> None:
     targets = np.random.default_rng(0).dirichlet(np.ones(3), size=4)
     orders = targets_in_both_orders(targets)
+    np.testing.assert_array_equal(orders[:, 0], targets.astype(np.float32))
     np.testing.assert_allclose(orders[:, ::-1], targets_in_both_orders(targets[:, [1, 0, 2]]))
     blocks = targets_in_both_orders(np.concatenate([targets, targets], axis=1))
     np.testing.assert_allclose(blocks, np.concatenate([orders, orders], axis=2))

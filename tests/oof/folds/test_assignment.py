@@ -298,8 +298,8 @@ def test_folds_of_the_file_that_separate_a_group_are_refused_with_an_example() -
 
 def test_incomplete_folds_of_the_file_are_refused() -> None:
     table, groups = battles(10, 10)
-    own = pl.Series("fold", [0, 1, None, 1, 0, 1, 0, 1, 0, 1], dtype=pl.Int32)
-    with pytest.raises(UserError, match=r"row 3, column fold: empty"):
+    own = pl.Series("fold", [0, 1, None, 1, 0, 1, 0, None, 0, 1], dtype=pl.Int32)
+    with pytest.raises(UserError, match=r"row 3, column fold: empty, but 8 train battles have a fold"):
         assign_folds(table.with_columns(own), groups, 2, 0)
 
 

@@ -245,6 +245,16 @@ def test_empty_prompts_are_joined_by_equal_responses_in_either_order() -> None:
     assert len(set(groups)) == 3
 
 
+def test_empty_prompts_are_joined_by_responses_that_differ_in_their_turns_alone() -> None:
+    table = table_of(["", ""], response_a=[["one", "two"], ["one two"]], response_b=[["x"], ["x"]])
+    assert len(set(group_battles(table, Groups()).tolist())) == 1
+
+
+def test_a_battle_without_any_text_is_not_joined_with_responses_that_read_like_its_id() -> None:
+    table = table_of(["", ""], id=["b", "x"], response_a=[["id"], [""]], response_b=[["x"], [""]])
+    assert len(set(group_battles(table, Groups()).tolist())) == 2
+
+
 def test_no_battles_make_no_groups() -> None:
     assert group_battles(table_of([]), Groups()).shape == (0,)
 
