@@ -92,7 +92,12 @@ def test_a_policy_keeps_its_budget_on_its_own_battles_and_survives_a_file(seed: 
     ends = policy.ends(outputs)
     costs = np.array([TWO.cost(policy.chain[: end + 1]) for end in range(len(policy.chain))])
     assert costs[ends].mean() <= budget + 1e-9
-    again = Policy.from_dict(json.loads(json.dumps(policy.to_dict(TWO), allow_nan=False)), TWO)
+    saved = policy.to_dict(TWO)
+    assert all(
+        t == known if np.isfinite(known) else t == "inf"
+        for t, known in zip(saved["thresholds"], policy.thresholds, strict=True)
+    )
+    again = Policy.from_dict(json.loads(json.dumps(saved, allow_nan=False)), TWO)
     np.testing.assert_array_equal(again.ends(outputs), ends)
 
 

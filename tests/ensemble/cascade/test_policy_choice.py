@@ -108,4 +108,5 @@ def test_without_groups_for_a_comparison_the_student_stays() -> None:
 def test_what_is_said_of_a_budget_that_is_not_used() -> None:
     assert unused(0.12, 0.4) == "0.12 of 0.40 used: spending more is not shown to help"
     assert unused(0.38, 0.4) == ""
+    assert unused(0.9, 1.0) == ""
     assert unused(1.0, 3.0) == ""

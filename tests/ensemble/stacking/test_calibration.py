@@ -241,15 +241,20 @@ def test_bias_and_scale_of_the_first_response_are_fitted_by_vector_scaling() -> 
     assert fit_calibrator("temperature", "position", logits, labels, np.arange(10_000), 0).position_scale == 1
 
 
-def test_asymmetric_terms_do_not_pay_where_a_fold_has_no_battles_or_looks_in_sample() -> None:
+@pytest.mark.parametrize("n_groups", [1, 2, 4])
+def test_asymmetric_terms_do_not_pay_where_a_fold_has_no_battles(n_groups: int) -> None:
     logits, labels = planted(3000, 1.0, position_bias=0.5)
-    one_group = fit_calibrator("temperature", "auto", logits, labels, np.zeros(3000, dtype=int), 0)
-    assert one_group == Calibrator()
-    separable = np.eye(3)[np.arange(60) % 3] * 3.0
+    fitted = fit_calibrator("temperature", "auto", logits, labels, np.arange(3000) % n_groups, 0)
+    assert fitted.position_bias == 0
+    assert fitted == Calibrator() or n_groups > 1
+
+
+def test_asymmetric_terms_do_not_pay_where_a_part_looks_in_sample() -> None:
     labels = np.arange(60) % 3
-    labels[:2] = labels[:2][::-1]  # two battles are wrong: without the group of both, the rest is in-sample
-    groups = np.concatenate([[0, 0], np.arange(1, 59)])
-    assert fit_calibrator("temperature", "auto", separable, labels, groups, 0).position_bias == 0
+    logits, wrong, groups = np.eye(3)[labels] * 3.0, np.arange(1, 18, 3), np.arange(60)
+    labels[wrong], groups[wrong] = 0, 60  # A won where B looks better, in one group: without it, the rest is in-sample
+    assert fit_calibrator("temperature", "position", logits, labels, groups, 0).position_bias > 0.2
+    assert fit_calibrator("temperature", "auto", logits, labels, groups, 0).position_bias == 0
 
 
 def test_none_is_the_identity() -> None:

@@ -197,6 +197,14 @@ def test_a_batch_ends_where_its_padding_would_cost_more_than_another_pass(
     assert [rows.tolist() for rows in cut(lengths, budget, spare)] == expected
 
 
+@pytest.mark.parametrize(("gpu", "spare"), [(False, 256), (True, 1024)])
+def test_a_pass_costs_what_it_costs_on_the_device(gpu: bool, spare: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    lengths = np.arange(1, 400)
+    by_default, given = ([rows.tolist() for rows in cut(lengths, 10_000, s)] for s in (None, spare))
+    assert by_default == given != [rows.tolist() for rows in cut(lengths, 10_000, 512)]
+
+
 def test_collate_refuses_a_sequence_that_ends_in_the_pad_token() -> None:
     with pytest.raises(ValueError, match="pad"):
         collate([np.array([5, 0], dtype=np.int32)], pad_id=0)

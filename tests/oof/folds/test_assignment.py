@@ -162,6 +162,14 @@ def test_fewer_extra_groups_than_folds_are_held_out_once_each() -> None:
     assert min(folds[30:]) >= 0
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_extra_battles_of_one_class_are_spread_as_soon_as_each_fold_can_have_one(seed: int) -> None:
+    label, roles = [0, 1, 2] * 10 + [0, 0, 1], ["train"] * 30 + ["extra"] * 3
+    table = table_of([f"p{i}" for i in range(33)], label=label, role=roles)
+    folds = assign_folds(table, np.arange(33), 2, seed)
+    assert folds[30] != folds[31]
+
+
 @pytest.mark.slow
 def test_labels_are_stratified_at_the_size_of_the_competition() -> None:
     rng = np.random.default_rng(0)
