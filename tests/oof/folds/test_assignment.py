@@ -75,6 +75,8 @@ def test_the_folds_of_a_seed_are_the_same_in_every_version(monkeypatch: pytest.M
     assert "".join(map(str, assign_folds(table, groups, 4, 7))) == "2310022312020223301310203011100331231223"
     assert "".join(map(str, assign_folds(*many, 4, 7)[30:])) == "30131232033112223210"
     assert "".join(map(str, assign_folds(*few, 4, 7)[30:])) == "001"
+    turns = table_of([["first turn", f"turn {i}"] for i in range(24)])
+    assert "".join(map(str, assign_folds(turns, np.arange(24), 4, 7))) == "030030203111202311123322"
     monkeypatch.setattr(assignment, "MAX_UNITS", 12)
     assert "".join(map(str, assign_folds(table, groups, 4, 7))) == "0001122200313112333231310013120220000020"
 
