@@ -77,6 +77,9 @@ def test_the_folds_of_a_seed_are_the_same_in_every_version(monkeypatch: pytest.M
     assert "".join(map(str, assign_folds(*few, 4, 7)[30:])) == "001"
     turns = table_of([["first turn", f"turn {i}"] for i in range(24)])
     assert "".join(map(str, assign_folds(turns, np.arange(24), 4, 7))) == "030030203111202311123322"
+    nothing = [[""]] * 24
+    hardly = table_of([""] * 12 + ["X"] * 6 + [" "] * 6, response_a=nothing, response_b=nothing)
+    assert "".join(map(str, assign_folds(hardly, np.arange(24), 4, 7))) == "331213122331002013200120"
     monkeypatch.setattr(assignment, "MAX_UNITS", 12)
     assert "".join(map(str, assign_folds(table, groups, 4, 7))) == "0001122200313112333231310013120220000020"
 
@@ -205,6 +208,13 @@ def test_bundles_hold_whole_groups_with_equal_label_counts(monkeypatch: pytest.M
         assert len(counts) == 1
         assert len(members) <= 5
     assert n_split_groups(groups, assign_folds(table, groups, 5, 0)) == 0
+
+
+def test_groups_of_more_than_a_hundred_battles_are_not_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assignment, "MAX_UNITS", 2)
+    groups = np.repeat(np.arange(8), [101] * 4 + [100] * 4)
+    units = assignment._bundle(groups, np.zeros(len(groups), dtype=int), 0)
+    assert [len(set(units[groups < 4])), len(set(units[groups >= 4])), len(set(units))] == [4, 1, 5]
 
 
 # --- impossible folds
