@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.cascade.curve import decide
-from ensemble.cascade.policy import Levels, Policy, _frontier
+from ensemble.cascade.policy import Levels, Policy, _frontier, fit_frontiers
 from ensemble.cascade.policy_choice import Candidates
 from ensemble.cascade.scores import Output
 from oof.common.errors import UserError
@@ -60,6 +61,15 @@ def test_the_chosen_policy_costs_at_most_two_percent_more_than_the_known_optimum
         loss = -(fresh[1].probs * np.log(made.probs)).sum(axis=1).mean()
         assert budget * 0.98 <= made.cost.mean() <= budget * 1.02
         assert made.cost.mean() <= 1.02 * np.interp(-loss, -losses, costs)
+
+
+def test_each_score_has_a_frontier_for_each_chain_of_three_levels() -> None:
+    (student, ensemble), labels = known_optimum(200, 0)
+    steps = (("ab",), ("ab", "ba"), ("m",))
+    levels = Levels(("one_order", "student", "ensemble"), steps, {"ab": 0.1, "ba": 0.1, "m": 1.0})
+    found = fit_frontiers([student, student, ensemble], labels, levels, ("gain", "margin"))
+    assert (0, 1, 2) in levels.chains()
+    assert sorted((f.kind, f.chain) for f in found) == sorted(product(("gain", "margin"), levels.chains()))
 
 
 @given(st.integers(0, 10_000), st.integers(0, 2))

@@ -11,7 +11,7 @@ from ensemble.cascade.curve import decide
 from ensemble.cascade.policy import Levels, fit_frontiers
 from ensemble.cascade.policy_choice import FOLDS, LEVEL, Candidates, unused
 from ensemble.cascade.scores import Output
-from ensemble.statistics.bootstrap import group_interval
+from ensemble.statistics.bootstrap import LEAST_GROUPS, group_interval
 from oof.metrics import row_log_loss, softmax
 
 LEVELS = Levels(("one_order", "student", "ensemble"), (("ab",), ("ab", "ba"), ("m",)), {"ab": 0.1, "ba": 0.1, "m": 1.0})
@@ -37,6 +37,19 @@ def arena(seed: int, noise: float, n: int = N) -> tuple[Candidates, list[Output]
     candidates = Candidates.fit(LEVELS, lambda _: outputs, np.arange(n), labels, groups, seed)
     fresh = np.arange(n, n + FRESH)
     return candidates, [output.take(fresh) for output in outputs], truth[fresh]
+
+
+@pytest.mark.parametrize(("n_groups", "folds"), [(LEAST_GROUPS - 1, 0), (LEAST_GROUPS, FOLDS)])
+def test_folds_are_held_out_from_the_least_number_of_groups_on_with_the_scores_asked_for(
+    n_groups: int, folds: int
+) -> None:
+    rng = np.random.default_rng(0)
+    outputs = [Output(rng.dirichlet(np.ones(3), 40)) for _ in LEVELS.names]
+    rows, labels = np.arange(40), rng.integers(0, 3, 40)
+    fitted = Candidates.fit(LEVELS, lambda _: outputs, rows, labels, rows % n_groups, 0, ("margin",))
+    assert len(fitted.held) == folds
+    assert {kind for held in fitted.held for kind, _ in held.frontiers} == ({"margin"} if folds else set())
+    assert {frontier.kind for frontier in fitted.frontiers} == {"margin"}
 
 
 def losses(seed: int, noise: float) -> dict[str, np.ndarray]:

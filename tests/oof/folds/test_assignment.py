@@ -64,6 +64,7 @@ def test_equal_texts_in_groups_of_a_column_do_not_depend_on_row_order() -> None:
 
 def test_the_seed_changes_the_folds() -> None:
     table, groups = battles(200, 150)
+    assert assign_folds(table, groups, 5, 0).dtype == np.int32
     assert assign_folds(table, groups, 5, 0).tolist() == assign_folds(table, groups, 5, 0).tolist()
     assert assign_folds(table, groups, 5, 0).tolist() != assign_folds(table, groups, 5, 1).tolist()
 
@@ -220,16 +221,28 @@ def test_groups_of_more_than_a_hundred_battles_are_not_bundled(monkeypatch: pyte
 # --- impossible folds
 
 
+def refusal(table: pl.DataFrame, groups: NDArray[np.int64], k: int) -> str:
+    with pytest.raises(UserError) as caught:
+        assign_folds(table, groups, k, 0)
+    return str(caught.value)
+
+
 def test_fewer_groups_than_folds_are_refused_with_the_numbers() -> None:
     table, groups = battles(57, 3)
-    with pytest.raises(UserError, match=r"folds\.k=5: the 57 train battles form only 3 group"):
+    with pytest.raises(
+        UserError, match=r"folds\.k=5: the 57 train battles form only 3 group.* not be separated; lower"
+    ):
         assign_folds(table, groups, 5, 0)
+    assert "; lower folds.k to at most 3, or change groups.column" in refusal(table, groups, 5)
+    assert "; lower folds.k to at most 2, or change groups.column" in refusal(table, np.minimum(groups, 1), 5)
+    assert set(assign_folds(table, groups, 3, 0)) == {0, 1, 2}
 
 
 def test_one_group_is_refused() -> None:
     table, _ = battles(20, 5)
-    with pytest.raises(UserError, match=r"only 1 group"):
-        assign_folds(table, np.zeros(20, np.int64), 2, 0)
+    message = refusal(table, np.zeros(20, np.int64), 2)
+    assert "only 1 group" in message
+    assert "; change groups.column" in message
 
 
 @pytest.mark.parametrize("k", [-1, 0, 1])
@@ -246,9 +259,8 @@ def test_no_train_battles_are_refused() -> None:
 
 
 def test_a_train_battle_without_label_is_refused_with_its_place() -> None:
-    table = table_of(["a", "b", "c"], label=[0, None, 1])
-    with pytest.raises(UserError, match=r"battles\.csv, row 2"):
-        assign_folds(table, np.arange(3), 2, 0)
+    table = table_of(["a", "b", "c", "d"], label=[0, None, 1, None])
+    assert "battles.csv, row 2" in refusal(table, np.arange(4), 2)
 
 
 @settings(max_examples=60)
@@ -281,6 +293,7 @@ def test_a_rare_class_is_a_logged_warning(caplog: pytest.LogCaptureFixture) -> N
     table = table_of([f"p{i}" for i in range(40)], label=[0, 1] * 19 + [2, 2])
     assign_folds(table, np.arange(40), 5, 0)
     assign_folds(table[:38], np.arange(38), 5, 0)
+    assign_folds(table, np.arange(40), 2, 0)  # two groups for two folds
     assert caplog.messages == [
         "class 'tie' occurs in only 2 group(s), so some of the 5 folds have no battle of it",
         "class 'tie' never occurs, so some of the 5 folds have no battle of it",
@@ -291,6 +304,9 @@ def test_a_group_larger_than_a_fold_is_a_logged_warning(caplog: pytest.LogCaptur
     table, _ = battles(60, 60)
     assign_folds(table, np.array([0] * 31 + [*range(1, 30)]), 2, 0)
     assert "31 of 60 train battles are one group" in caplog.text
+    caplog.clear()
+    assign_folds(table, np.array([0] * 30 + [*range(1, 31)]), 2, 0)
+    assert not caplog.messages
 
 
 def test_fifty_seven_battles_make_five_folds() -> None:
@@ -342,6 +358,7 @@ def test_folds_of_the_file_are_used_for_extra_battles_too() -> None:
     ("extra", "groups", "message"),
     [
         ([0, 1, 9], [20, 21, 22], r"row 23, column fold: 9, but the train battles have only folds 0, 1 \(1 such rows"),
+        ([0, 8, 9], [20, 21, 22], r"row 22, column fold: 8, but the train battles have only folds 0, 1 \(2 such rows"),
         ([0, None, 1], [20, 21, 22], r"row 22, column fold: empty, but 2 extra battles have a fold"),
         ([0, 1, 1], [20, 20, 22], r"b20 \(fold 0\) and b21 \(fold 1\) belong to one group"),
         ([0, 1, 1], [20, 21, 4], r"b4 \(fold 0\) and b22 \(fold 1\) belong to one group"),
