@@ -1,6 +1,6 @@
 """Mutation check: small changes of the code that numbers depend on, and whether a test notices each.
 
-    python -m benchmarks.robustness.mutants --write docs/evidence/mutants.md   # hours; rerun to go on
+    python -m benchmarks.robustness.mutants --write docs/evidence/mutants.md   # hours; the next call does the rest
     python -m benchmarks.robustness.mutants --only oof/metrics.py
 
 mutmut changes one operator, number, argument or name at a time and runs the fast tests that reach the changed function.
@@ -8,7 +8,8 @@ A change that no test notices is a survivor, listed below with its lines. Those 
 count: `benchmarks/robustness/equivalent_mutants.json` has them with the reason, one by one or by a rule. Texts of
 messages are not changed.
 
-mutmut is installed into ``--out`` and works on a copy of the tracked files there.
+mutmut is installed into ``--out`` and works on a copy of the tracked files there. Another call tries only those changes
+that nothing has noticed yet.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ SETTINGS, PRELOADED = "pyproject.toml", "preloaded.txt"
 LIBRARIES = ["torch", "transformers.models.auto.modeling_auto", "transformers.modeling_utils", "peft", "lightgbm"]
 LIBRARIES += ["optuna", "polars", "scipy.optimize", "sklearn.model_selection", "hypothesis", "huggingface_hub.repocard"]
 KILLED = ("killed", "timeout", "suspicious", "segfault")
+KILLING_CODES = (1, 3, -24, -11, -9)  # of pytest and of signals, as mutmut saves them
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,15 @@ def prepare(tree: Path, packages: Path, modules: Sequence[str]) -> None:
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         shutil.rmtree(tree / "mutants", ignore_errors=True)  # mutmut would change no file that it has copied as it is
         path.write_text(text, encoding="utf-8")
+
+
+def forget_survivors(tree: Path) -> None:
+    """Let mutmut try those changes again that no test noticed, for tests may have come since."""
+    for path in (tree / "mutants").rglob("*.meta"):
+        saved = read_json(path)
+        codes = saved["exit_code_by_key"]
+        saved["exit_code_by_key"] = {name: code if code in KILLING_CODES else None for name, code in codes.items()}
+        path.write_text(json.dumps(saved), encoding="utf-8")
 
 
 def mutmut(tree: Path, packages: Path, *arguments: str) -> str:
@@ -193,6 +204,7 @@ def main() -> None:
     out = arguments.out.resolve()
     tree, packages = out / "tree", out / "packages"
     prepare(tree, packages, chosen(arguments.only, MODULES))
+    forget_survivors(tree)
     mutmut(tree, packages, "run", "--max-children", str(arguments.workers))
     body = page(results(tree, packages))
     print(write_page(arguments.write or out / "mutants.md", "Mutation check", body))

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks.robustness import mutants
-from benchmarks.robustness.mutants import EQUIVALENT, MODULES, Mutant, page, prepare, reason_of, results
+from benchmarks.robustness.mutants import (
+    EQUIVALENT,
+    MODULES,
+    Mutant,
+    forget_survivors,
+    page,
+    prepare,
+    reason_of,
+    results,
+)
 from oof.common.atomic_files import read_json
 from tests.fixtures.demo_run import ROOT
 
@@ -27,6 +36,16 @@ def test_the_copy_has_the_tracked_files_and_settings_that_toml_reads(tmp_path: P
     assert settings["mutmut"]["pytest_add_cli_args_test_selection"] == ["tests/oof/test_metrics.py"]
     assert settings["pytest"]["ini_options"]["testpaths"] == ["tests"]
     assert (tmp_path / "tree" / "oof" / "metrics.py").read_bytes() == (ROOT / "oof" / "metrics.py").read_bytes()
+
+
+def test_another_call_tries_what_nothing_has_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "mutants" / "oof" / "metrics.py.meta"
+    path.parent.mkdir(parents=True)
+    codes = {"killed": 1, "survived": 0, "no tests": 33, "timeout": -24, "interrupted": 2, "not tried": None}
+    path.write_text(json.dumps({"exit_code_by_key": codes, "durations_by_key": {"killed": 2.0}}))
+    forget_survivors(tmp_path)
+    kept = {name: code if name in ("killed", "timeout") else None for name, code in codes.items()}
+    assert read_json(path) == {"exit_code_by_key": kept, "durations_by_key": {"killed": 2.0}}
 
 
 def test_names_of_mutants_are_read_with_their_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
