@@ -92,6 +92,8 @@ def test_the_frontier_is_that_of_trying_every_threshold(seed: int, steps: int) -
     assert loss[-1] == pytest.approx(min(of for _, of in tried))
     assert (np.diff(loss) < 0).all()
     assert thresholds.shape == (len(cost), steps)
+    for of_step, values in zip(thresholds.T, scores, strict=True):
+        assert set(of_step.tolist()) <= {-np.inf, *values.tolist(), np.inf}
 
 
 @given(st.integers(0, 10_000), st.floats(0.11, 1.2))
@@ -118,6 +120,10 @@ def test_the_ends_of_the_curve_are_student_only_and_ensemble_only() -> None:
     alone = [f for f in fitted.frontiers if f.chain == (1,)]
     assert {float(f.cost[0]) for f in alone} == {1.0}
     assert alone[0].loss[0] == pytest.approx(row_log_loss(outputs[1].probs, labels).mean())
+    several = next(f for f in fitted.frontiers if len(f.cost) > 2)
+    best = several.best(float(several.cost[1]))
+    assert best is not None
+    assert best[:2] == (several.loss[1], several.cost[1])
 
 
 def test_work_that_an_earlier_level_has_done_is_not_paid_twice() -> None:
@@ -148,6 +154,10 @@ def test_within_a_budget_the_battles_with_the_highest_scores_go_on() -> None:
         entropy = policy.scores(1, outputs[1])
         if 0 < sent < 200:
             assert entropy[ends == 2].min() >= entropy[ends == 1].max()
+    tied = [Output(outputs[0].probs[np.arange(200) % 3]) for _ in range(3)]
+    scores = policy.scores(0, tied[0])
+    first = sorted(range(200), key=lambda i: -scores[i])[:90]
+    assert np.flatnonzero(Policy("entropy", (0, 2), (-np.inf,)).ends(tied, [0.1, 1.1], 0.55)).tolist() == sorted(first)
     # Only those above the threshold go on, however much the budget would pay for.
     middle = float(np.median(policy.scores(0, outputs[0])))
     few = Policy("entropy", (0, 2), (middle,)).ends(outputs, [0.1, 1.0], 1.0)

@@ -10,7 +10,7 @@ import pytest
 from ensemble.cascade.curve import decide
 from ensemble.cascade.policy import Levels, fit_frontiers
 from ensemble.cascade.policy_choice import FOLDS, LEVEL, Candidates, unused
-from ensemble.cascade.scores import Output
+from ensemble.cascade.scores import KINDS, Output
 from ensemble.statistics.bootstrap import LEAST_GROUPS, group_interval
 from oof.metrics import row_log_loss, softmax
 
@@ -114,8 +114,28 @@ def test_the_bound_is_that_of_policies_fitted_without_each_fold() -> None:
 def test_without_groups_for_a_comparison_the_student_stays() -> None:
     candidates, _, _ = arena(0, noise=0.0, n=10)  # five groups
     assert [candidates.choose(budget).policy.chain for budget in (0.15, 0.2, 1.0)] == [(0,), (1,), (1,)]
-    begun = candidates.choose(0.5, first=0).policy
-    assert (begun.chain, begun.thresholds) == ((0, 1), (-np.inf,))
+    begun = candidates.choose(0.5, first=0)
+    assert (begun.policy.kind, begun.policy.chain, begun.policy.thresholds) == ("margin", (0, 1), (-np.inf,))
+    assert begun.to_dict() == {"budget": 0.5, "cost": LEVELS.cost((0, 1)), "plain": "student", "gain": 0, "low": 0}
+    assert candidates.choose(0.5, first=1).policy.chain == (1,)
+
+
+def test_the_score_that_was_asked_for_is_taken() -> None:
+    candidates, _, _ = arena(0, noise=0.0)
+    for kind in KINDS:
+        choice = candidates.choose(0.8, kind)
+        assert choice.policy.kind == kind
+        assert len(choice.policy.chain) > 1
+        assert (choice.budget, choice.plain) == (0.8, "student")
+
+
+def test_of_policies_that_gain_the_same_the_cheapest_and_first_is_taken() -> None:
+    labels = np.random.default_rng(0).integers(0, 3, 60)
+    student, ensemble = np.full((60, 3), 1 / 3), np.eye(3)[labels] * 0.6 + 0.1 + np.arange(60)[:, None] / 1000
+    outputs = [Output(student), Output(student), Output(ensemble / ensemble.sum(axis=1, keepdims=True))]
+    rows = np.arange(60)
+    choice = Candidates.fit(LEVELS, lambda _: outputs, rows, labels, rows, 0).choose(2.0)
+    assert (choice.policy.chain, choice.policy.kind, choice.cost) == ((2,), KINDS[0], 1.0)  # not after the student
 
 
 def test_what_is_said_of_a_budget_that_is_not_used() -> None:
