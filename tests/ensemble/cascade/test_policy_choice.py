@@ -12,6 +12,7 @@ from ensemble.cascade.policy import Levels, fit_frontiers
 from ensemble.cascade.policy_choice import FOLDS, LEVEL, Candidates, unused
 from ensemble.cascade.scores import KINDS, Output
 from ensemble.statistics.bootstrap import LEAST_GROUPS, group_interval
+from oof.common.errors import UserError
 from oof.metrics import row_log_loss, softmax
 
 LEVELS = Levels(("one_order", "student", "ensemble"), (("ab",), ("ab", "ba"), ("m",)), {"ab": 0.1, "ba": 0.1, "m": 1.0})
@@ -118,6 +119,15 @@ def test_without_groups_for_a_comparison_the_student_stays() -> None:
     assert (begun.policy.kind, begun.policy.chain, begun.policy.thresholds) == ("margin", (0, 1), (-np.inf,))
     assert begun.to_dict() == {"budget": 0.5, "cost": LEVELS.cost((0, 1)), "plain": "student", "gain": 0, "low": 0}
     assert candidates.choose(0.5, first=1).policy.chain == (1,)
+
+
+def test_a_student_that_costs_more_than_the_ensemble_does_not_stay() -> None:
+    dear = Levels(("student", "ensemble"), (("s",), ("m",)), {"s": 2.0, "m": 1.0})
+    outputs, labels = [Output(np.full((4, 3), 1 / 3))] * 2, np.zeros(4, dtype=int)
+    candidates = Candidates.fit(dear, lambda _: outputs, np.arange(4), labels, np.arange(4), 0)
+    assert [candidates.choose(budget).policy.chain for budget in (1.0, 1.9, 2.0)] == [(1,), (1,), (0,)]
+    with pytest.raises(UserError, match=r"at least 1\.000"):
+        candidates.choose(0.99)
 
 
 def test_the_score_that_was_asked_for_is_taken() -> None:
