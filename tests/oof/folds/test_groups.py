@@ -135,6 +135,7 @@ def test_the_numbers_of_groups_are_the_same_in_every_version() -> None:
         ("line one\r\nline two", "line one line two"),
         ("a\x00b", "a b"),
         ("ΑΣ", "ας"),
+        ("? ?", " ?\t\n?"),
     ],
 )
 def test_texts_that_read_the_same_are_equal_after_normalisation(one: str, two: str) -> None:
@@ -147,6 +148,7 @@ def test_texts_that_read_the_same_are_equal_after_normalisation(one: str, two: s
     ("one", "two"), [("?", "!"), ("1+1", "1=1"), ("🙂", "🙁"), ("हिंदी", "हद"), ("a", "b"), ("…", "")]
 )
 def test_texts_that_differ_are_different_after_normalisation(one: str, two: str) -> None:
+    assert len(set(normalise(pl.Series([one, two])).to_list())) == 2
     first, second = groups_of(one, two)
     assert first != second
 
@@ -256,7 +258,8 @@ def test_a_battle_without_any_text_is_not_joined_with_responses_that_read_like_i
 
 
 def test_no_battles_make_no_groups() -> None:
-    assert group_battles(table_of([]), Groups()).shape == (0,)
+    none = group_battles(table_of([]), Groups())
+    assert (none.shape, none.dtype) == ((0,), np.int64)
 
 
 @pytest.mark.parametrize(
