@@ -44,7 +44,7 @@ def test_another_call_tries_what_nothing_has_noticed(tmp_path: Path) -> None:
     codes = {"killed": 1, "survived": 0, "no tests": 33, "timeout": -24, "interrupted": 2, "not tried": None}
     path.write_text(json.dumps({"exit_code_by_key": codes, "durations_by_key": {"killed": 2.0}}))
     forget_survivors(tmp_path)
-    kept = {name: code if name in ("killed", "timeout") else None for name, code in codes.items()}
+    kept = {name: code if name == "killed" else None for name, code in codes.items()}
     assert read_json(path) == {"exit_code_by_key": kept, "durations_by_key": {"killed": 2.0}}
 
 
@@ -70,12 +70,15 @@ def test_the_page_counts_equivalent_changes_apart(monkeypatch: pytest.MonkeyPatc
     path.write_text(json.dumps({"rules": [rule], "equivalent": listed}))
     monkeypatch.setattr(mutants, "EQUIVALENT", path)
     alive = Mutant("a.py", "g", "no tests", ("- y = 1", "+ y = 2"))
-    killed = [Mutant("a.py", "f", status) for status in ("killed", "killed", "timeout")]
+    endless = Mutant("a.py", "f", "timeout", ("- i += 1", "+ i -= 1"))
+    killed = [Mutant("a.py", "f", "killed")] * 3
     unchecked = Mutant("b.py", "h", "survived", ("- zip(a, b, strict=True)", "+ zip(a, b, strict=None)"))
-    text = "\n".join(page([same, alive, *killed, Mutant("b.py", "h", "killed"), unchecked]))
-    assert "| a.py | 5 | 3 (75.0%) | 1 | 1 |" in text
-    assert "| all | 7 | 4 (80.0%) | 2 | 1 |" in text
-    assert "- `a.py`, `g`: `- y = 1`, `+ y = 2` (no tests)" in text.split("## Not noticed")[1].split("##")[0]
+    text = "\n".join(page([same, alive, endless, *killed, Mutant("b.py", "h", "killed"), unchecked]))
+    assert "| a.py | 6 | 3 (60.0%) | 1 | 2 |" in text
+    assert "| all | 8 | 4 (66.7%) | 2 | 2 |" in text
+    unnoticed = text.split("## Not noticed")[1].split("##")[0]
+    assert "- `a.py`, `g`: `- y = 1`, `+ y = 2` (no tests)" in unnoticed
+    assert "- `a.py`, `f`: `- i += 1`, `+ i -= 1` (timeout)" in unnoticed
     equivalent = text.split("## Equivalent")[1]
     assert "numpy makes it a float:\n\n- `a.py`, `f`: `- x = 1`, `+ x = 1.0`" in equivalent
     assert "lengths are equal:\n\n- `b.py`, `h`: " in equivalent
