@@ -11,13 +11,14 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from ensemble.distillation import plan as planning
+from ensemble.distillation import targets as target_module
 from ensemble.distillation.plan import FINAL, StudentPlan
 from ensemble.distillation.targets import _logits_of_unscored, _nested_logits, nested_stack, student_targets
 from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
 from ensemble.stacking.job_scales import JobScale, JobScales, fit_job_scales
 from ensemble.stacking.stack_result import StackResult
 from oof.common.atomic_files import write_parquet
-from oof.common.logits_format import logits_frame
+from oof.common.logits_format import COUNT_COLUMNS, logits_frame
 from tests.fixtures.student_plans import (
     EXTRA,
     EXTRA_ROWS,
@@ -94,6 +95,50 @@ def test_a_nested_stack_has_the_scales_of_its_own_jobs(tmp_path: Path) -> None:
     saved = StackResult.load(nested_stack(plan, 2).folder / "model").job_scales
     assert saved == scales
     assert saved.members["gemma2"][0].margin < 0.8 < 1.2 < saved.members["gemma2"][1].margin
+
+
+def test_a_nested_stack_is_fitted_again_where_anything_that_it_was_fitted_on_changes(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "distill.teacher=nested")
+    values = np.random.default_rng(0).normal(size=(N, 2, 3)).astype(np.float32)
+
+    def store(factor: float) -> None:
+        for job in teacher_jobs(plan):  # each has all battles, so that folds can change and logits stay
+            job.step.begin()
+            write_parquet(job.step.folder / "logits.parquet", logits_frame(plan.table["id"], values * factor, 0))
+            job.step.finish()
+
+    store(1.0)
+    inside, labels = plan.inputs, plan.labels.copy()
+    labels[0] = (labels[0] + 1) % 3
+    folds = np.where(plan.folds == 2, 2, 1 - plan.folds)
+    changed = [
+        plan,
+        replace(plan, labels=labels),
+        replace(plan, folds=folds),
+        replace(plan, inputs=replace(inside, groups=inside.groups // 2)),
+    ]
+    keys = [nested_stack(other, 2).key for other in changed]
+    assert len(set(keys)) == len(changed)
+    assert nested_stack(plan, 2).key == keys[0]
+    store(2.0)
+    assert nested_stack(plan, 2).key not in keys
+
+
+def test_a_stack_labels_any_number_of_battles_at_a_time_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token counts that fold jobs stored are features, too; every job has those of the unlabelled battles."""
+    plan = make_plan(tmp_path, "distill.teacher=nested")
+    store_random_logits(plan)
+    for job in teacher_jobs(plan):
+        frame = pl.read_parquet(job.step.folder / "logits.parquet")
+        numbers = frame["id"].rank("dense").cast(pl.Int32)
+        job.step.begin()
+        counted = frame.with_columns((numbers * (i + 2)).alias(name) for i, name in enumerate(COUNT_COLUMNS))
+        write_parquet(job.step.folder / "logits.parquet", counted)
+        job.step.finish()
+    at_once = student_targets(plan, 0)
+    monkeypatch.setattr(target_module, "ROWS", 2)
+    np.testing.assert_array_equal(student_targets(plan, 0), at_once)
+    assert np.isfinite(at_once[ROLES == "unlabelled"]).all()
 
 
 def test_nested_targets_of_extra_battles_come_from_the_job_without_their_fold_and_the_student_s(tmp_path: Path) -> None:
