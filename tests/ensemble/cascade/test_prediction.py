@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 from ensemble.cascade import prediction
 from ensemble.cascade.levels import LevelFunctions, Scored, levels_of
@@ -25,7 +27,6 @@ from ensemble.cascade.prediction import Cascade
 from ensemble.cascade.request import Request
 from oof.classes import ORDERS, WINNER_COLUMNS
 from oof.common.errors import UserError
-from oof.metrics import softmax
 
 SECONDS = {AB: 1.0, BA: 1.0, "large": 10.0, "small": 6.0}
 LEVELS = levels_of(SECONDS)
@@ -35,20 +36,25 @@ N, PRIOR = 83, np.array([0.4, 0.4, 0.2])
 def battles(n: int, seed: int) -> tuple[Scored, np.ndarray]:
     rng = np.random.default_rng(seed)
     truth = rng.normal(0, 1.5, (n, 1, 3))
-    labels = (rng.random(n)[:, None] > softmax(truth[:, 0]).cumsum(axis=1)).sum(axis=1)
+    labels = (rng.random(n)[:, None] > softmax(truth[:, 0], axis=1).cumsum(axis=1)).sum(axis=1)
     student = truth * 0.7 + rng.normal(0, 0.8, (n, 1, 3)) + rng.normal(0, 0.2, (n, 2, 3))
     members = {
         name: (truth + rng.normal(0, 0.5, (n, 1, 3)) + np.zeros((1, 2, 1))).astype(np.float32)
         for name in ("large", "small")
     }
-    return Scored(student, members, softmax(truth[:, 0] + rng.normal(0, 0.1, (n, 3)))), labels
+    return Scored(student, members, softmax(truth[:, 0] + rng.normal(0, 0.1, (n, 3)), axis=1)), labels
 
 
-OOF, LABELS = battles(500, 0)
 NEW, _ = battles(N, 1)
-FUNCTIONS = LevelFunctions.fit(LEVELS, OOF, LABELS, np.arange(500), 0)
-OUTPUTS = [FUNCTIONS.output(name, OOF) for name in LEVELS.names]
-CANDIDATES = Candidates.fit(LEVELS, lambda _: OUTPUTS, np.arange(500), LABELS, np.arange(500), 0)
+
+
+@cache
+def fitted() -> tuple[LevelFunctions, Candidates]:
+    oof, labels = battles(500, 0)
+    rows = np.arange(500)
+    functions = LevelFunctions.fit(LEVELS, oof, labels, rows, 0)
+    outputs = [functions.output(name, oof) for name in LEVELS.names]
+    return functions, Candidates.fit(LEVELS, lambda _: outputs, rows, labels, rows, 0)
 
 
 @dataclass
@@ -88,10 +94,6 @@ def tables() -> Iterator[pl.DataFrame]:
     yield from (ids[start : start + 30] for start in range(0, N, 30))
 
 
-def fitted() -> tuple[LevelFunctions, Candidates]:
-    return FUNCTIONS, CANDIDATES
-
-
 def run(folder: Path, request: Request, models: Simulated, rows: int = 7) -> tuple[np.ndarray, dict[str, Any]]:
     folder.mkdir(exist_ok=True)
     cascade = Cascade(request, LEVELS, fitted, PRIOR, models, folder, rows, models.clock)
@@ -101,7 +103,7 @@ def run(folder: Path, request: Request, models: Simulated, rows: int = 7) -> tup
     return frame.select(WINNER_COLUMNS).to_numpy(), summary["cascade"]
 
 
-ALL = LEVELS.seconds_of([3]) * N  # the ensemble's seconds for all battles
+ALL = (SECONDS["large"] + SECONDS["small"]) * N  # the ensemble's seconds for all battles
 
 
 @pytest.mark.parametrize("budget", [0.07, 0.2, 0.4, 0.7, 1.0])
@@ -110,7 +112,7 @@ def test_a_budget_is_kept_and_answers_are_those_of_the_policy(tmp_path: Path, bu
     probs, summary = run(tmp_path / "p", Request(budget=budget), models)
     assert models.now <= 3.0 * budget * ALL + 1e-6
     assert summary["cost"] == pytest.approx(models.now / 3.0 / ALL)
-    outputs = {name: FUNCTIONS.output(name, NEW).probs for name in LEVELS.names}
+    outputs = {name: fitted()[0].output(name, NEW).probs for name in LEVELS.names}
     own = np.array([[np.allclose(probs[i], outputs[name][i]) for name in LEVELS.names] for i in range(N)])
     assert own.any(axis=1).all()
     for name, share in summary["shares"].items():
@@ -119,16 +121,17 @@ def test_a_budget_is_kept_and_answers_are_those_of_the_policy(tmp_path: Path, bu
 
 
 def test_more_battles_than_the_budget_pays_for_do_not_overrun_it(tmp_path: Path) -> None:
-    eager = next(f for f in CANDIDATES.frontiers if f.chain == (1, 3) and f.kind == "gain")
+    functions, candidates = fitted()
+    eager = next(f for f in candidates.frontiers if f.chain == (1, 3) and f.kind == "gain")
     everything = Frontier("gain", (1, 3), eager.gains, np.array([0.4]), np.array([0.0]), np.array([[-np.inf]]))
     alike = {(f.kind, f.chain): f for f in [everything]}
-    held = [replace(fold, frontiers=alike) for fold in CANDIDATES.held]
-    only = replace(CANDIDATES, frontiers=[everything], held=held)
+    held = [replace(fold, frontiers=alike) for fold in candidates.held]
+    only = replace(candidates, frontiers=[everything], held=held)
     summaries = []
     for _ in range(2):  # the second call reads what the first has stored
         models = Simulated()
         (tmp_path / "p").mkdir(exist_ok=True)
-        arguments = (LEVELS, lambda: (FUNCTIONS, only), PRIOR, models, tmp_path / "p", 7, models.clock)
+        arguments = (LEVELS, lambda: (functions, only), PRIOR, models, tmp_path / "p", 7, models.clock)
         summaries.append(Cascade(Request(budget=0.5), *arguments).predict(tables())[1]["cascade"])
     assert 0.45 <= summaries[0]["cost"] <= 0.5
     assert summaries[0] == summaries[1]
@@ -138,7 +141,7 @@ def test_the_ends_are_the_student_and_the_ensemble(tmp_path: Path) -> None:
     everything = Request(thresholds=(-1e9,), levels=("student", "ensemble"))
     nothing = Request(thresholds=(1e9,), levels=("student", "ensemble"))
     np.testing.assert_allclose(run(tmp_path / "a", everything, Simulated())[0], NEW.ensemble, atol=1e-12)
-    student = softmax(NEW.student.mean(axis=1))
+    student = softmax(NEW.student.mean(axis=1), axis=1)
     np.testing.assert_allclose(run(tmp_path / "b", nothing, Simulated())[0], student, atol=1e-12)
 
 
