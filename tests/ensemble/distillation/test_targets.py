@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,10 +16,14 @@ from ensemble.distillation import targets as target_module
 from ensemble.distillation.plan import FINAL, StudentPlan
 from ensemble.distillation.targets import _logits_of_unscored, _nested_logits, nested_stack, student_targets
 from ensemble.distillation.teacher_jobs import NestedJob, teacher_jobs
+from ensemble.features.design_matrix import Design, build_design
+from ensemble.stacking.cross_fit import cross_fit
 from ensemble.stacking.job_scales import JobScale, JobScales, fit_job_scales
 from ensemble.stacking.stack_result import StackResult
+from ensemble.stacking.stage import Inputs
 from oof.common.atomic_files import write_parquet
 from oof.common.logits_format import COUNT_COLUMNS, logits_frame
+from oof.config import Config
 from tests.fixtures.student_plans import (
     EXTRA,
     EXTRA_ROWS,
@@ -39,10 +44,11 @@ def pooled(members: list[np.ndarray]) -> np.ndarray:
     return softmax(np.mean(log_probs, axis=0), axis=1)
 
 
-def test_oof_targets_are_the_ensemble_s_for_every_student(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, "distill.teachers=gemma2")
+@pytest.mark.parametrize(("mode", "students"), [("oof", [0, 1, FINAL]), ("nested", [FINAL])])
+def test_out_of_fold_targets_are_the_ensemble_s(tmp_path: Path, mode: str, students: list[int]) -> None:
+    plan = make_plan(tmp_path, "distill.teachers=gemma2", f"distill.teacher={mode}")
     store_random_logits(plan)
-    for fold in (0, 1, FINAL):
+    for fold in students:
         targets = student_targets(plan, fold)
         np.testing.assert_array_equal(targets[:SCORED, :3], plan.teacher_probs[:, 0])
         np.testing.assert_array_equal(targets[:, 3:], np.where(plan.labels[:, None] == np.arange(3), 1.0, 0.0))
@@ -79,8 +85,15 @@ def test_each_fold_job_is_scaled_for_the_stack_before_their_mean(tmp_path: Path)
         np.testing.assert_allclose(single, scaled[plan.folds[held_out], held_out], atol=1e-6)
 
 
-def test_a_nested_stack_has_the_scales_of_its_own_jobs(tmp_path: Path) -> None:
+def test_a_nested_stack_has_the_scales_of_its_own_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job without folds 0 and 2 has another scale; its logits of extra battles are scaled, too."""
+    designs = []
+
+    def seen(design: Design, *arguments: Any) -> StackResult:
+        designs.append(design)
+        return cross_fit(design, *arguments)
+
+    monkeypatch.setattr(target_module, "cross_fit", seen)
     plan = make_plan(tmp_path, "distill.teacher=nested")
     store_random_logits(plan)
     for name in plan.config.members:
@@ -94,10 +107,15 @@ def test_a_nested_stack_has_the_scales_of_its_own_jobs(tmp_path: Path) -> None:
     scales = fit_job_scales(nested, plan.folds[outside], plan.inputs.groups[outside])
     saved = StackResult.load(nested_stack(plan, 2).folder / "model").job_scales
     assert saved == scales
+    assert [design.orders.tolist() for design in designs] == [
+        build_design(plan.table[outside], scales.out_of_fold(nested, plan.folds[outside])).orders.tolist()
+    ]
     assert saved.members["gemma2"][0].margin < 0.8 < 1.2 < saved.members["gemma2"][1].margin
 
 
-def test_a_nested_stack_is_fitted_again_where_anything_that_it_was_fitted_on_changes(tmp_path: Path) -> None:
+def test_a_nested_stack_is_fitted_again_where_anything_that_it_was_fitted_on_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = make_plan(tmp_path, "distill.teacher=nested")
     values = np.random.default_rng(0).normal(size=(N, 2, 3)).astype(np.float32)
 
@@ -107,21 +125,34 @@ def test_a_nested_stack_is_fitted_again_where_anything_that_it_was_fitted_on_cha
             write_parquet(job.step.folder / "logits.parquet", logits_frame(plan.table["id"], values * factor, 0))
             job.step.finish()
 
+    fits: list[StackResult] = []
+    keys: list[str] = []
+
+    def fit(*arguments: Any) -> StackResult:
+        fits.append(fits[0] if fits else cross_fit(*arguments))  # one is enough: the question is whether it is fitted
+        return fits[0]
+
+    def check(other: StudentPlan) -> None:
+        keys.append(nested_stack(other, 2).key)
+        assert len(set(keys)) == len(keys) == len(fits)
+
+    monkeypatch.setattr(target_module, "cross_fit", fit)
     store(1.0)
-    inside, labels = plan.inputs, plan.labels.copy()
-    labels[0] = (labels[0] + 1) % 3
-    folds = np.where(plan.folds == 2, 2, 1 - plan.folds)
-    changed = [
-        plan,
-        replace(plan, labels=labels),
-        replace(plan, folds=folds),
-        replace(plan, inputs=replace(inside, groups=inside.groups // 2)),
-    ]
-    keys = [nested_stack(other, 2).key for other in changed]
-    assert len(set(keys)) == len(changed)
+    check(plan)
     assert nested_stack(plan, 2).key == keys[0]
+    assert len(fits) == 1
+    labels = plan.labels.copy()
+    labels[0] = (labels[0] + 1) % 3
+    check(replace(plan, labels=labels))
+    check(replace(plan, folds=np.where(plan.folds == 2, 2, 1 - plan.folds)))
+    check(replace(plan, inputs=replace(plan.inputs, groups=plan.inputs.groups // 2)))
+    check(make_plan(tmp_path, "distill.teacher=nested", "stack.rounds=6"))
+    check(make_plan(tmp_path, "distill.teacher=nested", "seed=1"))
     store(2.0)
-    assert nested_stack(plan, 2).key not in keys
+    check(plan)
+    for version in ("FORMAT", "STACKING_VERSION"):
+        monkeypatch.setattr(target_module, version, 1000)
+        check(plan)
 
 
 def test_a_stack_labels_any_number_of_battles_at_a_time_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +170,37 @@ def test_a_stack_labels_any_number_of_battles_at_a_time_alike(tmp_path: Path, mo
     monkeypatch.setattr(target_module, "ROWS", 2)
     np.testing.assert_array_equal(student_targets(plan, 0), at_once)
     assert np.isfinite(at_once[ROLES == "unlabelled"]).all()
+
+
+@pytest.mark.parametrize(("mode", "fold"), [("nested", 0), ("nested", FINAL), ("oof", 0), ("oof", FINAL)])
+def test_the_stack_labels_unlabelled_battles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, fold: int
+) -> None:
+    """For a fold student with ``nested`` the one without that fold, on that job's logits; else the run's, on all."""
+    plan = make_plan(tmp_path, f"distill.teacher={mode}")
+    nested = make_plan(tmp_path, "distill.teacher=nested")
+    logits = store_random_logits(nested)
+    scales = {name: {k: JobScale(1 + k, 2 - k / 2, k / 3) for k in range(K)} for name in plan.config.members}
+    step = nested_stack(nested, 0)
+    stack = StackResult.load(step.folder / "model")
+    stack.job_scales = JobScales(scales)
+    stack.save(step.folder / "model")
+    step.finish()
+
+    def run_s_stack(config: Config, inputs: Inputs) -> StackResult:
+        assert config is plan.config
+        assert inputs is plan.inputs
+        return stack
+
+    monkeypatch.setattr(target_module, "load_stack", run_s_stack)
+    jobs = [0] if (mode, fold) == ("nested", 0) else range(K)
+    at = np.flatnonzero(ROLES == "unlabelled")
+    means = {
+        name: np.mean([scales[name][k].apply(logits[name, k][at]) for k in jobs], axis=0).astype(np.float32)
+        for name in scales
+    }
+    expected = stack.calibrator.symmetric().apply(stack.combiner.logits(stack.design(plan.table[at], means)))
+    np.testing.assert_allclose(student_targets(plan, fold)[at, :3], expected, atol=1e-6)
 
 
 def test_nested_targets_of_extra_battles_come_from_the_job_without_their_fold_and_the_student_s(tmp_path: Path) -> None:
