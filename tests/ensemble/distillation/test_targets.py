@@ -83,6 +83,10 @@ def test_each_fold_job_is_scaled_for_the_stack_before_their_mean(tmp_path: Path)
         mean, single = (_logits_of_unscored(plan, "gemma2", at, fold, scales) for at in (unlabelled, held_out))
         np.testing.assert_allclose(mean, scaled[:, unlabelled].mean(axis=0), atol=1e-6)
         np.testing.assert_allclose(single, scaled[plan.folds[held_out], held_out], atol=1e-6)
+    for k in range(K):  # also where all are of one fold
+        of_fold = held_out[plan.folds[held_out] == k]
+        of_job = _logits_of_unscored(plan, "gemma2", of_fold, FINAL, scales)
+        np.testing.assert_allclose(of_job, scaled[k, of_fold], atol=1e-6)
 
 
 def test_a_nested_stack_has_the_scales_of_its_own_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
