@@ -220,9 +220,11 @@ def test_early_rounds_are_dropped_before_the_newest_is_trimmed() -> None:
 
 
 def test_trimmed_text_keeps_head_and_tail() -> None:
-    head, tail = head_and_tail(np.array([100, 100, 7, 0]), np.array([31, 30, 7, 0]), np.ones(4, dtype=np.int64))
-    assert head.tolist() == [15, 15, 7, 0]
-    assert tail.tolist() == [15, 14, 0, 0]
+    """Nothing is left of the last one, which is of a dropped round."""
+    lengths, kept = np.array([100, 100, 7, 0, 9]), np.array([31, 30, 7, 0, 0])
+    head, tail = head_and_tail(lengths, kept, np.ones(5, dtype=np.int64))
+    assert head.tolist() == [15, 15, 7, 0, 0]
+    assert tail.tolist() == [15, 14, 0, 0, 0]
 
 
 def test_budget_without_room_for_the_newest_round_is_refused() -> None:
