@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from ensemble.features.design_matrix import add_terms, build_design
-from ensemble.stacking.baselines import LengthOnly
-from ensemble.stacking.combiners import Logistic
+from ensemble.stacking.baselines import LengthOnly, fit_tfidf, out_of_fold_tfidf, terms_of
+from ensemble.stacking.calibration import fit_calibrator
+from ensemble.stacking.combiners import Logistic, LogPool
 from ensemble.stacking.cross_fit import cross_fit, cross_fit_rules
-from ensemble.stacking.selection import ROWS
+from ensemble.stacking.lightgbm_stacker import Stacker
+from ensemble.stacking.selection import ROWS, choose_out_of_fold, out_of_fold, useful_members
 from ensemble.stacking.stack_result import TFIDF_MEMBER, StackResult
-from ensemble.stacking.tuning import tune
+from ensemble.stacking.stack_result import with_tfidf as with_text_member
+from ensemble.stacking.tuning import inner_folds, tune
 from ensemble.statistics.bootstrap import group_interval
 from oof.classes import swap_orders
 from oof.common.errors import UserError
@@ -80,6 +83,48 @@ def test_with_permuted_labels_no_stage_beats_the_prior(arena: Arena, tmp_path: P
     for name in ("length_only", "stack", "calibrated"):
         gain = row_log_loss(canary.predictions[name], permuted) - prior
         assert group_interval(gain, arena.groups, seed=0, level=0.999)["high"] > 0, name
+
+
+def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path) -> None:
+    """By hand, for one combiner; the studies are those that :func:`tune` makes of the same rows."""
+    arena, seed = make_arena(240, seed=4, position=0.5), 7
+    noise = np.random.default_rng(2).normal(size=arena.logits["one"].shape).astype(np.float32)
+    design = add_terms(build_design(arena.table, {**arena.logits, "noise": noise}), arena.table)
+    settings = Stack(trials=2, rounds=12, final="log_pool", calibrator="vector", order="auto", text_member=True)
+    inputs = arena.labels, arena.folds, arena.groups
+    result = cross_fit(design, *inputs, settings, seed, tmp_path / "studies")
+    pooled = np.empty((240, 3))
+    for fold in range(3):
+        rest, held = (np.flatnonzero(rows) for rows in (arena.folds != fold, arena.folds == fold))
+        y, groups = arena.labels[rest], arena.groups[rest]
+        inner = inner_folds(y, arena.folds[rest], groups, seed)
+        full, unseen = design.take(rest), design.take(held)
+        assert useful_members(full, y, inner, groups) == ["one", "two"]
+        text = out_of_fold_tfidf(terms_of(full), y, groups, seed)
+        train = with_text_member(full, text).keep(["one", "two", TFIDF_MEMBER])
+        text = fit_tfidf(terms_of(full), y).logits(terms_of(unseen))
+        pooled[held] = LogPool.fit(train, y).logits(with_text_member(unseen, text))
+        own = choose_out_of_fold("log_pool", out_of_fold(["log_pool"], train, y, inner), y, groups, inner)
+        calibrator = fit_calibrator("vector", "auto", own, y, groups, seed, design.one_order)
+        np.testing.assert_allclose(result.predictions["stack"][held], softmax(pooled[held]))
+        np.testing.assert_allclose(result.predictions["calibrated"][held], calibrator.apply(pooled[held]))
+        np.testing.assert_allclose(result.predictions["teacher"][held], calibrator.symmetric().apply(pooled[held]))
+        prior = np.bincount(y, minlength=3) / len(y)
+        np.testing.assert_allclose(result.predictions["prior"][held], np.tile(prior, (len(held), 1)), atol=0.01)
+        entry = result.folds[fold]
+        assert {name: entry[name] for name in calibrator.to_dict()} == pytest.approx(calibrator.to_dict())
+        assert (entry["fold"], entry["combiner"], entry["left_out"]) == (fold, "log_pool", ["noise"])
+        tuned = tune(train, y, inner, groups, 2, 12, seed, tmp_path / f"{fold}.log")
+        assert (entry["rounds"], entry["params"]) == (tuned.rounds, tuned.params)
+        booster = Stacker.fit(replace(train, terms=None), y, tuned.params, tuned.rounds, seed).booster
+        for kind, name in (("gain", "gain"), ("split", "splits")):
+            values = booster.feature_importance(kind).tolist()
+            assert entry[name] == {n: value for n, value in zip(train.names, values, strict=True) if value}
+        assert (tmp_path / "studies" / f"fold-{fold}.log").is_file()
+    assert result.choice is not None
+    assert result.choice.kind == "log_pool"
+    final = fit_calibrator("vector", "auto", pooled, *inputs[::2], seed, design.one_order)
+    assert result.calibrator.to_dict() == pytest.approx(final.to_dict())
 
 
 def test_swapping_the_responses_swaps_the_output_exactly(arena: Arena, result: StackResult) -> None:
