@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ensemble.features.design_matrix import add_terms, build_design
+from ensemble.stacking import cross_fit as cross_fitting
 from ensemble.stacking.baselines import LengthOnly, fit_tfidf, out_of_fold_tfidf, terms_of
-from ensemble.stacking.calibration import fit_calibrator
+from ensemble.stacking.calibration import Calibrator, fit_calibrator
 from ensemble.stacking.combiners import Logistic, LogPool
 from ensemble.stacking.cross_fit import cross_fit, cross_fit_rules
 from ensemble.stacking.lightgbm_stacker import Stacker
@@ -85,14 +87,22 @@ def test_with_permuted_labels_no_stage_beats_the_prior(arena: Arena, tmp_path: P
         assert group_interval(gain, arena.groups, seed=0, level=0.999)["high"] > 0, name
 
 
-def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path) -> None:
+def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand, for one combiner; the studies are those that :func:`tune` makes of the same rows."""
     arena, seed = make_arena(240, seed=4, position=0.5), 7
     noise = np.random.default_rng(2).normal(size=arena.logits["one"].shape).astype(np.float32)
     design = add_terms(build_design(arena.table, {**arena.logits, "noise": noise}), arena.table)
     settings = Stack(trials=2, rounds=12, final="log_pool", calibrator="vector", order="auto", text_member=True)
     inputs = arena.labels, arena.folds, arena.groups
+    of_calibrators = []
+
+    def calibrated(*arguments: Any) -> Calibrator:
+        of_calibrators.append((*arguments[:2], *arguments[5:]))
+        return fit_calibrator(*arguments)
+
+    monkeypatch.setattr(cross_fitting, "fit_calibrator", calibrated)
     result = cross_fit(design, *inputs, settings, seed, tmp_path / "studies")
+    assert of_calibrators == [("vector", "auto", seed, False)] * 4
     pooled = np.empty((240, 3))
     for fold in range(3):
         rest, held = (np.flatnonzero(rows) for rows in (arena.folds != fold, arena.folds == fold))
@@ -123,6 +133,8 @@ def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path) -> N
         assert (tmp_path / "studies" / f"fold-{fold}.log").is_file()
     assert result.choice is not None
     assert result.choice.kind == "log_pool"
+    assert result.tfidf is not None
+    assert result.features == train.names
     final = fit_calibrator("vector", "auto", pooled, *inputs[::2], seed, design.one_order)
     assert result.calibrator.to_dict() == pytest.approx(final.to_dict())
 

@@ -227,6 +227,24 @@ def test_trimmed_text_keeps_head_and_tail() -> None:
     assert tail.tolist() == [15, 14, 0, 0, 0]
 
 
+def test_a_battle_of_exactly_the_budget_is_whole_and_one_token_less_cuts_it() -> None:
+    """The first battle and the second, which have one round each."""
+    costs = TemplateCosts(np.full(2, 10), np.full(2, 12), np.ones((2, 3), dtype=np.int64))
+    case = Case(np.full((2, 3), 40), np.array([0, 1, 2]), costs, 0.25)
+    whole = case.plan(130)
+    assert whole.fits.all()
+    assert (whole.kept == 40).all()
+    cut = case.plan(129)
+    assert not cut.fits.any()
+    assert cut.kept.sum(axis=1).tolist() == [117, 117]  # the template of a round that is cut has 12 tokens
+
+
+def test_a_response_whose_marker_is_longer_takes_from_the_other() -> None:
+    texts, room = np.array([[0, 50, 90], [0, 90, 50]]), np.array([21, 21])
+    floor = np.array([[0, 6, 14], [0, 14, 6]])
+    assert share_room(texts, room, floor, 0.25).tolist() == [[0, 7, 14], [0, 14, 7]]
+
+
 def test_budget_without_room_for_the_newest_round_is_refused() -> None:
     costs = TemplateCosts(np.full(2, 10), np.full(2, 10), np.ones((2, 3), dtype=np.int64))
     case = Case(np.full((2, 3), 40), np.array([0, 2]), costs, 0.25)
