@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import Phase, settings
+from hypothesis import settings
 
 from tests.fixtures.demo_run import ROOT, small_arguments
 
@@ -17,8 +17,6 @@ from tests.fixtures.demo_run import ROOT, small_arguments
 # HYPOTHESIS_PROFILE=explore make test
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, print_blob=True)
-# For the mutation check, which asks only whether an example fails, not for the smallest one.
-settings.register_profile("unshrunk", derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The suite compares exact bytes, which only a CPU reproduces; GPU tests run separately (make test-gpu).

@@ -129,7 +129,7 @@ def forget_survivors(tree: Path) -> None:
 def mutmut(tree: Path, packages: Path, *arguments: str) -> str:
     """Run a command of mutmut in the copy; return its standard output."""
     environment = {**os.environ, "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["HYPOTHESIS_PROFILE"] = "unshrunk"
+    environment |= {"PYTEST_ADDOPTS": "-p benchmarks.robustness.quickest_first", "HYPOTHESIS_PROFILE": "unshrunk"}
     command = [sys.executable, "-m", "mutmut", *arguments]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
