@@ -10,7 +10,7 @@ A change that no test notices is listed below with its lines, and so is one whos
 not changed.
 
 mutmut is installed into ``--out`` and works on a copy of the tracked files there. Another call tries only those changes
-that nothing has noticed yet.
+that nothing has noticed yet and that are not argued away.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ SETTINGS, PRELOADED = "pyproject.toml", "preloaded.txt"
 LIBRARIES = ["torch", "transformers.models.auto.modeling_auto", "transformers.modeling_utils", "peft", "lightgbm"]
 LIBRARIES += ["optuna", "polars", "scipy.optimize", "sklearn.model_selection", "hypothesis", "huggingface_hub.repocard"]
 KILLED = ("killed", "segfault")
-KILLING_CODES = (1, 3, -11, -9)  # of pytest and of signals, as mutmut saves them
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,14 @@ class Mutant:
     """A change of the code, and what became of it.
 
     Attributes:
+        name: mutmut's.
         module: path of the file.
         function: its name, a method's with its class.
         status: killed, survived, timeout, no tests …
         change: removed and added lines, without indentation.
     """
 
+    name: str
     module: str
     function: str
     status: str
@@ -117,12 +118,17 @@ def prepare(tree: Path, packages: Path, modules: Sequence[str]) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def forget_survivors(tree: Path) -> None:
-    """Let mutmut try those changes again that no test noticed, for tests may have come since."""
-    for path in (tree / "mutants").rglob("*.meta"):
+def forget_survivors(tree: Path, packages: Path) -> None:
+    """Let mutmut try those changes again that no test noticed and nothing argues away: tests may have come since."""
+    paths = list((tree / "mutants").rglob("*.meta"))
+    if not paths:
+        return
+    known = read_json(EQUIVALENT)
+    again = {m.name for m in results(tree, packages) if m.status not in KILLED and not reason_of(m, known)}
+    for path in paths:
         saved = read_json(path)
         codes = saved["exit_code_by_key"]
-        saved["exit_code_by_key"] = {name: code if code in KILLING_CODES else None for name, code in codes.items()}
+        saved["exit_code_by_key"] = {name: None if name in again else code for name, code in codes.items()}
         path.write_text(json.dumps(saved), encoding="utf-8")
 
 
@@ -138,7 +144,7 @@ def mutmut(tree: Path, packages: Path, *arguments: str) -> str:
 
 
 def results(tree: Path, packages: Path) -> list[Mutant]:
-    """Return every mutant, survivors with their change."""
+    """Return every mutant; those that were tried and not noticed with their change."""
     found = []
     for line in mutmut(tree, packages, "results", "--all", "true").splitlines():
         name, _, status = line.strip().rpartition(": ")
@@ -146,8 +152,8 @@ def results(tree: Path, packages: Path) -> list[Mutant]:
             continue
         dotted, _, function = name.rpartition(".")
         function = function.rpartition("__mutmut_")[0].removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
-        change = () if status in KILLED else _change(mutmut(tree, packages, "show", name))
-        found.append(Mutant(f"{dotted.replace('.', '/')}.py", function, status, change))
+        change = () if status in (*KILLED, "not checked") else _change(mutmut(tree, packages, "show", name))
+        found.append(Mutant(name, f"{dotted.replace('.', '/')}.py", function, status, change))
     return found
 
 
@@ -206,7 +212,7 @@ def main() -> None:
     out = arguments.out.resolve()
     tree, packages = out / "tree", out / "packages"
     prepare(tree, packages, chosen(arguments.only, MODULES))
-    forget_survivors(tree)
+    forget_survivors(tree, packages)
     mutmut(tree, packages, "run", "--max-children", str(arguments.workers))
     body = page(results(tree, packages))
     print(write_page(arguments.write or out / "mutants.md", "Mutation check", body))
