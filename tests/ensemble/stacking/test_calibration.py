@@ -11,6 +11,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
+from ensemble.stacking import calibration
 from ensemble.stacking.calibration import (
     CALIBRATORS,
     Calibrator,
@@ -18,8 +19,9 @@ from ensemble.stacking.calibration import (
     identity_if_better,
     shrunk_temperature,
 )
-from ensemble.stacking.calibration_fit import InSampleError
+from ensemble.stacking.calibration_fit import BIAS_BOUND, InSampleError, _minimise, derivatives
 from ensemble.stacking.leakage import temperature_with_error
+from oof.classes import with_tie
 from oof.common.errors import UserError
 from oof.config import Stack
 from oof.metrics import log_loss, log_softmax, row_log_loss, softmax
@@ -74,6 +76,36 @@ def test_a_planted_position_bias_is_recovered_and_chosen() -> None:
     assert always.position_bias == pytest.approx(0.15, abs=0.03)
     assert fit_calibrator("temperature", "auto", logits, labels, np.arange(20_000), seed=0) == always
     assert fit_calibrator("temperature", "symmetric", logits, labels, np.arange(20_000), 0).position_bias == 0
+
+
+def test_with_one_order_auto_fits_the_position_bias_whether_it_pays_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = planted(2000, 1.5, position_bias=0.3)
+    rows = logits, labels, np.arange(2000), 0
+    always = fit_calibrator("temperature", "position", *rows)
+    assert always.position_bias > 0.2
+    monkeypatch.setattr(calibration, "_asymmetry_pays", lambda *_: False)
+    assert fit_calibrator("temperature", "auto", *rows, one_order=True) == always
+    assert fit_calibrator("temperature", "auto", *rows) == always.symmetric()
+    assert fit_calibrator("temperature", "symmetric", *rows, one_order=True) == always.symmetric()
+
+
+def test_a_calibrator_that_changes_no_loss_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    logits = with_tie(planted(50, 1.0)[0][:, :2])
+    fitted = Calibrator(without_ties=True)
+    assert identity_if_better(fitted, logits, np.arange(50) % 2) == fitted
+    assert not caplog.records
+
+
+def test_a_block_is_fitted_to_the_last_digits_and_within_its_bounds() -> None:
+    logits, labels = planted(500, 2.0, position_bias=0.2)
+    logp, start = log_softmax(logits), np.array([0.5, 0.0, 0.0, 0.0, 0.0])
+    for block in ([0, 1, 2], [3], [3, 4]):
+        fitted = start.copy()
+        fitted[block] = _minimise(start, block, logp, labels)
+        scores, _ = derivatives(fitted, block, logp, labels)
+        assert np.abs(scores.mean(axis=0)).max() < 1e-8
+    first_wins = np.zeros(500, dtype=np.int64)
+    assert _minimise(start, [3], log_softmax(np.zeros((500, 3))), first_wins).tolist() == [BIAS_BOUND]
 
 
 def test_auto_refuses_a_position_bias_that_does_not_exist() -> None:

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from ensemble.features.design_matrix import add_terms, build_design
 from ensemble.stacking import cross_fit as cross_fitting
-from ensemble.stacking.baselines import LengthOnly, fit_tfidf, out_of_fold_tfidf, terms_of
+from ensemble.stacking.baselines import LengthOnly, fit_tfidf, out_of_fold_tfidf, prior_probs, terms_of
 from ensemble.stacking.calibration import Calibrator, fit_calibrator
-from ensemble.stacking.combiners import Logistic, LogPool
+from ensemble.stacking.combiners import Logistic, LogPool, PlainMean
 from ensemble.stacking.cross_fit import cross_fit, cross_fit_rules
-from ensemble.stacking.lightgbm_stacker import Stacker
+from ensemble.stacking.lightgbm_stacker import ExtraTrees, Stacker
 from ensemble.stacking.selection import ROWS, choose_out_of_fold, out_of_fold, useful_members
 from ensemble.stacking.stack_result import TFIDF_MEMBER, StackResult
 from ensemble.stacking.stack_result import with_tfidf as with_text_member
-from ensemble.stacking.tuning import inner_folds, tune
+from ensemble.stacking.tuning import fit_extra_trees, inner_folds, tune
 from ensemble.statistics.bootstrap import group_interval
-from oof.classes import swap_orders
+from oof.classes import swap_orders, with_tie
 from oof.common.errors import UserError
 from oof.config import Stack
 from oof.metrics import log_loss, row_log_loss, softmax
@@ -88,11 +89,11 @@ def test_with_permuted_labels_no_stage_beats_the_prior(arena: Arena, tmp_path: P
 
 
 def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand, for one combiner; the studies are those that :func:`tune` makes of the same rows."""
+    """By hand, for a combiner of the useful members and one of all; studies are those that ``tune`` makes of them."""
     arena, seed = make_arena(240, seed=4, position=0.5), 7
     noise = np.random.default_rng(2).normal(size=arena.logits["one"].shape).astype(np.float32)
     design = add_terms(build_design(arena.table, {**arena.logits, "noise": noise}), arena.table)
-    settings = Stack(trials=2, rounds=12, final="log_pool", calibrator="vector", order="auto", text_member=True)
+    settings = Stack(trials=2, rounds=12, calibrator="vector", order="auto", text_member=True)
     inputs = arena.labels, arena.folds, arena.groups
     of_calibrators = []
 
@@ -101,9 +102,10 @@ def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path, monk
         return fit_calibrator(*arguments)
 
     monkeypatch.setattr(cross_fitting, "fit_calibrator", calibrated)
-    result = cross_fit(design, *inputs, settings, seed, tmp_path / "studies")
-    assert of_calibrators == [("vector", "auto", seed, False)] * 4
-    pooled = np.empty((240, 3))
+    rules = {"log_pool": LogPool, "plain_mean": PlainMean}
+    results = cross_fit_rules(design, *inputs, settings, list(rules), seed, tmp_path / "studies")
+    assert of_calibrators == [("vector", "auto", seed, False)] * 8
+    logits = {rule: np.empty((240, 3)) for rule in rules}
     for fold in range(3):
         rest, held = (np.flatnonzero(rows) for rows in (arena.folds != fold, arena.folds == fold))
         y, groups = arena.labels[rest], arena.groups[rest]
@@ -112,31 +114,49 @@ def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path, monk
         assert useful_members(full, y, inner, groups) == ["one", "two"]
         text = out_of_fold_tfidf(terms_of(full), y, groups, seed)
         train = with_text_member(full, text).keep(["one", "two", TFIDF_MEMBER])
-        text = fit_tfidf(terms_of(full), y).logits(terms_of(unseen))
-        pooled[held] = LogPool.fit(train, y).logits(with_text_member(unseen, text))
-        own = choose_out_of_fold("log_pool", out_of_fold(["log_pool"], train, y, inner), y, groups, inner)
-        calibrator = fit_calibrator("vector", "auto", own, y, groups, seed, design.one_order)
-        np.testing.assert_allclose(result.predictions["stack"][held], softmax(pooled[held]))
-        np.testing.assert_allclose(result.predictions["calibrated"][held], calibrator.apply(pooled[held]))
-        np.testing.assert_allclose(result.predictions["teacher"][held], calibrator.symmetric().apply(pooled[held]))
-        prior = np.bincount(y, minlength=3) / len(y)
-        np.testing.assert_allclose(result.predictions["prior"][held], np.tile(prior, (len(held), 1)), atol=0.01)
-        entry = result.folds[fold]
-        assert {name: entry[name] for name in calibrator.to_dict()} == pytest.approx(calibrator.to_dict())
-        assert (entry["fold"], entry["combiner"], entry["left_out"]) == (fold, "log_pool", ["noise"])
+        extended = with_text_member(unseen, fit_tfidf(terms_of(full), y).logits(terms_of(unseen)))
         tuned = tune(train, y, inner, groups, 2, 12, seed, tmp_path / f"{fold}.log")
-        assert (entry["rounds"], entry["params"]) == (tuned.rounds, tuned.params)
         booster = Stacker.fit(replace(train, terms=None), y, tuned.params, tuned.rounds, seed).booster
-        for kind, name in (("gain", "gain"), ("split", "splits")):
-            values = booster.feature_importance(kind).tolist()
-            assert entry[name] == {n: value for n, value in zip(train.names, values, strict=True) if value}
-        assert (tmp_path / "studies" / f"fold-{fold}.log").is_file()
-    assert result.choice is not None
-    assert result.choice.kind == "log_pool"
-    assert result.tfidf is not None
-    assert result.features == train.names
-    final = fit_calibrator("vector", "auto", pooled, *inputs[::2], seed, design.one_order)
-    assert result.calibrator.to_dict() == pytest.approx(final.to_dict())
+        extra = fit_extra_trees(train, y, inner, 12, seed)
+        trees = ExtraTrees.fit(train, y, extra.params, extra.rounds, seed).logits(extended)
+        for rule, data, new in (("log_pool", train, extended), ("plain_mean", full, unseen)):
+            of_held = logits[rule][held] = rules[rule].fit(data, y).logits(new)
+            own = choose_out_of_fold(rule, out_of_fold([rule], data, y, inner), y, groups, inner)
+            calibrator = fit_calibrator("vector", "auto", own, y, groups, seed, False)
+            predicted = {name: probs[held] for name, probs in results[rule].predictions.items()}
+            np.testing.assert_allclose(predicted["stack"], softmax(of_held))
+            np.testing.assert_allclose(predicted["calibrated"], calibrator.apply(of_held))
+            np.testing.assert_allclose(predicted["teacher"], calibrator.symmetric().apply(of_held))
+            np.testing.assert_allclose(predicted["combiner:extra_trees"], softmax(trees))
+            np.testing.assert_allclose(predicted["prior"], prior_probs(y, len(held)))
+            expected = {"fold": fold, "combiner": rule, "reason": f"stack.final={rule}", "left_out": ["noise"]}
+            expected |= {"rounds": tuned.rounds, "params": tuned.params, **calibrator.to_dict()}
+            for kind, name in (("gain", "gain"), ("split", "splits")):
+                values = booster.feature_importance(kind).tolist()
+                expected[name] = {n: value for n, value in zip(train.names, values, strict=True) if value}
+            assert results[rule].folds[fold] == expected
+        assert calibrator.temperature > 1.05  # of the plain mean, in which one member is too confident
+    for rule, result in results.items():
+        assert result.choice is not None
+        assert result.choice.kind == rule
+        assert result.tfidf is not None
+        assert result.features == train.names
+        final = fit_calibrator("vector", "auto", logits[rule], *inputs[::2], seed, False)
+        assert result.calibrator.to_dict() == pytest.approx(final.to_dict())
+    assert {path.name for path in (tmp_path / "studies").glob("*.log")} == {
+        "final.log",
+        *map("fold-{}.log".format, range(3)),
+    }
+
+
+def test_without_ties_the_prior_has_none(tmp_path: Path) -> None:
+    arena = make_arena(60)
+    table = arena.table.filter(pl.Series(arena.labels < 2))
+    two = arena.labels < 2
+    design = build_design(table, {name: with_tie(z[two][..., :2]) for name, z in arena.logits.items()})
+    inputs = arena.labels[two], arena.folds[two], arena.groups[two]
+    result = cross_fit(design, *inputs, Stack(trials=1, rounds=5, final="mean"), 0, tmp_path)
+    assert (result.predictions["prior"][:, 2] == 0).all()
 
 
 def test_swapping_the_responses_swaps_the_output_exactly(arena: Arena, result: StackResult) -> None:
