@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from filelock import FileLock
 
 from ensemble.features.design_matrix import add_terms, build_design
 from ensemble.stacking import cross_fit as cross_fitting
@@ -157,6 +159,15 @@ def test_without_ties_the_prior_has_none(tmp_path: Path) -> None:
     inputs = arena.labels[two], arena.folds[two], arena.groups[two]
     result = cross_fit(design, *inputs, Stack(trials=1, rounds=5, final="mean"), 0, tmp_path)
     assert (result.predictions["prior"][:, 2] == 0).all()
+
+
+def test_a_study_that_a_worker_of_a_killed_command_still_holds_is_waited_for(tmp_path: Path) -> None:
+    arena, lock = make_arena(60), FileLock(tmp_path / ".final.lock", thread_local=False)
+    lock.acquire()
+    end = Timer(1.0, lock.release)
+    end.start()
+    cross_fit(arena.design, arena.labels, arena.folds, arena.groups, Stack(trials=1, rounds=5), 0, tmp_path)
+    assert not end.is_alive()
 
 
 def test_swapping_the_responses_swaps_the_output_exactly(arena: Arena, result: StackResult) -> None:
