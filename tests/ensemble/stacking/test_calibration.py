@@ -19,7 +19,17 @@ from ensemble.stacking.calibration import (
     identity_if_better,
     shrunk_temperature,
 )
-from ensemble.stacking.calibration_fit import BIAS_BOUND, InSampleError, _minimise, derivatives
+from ensemble.stacking.calibration_fit import (
+    BIAS_BOUND,
+    LOG_T_BOUND,
+    POSITION,
+    TEMPERATURE,
+    InSampleError,
+    _minimise,
+    derivatives,
+    fit_blocks,
+    scale_and_bias,
+)
 from ensemble.stacking.leakage import temperature_with_error
 from oof.classes import with_tie
 from oof.common.errors import UserError
@@ -106,6 +116,50 @@ def test_a_block_is_fitted_to_the_last_digits_and_within_its_bounds() -> None:
         assert np.abs(scores.mean(axis=0)).max() < 1e-8
     first_wins = np.zeros(500, dtype=np.int64)
     assert _minimise(start, [3], log_softmax(np.zeros((500, 3))), first_wins).tolist() == [BIAS_BOUND]
+
+
+def test_models_of_two_classes_have_no_terms_of_a_tie_and_keep_it_pinned() -> None:
+    logits, labels = planted(4000, 2.0, position_bias=0.4)
+    won = labels < 2
+    two, labels, groups = with_tie(logits[won][:, :2]), labels[won], np.arange(won.sum())
+    fitted = fit_calibrator("vector", "position", two, labels, groups, 0)
+    assert (fitted.tie_scale, fitted.tie_bias, fitted.without_ties) == (1.0, 0.0, True)
+    assert fitted.temperature > 1.5
+    assert fitted.position_bias > 0.2
+    calibrated = Calibrator(temperature=2.0, without_ties=True).calibrated(two)
+    np.testing.assert_allclose(calibrated, with_tie(log_softmax(two)[:, :2] / 2))
+
+
+def test_only_logits_that_say_nothing_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    logits, labels = planted(500, 2.0)
+    groups = np.arange(500)
+    fit_symmetric("vector", logits, labels)
+    assert not caplog.records
+    backwards = fit_blocks(logits, logits.argmin(axis=1), groups, [TEMPERATURE, POSITION])
+    assert 0.99 * LOG_T_BOUND < backwards[0] < LOG_T_BOUND  # shrunk
+    assert [record.message for record in caplog.records] == [
+        "the logits say nothing about the labels of the held-out battles (temperature at its bound)"
+    ]
+
+
+def test_derivatives_are_those_of_the_loss() -> None:
+    """Scores by finite differences; the information is the variance of the scores of labels drawn from the fit."""
+    logits, labels = planted(40, 1.5)
+    logp, parameters, block = log_softmax(logits), np.array([0.3, -0.2, 0.1, 0.4, -0.1]), [0, 1, 2, 3, 4]
+
+    def losses(values: np.ndarray) -> np.ndarray:
+        scale, bias = scale_and_bias(values)
+        return row_log_loss(softmax(logp * scale + bias), labels)
+
+    scores, information = derivatives(parameters, block, logp, labels)
+    steps = 1e-6 * np.eye(5)
+    numeric = [(losses(parameters + step) - losses(parameters - step)) / 2e-6 for step in steps]
+    np.testing.assert_allclose(scores, np.stack(numeric, axis=1), atol=1e-7)
+    scale, bias = scale_and_bias(parameters)
+    probs = softmax(logp * scale + bias)
+    of_label = [derivatives(parameters, block, logp, np.full(40, k))[0] for k in range(3)]
+    expected = sum((probs[:, [k]] * s).T @ s for k, s in enumerate(of_label))
+    np.testing.assert_allclose(information, expected, atol=1e-9)
 
 
 def test_auto_refuses_a_position_bias_that_does_not_exist() -> None:
