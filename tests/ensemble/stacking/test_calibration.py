@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -26,7 +27,9 @@ from ensemble.stacking.calibration_fit import (
     TEMPERATURE,
     InSampleError,
     _minimise,
+    best_log_temperature,
     derivatives,
+    finite_logits,
     fit_blocks,
     scale_and_bias,
 )
@@ -160,6 +163,31 @@ def test_derivatives_are_those_of_the_loss() -> None:
     of_label = [derivatives(parameters, block, logp, np.full(40, k))[0] for k in range(3)]
     expected = sum((probs[:, [k]] * s).T @ s for k, s in enumerate(of_label))
     np.testing.assert_allclose(information, expected, atol=1e-9)
+
+
+def test_the_temperature_of_scaled_logits_is_scaled_up_to_its_bound() -> None:
+    logits, labels = planted(30, 1.5)
+    log_t = best_log_temperature(logits, labels)
+    for factor in (0.1, 48 / np.exp(log_t)):  # up to T = 48
+        assert best_log_temperature(factor * logits, labels) == pytest.approx(np.log(factor) + log_t, abs=1e-9)
+    assert best_log_temperature(60 / np.exp(log_t) * logits, labels) == LOG_T_BOUND
+    assert finite_logits(logits.astype(np.float32)).dtype == np.float64
+    with pytest.raises(InSampleError):
+        best_log_temperature(1000 * np.eye(3)[labels], labels)
+
+
+def test_a_tie_counts_for_the_temperature_unless_it_is_pinned() -> None:
+    logits, labels = planted(400, 2.0)
+    won = labels < 2
+
+    def loss(log_t: float) -> float:
+        return float(row_log_loss(softmax(logits[won] / np.exp(log_t)), labels[won]).mean())
+
+    best = minimize_scalar(loss, bounds=(-2, 3), method="bounded", options={"xatol": 1e-9}).x
+    assert best_log_temperature(logits[won], labels[won]) == pytest.approx(best, abs=1e-6)
+    alike = with_tie(np.zeros((len(labels), 2)))
+    assert best_log_temperature(alike[won], labels[won]) == 0.0
+    assert best_log_temperature(alike, labels) == LOG_T_BOUND  # some are ties after all
 
 
 def test_auto_refuses_a_position_bias_that_does_not_exist() -> None:
