@@ -44,8 +44,11 @@ MODULES = {
     "oof/encoding/truncation.py": ["tests/oof/encoding"],
     "oof/training/losses.py": ["tests/oof/training/test_losses.py"],
     "ensemble/stacking/calibration.py": ["tests/ensemble/stacking/test_calibration.py"],
-    "ensemble/stacking/calibration_fit.py": ["tests/ensemble/stacking/test_calibration.py"],
-    "ensemble/stacking/cross_fit.py": ["tests/ensemble/stacking/test_cross_fit.py"],
+    "ensemble/stacking/calibration_fit.py": ["tests/ensemble/stacking/test_calibration_fit.py"],
+    "ensemble/stacking/cross_fit.py": [
+        "tests/ensemble/stacking/test_cross_fit.py",
+        "tests/ensemble/stacking/test_cross_fit_without_ties.py",
+    ],
     "ensemble/distillation/targets.py": ["tests/ensemble/distillation/test_targets.py"],
     "ensemble/cascade/policy.py": ["tests/ensemble/cascade"],
     "ensemble/cascade/policy_choice.py": ["tests/ensemble/cascade"],

@@ -6,7 +6,6 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -20,19 +19,7 @@ from ensemble.stacking.calibration import (
     identity_if_better,
     shrunk_temperature,
 )
-from ensemble.stacking.calibration_fit import (
-    BIAS_BOUND,
-    LOG_T_BOUND,
-    POSITION,
-    TEMPERATURE,
-    InSampleError,
-    _minimise,
-    best_log_temperature,
-    derivatives,
-    finite_logits,
-    fit_blocks,
-    scale_and_bias,
-)
+from ensemble.stacking.calibration_fit import InSampleError
 from ensemble.stacking.leakage import temperature_with_error
 from oof.classes import with_tie
 from oof.common.errors import UserError
@@ -91,103 +78,11 @@ def test_a_planted_position_bias_is_recovered_and_chosen() -> None:
     assert fit_calibrator("temperature", "symmetric", logits, labels, np.arange(20_000), 0).position_bias == 0
 
 
-def test_with_one_order_auto_fits_the_position_bias_whether_it_pays_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, labels = planted(2000, 1.5, position_bias=0.3)
-    rows = logits, labels, np.arange(2000), 0
-    always = fit_calibrator("temperature", "position", *rows)
-    assert always.position_bias > 0.2
-    monkeypatch.setattr(calibration, "_asymmetry_pays", lambda *_: False)
-    assert fit_calibrator("temperature", "auto", *rows, one_order=True) == always
-    assert fit_calibrator("temperature", "auto", *rows) == always.symmetric()
-    assert fit_calibrator("temperature", "symmetric", *rows, one_order=True) == always.symmetric()
-
-
 def test_a_calibrator_that_changes_no_loss_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     logits = with_tie(planted(50, 1.0)[0][:, :2])
     fitted = Calibrator(without_ties=True)
     assert identity_if_better(fitted, logits, np.arange(50) % 2) == fitted
     assert not caplog.records
-
-
-def test_a_block_is_fitted_to_the_last_digits_and_within_its_bounds() -> None:
-    logits, labels = planted(500, 2.0, position_bias=0.2)
-    logp, start = log_softmax(logits), np.array([0.5, 0.0, 0.0, 0.0, 0.0])
-    for block in ([0, 1, 2], [3], [3, 4]):
-        fitted = start.copy()
-        fitted[block] = _minimise(start, block, logp, labels)
-        scores, _ = derivatives(fitted, block, logp, labels)
-        assert np.abs(scores.mean(axis=0)).max() < 1e-8
-    first_wins = np.zeros(500, dtype=np.int64)
-    assert _minimise(start, [3], log_softmax(np.zeros((500, 3))), first_wins).tolist() == [BIAS_BOUND]
-
-
-def test_models_of_two_classes_have_no_terms_of_a_tie_and_keep_it_pinned() -> None:
-    logits, labels = planted(4000, 2.0, position_bias=0.4)
-    won = labels < 2
-    two, labels, groups = with_tie(logits[won][:, :2]), labels[won], np.arange(won.sum())
-    fitted = fit_calibrator("vector", "position", two, labels, groups, 0)
-    assert (fitted.tie_scale, fitted.tie_bias, fitted.without_ties) == (1.0, 0.0, True)
-    assert fitted.temperature > 1.5
-    assert fitted.position_bias > 0.2
-    calibrated = Calibrator(temperature=2.0, without_ties=True).calibrated(two)
-    np.testing.assert_allclose(calibrated, with_tie(log_softmax(two)[:, :2] / 2))
-
-
-def test_only_logits_that_say_nothing_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    logits, labels = planted(500, 2.0)
-    groups = np.arange(500)
-    fit_symmetric("vector", logits, labels)
-    assert not caplog.records
-    backwards = fit_blocks(logits, logits.argmin(axis=1), groups, [TEMPERATURE, POSITION])
-    assert 0.99 * LOG_T_BOUND < backwards[0] < LOG_T_BOUND  # shrunk
-    assert [record.message for record in caplog.records] == [
-        "the logits say nothing about the labels of the held-out battles (temperature at its bound)"
-    ]
-
-
-def test_derivatives_are_those_of_the_loss() -> None:
-    """Scores by finite differences; the information is the variance of the scores of labels drawn from the fit."""
-    logits, labels = planted(40, 1.5)
-    logp, parameters, block = log_softmax(logits), np.array([0.3, -0.2, 0.1, 0.4, -0.1]), [0, 1, 2, 3, 4]
-
-    def losses(values: np.ndarray) -> np.ndarray:
-        scale, bias = scale_and_bias(values)
-        return row_log_loss(softmax(logp * scale + bias), labels)
-
-    scores, information = derivatives(parameters, block, logp, labels)
-    steps = 1e-6 * np.eye(5)
-    numeric = [(losses(parameters + step) - losses(parameters - step)) / 2e-6 for step in steps]
-    np.testing.assert_allclose(scores, np.stack(numeric, axis=1), atol=1e-7)
-    scale, bias = scale_and_bias(parameters)
-    probs = softmax(logp * scale + bias)
-    of_label = [derivatives(parameters, block, logp, np.full(40, k))[0] for k in range(3)]
-    expected = sum((probs[:, [k]] * s).T @ s for k, s in enumerate(of_label))
-    np.testing.assert_allclose(information, expected, atol=1e-9)
-
-
-def test_the_temperature_of_scaled_logits_is_scaled_up_to_its_bound() -> None:
-    logits, labels = planted(30, 1.5)
-    log_t = best_log_temperature(logits, labels)
-    for factor in (0.1, 48 / np.exp(log_t)):  # up to T = 48
-        assert best_log_temperature(factor * logits, labels) == pytest.approx(np.log(factor) + log_t, abs=1e-9)
-    assert best_log_temperature(60 / np.exp(log_t) * logits, labels) == LOG_T_BOUND
-    assert finite_logits(logits.astype(np.float32)).dtype == np.float64
-    with pytest.raises(InSampleError):
-        best_log_temperature(1000 * np.eye(3)[labels], labels)
-
-
-def test_a_tie_counts_for_the_temperature_unless_it_is_pinned() -> None:
-    logits, labels = planted(400, 2.0)
-    won = labels < 2
-
-    def loss(log_t: float) -> float:
-        return float(row_log_loss(softmax(logits[won] / np.exp(log_t)), labels[won]).mean())
-
-    best = minimize_scalar(loss, bounds=(-2, 3), method="bounded", options={"xatol": 1e-9}).x
-    assert best_log_temperature(logits[won], labels[won]) == pytest.approx(best, abs=1e-6)
-    alike = with_tie(np.zeros((len(labels), 2)))
-    assert best_log_temperature(alike[won], labels[won]) == 0.0
-    assert best_log_temperature(alike, labels) == LOG_T_BOUND  # some are ties after all
 
 
 def test_auto_refuses_a_position_bias_that_does_not_exist() -> None:
@@ -307,7 +202,9 @@ def test_a_real_temperature_gains_what_the_known_one_gains(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["temperature", "vector"])
-def test_asymmetric_terms_are_fitted_for_one_order_and_else_where_they_pay(kind: str) -> None:
+def test_asymmetric_terms_are_fitted_for_one_order_and_else_where_they_pay(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits, labels = planted(1500, 1.3, position_bias=0.06, seed=3)
     groups = np.arange(1500)
     fit = fit_calibrator(kind, "position", logits, labels, groups, 0)
@@ -319,6 +216,8 @@ def test_asymmetric_terms_are_fitted_for_one_order_and_else_where_they_pay(kind:
     assert fit_calibrator(kind, "auto", *both, np.tile(groups, 2), 0) == Calibrator(
         **vars(fit_calibrator(kind, "symmetric", *both, np.tile(groups, 2), 0))
     )
+    monkeypatch.setattr(calibration, "_asymmetry_pays", lambda *_: False)
+    assert fit_calibrator(kind, "auto", logits, labels, groups, 0, one_order=True) == fit
 
 
 def test_auto_decides_by_the_cross_validated_gain_and_its_standard_error_as_by_hand() -> None:

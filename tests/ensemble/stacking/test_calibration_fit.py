@@ -18,8 +18,10 @@ from ensemble.stacking.calibration_fit import (
     TEMPERATURE,
     TEMPERATURE_AND_TIE,
     InSampleError,
+    _minimise,
     best_log_temperature,
     derivatives,
+    finite_logits,
     fit_blocks,
 )
 from ensemble.statistics.shrinkage import CAUTION
@@ -120,6 +122,16 @@ def test_blocks_are_fitted_and_shrunk_as_by_hand(seed: int) -> None:
     np.testing.assert_allclose(fit_blocks(logits, labels, groups, blocks), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("block", [[0, 1, 2], [3], [3, 4]])
+def test_a_block_is_fitted_to_the_last_digits(block: list[int]) -> None:
+    logits, labels = drawn([0.5, -0.2, 0.1, 0.2, 0.1], np.arange(500), seed=0)
+    start = np.array([0.4, 0.0, 0.0, 0.0, 0.0])
+    fitted = start.copy()
+    fitted[block] = _minimise(start, block, log_softmax(logits), labels)
+    scores, _ = derivatives(fitted, block, log_softmax(logits), labels)
+    assert np.abs(scores.mean(axis=0)).max() < 1e-8
+
+
 def test_a_block_that_is_not_asked_for_stays_at_the_identity() -> None:
     logits, labels = drawn([0.5, 0.0, 0.0, 0.4, 0.3], np.arange(2000), seed=0)
     fitted = fit_blocks(logits, labels, np.arange(2000), [TEMPERATURE, POSITION_BIAS])
@@ -127,14 +139,21 @@ def test_a_block_that_is_not_asked_for_stays_at_the_identity() -> None:
     assert abs(fitted[[0, 3]]).min() > 0.1
 
 
-def test_a_temperature_is_the_minimum_of_the_loss_between_its_bounds() -> None:
+@pytest.mark.parametrize("last_class", [2, 1])
+def test_a_temperature_is_the_minimum_of_the_loss_between_its_bounds(last_class: int) -> None:
+    """Also where no battle ended in a tie, of which the logits know."""
     logits, labels = drawn([0.8, 0, 0, 0, 0], np.arange(300), seed=3)
+    logits, labels = logits[labels <= last_class], labels[labels <= last_class]
     grid = np.linspace(-LOG_T_BOUND, LOG_T_BOUND, 20_001)
     losses = [row_losses(np.array([log_t, 0, 0, 0, 0]), logits, labels).sum() for log_t in grid[::20]]
     best = best_log_temperature(logits, labels)
     assert abs(best - grid[::20][np.argmin(losses)]) <= grid[20] - grid[0]
     around = [row_losses(np.array([best + step, 0, 0, 0, 0]), logits, labels).sum() for step in (-1e-3, 0, 1e-3)]
     assert around[1] < min(around[0], around[2])
+    for log_t in (-3.9, LOG_T_BOUND - 1e-5):
+        scaled = np.exp(log_t - best) * logits
+        assert best_log_temperature(scaled, labels) == pytest.approx(log_t, abs=1e-9)
+    assert best_log_temperature(60 * np.exp(-best) * logits, labels) == LOG_T_BOUND
 
 
 def test_logits_without_information_keep_the_temperature_and_worthless_ones_are_flattened(
@@ -172,15 +191,18 @@ def test_parameters_stay_within_their_bounds() -> None:
         assert max(b, c) <= BIAS_BOUND
 
 
-def test_a_pinned_tie_keeps_its_scale_and_bias_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pinned_tie_keeps_its_scale_and_bias_without_a_warning_and_the_position_is_fitted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3000, 2))
-    labels = (rng.random(3000) > 1 / (1 + np.exp((logits[:, 1] - logits[:, 0]) / 2))).astype(int)
+    labels = (rng.random(3000) > 1 / (1 + np.exp((logits[:, 1] - logits[:, 0]) / 2 - 0.8))).astype(int)
     for tied in (with_tie(logits), np.column_stack([logits, np.full(3000, -30.0)])):
         with caplog.at_level(logging.WARNING):
-            fitted = fit_blocks(tied, labels, np.arange(3000), [TEMPERATURE, TEMPERATURE_AND_TIE, POSITION])
+            fitted = fit_blocks(tied, labels, np.arange(3000), [TEMPERATURE, TEMPERATURE_AND_TIE, POSITION_BIAS])
         assert (fitted[1:3] == 0).all()
         assert np.exp(fitted[0]) == pytest.approx(2, rel=0.15)
+        assert fitted[3] == pytest.approx(0.4, abs=0.05)
         assert not caplog.records
     labels[0] = 2  # a tie, although no logits know any
     assert np.isfinite(fit_blocks(tied, labels, np.arange(3000), [TEMPERATURE, TEMPERATURE_AND_TIE])).all()
@@ -196,8 +218,9 @@ def test_an_absent_class_and_one_battle_are_accepted() -> None:
     assert (fit_blocks(wrong, np.array([0]), np.array([0]), blocks) == 0).all()
 
 
-def test_logits_that_are_not_finite_are_refused() -> None:
+def test_logits_are_float64_and_refused_where_they_are_not_finite() -> None:
     logits, labels = drawn([0.0] * 5, np.arange(30), seed=0)
+    assert finite_logits(logits.astype(np.float32)).dtype == np.float64
     logits[[2, 5], 1] = np.nan, np.inf
     with pytest.raises(UserError, match="2 rows"):
         fit_blocks(logits, labels, np.arange(30), [TEMPERATURE])

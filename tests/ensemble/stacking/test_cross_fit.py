@@ -8,7 +8,6 @@ from threading import Timer
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 from filelock import FileLock
 
@@ -24,7 +23,7 @@ from ensemble.stacking.stack_result import TFIDF_MEMBER, StackResult
 from ensemble.stacking.stack_result import with_tfidf as with_text_member
 from ensemble.stacking.tuning import fit_extra_trees, inner_folds, tune
 from ensemble.statistics.bootstrap import group_interval
-from oof.classes import swap_orders, with_tie
+from oof.classes import swap_orders
 from oof.common.errors import UserError
 from oof.config import Stack
 from oof.metrics import log_loss, row_log_loss, softmax
@@ -149,16 +148,6 @@ def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path, monk
         "final.log",
         *map("fold-{}.log".format, range(3)),
     }
-
-
-def test_without_ties_the_prior_has_none(tmp_path: Path) -> None:
-    arena = make_arena(60)
-    table = arena.table.filter(pl.Series(arena.labels < 2))
-    two = arena.labels < 2
-    design = build_design(table, {name: with_tie(z[two][..., :2]) for name, z in arena.logits.items()})
-    inputs = arena.labels[two], arena.folds[two], arena.groups[two]
-    result = cross_fit(design, *inputs, Stack(trials=1, rounds=5, final="mean"), 0, tmp_path)
-    assert (result.predictions["prior"][:, 2] == 0).all()
 
 
 def test_a_study_that_a_worker_of_a_killed_command_still_holds_is_waited_for(tmp_path: Path) -> None:
