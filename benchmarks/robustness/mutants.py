@@ -3,14 +3,15 @@
     python -m benchmarks.robustness.mutants --write docs/evidence/mutants.md   # hours; the next call does the rest
     python -m benchmarks.robustness.mutants --only oof/metrics.py
 
-mutmut changes one operator, number, argument or name at a time and runs the fast tests that reach the changed function.
+mutmut changes one operator, number, argument or name at a time and runs those fast tests of the module (``MODULES``)
+that reach the changed function.
 A change that no test notices is listed below with its lines, and so is one whose tests ran into the time limit, marked
 "timeout": its loop may have no end, or the machine was busy. Those that cannot change a result do not count:
 `benchmarks/robustness/equivalent_mutants.json` has them with the reason, one by one or by a rule. Texts of messages are
 not changed.
 
-mutmut is installed into ``--out`` and works on a copy of the tracked files there. Another call tries only those changes
-that nothing has noticed yet and that are not argued away.
+mutmut is installed into ``--out`` and works there on copies of the tracked files, one for each module. Another call
+tries only those changes that nothing has noticed yet and that are not argued away.
 """
 
 from __future__ import annotations
@@ -87,24 +88,30 @@ class Mutant:
         return [self.module, self.function, *self.change]
 
 
-def prepare(tree: Path, packages: Path, modules: Sequence[str]) -> None:
-    """Install mutmut and copy the tracked files with mutmut's settings beside them; unchanged files stay."""
+def install(packages: Path) -> None:
+    """Install mutmut into a folder unless it is there."""
     if not (packages / "mutmut").is_dir():
         command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), MUTMUT]
         if subprocess.run(command, check=False).returncode:
             raise UserError(f"{MUTMUT} could not be installed; its message is above")
+
+
+def prepare(tree: Path, module: str) -> None:
+    """Copy the tracked files with mutmut's settings for a module beside them; unchanged files stay.
+
+    Each module has a folder of its own, since mutmut forgets all results where the list of tests changes.
+    """
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in set(filter(None, listed.split("\0"))) - {SETTINGS}:
         source, target = ROOT / name, tree / name
         if source.is_file() and not (target.is_file() and source.read_bytes() == target.read_bytes()):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    tests = sorted({test for module in modules for test in MODULES[module]})
     settings = {
         "source_paths": ["oof", "ensemble"],
-        "only_mutate": list(modules),
+        "only_mutate": [module],
         "also_copy": ["benchmarks", "configs", "docs", "README.md", "Makefile", "constraints.txt"],
-        "pytest_add_cli_args_test_selection": tests,
+        "pytest_add_cli_args_test_selection": MODULES[module],
         "do_not_mutate_patterns": UNCHANGED_LINES,
         "process_isolation": "forkserver",  # torch's threads do not survive a fork
         "forkserver_warmup": "import",
@@ -213,12 +220,16 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="the page; default: in --out")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    tree, packages = out / "tree", out / "packages"
-    prepare(tree, packages, chosen(arguments.only, MODULES))
-    forget_survivors(tree, packages)
-    mutmut(tree, packages, "run", "--max-children", str(arguments.workers))
-    body = page(results(tree, packages))
-    print(write_page(arguments.write or out / "mutants.md", "Mutation check", body))
+    packages = out / "packages"
+    install(packages)
+    found: list[Mutant] = []
+    for module in chosen(arguments.only, MODULES):
+        tree = out / module.removesuffix(".py")
+        prepare(tree, module)
+        forget_survivors(tree, packages)
+        mutmut(tree, packages, "run", "--max-children", str(arguments.workers))
+        found += results(tree, packages)
+    print(write_page(arguments.write or out / "mutants.md", "Mutation check", page(found)))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ def test_modules_and_their_tests_are_there() -> None:
 
 
 def test_the_copy_has_the_tracked_files_and_settings_that_toml_reads(tmp_path: Path) -> None:
-    (tmp_path / "packages" / "mutmut").mkdir(parents=True)
-    prepare(tmp_path / "tree", tmp_path / "packages", ["oof/metrics.py"])
+    prepare(tmp_path / "tree", "oof/metrics.py")
     settings = tomllib.loads((tmp_path / "tree" / "pyproject.toml").read_text())["tool"]
     assert settings["mutmut"]["only_mutate"] == ["oof/metrics.py"]
     assert settings["mutmut"]["pytest_add_cli_args_test_selection"] == ["tests/oof/test_metrics.py"]

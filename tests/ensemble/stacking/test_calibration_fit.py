@@ -161,6 +161,9 @@ def test_logits_without_information_keep_the_temperature_and_worthless_ones_are_
 ) -> None:
     labels = np.arange(600) % 3
     assert best_log_temperature(np.ones((600, 3)), labels) == 0
+    alike = with_tie(np.zeros((600, 2)))  # knows no tie, and A and B alike
+    assert best_log_temperature(alike[labels < 2], labels[labels < 2]) == 0
+    assert best_log_temperature(alike, labels) == LOG_T_BOUND
     rng = np.random.default_rng(0)
     opposite = rng.normal(size=(600, 3)) - 4 * np.eye(3)[labels]  # the label's logit is the smallest
     assert best_log_temperature(opposite, labels) == LOG_T_BOUND
