@@ -44,7 +44,10 @@ MODULES = {
     "oof/encoding/batches.py": ["tests/oof/encoding"],
     "oof/encoding/truncation.py": ["tests/oof/encoding"],
     "oof/training/losses.py": ["tests/oof/training/test_losses.py"],
-    "ensemble/stacking/calibration.py": ["tests/ensemble/stacking/test_calibration.py"],
+    "ensemble/stacking/calibration.py": [
+        "tests/ensemble/stacking/test_calibration.py",
+        "tests/ensemble/stacking/test_cross_fit_without_ties.py",
+    ],
     "ensemble/stacking/calibration_fit.py": ["tests/ensemble/stacking/test_calibration_fit.py"],
     "ensemble/stacking/cross_fit.py": [
         "tests/ensemble/stacking/test_cross_fit.py",

@@ -90,7 +90,7 @@ def test_with_permuted_labels_no_stage_beats_the_prior(arena: Arena, tmp_path: P
 
 
 def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand, for a combiner of the useful members and one of all; studies are those that ``tune`` makes of them."""
+    """By hand, for two combiners of the useful members and one of all; ``tune`` makes the same studies of them."""
     arena, seed = make_arena(240, seed=4, position=0.5), 7
     noise = np.random.default_rng(2).normal(size=arena.logits["one"].shape).astype(np.float32)
     design = add_terms(build_design(arena.table, {**arena.logits, "noise": noise}), arena.table)
@@ -103,9 +103,9 @@ def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path, monk
         return fit_calibrator(*arguments)
 
     monkeypatch.setattr(cross_fitting, "fit_calibrator", calibrated)
-    rules = {"log_pool": LogPool, "plain_mean": PlainMean}
-    results = cross_fit_rules(design, *inputs, settings, list(rules), seed, tmp_path / "studies")
-    assert of_calibrators == [("vector", "auto", seed, False)] * 8
+    rules = ["log_pool", "plain_mean", "extra_trees"]
+    results = cross_fit_rules(design, *inputs, settings, rules, seed, tmp_path / "studies")
+    assert of_calibrators == [("vector", "auto", seed, False)] * 12
     logits = {rule: np.empty((240, 3)) for rule in rules}
     for fold in range(3):
         rest, held = (np.flatnonzero(rows) for rows in (arena.folds != fold, arena.folds == fold))
@@ -120,9 +120,13 @@ def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path, monk
         booster = Stacker.fit(replace(train, terms=None), y, tuned.params, tuned.rounds, seed).booster
         extra = fit_extra_trees(train, y, inner, 12, seed)
         trees = ExtraTrees.fit(train, y, extra.params, extra.rounds, seed).logits(extended)
-        for rule, data, new in (("log_pool", train, extended), ("plain_mean", full, unseen)):
-            of_held = logits[rule][held] = rules[rule].fit(data, y).logits(new)
-            own = choose_out_of_fold(rule, out_of_fold([rule], data, y, inner), y, groups, inner)
+        of_rest = out_of_fold(["log_pool"], train, y, inner) | out_of_fold(["plain_mean"], full, y, inner)
+        of_rest["extra_trees"] = extra.logits
+        of_unseen = {"log_pool": LogPool.fit(train, y).logits(extended), "extra_trees": trees}
+        of_unseen["plain_mean"] = PlainMean.fit(full, y).logits(unseen)
+        for rule in rules:
+            of_held = logits[rule][held] = of_unseen[rule]
+            own = choose_out_of_fold(rule, {rule: of_rest[rule]}, y, groups, inner)
             calibrator = fit_calibrator("vector", "auto", own, y, groups, seed, False)
             predicted = {name: probs[held] for name, probs in results[rule].predictions.items()}
             np.testing.assert_allclose(predicted["stack"], softmax(of_held))
@@ -136,7 +140,7 @@ def test_each_step_has_the_rows_groups_and_seed_of_its_fold(tmp_path: Path, monk
                 values = booster.feature_importance(kind).tolist()
                 expected[name] = {n: value for n, value in zip(train.names, values, strict=True) if value}
             assert results[rule].folds[fold] == expected
-        assert calibrator.temperature > 1.05  # of the plain mean, in which one member is too confident
+            assert rule != "plain_mean" or calibrator.temperature > 1.05  # one of its members is too confident
     for rule, result in results.items():
         assert result.choice is not None
         assert result.choice.kind == rule
