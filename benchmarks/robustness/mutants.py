@@ -4,11 +4,10 @@
     python -m benchmarks.robustness.mutants --only oof/metrics.py
 
 mutmut changes one operator, number, argument or name at a time and runs those fast tests of the module (``MODULES``)
-that reach the changed function.
-A change that no test notices is listed below with its lines, and so is one whose tests ran into the time limit, marked
-"timeout": its loop may have no end, or the machine was busy. Those that cannot change a result do not count:
-`benchmarks/robustness/equivalent_mutants.json` has them with the reason, one by one or by a rule. Texts of messages are
-not changed.
+that reach the changed function. A change that no test notices is listed below with its lines, and so is one whose tests
+ran into the time limit, marked "timeout": its loop may have no end, or the machine was busy. Those that cannot change a
+result do not count: `benchmarks/robustness/equivalent_mutants.json` has them with the reason, one by one or by a rule.
+Texts of messages are not changed.
 
 mutmut is installed into ``--out`` and works there on copies of the tracked files, one for each module. Another call
 tries only those changes that nothing has noticed yet and that are not argued away.
