@@ -224,10 +224,12 @@ def test_rules_that_share_their_fits_give_what_each_gives_alone(tmp_path: Path) 
         cross_fit_rules(*inputs, ("mean", "text"), 0, tmp_path)
 
 
-def test_one_fold_is_refused(tmp_path: Path) -> None:
-    arena = make_arena(30)
+def test_two_folds_are_enough_and_one_is_refused(tmp_path: Path) -> None:
+    arena, settings = make_arena(60), Stack(trials=1, rounds=5)
+    result = cross_fit(arena.design, arena.labels, np.minimum(arena.folds, 1), arena.groups, settings, 0, tmp_path)
+    assert np.isfinite(result.predictions["calibrated"]).all()
     with pytest.raises(UserError, match="at least 2"):
-        cross_fit(arena.design, arena.labels, arena.folds * 0, arena.groups, SETTINGS, 0, tmp_path)
+        cross_fit(arena.design, arena.labels, arena.folds * 0, arena.groups, settings, 0, tmp_path)
 
 
 @pytest.fixture(scope="module")
