@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.common import ResumableRows, argument_parser, cell, measured, run_script, write_page
+from benchmarks.common import ResumableRows, argument_parser, cell, measured, paragraphs, run_script, write_page
 from benchmarks.peer_environment import last_words, peer_python, with_our_path
 from benchmarks.speed.synthetic_arena import Arena, ArenaKind, make_arena
 from ensemble.features.design_matrix import add_terms, build_design
@@ -139,7 +139,9 @@ def table(folder: Path, rows: dict[str, dict[str, Any]], heading: str) -> list[s
         cost_cells = [f"{cost['seconds']:,.0f}", f"{cost['cpu_seconds']:,.0f}"] if cost else ["", ""]
         cost_cells.append(f"{cost['peak_bytes'] / 1e9:.2f}" if cost else "")
         lines.append(f"| {title} | {cell(loss, groups)} | {difference} | {' | '.join(cost_cells)} |")
-    return lines + [f"\n{TITLES[n]} is left out: {row['failed']}." for n, row in rows.items() if "failed" in row] + [""]
+    lines += [f"\n{TITLES[name]} is left out: {row['failed']}." for name, row in rows.items() if "failed" in row]
+    missing = [title for name, title in TITLES.items() if name not in rows]
+    return [*lines, *([f"\nNot measured: {', '.join(missing)}."] if missing else []), ""]
 
 
 def losses_by_title(out: Path, rows: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -205,7 +207,8 @@ def main() -> None:
         return
     chosen = arguments.out / list(FOLDERS)[arguments.no_position]
     prepare(chosen, arguments)
-    lines = [f"{arguments.trials} trials, limit {arguments.limit:g} s, {cores()} cores.", ""]
+    settings = f"{arguments.trials} trials, limit {arguments.limit:g} s, {cores()} cores."
+    lines = [paragraphs(__doc__, 2), "", settings, ""]
     for name, title in FOLDERS.items():
         folder = arguments.out / name
         rows = measured_rows(folder, arguments, arguments.only if folder == chosen else [])
