@@ -73,7 +73,7 @@ def changed_since(commit: str, files: Iterable[str]) -> set[str]:
 @cache
 def _module_file(name: str) -> str | None:
     base = name.replace(".", "/")
-    if name.split(".")[0] not in PACKAGES or not re.fullmatch(r"[\w.]+", name):
+    if name.split(".")[0] not in PACKAGES or not re.fullmatch(r"\w+(\.\w+)*", name):
         return None
     return next((file for file in (f"{base}.py", f"{base}/__init__.py") if (ROOT / file).is_file()), None)
 
@@ -116,11 +116,16 @@ def _named_by(file: str) -> tuple[str, ...]:
         named += _named("runs/demo")  # the default of --run
     if file.startswith(STARTED) and file != COMMON:
         strings = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-        named += [name for string in strings for name in _named(string)]
+        named += [name for string in strings for word in _words(string) for name in _named(word)]
         if "-m" in strings:  # python -m oof, python -m ensemble
             mains = (_module_file(f"{string}.__main__") for string in strings if string in PACKAGES)
             named += [name for main in mains for name in _with_packages(main)]
     return tuple(named)
+
+
+def _words(string: str) -> list[str]:
+    """Return the words of a string of one line, which may be a command; of a longer one, such as a docstring, none."""
+    return [] if "\n" in string else re.split(r"[\s=]+", string)
 
 
 def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:

@@ -18,6 +18,7 @@ FILES = {
     "benchmarks/rate.py": "import benchmarks.common, oof.lazy\nSTARTED = ['-m', 'benchmarks.peer', 'ensemble']\n"
     "CONFIG = 'configs/a.yaml'\nOPTIONS = [\"--write\"]\n",
     "benchmarks/peer.py": "from tests.fixtures import helper\n",
+    "benchmarks/drill.py": '"""Title.\n\nBeside oof.unused\n"""\nSTEP = "make audit RUN=runs/demo"\nHELP = "of oof."\n',
     "benchmarks/unused.py": "",
     "oof/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from oof.public import name\n",
     "oof/public.py": "name = 1\n",
@@ -34,8 +35,8 @@ FILES = {
     "configs/a.yaml": "checkpoint: bases/tiny\n",
     "configs/bases/tiny/config.json": "{}",
 }
-OTHERS = {"benchmarks/unused.py", "benchmarks/of_a_run.py", "oof/unused.py", "oof/jobs/launch.py"}
-OTHERS |= {"ensemble/deeper/other.css", "tests/fixtures/helper.py"}
+OTHERS = {"benchmarks/unused.py", "benchmarks/of_a_run.py", "benchmarks/drill.py", "oof/unused.py"}
+OTHERS |= {"oof/jobs/launch.py", "ensemble/deeper/other.css", "tests/fixtures/helper.py"}
 Write = Callable[[str, str], None]
 
 
@@ -79,9 +80,17 @@ def test_imports_started_modules_configurations_and_checkpoints_are_dependencies
     assert dependencies.dependencies(["python", "-m", "benchmarks.rate"]) == set(FILES) - OTHERS
 
 
-@pytest.mark.parametrize("words", [["benchmarks.of_a_run"], ["benchmarks.unused", "--run", "runs/demo"]])
+@pytest.mark.parametrize(
+    "words", [["benchmarks.of_a_run"], ["benchmarks.drill"], ["benchmarks.unused", "--run", "runs/demo"]]
+)
 def test_a_command_that_reads_the_demo_depends_on_what_trains_it(write: Write, words: list[str]) -> None:
     assert "oof/jobs/launch.py" in dependencies.dependencies(words)
+
+
+def test_of_a_benchmark_s_text_only_commands_name_files(write: Write) -> None:
+    made_by_the_demo = {"oof/jobs/launch.py", "oof/__init__.py"}
+    drill = {"benchmarks/drill.py", "benchmarks/__init__.py"}
+    assert dependencies.dependencies(["benchmarks.drill"]) == drill | made_by_the_demo
 
 
 @pytest.mark.parametrize(
