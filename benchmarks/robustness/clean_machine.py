@@ -1,6 +1,6 @@
 """Clean-machine drill: a new user with nothing but git, make and Python runs what the README says.
 
-    python -m benchmarks.robustness.clean_machine --pythons python3.11 python3.12 python3.13     # an hour for each
+    python -m benchmarks.robustness.clean_machine --pythons python3.11 python3.12 python3.13  # 15 minutes each
 
 Each Python gets a fresh clone of the last commit and an empty home folder; of the environment it sees the search path
 alone. The wheel is built from the clone and installed into an environment outside it, where ``arena-distill demo`` runs

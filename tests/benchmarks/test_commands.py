@@ -47,7 +47,7 @@ ELSEWHERE = {
     "quality.other_calibrators": "started by quality.choice, in an environment of its own",
     "quality.other_judges": "started by quality.peers, in an environment of its own",
     "quality.our_fold_job": "started by quality.peers",
-    "robustness.clean_machine": "installs everything, for an hour",
+    "robustness.clean_machine": "installs everything with each Python, for 15 minutes each",
     "robustness.installation": "downloads gigabytes",
     "robustness.faults": "tests/benchmarks/test_faults.py is its short version",
     "robustness.mutants": "runs for hours; test_mutants.py tests its page",
