@@ -80,14 +80,12 @@ def test_imports_started_modules_configurations_and_checkpoints_are_dependencies
     assert dependencies.dependencies(["python", "-m", "benchmarks.rate"]) == set(FILES) - OTHERS
 
 
-@pytest.mark.parametrize(
-    "words", [["benchmarks.of_a_run"], ["benchmarks.drill"], ["benchmarks.unused", "--run", "runs/demo"]]
-)
+@pytest.mark.parametrize("words", [["benchmarks.of_a_run"], ["benchmarks.unused", "--run", "runs/demo"]])
 def test_a_command_that_reads_the_demo_depends_on_what_trains_it(write: Write, words: list[str]) -> None:
     assert "oof/jobs/launch.py" in dependencies.dependencies(words)
 
 
-def test_of_a_benchmark_s_text_only_commands_name_files(write: Write) -> None:
+def test_words_of_a_started_command_are_dependencies_and_docstrings_are_none(write: Write) -> None:
     made_by_the_demo = {"oof/jobs/launch.py", "oof/__init__.py"}
     drill = {"benchmarks/drill.py", "benchmarks/__init__.py"}
     assert dependencies.dependencies(["benchmarks.drill"]) == drill | made_by_the_demo
